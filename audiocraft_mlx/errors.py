@@ -1,0 +1,29 @@
+"""The failures that a user can understand and mend.
+
+Each message is one line that names the file or value at fault and says what to do. The command line
+prints it as it is and exits with `exit_status`; any other exception is a bug.
+"""
+
+
+class MusicGenError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(MusicGenError, ValueError):
+    """A value was asked for that cannot be: an option out of range, an argument of the wrong shape."""
+
+    exit_status = 2
+
+
+class CheckpointError(MusicGenError):
+    """A checkpoint's files are missing, damaged, or describe a model that is not supported."""
+
+
+class DownloadError(MusicGenError):
+    """A file could not be had from the Hub."""
+
+
+class OutputError(MusicGenError):
+    """A result could not be written."""
