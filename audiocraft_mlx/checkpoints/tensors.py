@@ -1,0 +1,100 @@
+"""Tensors out of a checkpoint's files: torch's and safetensors, single or sharded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from audiocraft_mlx.checkpoints.hub import Source
+from audiocraft_mlx.checkpoints.pickles import StoredTensor, read_torch_file
+from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.models.weights import Weights
+
+# In the order of preference: safetensors are read lazily.
+_LAYOUTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def read_transformers_weights(source: Source, wanted: Callable[[str], bool] = lambda name: True) -> Weights:
+    """All tensors of a transformers repository whose name is `wanted`. Raises `CheckpointError`."""
+    for layout in _LAYOUTS:
+        if layout in source.files:
+            break
+    else:
+        raise CheckpointError(f"{source.name} has no weights: none of {', '.join(_LAYOUTS)}")
+    files = _shards(source, layout, wanted) if layout.endswith(".json") else {layout: set()}
+    weights: Weights = {}
+    for name, expected in files.items():
+        path = source.path(name)
+        tensors: Mapping[str, mx.array | StoredTensor]
+        tensors = (
+            _read_safetensors(path) if name.endswith(".safetensors") else _stored(read_torch_file(path), name)
+        )
+        missing = sorted(expected - tensors.keys())
+        if missing:
+            raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} says it has")
+        for key, tensor in tensors.items():
+            if wanted(key):
+                weights[key] = tensor.load() if isinstance(tensor, StoredTensor) else tensor
+    return weights
+
+
+def load_state_dict(state: Any, where: str) -> Weights:
+    """The tensors of a state dict as `read_torch_file` returns it; what isn't a tensor is an error."""
+    return {name: tensor.load() for name, tensor in _stored(state, where).items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises `CheckpointError`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON file; download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} doesn't hold a JSON object; download it again")
+    return value
+
+
+def _shards(source: Source, index: str, wanted: Callable[[str], bool]) -> dict[str, set[str]]:
+    weight_map = read_json(source.path(index)).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{source.name}: {index} has no usable 'weight_map'; download it again")
+    files: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        if wanted(key):
+            files.setdefault(name, set()).add(key)
+    unknown = sorted(files.keys() - source.files)
+    if unknown:
+        raise CheckpointError(f"{source.name} lacks {', '.join(unknown[:5])}, which {index} names")
+    return files
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        # MLX reads the data; the library checks that the header is sound and that all bytes are there.
+        with safe_open(path, framework="numpy"):
+            pass
+        tensors = mx.load(str(path), format="safetensors")
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); download it again"
+        ) from error
+    return cast(Weights, tensors)
+
+
+def _stored(state: Any, where: str) -> dict[str, StoredTensor]:
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{where} doesn't hold a state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            raise CheckpointError(f"{where}: {str(name)[:80]!r} in its state dict is not a tensor")
+    return state

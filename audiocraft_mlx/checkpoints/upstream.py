@@ -1,0 +1,303 @@
+"""From a checkpoint's files, in either upstream format, to the networks: the only code that knows formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from tokenizers import Tokenizer
+
+from audiocraft_mlx.checkpoints.hub import Source, open_source
+from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.conditioning.text import TextConditioner
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.errors import CheckpointError, UsageError
+from audiocraft_mlx.models.encodec import Encodec, EncodecConfig, StereoEncodec
+from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.t5 import T5Config, T5Encoder
+from audiocraft_mlx.models.weights import Weights, load_strict
+
+LM_FILE = "state_dict.bin"
+CODEC_FILE = "compression_state_dict.bin"
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+T5_BASE = "t5-base"
+"""The text encoder of every MusicGen; its tokenizer serves a folder that came without one."""
+RELEASED_MAX_DURATION = 30.0
+
+Codec = Encodec | StereoEncodec
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model: three networks and how they are meant to be used."""
+
+    lm: LM
+    codec: Codec
+    conditioner: TextConditioner
+    max_duration: float
+    """Seconds that the model was trained to make in one go."""
+    sampling: Sampling
+    guidance: Guidance
+
+
+def load(name: str, revision: str | None = None) -> Checkpoint:
+    """Load a model from the Hub (by its name or one of our short names) or from a folder.
+
+    An audiocraft release file is preferred where there are both formats: it is half the bytes.
+    Raises `CheckpointError`, `DownloadError` or `UsageError`.
+    """
+    source = open_source(name, revision)
+    if LM_FILE in source.files:
+        return _load_audiocraft(source)
+    if CONFIG_FILE in source.files:
+        return _load_transformers(source)
+    raise CheckpointError(
+        f"{source.name} has no MusicGen checkpoint: neither {LM_FILE} (audiocraft)"
+        f" nor {CONFIG_FILE} (transformers)"
+    )
+
+
+def _load_audiocraft(source: Source) -> Checkpoint:
+    path = source.path(LM_FILE)
+    config, weights = _audiocraft_package(read_torch_file(path), str(path))
+    lm_config = LMConfig.from_audiocraft(config)
+    t5_name = _audiocraft_text_encoder(config)
+    prefix = "condition_provider.conditioners.description.output_proj."
+    projection = {
+        name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)
+    }
+    lm = _build(LM, lm_config, weights, _lm_dtype(), str(path))
+    t5_source = open_source(t5_name)
+    t5_config = T5Config.from_transformers(_json_config(t5_source))
+    t5_weights = read_transformers_weights(t5_source, T5Encoder.is_encoder_weight)
+    return Checkpoint(
+        lm=lm,
+        codec=_fit_codec(
+            _audiocraft_codec(source, config), lm_config, *_audiocraft_stereo(config), str(path)
+        ),
+        conditioner=TextConditioner(
+            _tokenizer(t5_source),
+            _build(T5Encoder, t5_config, t5_weights, mx.float32, t5_source.name),
+            _projection(t5_config, lm_config, projection, str(path)),
+        ),
+        max_duration=config.section("dataset").number("segment_duration", RELEASED_MAX_DURATION),
+        sampling=Sampling(),
+        guidance=Guidance(two_step=config.section("transformer_lm").boolean("two_step_cfg", False)),
+    )
+
+
+def _audiocraft_package(package: Any, where: str) -> tuple[Section, Weights]:
+    """Configuration and tensors of a release file."""
+    if (
+        not isinstance(package, dict)
+        or not isinstance(package.get("xp.cfg"), str)
+        or "best_state" not in package
+    ):
+        raise CheckpointError(
+            f"{where} is not an audiocraft release file: it needs 'xp.cfg' and 'best_state'"
+        )
+    return Section.from_yaml(package["xp.cfg"], where), load_state_dict(package["best_state"], where)
+
+
+def _audiocraft_text_encoder(config: Section) -> str:
+    """The Hub name of the T5 that a text-to-music checkpoint asks for."""
+    conditioners = config.section("conditioners")
+    for name in conditioners.names:
+        if name == "args":
+            continue  # training's
+        kind = conditioners.section(name).text("model")
+        if (name, kind) != ("description", "t5"):
+            raise conditioners.error(name, f"is a {kind!r} condition; only text by T5 is supported yet")
+    fuser = config.section("fuser")
+    fuser.require("cross", ["description"])
+    for way in ("sum", "prepend", "input_interpolate"):
+        fuser.require(way, [], [])
+    fuser.require("cross_attention_pos_emb", False, False)
+    t5 = conditioners.section("description").section("t5")
+    t5.require("finetune", False, False)
+    t5.require("normalize_text", False, False)
+    return t5.text("name")
+
+
+def _audiocraft_stereo(config: Section) -> tuple[bool, int | None]:
+    """Whether the codebooks of two channels are interleaved, and how many of each channel's are used."""
+    interleave = config.section("interleave_stereo_codebooks")
+    interleave.require("per_timestep", False, False)
+    used = config.integer("compression_model_n_q") if "compression_model_n_q" in config else None
+    return interleave.boolean("use", False), used
+
+
+def _audiocraft_codec(source: Source, config: Section) -> Encodec:
+    """The codec beside the model, or else the one that its configuration names."""
+    if CODEC_FILE in source.files:
+        return _codec_from_release(source)
+    name = config.text("compression_model_checkpoint", "")
+    if not name.startswith("//pretrained/"):
+        raise CheckpointError(
+            f"{source.name} has no {CODEC_FILE}, and its configuration names no public codec"
+            f" ({name!r}); put the codec's {CODEC_FILE} beside {LM_FILE}"
+        )
+    return _codec_by_name(name.removeprefix("//pretrained/"))
+
+
+def _codec_by_name(name: str) -> Encodec:
+    source = open_source(name)
+    if CODEC_FILE in source.files:
+        return _codec_from_release(source)
+    return _codec_from_transformers(_json_config(source), read_transformers_weights(source), source.name)
+
+
+def _codec_from_release(source: Source) -> Encodec:
+    path = source.path(CODEC_FILE)
+    package = read_torch_file(path)
+    if isinstance(package, dict) and isinstance(package.get("pretrained"), str):
+        return _codec_by_name(package["pretrained"])
+    config, weights = _audiocraft_package(package, str(path))
+    return _build(Encodec, EncodecConfig.from_audiocraft(config), weights, mx.float32, str(path))
+
+
+def _codec_from_transformers(config: Section, weights: Weights, where: str) -> Encodec:
+    return _build(Encodec, EncodecConfig.from_transformers(config), weights, mx.float32, where)
+
+
+def _load_transformers(source: Source) -> Checkpoint:
+    config = _json_config(source)
+    kind = config.text("model_type", "")
+    if kind != "musicgen":
+        raise config.error("model_type", f"is {kind!r}; only 'musicgen' is supported yet")
+    lm_config = LMConfig.from_transformers(_needed(config, "decoder"))
+    t5_config = T5Config.from_transformers(_needed(config, "text_encoder"))
+    codec_config = EncodecConfig.from_transformers(_needed(config, "audio_encoder"))
+    weights = read_transformers_weights(source)
+    parts: dict[str, Weights] = {
+        "decoder": {},
+        "text_encoder": {},
+        "audio_encoder": {},
+        "enc_to_dec_proj": {},
+    }
+    for name in list(weights):
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise CheckpointError(f"{source.name} doesn't fit its configuration: {name} is unexpected")
+        parts[part][rest] = weights.pop(name)
+    where = source.name
+    lm = _build(LM, lm_config, parts.pop("decoder"), _lm_dtype(), f"{where}, decoder")
+    t5 = _build(T5Encoder, t5_config, parts.pop("text_encoder"), mx.float32, f"{where}, text_encoder")
+    codec = _build(Encodec, codec_config, parts.pop("audio_encoder"), mx.float32, f"{where}, audio_encoder")
+    stereo = config.section("decoder").integer("audio_channels", 1) == 2
+    tokenizer = _tokenizer(source if TOKENIZER_FILE in source.files else open_source(T5_BASE))
+    sampling, guidance, max_duration = _generation_defaults(source, codec.frame_rate)
+    return Checkpoint(
+        lm=lm,
+        codec=_fit_codec(codec, lm_config, stereo, None, where),
+        conditioner=TextConditioner(
+            tokenizer,
+            t5,
+            _projection(t5_config, lm_config, parts["enc_to_dec_proj"], f"{where}, enc_to_dec_proj"),
+        ),
+        max_duration=max_duration,
+        sampling=sampling,
+        guidance=guidance,
+    )
+
+
+def _generation_defaults(source: Source, frame_rate: float) -> tuple[Sampling, Guidance, float]:
+    """How the model's makers want it sampled; what `generation_config.json` doesn't say is as in the paper.
+
+    (Not as in transformers, whose own default of 50 for `top_k` is no decision about MusicGen.)
+    """
+    config = Section({}, source.name)
+    if GENERATION_FILE in source.files:
+        path = source.path(GENERATION_FILE)
+        config = Section(read_json(path), str(path))
+    released = Sampling()
+    top_p = config.number("top_p", released.top_p)
+    try:
+        sampling = Sampling(
+            use_sampling=config.boolean("do_sample", released.use_sampling),
+            top_k=config.integer("top_k", released.top_k, least=0),
+            top_p=0.0 if top_p == 1 else top_p,  # transformers' way of saying that all codes are kept
+            temperature=config.number("temperature", released.temperature),
+        )
+        guidance = Guidance(coef=config.number("guidance_scale", Guidance().coef))
+    except UsageError as error:
+        raise CheckpointError(f"{source.name}: {error} in {GENERATION_FILE}") from error
+    if "max_length" not in config:
+        return sampling, guidance, RELEASED_MAX_DURATION
+    return sampling, guidance, float(config.integer("max_length") // frame_rate) or RELEASED_MAX_DURATION
+
+
+def _build(
+    network: Callable[[Any], _Network], config: Any, weights: Weights, dtype: mx.Dtype, where: str
+) -> _Network:
+    """A network with its weights; `weights` is emptied."""
+    module = network(config)
+    try:
+        # The names and layouts of the network, from those of either upstream.
+        own = module.sanitize(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{where} has tensors of a wrong shape: {error}") from error
+    load_strict(module, own, dtype, where)
+    return module
+
+
+def _projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) -> nn.Linear | None:
+    """From T5's dimension to the transformer's; transformers leaves it out where the two are the same."""
+    if not weights and t5.dim == lm.dim:
+        return None
+    projection = nn.Linear(t5.dim, lm.dim)
+    load_strict(projection, weights, mx.float32, where)
+    return projection
+
+
+def _fit_codec(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, where: str) -> Codec:
+    """The codec as the language model sees it: so many codebooks, of one channel or two."""
+    needed = lm.num_codebooks // (2 if stereo else 1)
+    if codec.cardinality != lm.cardinality or needed > codec.num_codebooks or used not in (None, needed):
+        raise CheckpointError(
+            f"{where}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
+            f" its codec, which has {codec.num_codebooks} of {codec.cardinality} for each of its channels"
+        )
+    codec.num_codebooks = needed
+    if not stereo:
+        return codec
+    if codec.channels != 1:
+        raise CheckpointError(
+            f"{where}: a stereo model needs a mono codec, and its own has {codec.channels} channels"
+        )
+    return StereoEncodec(codec)
+
+
+def _lm_dtype() -> mx.Dtype:
+    """Half precision on a GPU, single on a CPU, as in the reference."""
+    return mx.float16 if mx.default_device() == mx.gpu else mx.float32
+
+
+def _needed(config: Section, key: str) -> Section:
+    if key not in config:
+        raise config.error(key, "is missing")
+    return config.section(key)
+
+
+def _json_config(source: Source) -> Section:
+    path = source.path(CONFIG_FILE)
+    return Section(read_json(path), str(path))
+
+
+def _tokenizer(source: Source) -> Tokenizer:
+    path: Path = source.path(TOKENIZER_FILE)
+    try:
+        return Tokenizer.from_file(str(path))
+    # The library raises bare `Exception`.
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable tokenizer; download it again") from error

@@ -1,0 +1,55 @@
+"""Prompts → T5 → projection: the text condition of the code transformer.
+
+Equal to audiocraft's `T5Conditioner` (`modules/conditioners.py`), except that padding is masked, so that
+a prompt's result doesn't depend on the others of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from tokenizers import Tokenizer
+
+from audiocraft_mlx.models.conditions import Conditions
+from audiocraft_mlx.models.t5 import T5Encoder
+
+
+class TextConditioner:
+    """T5, its tokenizer, and the projection into the transformer's dimension (None where these are equal)."""
+
+    def __init__(self, tokenizer: Tokenizer, t5: T5Encoder, output_proj: nn.Linear | None) -> None:
+        self.tokenizer = tokenizer
+        self.t5 = t5
+        self.output_proj = output_proj
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+
+    def tokenize(self, prompts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32 `[B, L]` and their mask bool `[B, L]`, padded to the longest prompt."""
+        encodings = [encoding.ids for encoding in self.tokenizer.encode_batch([p or "" for p in prompts])]
+        length = max(len(ids) for ids in encodings)
+        tokens = np.zeros((len(encodings), length), np.int32)
+        mask = np.zeros((len(encodings), length), bool)
+        for row, ids in enumerate(encodings):
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
+        return tokens, mask
+
+    def encode(self, prompts: Sequence[str | None]) -> Conditions:
+        """Conditions of `prompts`, one row each. None and "" are the same and condition on nothing."""
+        tokens, mask = self.tokenize(prompts)
+        hidden = self.t5(mx.array(tokens), mx.array(mask))
+        if self.output_proj is not None:
+            hidden = self.output_proj(hidden)
+        empty = np.array([not prompt for prompt in prompts])
+        hidden = mx.where(mx.array(mask & ~empty[:, None])[..., None], hidden, 0)
+        # An empty prompt's zeros may be looked at: they add nothing, and a softmax needs something to see.
+        mask |= empty[:, None]
+        return Conditions(
+            cross=hidden,
+            cross_mask=None if mask.all() else mx.array(mask),
+            null=None if empty.all() else Conditions(cross=mx.zeros_like(hidden)),
+        )

@@ -1,0 +1,130 @@
+"""Reading the configurations of upstream checkpoints with types and clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from audiocraft_mlx.errors import CheckpointError
+
+_REQUIRED: Any = object()
+
+
+class Section:
+    """One mapping inside a checkpoint's configuration, of either upstream format.
+
+    Every reader takes the value that upstream's code falls back to as `default`; without one the key
+    must be there. `${...}` interpolations are resolved only in what is read, since a release's YAML
+    has some that cannot be resolved outside of its training.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | DictConfig, where: str, path: str = "") -> None:
+        self._values = values
+        self._where = where
+        self._path = path
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str) -> Section:
+        """Parse the YAML text of audiocraft's `xp.cfg`. Raises `CheckpointError`."""
+        try:
+            values = OmegaConf.create(text)
+        # PyYAML and OmegaConf raise many kinds; whatever it is, the text is at fault.
+        except Exception as error:
+            raise CheckpointError(f"{where}: xp.cfg is not valid YAML; download the file again") from error
+        if not isinstance(values, DictConfig):
+            raise CheckpointError(f"{where}: xp.cfg is not a mapping; download the file again")
+        return cls(values, where)
+
+    def __contains__(self, key: str) -> bool:
+        return self._get(key, None) is not None
+
+    @property
+    def names(self) -> list[str]:
+        return [str(key) for key in self._values]
+
+    def section(self, key: str) -> Section:
+        """The mapping under `key`; an absent one reads as empty, so that its keys take their defaults."""
+        value = self._get(key, None)
+        if value is None:
+            value = {}
+        if not isinstance(value, (Mapping, DictConfig)):
+            raise self.error(key, "is not a mapping")
+        return Section(value, self._where, self._full(key))
+
+    def integer(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+            raise self.error(key, f"is {value!r}, not a whole number of at least {least}")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise self.error(key, f"is {value!r}, not a number")
+        return float(value)
+
+    def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"is {value!r}, not true or false")
+        return value
+
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, f"is {value!r}, not a text")
+        return value
+
+    def integers(self, key: str, default: Any = _REQUIRED, least: int = 0) -> tuple[int, ...]:
+        value = self._list(key, default)
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= least for item in value):
+            raise self.error(key, f"is {value!r}, not a list of whole numbers of at least {least}")
+        return tuple(value)
+
+    def numbers(self, key: str, default: Any = _REQUIRED) -> tuple[float, ...]:
+        value = self._list(key, default)
+        if not all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
+            raise self.error(key, f"is {value!r}, not a list of numbers")
+        return tuple(float(item) for item in value)
+
+    def texts(self, key: str, default: Any = _REQUIRED) -> tuple[str, ...]:
+        value = self._list(key, default)
+        if not all(isinstance(item, str) for item in value):
+            raise self.error(key, f"is {value!r}, not a list of texts")
+        return tuple(value)
+
+    def require(self, key: str, supported: Any, default: Any = _REQUIRED) -> None:
+        """Refuse a value other than `supported`: one that would make another network than ours."""
+        value = self._get(key, default)
+        if isinstance(value, ListConfig):
+            value = list(value)
+        if isinstance(value, DictConfig):
+            value = dict(value)
+        if value != supported or isinstance(value, bool) != isinstance(supported, bool):
+            raise self.error(key, f"is {value!r}; only {supported!r} is supported")
+
+    def error(self, key: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._where}: '{self._full(key)}' in its configuration {what}")
+
+    def _full(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def _list(self, key: str, default: Any) -> list[Any]:
+        value = self._get(key, default)
+        if not isinstance(value, (list, tuple, ListConfig)):
+            raise self.error(key, f"is {value!r}, not a list")
+        return list(value)
+
+    def _get(self, key: str, default: Any) -> Any:
+        try:
+            value = self._values.get(key, _REQUIRED)
+        except OmegaConfBaseException as error:
+            raise self.error(key, "can't be resolved") from error
+        if value is _REQUIRED:
+            value = default
+        if value is _REQUIRED:
+            raise self.error(key, "is missing")
+        return value

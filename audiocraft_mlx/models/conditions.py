@@ -1,0 +1,56 @@
+"""What the code transformer is told, as a value: made by a conditioner, read by the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of a batch, in the transformer's dimension.
+
+    `cross` float `[B, C, dim]` is looked at by cross-attention, where `cross_mask` bool `[B, C]` is True
+    (None: everywhere; a row must have something to see). `prefix` float `[B, P, dim]` stands in front of
+    the codes; the first `prefix_padding[b]` positions of a row (int `[B]`, None: none) are nothing.
+    `null` is what guidance leads away from; None if these conditions say nothing themselves.
+    """
+
+    cross: mx.array | None = None
+    cross_mask: mx.array | None = None
+    prefix: mx.array | None = None
+    prefix_padding: mx.array | None = None
+    null: Conditions | None = None
+
+    @property
+    def batch(self) -> int:
+        for array in (self.cross, self.prefix):
+            if array is not None:
+                return array.shape[0]
+        raise ValueError("conditions without any array have no batch size")
+
+    @property
+    def prefix_length(self) -> int:
+        return 0 if self.prefix is None else self.prefix.shape[1]
+
+    def stacked_on(self, other: Conditions) -> Conditions:
+        """The rows of both in one batch, these first; both have the same arrays of the same lengths."""
+        mask, padding = None, None
+        if self.cross is not None and (self.cross_mask is not None or other.cross_mask is not None):
+            everywhere = mx.ones(self.cross.shape[:2], mx.bool_)
+            mask = _rows(
+                everywhere if self.cross_mask is None else self.cross_mask,
+                everywhere if other.cross_mask is None else other.cross_mask,
+            )
+        if self.prefix is not None and (self.prefix_padding is not None or other.prefix_padding is not None):
+            nowhere = mx.zeros(self.batch, mx.int32)
+            padding = _rows(
+                nowhere if self.prefix_padding is None else self.prefix_padding,
+                nowhere if other.prefix_padding is None else other.prefix_padding,
+            )
+        return Conditions(_rows(self.cross, other.cross), mask, _rows(self.prefix, other.prefix), padding)
+
+
+def _rows(first: mx.array | None, second: mx.array | None) -> mx.array | None:
+    return None if first is None or second is None else mx.concatenate([first, second])

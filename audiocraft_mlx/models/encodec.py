@@ -1,0 +1,420 @@
+"""EnCodec: audio ↔ codes. SEANet encoder and decoder with an LSTM, and a residual vector quantizer.
+
+Défossez et al. 2022, "High Fidelity Neural Audio Compression"; equal to audiocraft's `EncodecModel`
+(`models/encodec.py`, `modules/seanet.py`, `modules/conv.py`, `quantization/core_vq.py`) and to
+transformers' `EncodecModel`, for the non-causal codecs that MusicGen and AudioGen use.
+Inside, arrays are `[B, T, channels]`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.models.weights import Weights, pack, rename
+
+
+@dataclass(frozen=True)
+class EncodecConfig:
+    sample_rate: int
+    channels: int
+    dimension: int
+    num_filters: int
+    num_residual_layers: int
+    ratios: tuple[int, ...]
+    """Upsampling factors of the decoder; the encoder has them in reverse."""
+    kernel_size: int
+    last_kernel_size: int
+    residual_kernel_size: int
+    dilation_base: int
+    pad_mode: str
+    compress: int
+    num_lstm_layers: int
+    num_codebooks: int
+    cardinality: int
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.ratios)
+
+    @classmethod
+    def from_transformers(cls, config: Section) -> EncodecConfig:
+        """Read a `config.json` of type `encodec`; absent keys take transformers' defaults (`EncodecConfig`)."""
+        for key, supported, default in (
+            ("model_type", "encodec", "encodec"),
+            ("use_causal_conv", False, True),
+            ("use_conv_shortcut", False, True),
+            ("norm_type", "weight_norm", "weight_norm"),
+            ("normalize", False, False),
+            ("chunk_length_s", None, None),
+        ):
+            config.require(key, supported, default)
+        cardinality = config.integer("codebook_size", 1024, least=2)
+        dimension = config.integer("hidden_size", 128)
+        config.require("codebook_dim", dimension, dimension)
+        sample_rate = config.integer("sampling_rate", 24000)
+        ratios = config.integers("upsampling_ratios", (8, 5, 4, 2), least=1)
+        bandwidths = [
+            float(kbps) for kbps in config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0))
+        ]
+        # As in `EncodecConfig.num_quantizers`: bits per second over bits per codebook and second.
+        frame_rate = math.ceil(sample_rate / math.prod(ratios))
+        bits = math.ceil(math.log2(cardinality))
+        return cls(
+            sample_rate=sample_rate,
+            channels=config.integer("audio_channels", 1),
+            dimension=dimension,
+            num_filters=config.integer("num_filters", 32),
+            num_residual_layers=config.integer("num_residual_layers", 1),
+            ratios=ratios,
+            kernel_size=config.integer("kernel_size", 7),
+            last_kernel_size=config.integer("last_kernel_size", 7),
+            residual_kernel_size=config.integer("residual_kernel_size", 3),
+            dilation_base=config.integer("dilation_growth_rate", 2),
+            pad_mode=_pad_mode(config),
+            compress=config.integer("compress", 2),
+            num_lstm_layers=config.integer("num_lstm_layers", 2),
+            num_codebooks=int(1000 * bandwidths[-1] // (frame_rate * bits)) if bandwidths else 0,
+            cardinality=cardinality,
+        )
+
+    @classmethod
+    def from_audiocraft(cls, config: Section) -> EncodecConfig:
+        """Read `xp.cfg` of a `compression_state_dict.bin`; absent keys take the builders' defaults."""
+        config.require("compression_model", "encodec")
+        codec, seanet, rvq = (config.section(name) for name in ("encodec", "seanet", "rvq"))
+        codec.require("autoencoder", "seanet")
+        codec.require("quantizer", "rvq")
+        codec.require("causal", False, False)
+        codec.require("renormalize", False, False)
+        for key, supported, default in (
+            ("causal", False, False),
+            ("true_skip", True, True),
+            ("activation", "ELU", "ELU"),
+            ("activation_params", {"alpha": 1.0}, {"alpha": 1.0}),
+            ("encoder", {}, {}),
+        ):
+            seanet.require(key, supported, default)
+        seanet.section("decoder").require("final_activation", None, None)
+        dimension = seanet.integer("dimension", 128)
+        rvq.require("dimension", dimension, dimension)
+        return cls(
+            sample_rate=codec.integer("sample_rate"),
+            channels=codec.integer("channels"),
+            dimension=dimension,
+            num_filters=seanet.integer("n_filters", 32),
+            num_residual_layers=seanet.integer("n_residual_layers", 3, least=0),
+            ratios=seanet.integers("ratios", (8, 5, 4, 2), least=1),
+            kernel_size=seanet.integer("kernel_size", 7),
+            last_kernel_size=seanet.integer("last_kernel_size", 7),
+            residual_kernel_size=seanet.integer("residual_kernel_size", 3),
+            dilation_base=seanet.integer("dilation_base", 2),
+            pad_mode=_pad_mode(seanet),
+            compress=seanet.integer("compress", 2),
+            num_lstm_layers=seanet.integer("lstm", 0, least=0),
+            num_codebooks=rvq.integer("n_q", 8),
+            cardinality=rvq.integer("bins", 1024, least=2),
+        )
+
+
+def _pad_mode(config: Section) -> str:
+    mode = config.text("pad_mode", "reflect")
+    if mode not in ("reflect", "constant"):
+        raise config.error("pad_mode", f"is {mode!r}; only 'reflect' and 'constant' are supported")
+    return mode
+
+
+def pad(x: mx.array, left: int, right: int, mode: str) -> mx.array:
+    """Pad the time of `[B, T, C]`; a clip too short to be reflected is zero-padded first (`pad1d`)."""
+    if mode == "constant":
+        return mx.pad(x, [(0, 0), (left, right), (0, 0)])
+    extra = max(0, max(left, right) - x.shape[1] + 1)
+    if extra:
+        x = mx.pad(x, [(0, 0), (0, extra), (0, 0)])
+    length = x.shape[1]
+    before = x[:, left:0:-1] if left else x[:, :0]
+    after = (
+        x[:, length - 2 : length - 2 - right : -1]
+        if right < length - 1
+        else x[:, length - 2 :: -1][:, :right]
+    )
+    return mx.concatenate([before, x, after], axis=1)[:, : left + length + right - extra]
+
+
+class Conv1d(nn.Module):
+    """A strided or dilated convolution that keeps every frame: `ceil(T / stride)` of them."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, pad_mode: str, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel_size, stride=stride, dilation=dilation)
+        self.span = (kernel_size - 1) * dilation + 1
+        self.stride = stride
+        self.pad_mode = pad_mode
+
+    def __call__(self, x: mx.array) -> mx.array:
+        padding = self.span - self.stride
+        right = padding // 2
+        extra = -x.shape[1] % self.stride
+        return self.conv(pad(x, padding - right, right + extra, self.pad_mode))
+
+
+class ConvTranspose1d(nn.Module):
+    """The way back: `T * stride` frames."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(inputs, outputs, kernel_size, stride=stride)
+        self.padding = kernel_size - stride
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.conv(x)
+        right = self.padding // 2
+        return x[:, self.padding - right : x.shape[1] - right]
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, config: EncodecConfig, dim: int, dilation: int) -> None:
+        super().__init__()
+        hidden = dim // config.compress
+        self.block = [
+            nn.ELU(),
+            Conv1d(dim, hidden, config.residual_kernel_size, config.pad_mode, dilation=dilation),
+            nn.ELU(),
+            Conv1d(hidden, dim, 1, config.pad_mode),
+        ]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = x
+        for layer in self.block:
+            y = layer(y)
+        return x + y
+
+
+class LSTM(nn.Module):
+    """Stacked LSTMs with one skip around all of them."""
+
+    def __init__(self, dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = [nn.LSTM(dim, dim) for _ in range(num_layers)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = x
+        for layer in self.lstm:
+            y, _ = layer(y)
+        return x + y
+
+
+class Sequence(nn.Module):
+    """Layers in a row, numbered as upstream numbers them."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _residual_blocks(config: EncodecConfig, dim: int) -> list[nn.Module]:
+    return [ResidualBlock(config, dim, config.dilation_base**j) for j in range(config.num_residual_layers)]
+
+
+def _lstm(config: EncodecConfig, dim: int) -> list[nn.Module]:
+    return [LSTM(dim, config.num_lstm_layers)] if config.num_lstm_layers else []
+
+
+def encoder(config: EncodecConfig) -> Sequence:
+    """Audio `[B, T, channels]` → latents `[B, ceil(T / hop), dimension]`."""
+    dim = config.num_filters
+    layers: list[nn.Module] = [Conv1d(config.channels, dim, config.kernel_size, config.pad_mode)]
+    for ratio in reversed(config.ratios):
+        layers += _residual_blocks(config, dim)
+        layers += [nn.ELU(), Conv1d(dim, 2 * dim, 2 * ratio, config.pad_mode, stride=ratio)]
+        dim *= 2
+    layers += _lstm(config, dim)
+    layers += [nn.ELU(), Conv1d(dim, config.dimension, config.last_kernel_size, config.pad_mode)]
+    return Sequence(layers)
+
+
+def decoder(config: EncodecConfig) -> Sequence:
+    """Latents `[B, F, dimension]` → audio `[B, F * hop, channels]`."""
+    dim = config.num_filters * 2 ** len(config.ratios)
+    layers: list[nn.Module] = [Conv1d(config.dimension, dim, config.kernel_size, config.pad_mode)]
+    layers += _lstm(config, dim)
+    for ratio in config.ratios:
+        layers += [nn.ELU(), ConvTranspose1d(dim, dim // 2, 2 * ratio, ratio)]
+        dim //= 2
+        layers += _residual_blocks(config, dim)
+    layers += [nn.ELU(), Conv1d(dim, config.channels, config.last_kernel_size, config.pad_mode)]
+    return Sequence(layers)
+
+
+class ResidualQuantizer(nn.Module):
+    """Each codebook quantizes what the ones before it left over."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        self.codebooks = mx.zeros((config.num_codebooks, config.cardinality, config.dimension))
+
+    def encode(self, latents: mx.array, num_codebooks: int) -> mx.array:
+        """Codes int32 `[B, K, F]` of `latents` `[B, F, dimension]`: the nearest entries."""
+        residual, codes = latents, []
+        for codebook in self.codebooks[:num_codebooks]:
+            # |x - e|² without |x|², which is the same for all entries.
+            distance = (codebook * codebook).sum(axis=-1) - 2 * (residual @ codebook.T)
+            nearest = mx.argmin(distance, axis=-1)
+            residual = residual - codebook[nearest]
+            codes.append(nearest)
+        return mx.stack(codes, axis=1).astype(mx.int32)
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Latents `[B, F, dimension]` of `codes` `[B, K, F]`."""
+        latents = self.codebooks[0][codes[:, 0]]
+        for k in range(1, codes.shape[1]):
+            latents = latents + self.codebooks[k][codes[:, k]]
+        return latents
+
+
+class Encodec(nn.Module):
+    """The codec of a checkpoint, for clips of as many channels as it was made for."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder(config)
+        self.decoder = decoder(config)
+        self.quantizer = ResidualQuantizer(config)
+        self.num_codebooks = config.num_codebooks
+        """Codebooks in use: the first so many."""
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
+    def cardinality(self) -> int:
+        return self.config.cardinality
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.config.sample_rate / self.config.hop_length
+
+    def encode(self, audio: mx.array) -> mx.array:
+        """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`; the last frame may be a partial one."""
+        return self.quantizer.encode(self.encoder(audio.transpose(0, 2, 1)), self.num_codebooks)
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Audio float32 `[B, C, F * hop]` of `codes` int `[B, K, F]`."""
+        return self.decoder(self.quantizer.decode(codes)).transpose(0, 2, 1)
+
+    def sanitize(self, weights: Weights) -> Weights:
+        """From either upstream's names and layouts to ours; weight norm (either spelling) is folded."""
+        weights = rename(
+            weights,
+            [
+                (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+                (r"^quantizer\.vq\.", "quantizer."),
+                (r"\._codebook\.", ".codebook."),
+                (r"\.convtr\.convtr\.", ".conv."),
+                (r"\.conv\.conv\.", ".conv."),
+                (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+                (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+            ],
+        )
+        for name in [
+            name for name in weights if re.search(r"\.codebook\.(inited|cluster_size|embed_avg)$", name)
+        ]:
+            del weights[name]  # training's statistics
+        config = self.config
+        pack(
+            weights,
+            [f"quantizer.layers.{k}.codebook.embed" for k in range(config.num_codebooks)],
+            "quantizer.codebooks",
+        )
+        if "quantizer.codebooks" in weights:
+            codebooks = weights["quantizer.codebooks"]
+            weights["quantizer.codebooks"] = codebooks.reshape(config.num_codebooks, -1, codebooks.shape[-1])
+        for name in [name for name in weights if name.endswith(".weight_v")]:
+            gain = name.replace(".weight_v", ".weight_g")
+            if gain in weights:
+                v, g = weights.pop(name).astype(mx.float32), weights.pop(gain).astype(mx.float32)
+                norm = mx.sqrt((v * v).sum(axis=(1, 2), keepdims=True))
+                weights[name.replace(".weight_v", ".weight")] = v * (g / norm)
+        transposed = {
+            f"decoder.layers.{index}.conv.weight"
+            for index, layer in enumerate(self.decoder.layers)
+            if isinstance(layer, ConvTranspose1d)
+        }
+        for name in [name for name in weights if name.endswith(".conv.weight")]:
+            # torch: [out, in, k], and [in, out, k] if transposed; MLX: [out, k, in] for both.
+            weights[name] = weights[name].transpose((1, 2, 0) if name in transposed else (0, 2, 1))
+        for name in [name for name in weights if re.search(r"\.lstm\.bias_ih_l\d+$", name)]:
+            other = name.replace("bias_ih", "bias_hh")
+            if other in weights:  # torch keeps two biases that are only ever added
+                weights[name] = weights[name] + weights.pop(other)
+        return rename(
+            weights,
+            [
+                (r"\.lstm\.weight_ih_l(\d+)$", r".lstm.\1.Wx"),
+                (r"\.lstm\.weight_hh_l(\d+)$", r".lstm.\1.Wh"),
+                (r"\.lstm\.bias_ih_l(\d+)$", r".lstm.\1.bias"),
+            ],
+        )
+
+
+class StereoEncodec:
+    """A mono codec for each of two channels, their codebooks interleaved: L0 R0 L1 R1 …
+
+    audiocraft's `InterleaveStereoCompressionModel`.
+    """
+
+    channels = 2
+
+    def __init__(self, mono: Encodec) -> None:
+        self.mono = mono
+
+    @property
+    def sample_rate(self) -> int:
+        return self.mono.sample_rate
+
+    @property
+    def cardinality(self) -> int:
+        return self.mono.cardinality
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.mono.frame_rate
+
+    @property
+    def num_codebooks(self) -> int:
+        """Of both channels together."""
+        return 2 * self.mono.num_codebooks
+
+    def encode(self, audio: mx.array) -> mx.array:
+        """Codes int32 `[B, K, F]` of `audio` float `[B, 2, T]`."""
+        batch, channels, length = audio.shape
+        codes = self.mono.encode(audio.reshape(batch * channels, 1, length))
+        codes = codes.reshape(batch, channels, self.mono.num_codebooks, -1)
+        return codes.transpose(0, 2, 1, 3).reshape(batch, self.num_codebooks, -1)
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Audio float32 `[B, 2, F * hop]` of `codes` int `[B, K, F]`."""
+        batch, num_codebooks, frames = codes.shape
+        codes = codes.reshape(batch, num_codebooks // 2, 2, frames).transpose(0, 2, 1, 3)
+        return self.mono.decode(codes.reshape(2 * batch, num_codebooks // 2, frames)).reshape(batch, 2, -1)
