@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.arguments import check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,9 @@ class Sampling:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise UsageError(
-                f"top_k must be a whole number of at least 0 (0 keeps all codes), not {self.top_k!r}"
-            )
-        if not 0 <= self.top_p <= 1:
-            raise UsageError(f"top_p must be between 0 and 1, not {self.top_p!r}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature must be a number of at least 0, not {self.temperature!r}")
+        check_whole("top_k", self.top_k, "a whole number of at least 0 (0 keeps all codes)", lambda k: k >= 0)
+        check_number("top_p", self.top_p, "between 0 and 1", lambda p: 0 <= p <= 1)
+        check_number("temperature", self.temperature, "a number of at least 0", lambda t: t >= 0)
 
     @property
     def greedy(self) -> bool:

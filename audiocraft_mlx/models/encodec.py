@@ -45,7 +45,7 @@ class EncodecConfig:
 
     @classmethod
     def from_transformers(cls, config: Section) -> EncodecConfig:
-        """Read a `config.json` of type `encodec`; absent keys take transformers' defaults (`EncodecConfig`)."""
+        """Read a `config.json` of type `encodec`; absent keys take the defaults of `EncodecConfig`."""
         for key, supported, default in (
             ("model_type", "encodec", "encodec"),
             ("use_causal_conv", False, True),
@@ -59,13 +59,16 @@ class EncodecConfig:
         dimension = config.integer("hidden_size", 128)
         config.require("codebook_dim", dimension, dimension)
         sample_rate = config.integer("sampling_rate", 24000)
-        ratios = config.integers("upsampling_ratios", (8, 5, 4, 2), least=1)
-        bandwidths = [
-            float(kbps) for kbps in config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0))
-        ]
+        ratios = _ratios(config, "upsampling_ratios")
+        bandwidths = config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0))
         # As in `EncodecConfig.num_quantizers`: bits per second over bits per codebook and second.
         frame_rate = math.ceil(sample_rate / math.prod(ratios))
         bits = math.ceil(math.log2(cardinality))
+        num_codebooks = int(1000 * bandwidths[-1] // (frame_rate * bits)) if bandwidths else 0
+        if num_codebooks < 1:
+            raise config.error(
+                "target_bandwidths", f"is {list(bandwidths)}, too little for a single codebook"
+            )
         return cls(
             sample_rate=sample_rate,
             channels=config.integer("audio_channels", 1),
@@ -80,7 +83,7 @@ class EncodecConfig:
             pad_mode=_pad_mode(config),
             compress=config.integer("compress", 2),
             num_lstm_layers=config.integer("num_lstm_layers", 2),
-            num_codebooks=int(1000 * bandwidths[-1] // (frame_rate * bits)) if bandwidths else 0,
+            num_codebooks=num_codebooks,
             cardinality=cardinality,
         )
 
@@ -110,7 +113,7 @@ class EncodecConfig:
             dimension=dimension,
             num_filters=seanet.integer("n_filters", 32),
             num_residual_layers=seanet.integer("n_residual_layers", 3, least=0),
-            ratios=seanet.integers("ratios", (8, 5, 4, 2), least=1),
+            ratios=_ratios(seanet, "ratios"),
             kernel_size=seanet.integer("kernel_size", 7),
             last_kernel_size=seanet.integer("last_kernel_size", 7),
             residual_kernel_size=seanet.integer("residual_kernel_size", 3),
@@ -121,6 +124,13 @@ class EncodecConfig:
             num_codebooks=rvq.integer("n_q", 8),
             cardinality=rvq.integer("bins", 1024, least=2),
         )
+
+
+def _ratios(config: Section, key: str) -> tuple[int, ...]:
+    ratios = config.integers(key, (8, 5, 4, 2), least=1)
+    if not ratios:
+        raise config.error(key, "is empty")
+    return ratios
 
 
 def _pad_mode(config: Section) -> str:

@@ -112,6 +112,7 @@ def _heads(config: Section, key: str, dim: int) -> int:
 def _audiocraft_delays(config: Section, num_codebooks: int) -> tuple[int, ...]:
     modeling = config.text("modeling")
     if modeling == "parallel":
+        config.section("parallel").require("empty_initial", 0, 0)
         return (0,) * num_codebooks
     if modeling != "delay":
         raise config.error("modeling", f"is {modeling!r}; only delay and parallel are supported")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 from tqdm import tqdm
 
+from audiocraft_mlx.arguments import check_number, check_whole
 from audiocraft_mlx.checkpoints.upstream import Checkpoint, load
 from audiocraft_mlx.decoding.guidance import Guidance
 from audiocraft_mlx.decoding.sampling import Sampling
@@ -80,10 +80,12 @@ class MusicGen:
     @max_duration.setter
     def max_duration(self, seconds: float) -> None:
         most = self._defaults.max_duration
-        if not (1 / self.frame_rate <= seconds <= most):
-            raise UsageError(
-                f"max_duration must be between one frame and the trained {most:g} s, not {seconds!r}"
-            )
+        check_number(
+            "max_duration",
+            seconds,
+            f"between one frame and the trained {most:g} s",
+            lambda s: 1 / self.frame_rate <= s <= most,
+        )
         self._max_duration = float(seconds)
 
     def set_generation_params(
@@ -128,19 +130,20 @@ class MusicGen:
             two_step=guidance.two_step if two_step_cfg is None else two_step_cfg,
         )
         duration = self.max_duration if duration is None else duration
-        if not (math.isfinite(duration) and duration * self.frame_rate >= 1):
-            raise UsageError(
-                f"duration must be at least one frame, {1 / self.frame_rate:g} s, not {duration!r}"
-            )
+        frame = 1 / self.frame_rate
+        check_number(
+            "duration", duration, f"at least one frame, {frame:g} s", lambda d: d * self.frame_rate >= 1
+        )
         if extend_stride is None:
             extend_stride = 18.0 if self.max_duration > 18 else 0.6 * self.max_duration
-        if not (1 / self.frame_rate <= extend_stride < self.max_duration):
-            raise UsageError(
-                f"extend_stride must be at least one frame and below max_duration ({self.max_duration:g} s),"
-                f" not {extend_stride!r}"
-            )
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
-            raise UsageError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
+        check_number(
+            "extend_stride",
+            extend_stride,
+            f"at least one frame, {frame:g} s, and below max_duration, {self.max_duration:g} s",
+            lambda stride: frame <= stride < self.max_duration,
+        )
+        if seed is not None:
+            check_whole("seed", seed, f"a whole number from 0 to {2**32 - 1}", lambda s: 0 <= s < 2**32)
         self.sampling, self.guidance, self.seed = sampling, guidance, seed
         self.duration, self.extend_stride = float(duration), float(extend_stride)
 
@@ -181,8 +184,7 @@ class MusicGen:
         self, num_samples: int, progress: bool = False, return_tokens: bool = False
     ) -> Generated:
         """`num_samples` clips about nothing in particular. See `generate`."""
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise UsageError(f"num_samples must be a whole number of at least 1, not {num_samples!r}")
+        check_whole("num_samples", num_samples, "a whole number of at least 1", lambda n: n >= 1)
         return self.generate([None] * num_samples, progress, return_tokens)
 
     def generate_audio(self, gen_tokens: mx.array) -> mx.array:
@@ -192,6 +194,10 @@ class MusicGen:
             raise UsageError(
                 f"tokens must have shape [batch, {codebooks}, frames], not {list(gen_tokens.shape)}"
             )
+        # A look-up beyond a table's end reads whatever is there.
+        cardinality = self.compression_model.cardinality
+        if mx.any((gen_tokens < 0) | (gen_tokens >= cardinality)).item():
+            raise UsageError(f"tokens must be codes from 0 to {cardinality - 1}")
         audio = self.compression_model.decode(gen_tokens)
         mx.eval(audio)
         return audio

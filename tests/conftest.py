@@ -1,0 +1,78 @@
+"""What all tests share: the goldens, and a Hub cache that has what the goldens' checkpoints name."""
+
+from __future__ import annotations
+
+import atexit
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# huggingface_hub reads these when it is imported. Tests never look at the user's cache, nor at the network.
+_HF_HOME = Path(tempfile.mkdtemp(prefix="musicgen-mlx-hf-"))
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+os.environ.update(HF_HOME=str(_HF_HOME), HF_HUB_OFFLINE="1")
+for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session")
+def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `goldens/` and `goldens_hf/` (see `pack_goldens.py`)."""
+    given = os.environ.get("MUSICGEN_MLX_GOLDENS")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("goldens")
+    archive = Path(__file__).with_name("goldens.tar.xz")
+    with lzma.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub_cache(goldens: Path) -> Path:
+    """A Hub cache with the text encoder and the codec that the release files name."""
+    cache = _HF_HOME / "hub"
+    add_to_hub_cache(cache, "t5-base", goldens / "goldens" / "t5")
+    add_to_hub_cache(cache, "facebook/encodec_32khz", goldens / "goldens" / "encodec_32khz")
+    return cache
+
+
+def add_to_hub_cache(cache: Path, repository: str, files: Path) -> Path:
+    """Lay `files` out as if they had been downloaded; the folder that they are in."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 40
+    snapshot = folder / "snapshots" / commit
+    if not snapshot.exists():
+        shutil.copytree(files, snapshot)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+@pytest.fixture(scope="session")
+def transformers_folder(goldens: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A function: the folder of a model in transformers' format, with its tokenizer, as it is published."""
+    made: dict[str, Path] = {}
+
+    def folder(model: str) -> Path:
+        if model not in made:
+            made[model] = tmp_path_factory.mktemp("transformers") / model
+            shutil.copytree(goldens / "goldens_hf" / model, made[model])
+            (made[model] / "tokenizer.json").symlink_to(goldens / "goldens" / "t5" / "tokenizer.json")
+        return made[model]
+
+    return folder
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz, codes as int32."""
+    with np.load(path) as file:
+        return {
+            name: value.astype(np.int32) if value.dtype.kind == "i" else value for name, value in file.items()
+        }

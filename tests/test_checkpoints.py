@@ -1,0 +1,486 @@
+"""Checkpoints as they come: in either format, fine-tuned, incomplete, damaged, foreign, hostile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from audiocraft_mlx import CheckpointError, DownloadError
+from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.upstream import Checkpoint, load
+from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.models.encodec import StereoEncodec
+from audiocraft_mlx.models.musicgen import MusicGen
+
+from .conftest import add_to_hub_cache
+from .torch_files import Opcodes, write_torch_file
+
+
+def arrays(value: Any) -> Any:
+    """A saved object with NumPy arrays in the place of its tensors."""
+    if isinstance(value, dict):
+        return {name: arrays(item) for name, item in value.items()}
+    return np.array(value.load()) if hasattr(value, "load") else value
+
+
+@pytest.fixture(scope="session")
+def mono_package(goldens: Path) -> dict[str, Any]:
+    return arrays(read_torch_file(goldens / "goldens" / "mono" / "state_dict.bin"))
+
+
+@pytest.fixture
+def package(mono_package: dict[str, Any]) -> dict[str, Any]:
+    """What a release's `state_dict.bin` holds, to be changed and saved again."""
+    return deepcopy(mono_package)
+
+
+@pytest.fixture
+def release(goldens: Path, hub_cache: Path, tmp_path: Path) -> Path:
+    """A copy of a release folder in audiocraft's format."""
+    return Path(shutil.copytree(goldens / "goldens" / "mono", tmp_path / "release"))
+
+
+@pytest.fixture
+def published(transformers_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a folder in transformers' format."""
+    return Path(shutil.copytree(transformers_folder("mono"), tmp_path / "published", symlinks=True))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def refusal(folder: Path) -> str:
+    """The one line that loading `folder` fails with."""
+    with pytest.raises(CheckpointError) as failure:
+        load(str(folder))
+    message = str(failure.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    codec = checkpoint.codec.mono if isinstance(checkpoint.codec, StereoEncodec) else checkpoint.codec
+    parts = {"lm": checkpoint.lm, "codec": codec, "t5": checkpoint.conditioner.t5}
+    if checkpoint.conditioner.output_proj is not None:
+        parts["proj"] = checkpoint.conditioner.output_proj
+    return {
+        f"{part}.{name}": np.array(value)
+        for part, module in parts.items()
+        for name, value in dict(tree_flatten(module.parameters())).items()
+    }
+
+
+# What works
+
+
+def test_both_formats_and_all_files_of_one_model_give_the_same_weights(
+    goldens: Path, hub_cache: Path, transformers_folder: Callable[[str], Path]
+) -> None:
+    for model in ("mono", "stereo"):
+        released = weights_of(load(str(goldens / "goldens" / model)))
+        for name in (model, f"{model}-bin"):
+            other = weights_of(load(str(transformers_folder(name))))
+            assert other.keys() == released.keys()
+            for key, value in released.items():
+                # The stereo one is saved in half precision, its codec too.
+                rtol, atol = (1e-6, 1e-6) if model == "mono" else (2e-3, 1e-3)
+                np.testing.assert_allclose(other[key], value, rtol, atol, err_msg=key)
+
+
+def test_a_release_file_is_preferred_where_a_folder_has_both(release: Path, published: Path) -> None:
+    for file in published.iterdir():
+        shutil.copy(file, release / file.name)
+    edit_json(release / "config.json", lambda config: config.update(model_type="bert"))
+    assert load(str(release)).max_duration == 30.0
+
+
+def test_a_codec_with_its_own_weights(
+    release: Path, goldens: Path, package: dict[str, Any], hub_cache: Path
+) -> None:
+    shutil.copy(goldens / "goldens" / "audiogen" / "compression_state_dict.bin", release)
+    model = MusicGen.get_pretrained(str(release))
+    assert model.sample_rate == 16000
+    model.set_generation_params(duration=0.2)
+    assert model.generate(["a dog barks"]).shape == (1, 1, 3200)
+
+
+def test_without_a_codec_file_the_configuration_names_the_codec(release: Path) -> None:
+    with_file = weights_of(load(str(release)))
+    (release / "compression_state_dict.bin").unlink()
+    without = weights_of(load(str(release)))
+    assert without.keys() == with_file.keys()
+    for key, value in with_file.items():
+        np.testing.assert_array_equal(without[key], value)
+
+
+def test_the_first_releases_say_neither_codebooks_nor_codes(release: Path, package: dict[str, Any]) -> None:
+    # They say neither 'version' nor 'exported', and have keys that nobody knows any more.
+    del package["version"], package["exported"]
+    config = package["xp.cfg"]
+    for gone in ("  n_q: 4\n", "  kv_repeat: 1\n", "      normalize_text: false\n"):
+        assert gone in config
+        config = config.replace(gone, "")
+    package["xp.cfg"] = config + "\nsomething_old:\n  unheard_of: ${nowhere}\n"
+    write_torch_file(release / "state_dict.bin", package)
+    assert load(str(release)).lm.config.num_codebooks == 4
+
+
+def test_a_file_in_torchs_legacy_form(release: Path, package: dict[str, Any]) -> None:
+    before = weights_of(load(str(release)))
+    write_torch_file(release / "state_dict.bin", package, legacy=True)
+    for key, value in weights_of(load(str(release))).items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+def test_a_config_without_what_transformers_defaults(published: Path) -> None:
+    def drop(config: dict[str, Any]) -> None:
+        for part, key in (
+            ("decoder", "audio_channels"),
+            ("decoder", "num_codebooks"),
+            ("text_encoder", "relative_attention_num_buckets"),
+            ("audio_encoder", "pad_mode"),
+            ("audio_encoder", "num_lstm_layers"),
+        ):
+            del config[part][key]
+
+    edit_json(published / "config.json", drop)
+    assert load(str(published)).lm.config.num_codebooks == 4
+
+
+def test_a_folder_without_a_tokenizer_takes_that_of_t5_base(published: Path, hub_cache: Path) -> None:
+    (published / "tokenizer.json").unlink()
+    tokens, _ = load(str(published)).conditioner.tokenize(["happy rock"])
+    assert tokens.shape == (1, 3)
+
+
+def test_a_models_own_sampling_defaults(published: Path) -> None:
+    def own(config: dict[str, Any]) -> None:
+        config.update(
+            top_k=20, temperature=0.8, guidance_scale=1.5, max_length=404, do_sample=True, top_p=1.0
+        )
+
+    edit_json(published / "generation_config.json", own)
+    checkpoint = load(str(published))
+    assert checkpoint.sampling == Sampling(top_k=20, temperature=0.8)
+    assert checkpoint.guidance == Guidance(1.5)
+    assert checkpoint.max_duration == 8.0
+    (published / "generation_config.json").unlink()
+    checkpoint = load(str(published))
+    assert checkpoint.sampling == Sampling()
+    assert checkpoint.max_duration == 30.0
+
+
+def test_half_precision_files_are_read_in_single_precision_on_a_cpu(
+    transformers_folder: Callable[[str], Path],
+) -> None:
+    checkpoint = load(str(transformers_folder("stereo")))
+    wanted = mx.float16 if mx.default_device() == mx.gpu else mx.float32
+    assert checkpoint.lm.dtype == wanted
+    assert checkpoint.conditioner.t5.norm.weight.dtype == mx.float32
+
+
+# Files that are not there
+
+
+def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("hello")
+    message = refusal(tmp_path)
+    assert "state_dict.bin" in message
+    assert "config.json" in message
+
+
+def test_weights_that_are_not_there(published: Path) -> None:
+    (published / "model.safetensors").unlink()
+    assert "no weights" in refusal(published)
+
+
+def test_a_shard_that_is_not_there(transformers_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(transformers_folder("mono-bin"), tmp_path / "sharded", symlinks=True))
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    assert "pytorch_model-00002-of-00003.bin" in refusal(folder)
+
+
+def test_a_shard_outside_of_the_folder_is_not_read(
+    transformers_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(transformers_folder("mono-bin"), tmp_path / "sharded", symlinks=True))
+    shutil.move(folder / "pytorch_model-00002-of-00003.bin", tmp_path / "pytorch_model-00002-of-00003.bin")
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(index.read_text().replace('"pytorch_model-00002', '"../pytorch_model-00002'))
+    assert "../pytorch_model-00002-of-00003.bin" in refusal(folder)
+
+
+def test_a_codec_that_is_not_public(release: Path, package: dict[str, Any]) -> None:
+    package["xp.cfg"] = package["xp.cfg"].replace("//pretrained/facebook/encodec_32khz", "//sig/5091833e")
+    write_torch_file(release / "state_dict.bin", package)
+    (release / "compression_state_dict.bin").unlink()
+    message = refusal(release)
+    assert "//sig/5091833e" in message
+    assert "compression_state_dict.bin" in message
+
+
+def test_a_text_encoder_that_cannot_be_had(release: Path, package: dict[str, Any]) -> None:
+    package["xp.cfg"] = package["xp.cfg"].replace("name: t5-base", "name: t5-somewhere")
+    write_torch_file(release / "state_dict.bin", package)
+    with pytest.raises(DownloadError, match="t5-somewhere"):
+        load(str(release))
+
+
+# Tensors that don't fit
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("out_norm.bias"), "out_norm.bias is missing"),
+        (
+            lambda s: s.pop("transformer.layers.1.self_attn.in_proj_weight"),
+            "layers.1.self_attn.qkv_proj.weight",
+        ),
+        (lambda s: s.pop("emb.2.weight"), "embed"),
+        (lambda s: s.update({"out_norm.extra": np.zeros(3, np.float16)}), "out_norm.extra is unexpected"),
+        (lambda s: s.update({"out_norm.weight": np.zeros(63, np.float16)}), "out_norm.weight has shape [63]"),
+        (lambda s: s.update({"emb.2.weight": np.zeros((65, 63), np.float16)}), "emb.2.weight [65, 63]"),
+        (lambda s: s.update({"linears.3.weight": np.zeros((60, 64), np.float16)}), "heads.weight has shape"),
+        (
+            lambda s: s.update({"transformer.layers.0.cross_attention.in_proj_weight": np.zeros((190, 64))}),
+            "layers.0.cross_attn",
+        ),
+        (
+            lambda s: s.pop("condition_provider.conditioners.description.output_proj.bias"),
+            "bias is missing",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    release: Path, package: dict[str, Any], change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    change(package["best_state"])
+    write_torch_file(release / "state_dict.bin", package)
+    assert said in refusal(release)
+
+
+def test_of_many_wrong_tensors_five_are_named(release: Path, package: dict[str, Any]) -> None:
+    for layer in range(3):
+        for norm in ("norm1", "norm2", "norm_cross"):
+            del package["best_state"][f"transformer.layers.{layer}.{norm}.bias"]
+    write_torch_file(release / "state_dict.bin", package)
+    message = refusal(release)
+    assert message.count("is missing") == 5
+    assert "and 4 more" in message
+
+
+def test_something_that_is_no_tensor_among_the_weights(release: Path, package: dict[str, Any]) -> None:
+    package["best_state"]["out_norm.bias"] = "hello"
+    write_torch_file(release / "state_dict.bin", package)
+    assert "out_norm.bias" in refusal(release)
+
+
+@pytest.mark.parametrize("saved", [[], "text", {"best_state": {}}, {"xp.cfg": "a: 1", "best_state": []}, {}])
+def test_a_torch_file_of_something_else(release: Path, saved: Any) -> None:
+    write_torch_file(release / "state_dict.bin", saved)
+    assert "state_dict.bin" in refusal(release)
+
+
+def test_a_tensor_of_a_wrong_shape_in_safetensors(published: Path) -> None:
+    weights = mx.load(str(published / "model.safetensors"))
+    weights["decoder.model.decoder.layer_norm.weight"] = mx.zeros(7)
+    mx.save_safetensors(str(published / "model.safetensors"), weights)
+    assert "out_norm.weight has shape [7]" in refusal(published)
+
+
+def test_an_unexpected_tensor_in_safetensors(published: Path) -> None:
+    weights = mx.load(str(published / "model.safetensors"))
+    weights["discriminator.weight"] = mx.zeros(7)
+    mx.save_safetensors(str(published / "model.safetensors"), weights)
+    assert "discriminator.weight is unexpected" in refusal(published)
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("name", ["state_dict.bin", "compression_state_dict.bin"])
+@pytest.mark.parametrize("damage", ["empty", "half", "almost", "random", "page"])
+def test_damaged_torch_files(release: Path, name: str, damage: str) -> None:
+    path = release / name
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "half": data[: len(data) // 2],
+            "almost": data[:-30],
+            "random": np.random.default_rng(0).bytes(5000),
+            "page": b"<!DOCTYPE html><html><body>404</body></html>",
+        }[damage]
+    )
+    assert name in refusal(release)
+
+
+@pytest.mark.parametrize("damage", ["empty", "header", "half", "almost", "random"])
+def test_damaged_safetensors(published: Path, damage: str) -> None:
+    path = published / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "header": data[:100],
+            "half": data[: len(data) // 2],
+            "almost": data[:-1],
+            "random": np.random.default_rng(0).bytes(5000),
+        }[damage]
+    )
+    assert "model.safetensors" in refusal(published)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": ' * 100000, "\udcff"])
+def test_damaged_json(published: Path, name: str, text: str) -> None:
+    (published / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert name in refusal(published)
+
+
+def test_a_damaged_tokenizer(published: Path) -> None:
+    (published / "tokenizer.json").unlink()
+    (published / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json" in refusal(published)
+
+
+def test_a_pickle_that_would_run_a_program_is_refused_and_runs_nothing(
+    release: Path, package: dict[str, Any], tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    command = f"touch {marker}".encode()
+    package["best_state"]["out_norm.bias"] = Opcodes(
+        b"cposix\nsystem\nX" + len(command).to_bytes(4, "little") + command + b"\x85R"
+    )
+    before = set(sys.modules)
+    write_torch_file(release / "state_dict.bin", package)
+    assert "system" in refusal(release)
+    assert not marker.exists()
+    assert "posix" in before
+    assert not {name for name in set(sys.modules) - before if not name.startswith("audiocraft_mlx")}
+
+
+# Configurations
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  dim: 64\n", "", "'transformer_lm.dim' in its configuration is missing"),
+        ("  dim: 64\n", "  dim: wide\n", "'wide'"),
+        ("  dim: 64\n", "  dim: -64\n", "-64"),
+        ("  dim: 64\n", "  dim: true\n", "True"),
+        ("  num_layers: 3\n", "  num_layers: 4\n", "layers.3."),
+        ("  num_heads: 4\n", "  num_heads: 5\n", "num_heads"),
+        ("  xpos: false\n", "  xpos: true\n", "xpos"),
+        ("  norm_first: true\n", "  norm_first: false\n", "norm_first"),
+        ("  past_context: null\n", "  past_context: 100\n", "past_context"),
+        ("  layer_scale: null\n", "  layer_scale: 0.1\n", "layer_scale"),
+        ("  kv_repeat: 1\n", "  kv_repeat: 2\n", "kv_repeat"),
+        ("  qk_layer_norm: false\n", "  qk_layer_norm: true\n", "qk_layer_norm"),
+        ("  activation: gelu\n", "  activation: relu\n", "activation"),
+        ("  positional_embedding: sin\n", "  positional_embedding: learned\n", "learned"),
+        ("lm_model: transformer_lm\n", "lm_model: transformer_lm_magnet\n", "lm_model"),
+        ("  modeling: delay\n", "  modeling: unroll\n", "unroll"),
+        (
+            "    - 0\n    - 1\n    - 2\n    - 3\n    flatten_first",
+            "    - 0\n    - 1\n    flatten_first",
+            "delays",
+        ),
+        ("    flatten_first: 0\n", "    flatten_first: 2\n", "flatten_first"),
+        ("    model: t5\n", "    model: clap\n", "clap"),
+        ("  description:\n    model: t5\n", "  self_wav:\n    model: chroma_stem\n", "chroma_stem"),
+        ("      finetune: false\n", "      finetune: true\n", "finetune"),
+        ("    normalize_text: false\n", "    normalize_text: true\n", "normalize_text"),
+        ("  cross:\n  - description\n", "  cross: []\n", "cross"),
+        ("  prepend: []\n", "  prepend:\n  - description\n", "prepend"),
+        ("  card: 64\n", "  card: ${nowhere.at.all}\n", "card"),
+        ("lm_model: transformer_lm\n", "lm_model: [\n", "YAML"),
+    ],
+)
+def test_configurations_of_other_networks_are_refused_by_name(
+    release: Path, package: dict[str, Any], old: str, new: str, said: str
+) -> None:
+    assert old in package["xp.cfg"], "the test's own configuration has changed"
+    package["xp.cfg"] = package["xp.cfg"].replace(old, new)
+    write_torch_file(release / "state_dict.bin", package)
+    assert said in refusal(release)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("model_type",), "bert", "bert"),
+        (("model_type",), "musicgen_melody", "musicgen_melody"),
+        (("decoder",), None, "'decoder' in its configuration is missing"),
+        (("decoder", "hidden_size"), "x", "hidden_size"),
+        (("decoder", "num_attention_heads"), 7, "num_attention_heads"),
+        (("decoder", "activation_function"), "relu", "activation_function"),
+        (("decoder", "scale_embedding"), True, "scale_embedding"),
+        (("decoder", "vocab_size"), 32, "32"),
+        (("decoder", "audio_channels"), 3, "audio_channels"),
+        (("text_encoder", "model_type"), "bert", "text_encoder.model_type"),
+        (("text_encoder", "feed_forward_proj"), "gated-gelu", "feed_forward_proj"),
+        (("text_encoder", "num_layers"), 3, "layers.2."),
+        (("audio_encoder", "use_causal_conv"), True, "use_causal_conv"),
+        (("audio_encoder", "pad_mode"), "circular", "pad_mode"),
+        (("audio_encoder", "upsampling_ratios"), [], "upsampling_ratios"),
+        (("audio_encoder", "upsampling_ratios"), [8, 5, 4, 2], "shape"),
+        (("audio_encoder", "target_bandwidths"), [], "target_bandwidths"),
+        (("audio_encoder", "target_bandwidths"), [0.1], "codebook"),
+        (("audio_encoder", "target_bandwidths"), [0.6], "codebook.embed is unexpected"),
+        (("audio_encoder", "num_lstm_layers"), 3, "lstm"),
+    ],
+)
+def test_transformers_configurations_of_other_networks_are_refused_by_name(
+    published: Path, path: tuple[str, ...], value: Any, said: str
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            config = config[key]
+        if value is None:
+            del config[path[-1]]
+        else:
+            config[path[-1]] = value
+
+    edit_json(published / "config.json", change)
+    assert said in refusal(published)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"top_k": -1}, {"temperature": "hot"}, {"guidance_scale": None}, {"top_p": 2}, {"max_length": 0}],
+)
+def test_sampling_defaults_that_make_no_sense(published: Path, change: dict[str, Any]) -> None:
+    edit_json(published / "generation_config.json", lambda config: config.update(change))
+    message = refusal(published)
+    assert "generation_config.json" in message
+
+
+def test_a_codec_for_other_codes(release: Path, goldens: Path, hub_cache: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(goldens / "goldens" / "encodec_32khz", tmp_path / "codec"))
+    edit_json(other / "config.json", lambda config: config.update(codebook_size=32, target_bandwidths=[1.0]))
+    weights = mx.load(str(other / "model.safetensors"))
+    for name in [name for name in weights if ".codebook." in name and weights[name].shape[0] == 64]:
+        weights[name] = weights[name][:32]
+    mx.save_safetensors(str(other / "model.safetensors"), weights)
+    add_to_hub_cache(hub_cache, "someone/small-codec", other)
+    write_torch_file(release / "compression_state_dict.bin", {"pretrained": "someone/small-codec"})
+    message = refusal(release)
+    assert "don't fit" in message
+    assert "4 of 32" in message

@@ -1,0 +1,278 @@
+"""The parts, one by one, against the reference's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from audiocraft_mlx.checkpoints.hub import open_source
+from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.conditioning.text import TextConditioner
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.decoding.pattern import DelayPattern
+from audiocraft_mlx.decoding.sampling import Sampling, next_codes, probabilities, step_keys
+from audiocraft_mlx.models.conditions import Conditions
+from audiocraft_mlx.models.encodec import Encodec, EncodecConfig, StereoEncodec
+from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.t5 import T5Config, T5Encoder
+from audiocraft_mlx.models.weights import load_strict
+
+from .conftest import load_arrays
+
+TOLERANCE = 1e-4
+
+
+# T5
+
+
+@pytest.fixture(scope="module")
+def text(goldens: Path) -> TextConditioner:
+    source = open_source(str(goldens / "goldens" / "t5"))
+    t5 = T5Encoder(T5Config.from_transformers(Section(read_json(source.path("config.json")), "t5")))
+    weights = read_transformers_weights(source, T5Encoder.is_encoder_weight)
+    load_strict(t5, t5.sanitize(weights), mx.float32, "t5")
+    return TextConditioner(Tokenizer.from_file(str(source.path("tokenizer.json"))), t5, None)
+
+
+@pytest.fixture(scope="module")
+def prompts(goldens: Path) -> list[str | None]:
+    meta = json.loads((goldens / "goldens" / "meta.json").read_text())
+    return meta["prompts"] + meta["prompts_extra"]
+
+
+def test_t5_tokens_and_hidden_states(text: TextConditioner, prompts: list[str | None], goldens: Path) -> None:
+    values = load_arrays(goldens / "goldens" / "t5.npz")
+    tokens, mask = text.tokenize(prompts)
+    np.testing.assert_array_equal(tokens, values["input_ids"])
+    # The reference blanks the mask of empty prompts; they see their own </s> all the same.
+    given = values["attention_mask"].astype(bool)
+    np.testing.assert_array_equal(mask[given.any(axis=1)], given[given.any(axis=1)])
+    hidden = np.array(text.t5(mx.array(tokens), mx.array(mask)))
+    np.testing.assert_allclose(hidden[given], values["last_hidden"][given], atol=TOLERANCE)
+
+
+def test_t5_hidden_states_of_a_prompt_beyond_its_trained_length(text: TextConditioner, goldens: Path) -> None:
+    values = load_arrays(goldens / "goldens" / "t5.npz")
+    tokens = mx.array(values["long_input_ids"])
+    hidden = text.t5(tokens, mx.ones(tokens.shape, mx.bool_))
+    np.testing.assert_allclose(hidden, values["long_last_hidden"], atol=TOLERANCE)
+
+
+def test_none_and_the_empty_prompt_are_the_same_and_a_blank_one_is_a_prompt(text: TextConditioner) -> None:
+    assert text.encode(["", None]).null is None
+    assert not np.array(text.encode(["", None]).cross).any()
+    blank = text.encode([" "])
+    assert blank.null is not None
+    assert np.array(blank.cross).any()
+
+
+def test_padding_is_masked_and_zero(text: TextConditioner) -> None:
+    conditions = text.encode(["rock", "a much longer prompt about a string quartet"])
+    assert conditions.cross_mask is not None
+    mask = np.array(conditions.cross_mask)
+    assert mask[1].all()
+    assert not mask[0].all()
+    assert not np.array(conditions.cross)[~mask].any()
+
+
+# The code transformer
+
+
+def test_prepended_conditions(goldens: Path) -> None:
+    """The melody model's transformer: no cross-attention, conditions in front of the codes."""
+    folder = goldens / "goldens"
+    package = read_torch_file(folder / "melody" / "state_dict.bin")
+    config = LMConfig.from_audiocraft(Section.from_yaml(package["xp.cfg"], "melody"))
+    state = {k: v for k, v in package["best_state"].items() if not k.startswith("condition_provider.")}
+    lm = LM(config)
+    load_strict(lm, lm.sanitize(load_state_dict(state, "melody")), mx.float32, "melody")
+    values = load_arrays(folder / "melody.npz")
+    prefix = np.concatenate([values["cond.self_wav"], values["cond.description"]], axis=1)
+    conditions = Conditions(prefix=mx.array(prefix))
+    sequence, wanted = mx.array(values["seq"]), values["raw_logits.both"]
+    steps = sequence.shape[2]
+    whole = lm(sequence, lm.start(conditions, steps))
+    np.testing.assert_allclose(whole, wanted, atol=TOLERANCE)
+    state = lm.start(conditions, steps)
+    stepwise = [lm(sequence[:, :, step : step + 1], state) for step in range(steps)]
+    np.testing.assert_allclose(mx.concatenate(stepwise, axis=2), wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("positions", ["sin", "rope"])
+def test_padding_in_front_of_a_prefix_changes_nothing(positions: str) -> None:
+    mx.random.seed(0)
+    config = LMConfig(
+        num_codebooks=2,
+        cardinality=8,
+        dim=16,
+        num_heads=2,
+        num_layers=2,
+        hidden_dim=32,
+        delays=(0, 1),
+        cross_attention=False,
+        sinusoidal_positions=positions == "sin",
+        rotary_positions=positions == "rope",
+    )
+    lm = LM(config)
+    if positions == "rope":
+        lm.rotary_frequencies = mx.array([1.0, 0.1, 0.01, 0.001])
+    prefix, codes = mx.random.normal((1, 5, 16)), mx.random.randint(0, 8, (1, 2, 6))
+
+    def logits(conditions: Conditions) -> np.ndarray:
+        state = lm.start(conditions, 6)
+        rows = mx.concatenate([codes] * conditions.batch)
+        return np.array(mx.concatenate([lm(rows[:, :, :4], state), lm(rows[:, :, 4:], state)], axis=2))
+
+    alone = logits(Conditions(prefix=prefix))
+    padded = mx.concatenate([mx.random.normal((1, 3, 16)), prefix], axis=1)
+    other = mx.random.normal((1, 8, 16))
+    both = logits(Conditions(prefix=mx.concatenate([padded, other]), prefix_padding=mx.array([3, 0])))
+    np.testing.assert_allclose(both[0], alone[0], atol=1e-5)
+    assert np.abs(both[1] - alone[0]).max() > 1e-2
+
+
+# EnCodec
+
+
+def codec_from(goldens: Path, name: str) -> Encodec:
+    folder = goldens / "goldens"
+    if name == "codec":
+        source = open_source(str(folder / "encodec_32khz"))
+        codec = Encodec(EncodecConfig.from_transformers(Section(read_json(source.path("config.json")), name)))
+        weights = read_transformers_weights(source)
+    else:
+        package = read_torch_file(folder / "audiogen" / "compression_state_dict.bin")
+        codec = Encodec(EncodecConfig.from_audiocraft(Section.from_yaml(package["xp.cfg"], name)))
+        weights = load_state_dict(package["best_state"], name)
+    load_strict(codec, codec.sanitize(weights), mx.float32, name)
+    return codec
+
+
+@pytest.mark.parametrize("name", ["codec", "codec_16khz"])
+def test_codec_encodes_and_decodes_every_length(goldens: Path, name: str) -> None:
+    codec, values = codec_from(goldens, name), load_arrays(goldens / "goldens" / f"{name}.npz")
+    cases = sorted({key.split(".")[0] for key in values})
+    assert len(cases) >= 3
+    for case in cases:
+        codes = mx.array(values[f"{case}.codes"])
+        if f"{case}.wav" in values:
+            audio = mx.array(values[f"{case}.wav"])
+            latents = codec.encoder(audio.transpose(0, 2, 1)).transpose(0, 2, 1)
+            np.testing.assert_allclose(latents, values[f"{case}.latent"], atol=TOLERANCE)
+            np.testing.assert_array_equal(codec.encode(audio), codes)
+        else:
+            latents = codec.quantizer.decode(codes).transpose(0, 2, 1)
+            np.testing.assert_allclose(latents, values[f"{case}.latent"], atol=TOLERANCE)
+        np.testing.assert_allclose(codec.decode(codes), values[f"{case}.decoded"], atol=TOLERANCE)
+
+
+def test_stereo_interleaves_left_and_right(goldens: Path) -> None:
+    mono = codec_from(goldens, "codec")
+    stereo = StereoEncodec(mono)
+    audio = mx.random.normal((2, 2, 3000), key=mx.random.key(1)) * 0.1
+    codes = stereo.encode(audio)
+    assert codes.shape == (2, 8, 5)
+    np.testing.assert_array_equal(codes[:, 0::2], mono.encode(audio[:, :1]))
+    np.testing.assert_array_equal(codes[:, 1::2], mono.encode(audio[:, 1:]))
+    np.testing.assert_allclose(stereo.decode(codes)[:, 1:], mono.decode(codes[:, 1::2]), atol=1e-6)
+
+
+# The delay pattern
+
+
+@pytest.mark.parametrize("name", ["mono", "stereo", "parallel"])
+def test_delay_pattern(goldens: Path, name: str) -> None:
+    values = load_arrays(goldens / "goldens" / "patterns.npz")
+    delays = {"mono": (0, 1, 2, 3), "stereo": (0, 0, 1, 1, 2, 2, 3, 3), "parallel": (0, 0, 0, 0)}[name]
+    codes = values[f"{name}.reverted"]
+    # The parallel golden is MAGNeT's, which has no special first step: all is one step earlier.
+    skipped = 1 if name == "parallel" else 0
+    pattern = DelayPattern(delays, codes.shape[2])
+    special = int(values["mono.keep0.seq"][0, 0, 0])
+    sequence = pattern.build(mx.array(codes), special)
+    np.testing.assert_array_equal(pattern.revert(sequence), codes)
+    for keep, steps in (("keep0", pattern.steps), ("keep1", pattern.steps - pattern.max_delay)):
+        wanted = values[f"{name}.{keep}.seq"]
+        np.testing.assert_array_equal(sequence[:, :, skipped:steps], wanted)
+        mask = pattern.mask(pattern.frames)[:, skipped:steps]
+        np.testing.assert_array_equal(mask, values[f"{name}.{keep}.mask"])
+    first_steps = [pattern.first_step(frame) - skipped for frame in range(pattern.frames)]
+    np.testing.assert_array_equal(first_steps, values[f"{name}.first_step_with_timestep"])
+
+
+# Sampling
+
+
+def in_order_of(logits: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` by falling logit; those of equal logits by falling value."""
+    return np.take_along_axis(values, np.lexsort((-values, -logits), axis=-1), axis=-1)
+
+
+def test_distributions_after_temperature_top_k_and_top_p(goldens: Path) -> None:
+    values = load_arrays(goldens / "goldens" / "sampling.npz")
+    logits = mx.array(values["logits"])
+    names = [name for name in values if name.endswith(".probs")]
+    assert len(names) >= 20
+    for name in names:
+        # temp0.7.top_k3.probs, temp1.0.top_p0.9.probs, temp1.5.probs
+        temperature, _, cut = name.removeprefix("temp").removesuffix(".probs").partition(".top_")
+        sampling = Sampling(
+            temperature=float(temperature),
+            top_k=int(cut[1:]) if cut.startswith("k") else 0,
+            top_p=float(cut[1:]) if cut.startswith("p") else 0.0,
+        )
+        ours, wanted = np.array(probabilities(logits, sampling)), values[name]
+        if sampling.top_p:
+            # Which of several equally likely codes crosses top_p is up to torch's unstable sort.
+            ours, wanted = (in_order_of(np.array(logits), value) for value in (ours, wanted))
+        np.testing.assert_allclose(ours, wanted, atol=1e-5, err_msg=name)
+
+
+def test_top_k_keeps_all_that_tie_with_the_last() -> None:
+    logits = mx.array([[[3.0, 1.0, 2.0, 2.0, 0.0]]])
+    kept = np.array(probabilities(logits, Sampling(top_k=2)))[0, 0] > 0
+    np.testing.assert_array_equal(kept, [True, False, True, True, False])
+
+
+def test_top_k_of_one_is_the_most_likely_code() -> None:
+    logits = mx.random.normal((3, 4, 50), key=mx.random.key(0))
+    drawn = next_codes(logits, Sampling(top_k=1), step_keys(5, 3, 1)[:, 0])
+    np.testing.assert_array_equal(drawn, mx.argmax(logits, axis=-1))
+
+
+def test_top_p_keeps_the_code_that_crosses_it() -> None:
+    logits = mx.log(mx.array([[[0.5, 0.3, 0.15, 0.05]]]))
+    np.testing.assert_allclose(
+        probabilities(logits, Sampling(top_p=0.6))[0, 0], [0.625, 0.375, 0, 0], atol=1e-6
+    )
+
+
+def test_a_top_k_beyond_all_codes_keeps_all() -> None:
+    logits = mx.random.normal((1, 1, 20), key=mx.random.key(0))
+    np.testing.assert_allclose(
+        probabilities(logits, Sampling(top_k=250)), mx.softmax(logits, axis=-1), atol=1e-6
+    )
+
+
+def test_codes_are_drawn_from_the_distribution() -> None:
+    sampling = Sampling(top_k=3, temperature=0.8)
+    logits = mx.array([[[1.0, 0.5, 0.0, -0.5, 2.0]]])
+    keys = step_keys(0, 1, 20000)[0]
+    drawn = next_codes(mx.broadcast_to(logits, (20000, 1, 5)), sampling, keys)
+    frequency = np.bincount(np.array(drawn)[:, 0], minlength=5) / 20000
+    np.testing.assert_allclose(frequency, np.array(probabilities(logits, sampling))[0, 0], atol=0.015)
+
+
+def test_a_row_draws_with_its_own_key() -> None:
+    logits = mx.random.normal((1, 4, 100), key=mx.random.key(0))
+    keys = step_keys(seed=7, rows=3, steps=5)
+    together = next_codes(mx.broadcast_to(logits, (3, 4, 100)), Sampling(), keys[:, 2])
+    alone = next_codes(logits, Sampling(), step_keys(seed=9, rows=1, steps=3)[:, 2])
+    np.testing.assert_array_equal(together[2:], alone)
+    assert np.any(np.array(together[0]) != np.array(together[1]))
