@@ -1,0 +1,68 @@
+# Plain `make` lists the targets. Works with the make of macOS (GNU 3.81).
+
+PYTHON ?= python3
+
+DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/musicgen-mlx
+VENV := $(DATA)/venv
+BIN  := $(HOME)/.local/bin
+LINK := $(BIN)/musicgen-mlx
+
+.PHONY: help install uninstall test lint parity python
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# A virtual environment of its own works where the system's Python takes no packages (PEP 668).
+install: python ## install the command musicgen-mlx for this user
+	@if [ -e "$(LINK)" ] || [ -L "$(LINK)" ]; then \
+	  [ "$$(readlink "$(LINK)")" = "$(VENV)/bin/musicgen-mlx" ] || { \
+	    echo "$(LINK) exists and is not from here; move it away, then run make install again" >&2; exit 1; }; \
+	fi
+	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ]; then \
+	  echo "$(VENV) exists and is not from here; move it away, then run make install again" >&2; exit 1; \
+	fi
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv --clear "$(VENV)"
+	@"$(VENV)/bin/python" -m pip install --quiet .
+	@mkdir -p "$(BIN)"
+	@ln -sfn "$(VENV)/bin/musicgen-mlx" "$(LINK)"
+	@echo "Installed $$("$(LINK)" --version): $(LINK)"
+	@case ":$$PATH:" in *":$(BIN):"*) ;; *) \
+	  echo "$(BIN) is not on your PATH; add this line to your shell's profile:"; \
+	  echo '  export PATH="$(BIN):$$PATH"' ;; \
+	esac
+
+uninstall: ## remove what make install has put
+	@if [ "$$(readlink "$(LINK)")" = "$(VENV)/bin/musicgen-mlx" ]; then \
+	  rm "$(LINK)" && echo "Removed $(LINK)"; \
+	else \
+	  echo "No command of ours at $(LINK)"; \
+	fi
+	@if [ -e "$(VENV)/pyvenv.cfg" ]; then \
+	  rm -rf "$(VENV)" && echo "Removed $(VENV)"; \
+	else \
+	  echo "Nothing installed in $(VENV)"; \
+	fi
+	@rmdir "$(DATA)" 2>/dev/null || true
+
+test: .venv/installed ## run the tests
+	.venv/bin/python -m pytest
+
+lint: .venv/installed ## check style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+parity: .venv-parity/installed ## compare with PyTorch, number by number (fetches torch and transformers)
+	.venv-parity/bin/python -m pytest tests/parity
+
+.venv/installed: EXTRAS = test
+.venv-parity/installed: EXTRAS = test,parity
+.venv/installed .venv-parity/installed: pyproject.toml | python
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "$(PYTHON) is missing or older than Python 3.10; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }

@@ -1,0 +1,397 @@
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import audiocraft_mlx
+from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.errors import CheckpointError, DownloadError
+
+MODULE = "audiocraft_mlx.models.musicgen"
+
+
+class FakeMusicGen:
+    """Stands in for the model: records what it is asked for, and answers with a ramp."""
+
+    sample_rate = 32000
+    audio_channels = 2
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+        self.prompts: list[str] = []
+        self.peak = 0.5
+        self.during: Callable[[], None] = lambda: None
+
+    def get_pretrained(self, name: str, revision: str | None = None) -> "FakeMusicGen":
+        self.asked.update(name=name, revision=revision)
+        return self
+
+    def set_generation_params(self, **parameters: Any) -> None:
+        self.asked.update(parameters)
+
+    def set_custom_progress_callback(self, callback: Callable[[int, int], None]) -> None:
+        self.callback = callback
+
+    def generate(self, prompts: list[str], progress: bool) -> np.ndarray:
+        self.prompts = prompts
+        for step in range(3):
+            self.callback(step + 1, 3)
+        self.during()
+        samples = int(self.asked["duration"] * self.sample_rate)
+        ramp = np.linspace(-self.peak, self.peak, samples, dtype=np.float32)
+        return np.stack([ramp, -ramp])[None]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMusicGen:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType(MODULE)
+    module.MusicGen = model = FakeMusicGen()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, MODULE, module)
+    return model
+
+
+def raiser(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "audiocraft_mlx", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_a_prompt_becomes_a_file(fake: FakeMusicGen, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lo-fi, soft piano", "--no-open", "--seed", "7", "-d", "0.5"]) == 0
+    assert fake.prompts == ["lo-fi, soft piano"]
+    info = soundfile.info("musicgen_output.wav")
+    assert (info.channels, info.samplerate, info.frames) == (2, 32000, 16000)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[0] == "wrote musicgen_output.wav: stereo, 0.50 s, 32000 Hz"
+    assert re.fullmatch(r"seed 7, \d+\.\d s to make, \d+\.\d\dx real time", out.splitlines()[1])
+    assert len(out.splitlines()) == 2
+
+
+def test_what_is_not_given_is_left_to_the_model(fake: FakeMusicGen) -> None:
+    assert main(["piano", "--no-open"]) == 0
+    seed = fake.asked.pop("seed")
+    assert 0 <= seed < 2**32
+    assert fake.asked == {
+        "name": "facebook/musicgen-small",
+        "revision": None,
+        "duration": 8.0,
+        "top_k": None,
+        "top_p": None,
+        "temperature": None,
+        "cfg_coef": None,
+    }
+
+
+def test_every_option_reaches_the_model(fake: FakeMusicGen) -> None:
+    options = "-m stereo-small --revision abc -o clip.wav -d 0.25 --top-k 0 --top-p 0.9 --temperature 0"
+    assert main(["piano", *options.split(), "--cfg-coef", "-1.5", "--seed", "4294967295", "--no-open"]) == 0
+    assert fake.asked == {
+        "name": "stereo-small",
+        "revision": "abc",
+        "duration": 0.25,
+        "top_k": 0,
+        "top_p": 0.9,
+        "temperature": 0.0,
+        "cfg_coef": -1.5,
+        "seed": 4294967295,
+    }
+    assert Path("clip.wav").exists()
+
+
+def test_long_options_are_the_short_ones(fake: FakeMusicGen) -> None:
+    assert main(["--model", "large", "--output", "Clip.WAV", "--duration", "0.25", "piano"]) == 0
+    assert (fake.asked["name"], fake.asked["duration"]) == ("large", 0.25)
+    assert Path("Clip.WAV").exists()
+
+
+def test_two_runs_draw_different_seeds(fake: FakeMusicGen) -> None:
+    seeds = set()
+    for _ in range(3):
+        main(["piano", "-d", "0.1"])
+        seeds.add(fake.asked["seed"])
+    assert len(seeds) > 1
+
+
+def test_without_a_name_no_file_is_replaced(fake: FakeMusicGen, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("musicgen_output.wav").write_text("mine")
+
+    # As another run does while this one is busy.
+    def take_the_next_name() -> None:
+        Path("musicgen_output-2.wav").write_text("also mine")
+
+    fake.during = take_the_next_name
+    assert main(["piano", "-d", "0.1"]) == 0
+    assert Path("musicgen_output.wav").read_text() == "mine"
+    assert Path("musicgen_output-2.wav").read_text() == "also mine"
+    assert soundfile.info("musicgen_output-3.wav").frames == 3200
+    assert "wrote musicgen_output-3.wav:" in capsys.readouterr().out
+
+
+def test_a_named_file_is_replaced(fake: FakeMusicGen) -> None:
+    Path("clip.wav").write_text("old")
+    assert main(["piano", "-d", "0.1", "-o", "clip.wav"]) == 0
+    assert soundfile.info("clip.wav").frames == 3200
+
+
+def test_a_clip_that_was_scaled_says_so(fake: FakeMusicGen, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.peak = 1.324
+    assert main(["piano", "-d", "0.1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "peak 1.32 scaled down to fit 16 bits"
+
+
+def test_the_prompt_can_come_from_standard_input(fake: FakeMusicGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("détente, piano\n".encode()), "ascii"))
+    assert main(["-", "-d", "0.1"]) == 0
+    assert fake.prompts == ["détente, piano"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"), [(b"\n", "the prompt is empty"), (b"\xff\xfe", "not valid UTF-8")]
+)
+def test_an_unusable_prompt_on_standard_input_is_refused(
+    fake: FakeMusicGen,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stdin: bytes,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    assert main(["-"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: prompt"),
+        ([""], "the prompt is empty"),
+        ([" \t"], "the prompt is empty"),
+        (["\udcff"], "not valid UTF-8"),
+        (["lo-fi", "piano"], "put the whole prompt in quotes"),
+        (["piano", "--loud"], "unknown option --loud"),
+        (["piano", "--temp", "1"], "unknown option --temp"),
+        (["piano", "--bad\noption"], "unknown option --bad option"),
+        (["piano", "-d"], "--duration: expected one argument"),
+        *(
+            (["piano", "-d", value], f"must be a number of seconds above 0 and below 1000000, not '{value}'")
+            for value in ("0", "-1", "nan", "inf", "1e308", "ten")
+        ),
+        *(
+            (["piano", "--top-k", value], f"--top-k: must be a whole number, 0 or more, not '{value}'")
+            for value in ("-1", "2.5", "many", "9" * 500, "9" * 5000)
+        ),
+        *(
+            (["piano", "--top-p", value], f"--top-p: must be a number from 0 to 1, not '{value}'")
+            for value in ("-0.1", "1.1", "nan", "most")
+        ),
+        *(
+            (["piano", "--temperature", value], f"--temperature: must be a number, 0 or more, not '{value}'")
+            for value in ("-0.1", "nan", "inf", "hot")
+        ),
+        *(
+            (["piano", "--cfg-coef", value], f"--cfg-coef: must be a number, not '{value}'")
+            for value in ("nan", "inf", "some")
+        ),
+        *(
+            (
+                ["piano", "--seed", value],
+                f"--seed: must be a whole number from 0 to 4294967295, not '{value}'",
+            )
+            for value in ("-1", "4294967296", "1.5", "x")
+        ),
+        *(
+            (
+                ["piano", "-o", value],
+                f"--output: must be a file name that ends in .wav, the only format, not '{value}'",
+            )
+            for value in ("clip.mp3", "clip", ".wav", ".", "")
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_2(
+    fake: FakeMusicGen, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("musicgen-mlx: error: ")
+    assert err.endswith("; try musicgen-mlx --help\n")
+    assert err.count("\n") == 1
+    assert message in err
+    assert fake.asked == {}
+
+
+@pytest.mark.parametrize("place", ["none/clip.wav", "folder.wav"])
+def test_the_place_of_the_output_is_checked_before_the_model_is_loaded(
+    fake: FakeMusicGen, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    Path("folder.wav").mkdir()
+    assert main(["piano", "-o", place]) == 1
+    assert re.fullmatch(rf"musicgen-mlx: error: {place} .*\n", capsys.readouterr().err)
+    assert fake.asked == {}
+
+
+def test_more_than_a_wav_file_holds_is_refused_before_it_is_made(
+    fake: FakeMusicGen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["piano", "-d", "99999"]) == 1
+    assert "4 GiB" in capsys.readouterr().err
+    assert fake.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (
+            CheckpointError("model.bin is damaged;\ndownload it again"),
+            1,
+            "model.bin is damaged; download it again",
+        ),
+        (DownloadError("the Hub can't be reached"), 1, "the Hub can't be reached"),
+        (audiocraft_mlx.UsageError("temperature is too low"), 2, "temperature is too low"),
+        (MemoryError(), 1, "out of memory; try a shorter --duration or a smaller --model"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_a_failure_is_one_line_and_leaves_no_file(
+    fake: FakeMusicGen, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
+) -> None:
+    fake.during = raiser(error)
+    assert main(["piano", "-d", "0.1"]) == status
+    assert capsys.readouterr().err == f"musicgen-mlx: error: {line}\n"
+    assert os.listdir() == []
+
+
+def test_a_bug_is_not_hidden(fake: FakeMusicGen) -> None:
+    fake.during = raiser(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["piano", "-d", "0.1"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_the_progress(fake: FakeMusicGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["piano", "-d", "2"]) == 0
+    assert re.search(r"100%\|.*\| 2\.0/2\.0 s \[.*, decoding\]", terminal.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("platform", "options", "opened"),
+    [("darwin", [], True), ("darwin", ["--no-open"], False), ("linux", [], False)],
+)
+def test_the_file_is_opened_on_macos_alone(
+    fake: FakeMusicGen, monkeypatch: pytest.MonkeyPatch, platform: str, options: list[str], opened: bool
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    assert main(["piano", "-d", "0.1", "-o", "clip.wav", *options]) == 0
+    assert commands == ([["open", str(Path("clip.wav").resolve())]] if opened else [])
+
+
+def test_a_file_name_that_standard_output_cannot_show_is_escaped(
+    fake: FakeMusicGen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["piano", "-d", "0.1", "-o", "été.wav"]) == 0
+    out.seek(0)
+    assert out.readline().startswith("wrote \\xe9t\\xe9.wav: ")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(option: str) -> None:
+    script = f"""
+import sys
+from audiocraft_mlx.cli.generate import main
+try:
+    main([{option!r}])
+finally:
+    heavy = {{"mlx", "numpy", "soundfile", "huggingface_hub", "tokenizers", "omegaconf", "tqdm"}}
+    print("heavy:", *sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_version_and_help_say_what_they_should() -> None:
+    assert run("--version").stdout == f"musicgen-mlx {audiocraft_mlx.__version__}\n"
+    text = run("--help").stdout
+    assert text.startswith("usage: musicgen-mlx ")
+    for option in (
+        "--model",
+        "--output",
+        "--duration",
+        "--no-open",
+        "--top-k",
+        "--temperature",
+        "--cfg-coef",
+    ):
+        assert option in text
+    for group in ("model:", "output:", "sampling:"):
+        assert f"\n{group}\n" in text
+
+
+def test_the_process_exits_with_the_status() -> None:
+    done = run("")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "musicgen-mlx: error: the prompt is empty; say what to play; try musicgen-mlx --help\n"
+    )
+
+
+def test_no_standard_input_is_an_empty_prompt() -> None:
+    done = run("-", stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the prompt is empty" in done.stderr
+
+
+def test_a_reader_that_has_gone_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "audiocraft_mlx", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_standard_output_that_is_full_is_an_error_in_one_line() -> None:
+    command = [sys.executable, "-m", "audiocraft_mlx", "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "musicgen-mlx: error: standard output can't be written: No space left on device; free some space\n"
+    )
+
+
+def test_the_public_names_are_there(fake: FakeMusicGen) -> None:
+    assert audiocraft_mlx.MusicGen is sys.modules[MODULE].MusicGen  # type: ignore[attr-defined]
+    assert set(audiocraft_mlx.__all__) <= set(dir(audiocraft_mlx))
+    with pytest.raises(AttributeError, match="AudioGen"):
+        audiocraft_mlx.AudioGen  # noqa: B018

@@ -1,0 +1,194 @@
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiocraft_mlx.audio.write import check_wav_size, check_writable, unused_path, write_wav
+from audiocraft_mlx.errors import OutputError, UsageError
+
+
+def sine(channels: int = 1, samples: int = 640, peak: float = 0.5) -> np.ndarray:
+    wave = np.sin(np.linspace(0, 20, samples, dtype=np.float32))
+    return np.stack([peak * wave / np.abs(wave).max() / (1 + channel) for channel in range(channels)])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_file_holds_the_audio_in_16_bits(tmp_path: Path, channels: int) -> None:
+    audio = sine(channels)
+    assert write_wav(tmp_path / "a.wav", audio, 32000) == pytest.approx(0.5)
+    read, rate = soundfile.read(tmp_path / "a.wav", dtype="int16", always_2d=True)
+    assert rate == 32000
+    assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
+    np.testing.assert_array_equal(read.T, np.rint(audio * 32767))
+
+
+def test_full_scale_is_kept_as_it_is(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", np.array([[1.0, -1.0, 0.25]], np.float32), 32000)
+    read, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    assert read.tolist() == [32767, -32767, 8192]
+
+
+def test_audio_beyond_full_scale_is_scaled_down_as_a_whole(tmp_path: Path) -> None:
+    audio = sine(2, peak=1.6)
+    assert write_wav(tmp_path / "a.wav", audio, 32000) == pytest.approx(1.6)
+    read, _ = soundfile.read(tmp_path / "a.wav", always_2d=True)
+    np.testing.assert_allclose(read.T, audio / 1.6, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+    audio = sine()
+    audio[0, 7] = bad
+    with pytest.raises(OutputError, match=r"a\.wav.*finite"):
+        write_wav(tmp_path / "a.wav", audio, 32000)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("shape", [(640,), (1, 1, 640), (1, 0), (0, 640)])
+def test_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"channels, samples"):
+        write_wav(tmp_path / "a.wav", np.zeros(shape, np.float32), 32000)
+
+
+def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    check_wav_size(tmp_path / "a.wav", 2, 2**30 - 20)
+    with pytest.raises(OutputError, match="4 GiB"):
+        check_wav_size(tmp_path / "a.wav", 2, 2**30)
+
+
+def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_text("old")
+    write_wav(tmp_path / "a.wav", sine(), 32000)
+    assert soundfile.info(tmp_path / "a.wav").frames == 640
+    assert names(tmp_path) == ["a.wav"]
+
+
+def test_the_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_wav(tmp_path / "a.wav", sine(), 32000)
+    assert (tmp_path / "a.wav").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        assert source.parent == target.parent
+        raise error
+
+    (tmp_path / "a.wav").write_text("old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
+        write_wav(tmp_path / "a.wav", sine(), 32000)
+    assert names(tmp_path) == ["a.wav"]
+    assert (tmp_path / "a.wav").read_text() == "old"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX limits")
+def test_a_short_write_is_noticed_and_cleaned_up(tmp_path: Path) -> None:
+    # A limit on the size of files stands in for a full disk: the write ends in the middle.
+    script = f"""
+import resource, signal
+from pathlib import Path
+import numpy as np
+from audiocraft_mlx.audio.write import write_wav
+from audiocraft_mlx.errors import OutputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    write_wav(Path({str(tmp_path / "a.wav")!r}), np.zeros((1, 32000), np.float32), 32000)
+except OutputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'a.wav'} can't be written: File too large; free some space\n"
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "open", lambda path, mode: io.FileIO("/dev/full", "w"))
+    with pytest.raises(
+        OutputError, match=r"a\.wav can't be written: No space left on device; free some space$"
+    ):
+        write_wav(tmp_path / "a.wav", sine(), 32000)
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_can_be_written_is_left_untouched(tmp_path: Path) -> None:
+    (tmp_path / "old.wav").write_text("old")
+    check_writable(tmp_path / "new.wav")
+    check_writable(tmp_path / "old.wav")
+    assert names(tmp_path) == ["old.wav"]
+    assert (tmp_path / "old.wav").read_text() == "old"
+
+
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"none does not exist; choose another folder or create it$"):
+        check_writable(tmp_path / "none" / "a.wav")
+
+
+def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file is not a folder;"):
+        check_writable(tmp_path / "file" / "a.wav")
+    with pytest.raises(OutputError, match=r"Not a directory;"):
+        check_writable(tmp_path / "file" / "deeper" / "a.wav")
+
+
+def test_a_folder_in_the_place_of_the_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").mkdir()
+    with pytest.raises(OutputError, match=r"a\.wav is a folder; give the name of a file in it$"):
+        check_writable(tmp_path / "a.wav")
+
+
+def test_a_device_in_the_place_of_the_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").symlink_to("/dev/null")
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_writable(tmp_path / "a.wav")
+
+
+def test_a_name_that_is_too_long_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="File name too long"):
+        check_writable(tmp_path / ("x" * 300 + ".wav"))
+
+
+def test_the_longest_name_works(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".wav")
+    check_writable(path)
+    write_wav(path, sine(), 32000)
+    assert names(tmp_path) == [path.name]
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, exist_ok: bool) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", deny)
+    with pytest.raises(OutputError, match=r"a\.wav can't be written: Permission denied; choose another"):
+        check_writable(tmp_path / "a.wav")
+
+
+def test_an_unused_name_counts_up(tmp_path: Path) -> None:
+    path = tmp_path / "clip.v1.wav"
+    taken = []
+    for _ in range(3):
+        taken.append(unused_path(path).name)
+        unused_path(path).touch()
+    assert taken == ["clip.v1.wav", "clip.v1-2.wav", "clip.v1-3.wav"]
+
+
+def test_a_dangling_link_counts_as_used(tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").symlink_to(tmp_path / "nowhere")
+    assert unused_path(tmp_path / "clip.wav").name == "clip-2.wav"
