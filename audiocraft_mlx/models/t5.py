@@ -34,6 +34,10 @@ class T5Config:
         """Read a `config.json` of model type `t5`; absent keys take `transformers.T5Config`'s defaults."""
         config.require("model_type", "t5", "t5")
         config.require("feed_forward_proj", "relu", "relu")
+        num_buckets = config.integer("relative_attention_num_buckets", 32, least=4)
+        max_distance = config.integer("relative_attention_max_distance", 128)
+        if max_distance <= num_buckets // 4:
+            raise config.error("relative_attention_max_distance", f"is too small for {num_buckets} buckets")
         return cls(
             vocab_size=config.integer("vocab_size", 32128),
             dim=config.integer("d_model", 512),
@@ -41,8 +45,8 @@ class T5Config:
             hidden_dim=config.integer("d_ff", 2048),
             num_layers=config.integer("num_layers", 6),
             num_heads=config.integer("num_heads", 8),
-            num_buckets=config.integer("relative_attention_num_buckets", 32, least=4),
-            max_distance=config.integer("relative_attention_max_distance", 128),
+            num_buckets=num_buckets,
+            max_distance=max_distance,
             norm_eps=config.number("layer_norm_epsilon", 1e-6),
         )
 

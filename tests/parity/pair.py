@@ -1,0 +1,253 @@
+"""One random model twice: transformers' and ours, loaded from what transformers saved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import torch
+from transformers import (
+    EncodecConfig,
+    EncodecModel,
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.models.encodec import StereoEncodec
+from audiocraft_mlx.models.musicgen import MusicGen
+
+SHORT_PROMPT = "a slow piano piece"
+LONG_PROMPT = "an energetic drum and bass track with a deep bass line and bright synths"
+
+
+def build(
+    t5: T5Config, decoder: MusicgenDecoderConfig, codec: EncodecConfig, seed: int
+) -> MusicgenForConditionalGeneration:
+    """A model with weights that all matter: no zeros, no ones, nothing that drowns."""
+    torch.manual_seed(seed)
+    config = MusicgenConfig(
+        text_encoder=t5.to_dict(), decoder=decoder.to_dict(), audio_encoder=codec.to_dict()
+    )
+    model = MusicgenForConditionalGeneration(config).eval()
+    _randomise(model)
+    # As in the generation_config.json of the released models.
+    special = decoder.vocab_size
+    model.generation_config = GenerationConfig(
+        bos_token_id=special,
+        decoder_start_token_id=special,
+        pad_token_id=special,
+        do_sample=True,
+        guidance_scale=3.0,
+        max_length=1500,
+    )
+    return model
+
+
+@torch.no_grad()
+def _randomise(model: MusicgenForConditionalGeneration) -> None:
+    for name, tensor in model.named_parameters():
+        if name.endswith("norm.weight"):
+            tensor.add_(torch.randn_like(tensor), alpha=0.1)
+        elif name.endswith("bias") or ".bias_" in name:
+            tensor.normal_(std=0.1)
+        elif name.endswith("relative_attention_bias.weight"):
+            tensor.normal_()
+        elif name.startswith(("text_encoder.", "audio_encoder.")):
+            pass  # sound as they are
+        elif ".embed_tokens." in name:
+            tensor.normal_(std=2)
+        else:
+            gain = 3 if "lm_heads" in name else 0.7
+            tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
+    _randomise_codebooks(model.audio_encoder)
+
+
+def _randomise_codebooks(codec: EncodecModel) -> None:
+    """Entries of about the size of what they have to quantize."""
+    noise = torch.randn(1, codec.config.audio_channels, 32 * codec.config.hop_length)
+    size = codec.encoder(noise).std()
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_().mul_(size)
+        size = size / 2
+
+
+@dataclass(frozen=True)
+class Generated:
+    codes: np.ndarray
+    """`[B, K, frames]`"""
+    audio: np.ndarray
+    """`[B, C, samples]`"""
+    gap: float
+    """The smallest distance between the two best logits that a code was chosen by."""
+
+
+class Pair:
+    """`theirs`, and `ours` out of the `folder` that it was saved in; the file `tokenizer` serves both."""
+
+    def __init__(self, theirs: MusicgenForConditionalGeneration, folder: Path, tokenizer: Path) -> None:
+        shutil.copy(tokenizer, folder / "tokenizer.json")
+        self.theirs = theirs
+        self.ours = MusicGen.get_pretrained(str(folder))
+        self._tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(tokenizer), pad_token="<pad>", eos_token="</s>"
+        )
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.theirs.config.decoder.num_codebooks
+
+    @property
+    def channels(self) -> int:
+        return self.theirs.config.decoder.audio_channels
+
+    @property
+    def cardinality(self) -> int:
+        return self.theirs.config.decoder.vocab_size
+
+    def inputs(self, prompts: Sequence[str | None]) -> dict[str, Any]:
+        """What their `generate` takes for `prompts`; None is none."""
+        if all(prompt is None for prompt in prompts):
+            inputs = self.theirs.get_unconditional_inputs(len(prompts))
+            return {name: inputs[name] for name in ("encoder_outputs", "attention_mask")}
+        inputs = self._tokenizer([prompt or "" for prompt in prompts], padding=True, return_tensors="pt")
+        for row, prompt in enumerate(prompts):
+            if prompt is None:
+                inputs["attention_mask"][row] = 0
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+    def check_greedy(self, prompts: Sequence[str | None], frames: int, guidance: float) -> Generated:
+        """Assert that both make the same codes and the same audio; theirs."""
+        wanted = self._their_greedy(prompts, frames, guidance)
+        # Far above the noise of float32, 5e-6: or else chance would decide.
+        assert wanted.gap > 1e-4
+        # Half a frame more than needed, for no rounding to take one away.
+        duration = (frames + 0.5) / self.ours.frame_rate
+        self.ours.set_generation_params(use_sampling=False, duration=duration, cfg_coef=guidance)
+        audio, codes = self.ours.generate(prompts, return_tokens=True)
+        np.testing.assert_array_equal(np.array(codes), wanted.codes)
+        assert relative_error(audio, wanted.audio) < 1e-3
+        return wanted
+
+    @torch.no_grad()
+    def _their_greedy(self, prompts: Sequence[str | None], frames: int, guidance: float) -> Generated:
+        codec, delays = self.theirs.audio_encoder, self.num_codebooks // self.channels - 1
+        decode: Callable[..., Any] = codec.decode
+        decoded: list[np.ndarray] = []
+        if all(prompt is None for prompt in prompts):
+            guidance = 1  # would be away from the very same; their unconditional inputs don't allow it
+
+        def record(codes: torch.Tensor, **options: Any) -> Any:
+            decoded.append(codes[0].numpy())
+            return decode(codes, **options)
+
+        # `generate` keeps the codes to itself.
+        codec.decode = record
+        try:
+            result = self.theirs.generate(
+                **self.inputs(prompts),
+                do_sample=False,
+                guidance_scale=guidance,
+                max_new_tokens=frames + delays,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        finally:
+            del codec.decode
+        # It decodes the channels one after the other; their codebooks are interleaved.
+        codes = np.stack(decoded, axis=2).reshape(len(prompts), self.num_codebooks, -1)
+        scores = torch.stack(result.scores, dim=1).unflatten(0, (len(prompts), -1))
+        best = scores.topk(2).values
+        gaps = best[..., 0] - best[..., 1]
+        # What is predicted in front of a codebook's first frame and behind its last is thrown away.
+        starts = [k // self.channels for k in range(self.num_codebooks)]
+        kept = [gaps[:, k, start : start + frames].min() for k, start in enumerate(starts)]
+        return Generated(codes, result.sequences.numpy(), float(min(kept)))
+
+    def check_hidden_states(self, prompts: Sequence[str]) -> None:
+        """Assert that both T5s say the same."""
+        inputs = self.inputs(prompts)
+        with torch.no_grad():
+            wanted = self.theirs.text_encoder(**inputs).last_hidden_state.numpy()
+        tokens, mask = self.ours._conditioner.tokenize(prompts)
+        np.testing.assert_array_equal(tokens, inputs["input_ids"].numpy())
+        np.testing.assert_array_equal(mask, inputs["attention_mask"].numpy().astype(bool))
+        hidden = np.array(self.ours._conditioner.t5(mx.array(tokens), mx.array(mask)))
+        np.testing.assert_allclose(hidden[mask], wanted[mask], rtol=1e-4, atol=1e-4)
+
+    def check_logits(self, prompts: Sequence[str], steps: int) -> None:
+        """Assert that both predict the same for random codes: with the text, without, and guided."""
+        rng = np.random.default_rng(0)
+        codes = rng.integers(0, self.cardinality + 1, (len(prompts), self.num_codebooks, steps))
+        nothing = [None] * len(prompts)
+        with torch.no_grad():
+            cond, null = (
+                self.theirs(
+                    **{**self.inputs(given), "decoder_input_ids": torch.from_numpy(codes).flatten(0, 1)}
+                ).logits.unflatten(0, (len(prompts), -1))
+                for given in (prompts, nothing)
+            )
+        conditions = self.ours._conditioner.encode(prompts)
+        assert conditions.null is not None
+        both = conditions.stacked_on(conditions.null)
+        doubled = mx.array(np.concatenate([codes, codes]))
+        our_cond, our_null = mx.split(self.ours.lm(doubled, self.ours.lm.start(both, steps)), 2)
+        assert relative_error(our_cond, cond.numpy()) < 1e-3
+        assert relative_error(our_null, null.numpy()) < 1e-3
+        guided = Guidance(coef=3).combine(our_cond, our_null)
+        assert relative_error(guided, (null + 3 * (cond - null)).numpy()) < 1e-3
+        # The text and the codes both count, so that agreeing on them means something.
+        assert relative_error(our_cond, null.numpy()) > 0.01
+        assert relative_error(our_cond[:, :, 1:], cond[:, :, :-1].numpy()) > 0.1
+
+    def check_codec(self, samples: int, frames: int) -> None:
+        """Assert that noise has the same codes, and random codes the same audio."""
+        codec, channels = self.theirs.audio_encoder, self.channels
+        torch.manual_seed(1)
+        noise = torch.randn(1, channels, samples)
+        codes = torch.randint(0, self.cardinality, (1, self.num_codebooks, frames))
+        with torch.no_grad():
+            latents = torch.cat([codec.encoder(noise[:, c : c + 1]) for c in range(channels)])
+            encoded = [codec.encode(noise[:, c : c + 1]).audio_codes[0] for c in range(channels)]
+            audio = [
+                codec.decode(codes[None, :, c::channels], audio_scales=[None]).audio_values
+                for c in range(channels)
+            ]
+        ours = self.ours.compression_model
+        mono = ours.mono if isinstance(ours, StereoEncodec) else ours
+        our_noise = mx.array(noise.numpy())
+        our_latents = mono.encoder(our_noise.reshape(channels, samples, 1)).transpose(0, 2, 1)
+        assert relative_error(our_latents, latents.numpy()) < 1e-3
+        # [channels, K, F]: the interleaved codebooks are taken apart, to be judged by their own latents.
+        our_codes = np.array(ours.encode(our_noise))[0].reshape(-1, channels, latents.shape[2]).swapaxes(0, 1)
+        clear = self._clearly_encoded(latents)
+        assert clear.mean() > 0.9
+        wanted = torch.cat(encoded).numpy()
+        np.testing.assert_array_equal(our_codes.swapaxes(1, 2)[clear], wanted.swapaxes(1, 2)[clear])
+        assert relative_error(ours.decode(mx.array(codes.numpy())), torch.cat(audio, dim=1).numpy()) < 1e-3
+
+    def _clearly_encoded(self, latents: torch.Tensor) -> np.ndarray:
+        """Which of `latents` `[C, D, F]` don't lie halfway between two entries: bool `[C, F]`."""
+        rest = latents.transpose(1, 2)
+        clear = torch.ones(rest.shape[:2], dtype=torch.bool)
+        for layer in self.theirs.audio_encoder.quantizer.layers:
+            entries = layer.codebook.embed
+            distances, nearest = torch.cdist(rest, entries[None]).topk(2, largest=False)
+            clear &= distances[..., 1] - distances[..., 0] > 1e-4 * distances[..., 0]
+            rest = rest - entries[nearest[..., 0]]
+        return clear.numpy()
+
+
+def relative_error(ours: mx.array, theirs: np.ndarray) -> float:
+    """The largest difference, as a part of the largest value."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(np.array(ours) - theirs).max() / np.abs(theirs).max())

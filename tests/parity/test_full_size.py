@@ -1,0 +1,66 @@
+"""Equal to transformers in the shapes of musicgen-small and musicgen-stereo-small, with random weights."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from transformers import EncodecConfig, MusicgenDecoderConfig, T5Config
+
+from .pair import LONG_PROMPT, SHORT_PROMPT, Pair, build
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["mono", "stereo"])
+def pair(
+    request: pytest.FixtureRequest, goldens: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    theirs = build(
+        T5Config(vocab_size=32128, d_model=768, d_ff=3072, num_layers=12, num_heads=12),
+        MusicgenDecoderConfig(audio_channels=request.param, num_codebooks=4 * request.param),
+        EncodecConfig(
+            sampling_rate=32000,
+            num_filters=64,
+            upsampling_ratios=[8, 5, 4, 4],
+            use_causal_conv=False,
+            use_conv_shortcut=False,
+            codebook_size=2048,
+            target_bandwidths=[2.2],
+        ),
+        seed=request.param,
+    )
+    folder = tmp_path_factory.mktemp("full-size")
+    theirs.save_pretrained(folder)
+    yield Pair(theirs, folder, goldens / "goldens" / "t5" / "tokenizer.json")
+    # The other shape needs the room.
+    del theirs
+    gc.collect()
+    mx.clear_cache()
+    shutil.rmtree(folder)
+
+
+def test_hidden_states(pair: Pair) -> None:
+    pair.check_hidden_states([SHORT_PROMPT, LONG_PROMPT])
+
+
+def test_logits(pair: Pair) -> None:
+    pair.check_logits([SHORT_PROMPT, LONG_PROMPT], steps=6)
+
+
+def test_twenty_guided_steps(pair: Pair) -> None:
+    made = pair.check_greedy([LONG_PROMPT], frames=17, guidance=3)
+    assert made.gap > 1e-3
+    # Not one code over and over, which any model might agree on.
+    assert len(np.unique(made.codes)) > 30
+
+
+def test_a_padded_batch(pair: Pair) -> None:
+    pair.check_greedy([SHORT_PROMPT, LONG_PROMPT], frames=8, guidance=3)
+
+
+def test_codec(pair: Pair) -> None:
+    pair.check_codec(samples=8 * 640 - 100, frames=6)
