@@ -7,7 +7,7 @@ VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
 LINK := $(BIN)/musicgen-mlx
 
-.PHONY: help install uninstall test lint parity python
+.PHONY: help install uninstall test lint fuzz parity python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,10 +53,13 @@ lint: .venv/installed ## check style and types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+fuzz: .venv/installed ## throw damaged and hostile files at the reader of torch files
+	.venv/bin/python tests/fuzz_pickles.py --runs 100000
+
 parity: .venv-parity/installed ## compare with PyTorch, number by number (fetches torch and transformers)
 	.venv-parity/bin/python -m pytest tests/parity
 
-.venv/installed: EXTRAS = test
+.venv/installed: EXTRAS = test,fuzz
 .venv-parity/installed: EXTRAS = test,parity
 .venv/installed .venv-parity/installed: pyproject.toml | python
 	$(PYTHON) -m venv --clear $(@D)

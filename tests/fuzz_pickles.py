@@ -1,10 +1,12 @@
 """Throws damaged and hostile files at the reader of PyTorch's files.
 
-    python tests/fuzz_pickles.py --runs 100000 [--seed N]
+    python tests/fuzz_pickles.py [--runs 100000] [--seed 0]
 
 Each input must be read or refused with a one-line CheckpointError, within a second, in bounded memory and
-without importing anything. At the first that isn't, the input is kept as a file and the exit status is 1.
-The same seed makes the same inputs.
+without importing anything. At the first that isn't, the input is kept as a file and the exit status is not 0.
+
+Atheris guides it: an input that reaches new branches of the reader is mutated further, by the mutations
+below, which know what a pickle and an archive are. Where there is no Atheris, they begin anew each time.
 """
 
 import argparse
@@ -18,19 +20,29 @@ import struct
 import sys
 import tempfile
 import time
-import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.checkpoints.pickles import StoredTensor, read_torch_file
-from audiocraft_mlx.errors import CheckpointError
+atheris: Any = None
+if __name__ == "__main__":
+    with contextlib.suppress(ImportError):
+        import atheris
+
+# What is imported here for the first time has its branches counted.
+with atheris.instrument_imports(["audiocraft_mlx", "zipfile"]) if atheris else contextlib.nullcontext():
+    import zipfile
+
+    from audiocraft_mlx.checkpoints.pickles import StoredTensor, read_torch_file
+    from audiocraft_mlx.errors import CheckpointError
 
 if __package__:
     from .torch_files import Opcodes, Parameter, pickled, write_torch_file
@@ -39,7 +51,6 @@ else:  # run as a script
 
 SECONDS = 1.0
 MEMORY_GROWTH = 64 * 2**20
-LEGACY_START = b"\x80\x02\x8a\x0a"
 LOADED_ELEMENTS = 2**16  # tensors that claim more are not loaded here
 
 # What the mutations splice into a pickle: numbers at the edges, every opcode family, things that would run.
@@ -106,21 +117,40 @@ def pack(records: dict[str, bytes], random_: random.Random) -> bytes:
     return buffer.getvalue()
 
 
-def opcodes(data: bytes, pickles: int) -> list[bytes]:
+def unpack(data: bytes) -> dict[str, bytes]:
+    """The records of a zip archive; none, if it is not a sound one."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            plain = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
+            return {info.filename: archive.read(info) for info in plain}
+    except Exception:  # zipfile has many ways to fail
+        return {}
+
+
+def pickle_name(records: dict[str, bytes]) -> str:
+    return next((name for name in records if name.endswith("data.pkl")), next(iter(records)))
+
+
+@lru_cache(1000)
+def opcodes(data: bytes) -> tuple[bytes, ...]:
     """The code of each opcode of the pickles that the data begins with, and at last the rest of the data."""
     stream = io.BytesIO(data)
-    starts = [at for _ in range(pickles) for _, _, at in pickletools.genops(stream)] + [stream.tell()]
-    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+    ends = [0]
+    with contextlib.suppress(ValueError):  # at the first that is no opcode
+        while True:
+            for _ in pickletools.genops(stream):
+                ends.append(stream.tell())
+    return tuple(data[start:end] for start, end in pairwise([*ends, len(data)]))
 
 
-def splice(codes: list[bytes], donor: list[bytes], random_: random.Random) -> bytes:
+def splice(data: bytes, donor: bytes, random_: random.Random) -> bytes:
     """A few opcodes exchanged for others of their kind, or moved, repeated, left out, put in."""
-    codes = list(codes)
+    codes = list(opcodes(data))
     for _ in range(random_.choice((1, 1, 2, 3))):
         at = random_.randrange(len(codes))
         match random_.randrange(6):
             case 0 | 1:
-                alike = [code for code in (*codes, *donor, *FRAGMENTS) if code[:1] == codes[at][:1]]
+                alike = [code for code in (*codes, *opcodes(donor), *FRAGMENTS) if code[:1] == codes[at][:1]]
                 codes[at] = random_.choice(alike)
             case 2:
                 other = random_.randrange(len(codes))
@@ -167,42 +197,35 @@ def mutate(data: bytes, donor: bytes, random_: random.Random) -> bytes:
     return bytes(changed)
 
 
-def inputs(seeds: list[bytes], random_: random.Random) -> Iterator[bytes]:
-    """Mutated files without end: opcodes of either form, within a sound archive, or just bytes."""
-    archives = []
-    for seed in seeds:
-        if seed.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(seed)) as archive:
-                archives.append({name: archive.read(name) for name in archive.namelist()})
-    pickles = [opcodes(archive["seed/data.pkl"], 1) for archive in archives]
-    legacies = [opcodes(seed, 5) for seed in seeds if seed.startswith(LEGACY_START)]
-    while True:
-        match random_.randrange(10):
-            case 0 | 1 | 2:
-                which = random_.randrange(len(archives))
-                data = splice(pickles[which], random_.choice(pickles), random_)
-                yield pack(archives[which] | {"seed/data.pkl": data}, random_)
-            case 3 | 4:
-                yield splice(random_.choice(legacies), random_.choice(legacies), random_)
-            case 5 | 6:
-                records = dict(random_.choice(archives))
-                name = "seed/data.pkl" if random_.random() < 0.9 else random_.choice(list(records))
-                records[name] = mutate(records[name], b"".join(random_.choice(pickles)), random_)
-                if random_.random() < 0.05:
-                    del records[random_.choice(list(records))]
-                yield pack(records, random_)
-            case 7 | 8:
-                data = mutate(random_.choice(seeds), random_.choice(seeds), random_)
-                yield data[: random_.randrange(len(data) + 1)] if random_.random() < 0.1 else data
-            case _:
-                start = random_.choice(
-                    (b"", b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"<html>", b"version ")
-                )
-                body = random_.choice(
-                    (random_.randbytes(64), b"".join(random_.choices(FRAGMENTS, k=40)) + b".")
-                )
-                packed = {"a/data.pkl": b"\x80\x02" + body, "a/data/0": b"0" * 16}
-                yield pack(packed, random_) if random_.random() < 0.5 else start + body
+def variant(data: bytes, donor: bytes, random_: random.Random) -> bytes:
+    """A file a little unlike `data`, in opcodes or bytes; of an archive mostly a sound one again.
+
+    Now and then it has nothing of `data`.
+    """
+    change = random_.choice((splice, splice, splice, mutate, mutate))
+    kind = random_.randrange(10)
+    if kind == 0:
+        return sketch(random_)
+    if kind < 3:
+        changed = mutate(data, donor, random_)
+        return changed[: random_.randrange(len(changed) + 1)] if random_.random() < 0.1 else changed
+    if not (records := unpack(data)):
+        return change(data, donor, random_)
+    if donated := unpack(donor):
+        donor = donated[pickle_name(donated)]
+    name = pickle_name(records) if random_.random() < 0.95 else random_.choice(list(records))
+    records[name] = change(records[name], donor, random_)
+    if random_.random() < 0.02:
+        del records[random_.choice(list(records))]
+    return pack(records, random_)
+
+
+def sketch(random_: random.Random) -> bytes:
+    """The beginning of some kind of file, with anything behind it."""
+    start = random_.choice((b"", b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"<html>", b"version "))
+    body = random_.choice((random_.randbytes(64), b"".join(random_.choices(FRAGMENTS, k=40)) + b"."))
+    packed = {"a/data.pkl": b"\x80\x02" + body, "a/data/0": b"0" * 16}
+    return pack(packed, random_) if random_.random() < 0.5 else start + body
 
 
 def tensors(value: object) -> Iterator[StoredTensor]:
@@ -233,42 +256,97 @@ def try_file(path: Path) -> str:
 
 
 class Violation(Exception):
-    """An input that the reader dealt with wrongly; kept in the file `path`."""
-
-    def __init__(self, why: str, data: bytes) -> None:
-        self.path = Path(f"fuzz-{zlib.crc32(data):08x}.bin")
-        self.path.write_bytes(data)
-        super().__init__(f"{self.path}: {why}")
+    """What the reader did wrong with an input."""
 
 
-def fuzz(runs: int, seed: int) -> Counter[str]:
-    """Try `runs` inputs and count the outcomes. Raises Violation at the first that breaks a rule."""
-    random_ = random.Random(seed)
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as name, alarm():
-        path = Path(name) / "input"
-        seeds = seed_files(Path(name))
+class Trial:
+    """Tries the reader on one input after the other, in the file `path`, and counts the `outcomes`."""
+
+    def __init__(self, path: Path, seeds: list[bytes]) -> None:
+        self.path = path
+        self.outcomes: Counter[str] = Counter(read=0, refused=0)
         for data in seeds:  # so that all that is ever imported is imported, and MLX has its buffers
             path.write_bytes(data)
             try_file(path)
-        modules = set(sys.modules)
-        peak = peak_memory()
-        outcomes: Counter[str] = Counter(read=0, refused=0)
-        for _, data in zip(range(runs), inputs(seeds, random_), strict=False):
+        self.peak = peak_memory()
+
+    def __call__(self, data: bytes) -> None:
+        """Try one input. Raises Violation if that breaks a rule."""
+        self.path.write_bytes(data)
+        modules = list(sys.modules)
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
+        try:
+            self.outcomes[try_file(self.path)] += 1
+        except BaseException as error:
+            raise Violation(f"{type(error).__name__}: {error}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if time.perf_counter() - start > SECONDS:
+            raise Violation(f"took more than {SECONDS} s")
+        if list(sys.modules) != modules:
+            raise Violation(f"imported {set(sys.modules) - set(modules)}")
+        if peak_memory() - self.peak > MEMORY_GROWTH:
+            raise Violation("took too much memory")
+
+
+def fuzz(runs: int, seed: int, guided: bool = False) -> Counter[str]:
+    """Try `runs` inputs and count the outcomes. Ends with an exception at the first that breaks a rule."""
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as name, alarm():
+        folder = Path(name)
+        seeds = seed_files(folder)
+        trial = Trial(folder / "input", seeds)
+        if guided:
+            run_guided(trial, seeds, runs, seed, folder / "corpus")
+        else:
+            run_unguided(trial, seeds, runs, seed)
+    return trial.outcomes
+
+
+def run_unguided(trial: Trial, seeds: list[bytes], runs: int, seed: int) -> None:
+    """Try variants of the seeds, the same for the same `seed`."""
+    random_ = random.Random(seed)
+    for _ in range(runs):
+        data = variant(random_.choice(seeds), random_.choice(seeds), random_)
+        try:
+            trial(data)
+        except Violation as violation:
+            path = Path(f"fuzz-{zlib.crc32(data):08x}.bin")
             path.write_bytes(data)
-            signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
-            start = time.perf_counter()
-            try:
-                outcomes[try_file(path)] += 1
-            except BaseException as error:
-                raise Violation(f"{type(error).__name__}: {error}", data) from error
-            if time.perf_counter() - start > SECONDS:
-                raise Violation(f"took more than {SECONDS} s", data)
-            if set(sys.modules) != modules:
-                raise Violation(f"imported {set(sys.modules) - modules}", data)
-            if peak_memory() - peak > MEMORY_GROWTH:
-                raise Violation("took too much memory", data)
-    return outcomes
+            raise Violation(f"{path}: {violation}") from violation
+
+
+def run_guided(trial: Trial, seeds: list[bytes], runs: int, seed: int, corpus: Path) -> None:
+    """Try the seeds, and variants of what has reached new branches. Keeps an offending input as `fuzz-…`."""
+
+    def vary(data: bytes, max_size: int, seed: int) -> bytes:
+        random_ = random.Random(seed)
+        # Most of what reaches new branches is refused there: to begin anew lets more be read to the end.
+        base = data if random_.random() < 0.6 else random_.choice(seeds)
+        changed = variant(base, random_.choice(seeds), random_)
+        if len(changed) > max_size or random_.random() < 0.1:
+            return atheris.Mutate(data, max_size)
+        return changed
+
+    corpus.mkdir()
+    for number, data in enumerate(seeds):
+        (corpus / f"{number}").write_bytes(data)
+    options = {
+        "atheris_runs": runs,  # unlike libFuzzer's own `runs`, this lets Python finish
+        "seed": seed + 1,  # 0 would be a random one
+        "mutate_depth": 1,  # a variant has several changes already, and few bear more
+        "artifact_prefix": "fuzz-",
+        "verbosity": 0,
+    }
+    flags = [f"-{name}={value}" for name, value in options.items()]
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], trial, custom_mutator=vary)
+    try:
+        atheris.Fuzz()
+    except SystemExit as end:  # it always raises that
+        if end.code != 0:
+            raise
+    trial.outcomes["reached new branches"] = len(list(corpus.iterdir())) - len(seeds)
 
 
 @contextlib.contextmanager
@@ -299,13 +377,14 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.perf_counter()
     try:
-        outcomes = fuzz(arguments.runs, arguments.seed)
+        outcomes = fuzz(arguments.runs, arguments.seed, guided=atheris is not None)
     except Violation as violation:
         sys.stdout.write(f"{violation}\n")
         return 1
+    way = "guided by coverage" if atheris else "unguided for lack of Atheris"
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     seconds = time.perf_counter() - start
-    sys.stdout.write(f"{arguments.runs} inputs of seed {arguments.seed}: {counts}; {seconds:.0f} s\n")
+    sys.stdout.write(f"{arguments.runs} inputs of seed {arguments.seed}, {way}: {counts}; {seconds:.0f} s\n")
     return 0
 
 

@@ -48,7 +48,10 @@ TRIMMED = {"goldens/melody.npz": ("cond.description", "cond.self_wav", "seq", "r
 def pack(folder: Path) -> None:
     # One stream with a window over all of it: the models share their text encoder.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 64 << 20}]
-    with lzma.open(ARCHIVE, "wb", filters=filters) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+    with (
+        lzma.open(ARCHIVE, "wb", filters=filters) as stream,
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
         for name in FILES:
             add(archive, name, (folder / name).read_bytes())
         for name, keys in TRIMMED.items():

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from .hub_server import HubServer, digests
 
 from audiocraft_mlx.checkpoints.hub import SHORT_NAMES, open_source
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
+
+from .hub_server import HubServer, digests
 
 REPO = "facebook/musicgen-small"
 CONFIG = b'{"model_type": "musicgen"}\n'

@@ -294,7 +294,7 @@ class HubRepository(Source):
                 " check the network, or give a local folder"
             )
         if isinstance(error, OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 return DownloadError(
                     f"{wanted}: no space left in the cache {cache}; free some or set HF_HOME to a folder with"
                     " more, and run the same command again to resume"
