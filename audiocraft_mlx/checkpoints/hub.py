@@ -301,7 +301,7 @@ class HubRepository(Source):
                 )
             if error.errno is not None:
                 return DownloadError(
-                    f"{wanted}: the cache {cache} can't be used ({error.strerror}: {error.filename});"
+                    f"{wanted}: the cache {cache} can't be used ({error.strerror}: {error.filename or cache});"
                     " set HF_HOME to a folder that can be written"
                 )
             return DownloadError(f"{wanted}: {reason}; run the same command again")

@@ -27,6 +27,7 @@ _Number = TypeVar("_Number", int, float)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own arguments) and return its exit status."""
+    _open_closed_streams()
     try:
         _generate(_parse(argv))
     except MusicGenError as error:
@@ -36,6 +37,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without standard streams (`<&-`) some that lead nowhere.
+
+    Else the next file that is opened gets their number: MLX takes descriptor 0 for a failure, and a progress
+    bar has nowhere to go.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stderr = sys.stderr or open(os.devnull, "w")
 
 
 def _generate(arguments: argparse.Namespace) -> None:
