@@ -300,8 +300,9 @@ class HubRepository(Source):
                     " more, and run the same command again to resume"
                 )
             if error.errno is not None:
+                place = error.filename or cache
                 return DownloadError(
-                    f"{wanted}: the cache {cache} can't be used ({error.strerror}: {error.filename or cache});"
+                    f"{wanted}: the cache {cache} can't be used ({error.strerror}: {place});"
                     " set HF_HOME to a folder that can be written"
                 )
             return DownloadError(f"{wanted}: {reason}; run the same command again")

@@ -48,7 +48,8 @@ def _open_closed_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open as long as the process lives
 
 
 def _generate(arguments: argparse.Namespace) -> None:

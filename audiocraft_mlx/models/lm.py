@@ -67,7 +67,7 @@ class LMConfig:
             num_codebooks=num_codebooks,
             cardinality=lm.integer("card", 2048),
             dim=dim,
-            num_heads=_heads(lm, "num_heads", dim),
+            num_heads=_heads(lm, "num_heads", 8, dim),
             num_layers=lm.integer("num_layers"),
             hidden_dim=int(lm.number("hidden_scale", 4) * dim),
             delays=_audiocraft_delays(config.section("codebooks_pattern"), num_codebooks),
@@ -94,7 +94,7 @@ class LMConfig:
             num_codebooks=num_codebooks,
             cardinality=config.integer("vocab_size", 2048),
             dim=dim,
-            num_heads=_heads(config, "num_attention_heads", dim),
+            num_heads=_heads(config, "num_attention_heads", 16, dim),
             num_layers=config.integer("num_hidden_layers", 24),
             hidden_dim=config.integer("ffn_dim", 4096),
             delays=tuple(k // channels for k in range(num_codebooks)),
@@ -102,8 +102,8 @@ class LMConfig:
         )
 
 
-def _heads(config: Section, key: str, dim: int) -> int:
-    heads = config.integer(key, 16) if key == "num_attention_heads" else config.integer(key, 8)
+def _heads(config: Section, key: str, default: int, dim: int) -> int:
+    heads = config.integer(key, default)
     if dim % heads or (dim // heads) % 2:
         raise config.error(key, f"is {heads}, which doesn't divide {dim} into heads of even size")
     return heads
