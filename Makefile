@@ -7,10 +7,10 @@ VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
 LINK := $(BIN)/musicgen-mlx
 
-.PHONY: help install uninstall test lint fuzz parity python
+.PHONY: help demo train-demo install uninstall test lint fuzz parity python
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # A virtual environment of its own works where the system's Python takes no packages (PEP 668).
 install: python ## install the command musicgen-mlx for this user
@@ -45,8 +45,26 @@ uninstall: ## remove what make install has put
 	fi
 	@rmdir "$(DATA)" 2>/dev/null || true
 
+# The demo model comes with the package; make demo needs nothing but the package index, and that only once.
+PROMPT = slow happy piano with a dance beat
+
+demo: .venv/installed ## music from the model inside: demo.wav, demo.png
+	@.venv/bin/musicgen-mlx "$(PROMPT)" -m demo -d 10 -o demo.wav --plot demo.png --no-open > /dev/null
+	@echo 'Made 10 s of "$(PROMPT)" with the small demo model: demo.wav'
+	@echo 'Drew its waveform and mel spectrogram: demo.png'
+	@echo 'With a released model (about 2 GB to download): make install, then musicgen-mlx "$(PROMPT)"'
+
 test: .venv/installed ## run the tests
 	.venv/bin/python -m pytest
+
+# Each step goes on from its checkpoint in training/work; about an hour and a half on 2 cores.
+train-demo: .venv-parity/installed ## make the demo model anew: music, codec, language model, evaluation
+	cd training && ../.venv-parity/bin/python train_codec.py
+	cd training && ../.venv-parity/bin/python encode.py
+	cd training && ../.venv-parity/bin/python tokenizer.py
+	cd training && ../.venv-parity/bin/python train_lm.py
+	cd training && ../.venv-parity/bin/python export.py
+	cd training && ../.venv-parity/bin/python evaluate.py
 
 lint: .venv/installed ## check style and types
 	.venv/bin/ruff check .
@@ -59,7 +77,7 @@ fuzz: .venv/installed ## throw damaged and hostile files at the reader of torch 
 parity: .venv-parity/installed ## compare with PyTorch, number by number (fetches torch and transformers)
 	.venv-parity/bin/python -m pytest tests/parity
 
-.venv/installed: EXTRAS = test,fuzz
+.venv/installed: EXTRAS = test,fuzz,plot
 .venv-parity/installed: EXTRAS = test,parity
 .venv/installed .venv-parity/installed: pyproject.toml | python
 	$(PYTHON) -m venv --clear $(@D)

@@ -387,13 +387,24 @@ def test_offline_with_an_empty_cache_says_why(hub: HubServer, offline: SimpleNam
     message = failure(DownloadError, "small")
     assert REPO in message
     assert "HF_HUB_OFFLINE" in message
+    assert "or use the model 'demo', which needs no download" in message
+
+
+def test_the_demo_model_needs_neither_hub_nor_cache(hub: HubServer, offline: SimpleNamespace) -> None:
+    offline.start()
+    source = open_source("demo")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= source.files
+    assert source.path("config.json").is_file()
+    assert hub.requests == []
+    with pytest.raises(UsageError, match="no revision"):
+        open_source("demo", revision="main")
 
 
 def test_unreachable_with_an_empty_cache_says_what_to_do(hub: HubServer) -> None:
     hub.stop()
     message = failure(DownloadError, "small")
     assert message.startswith(f"{REPO} is not in the cache, and the Hub ({hub.url}) can't be reached (")
-    assert "check the network, or give a local folder" in message
+    assert "check the network, give a local folder, or use the model 'demo'" in message
 
 
 def test_a_hub_that_does_not_answer_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +419,7 @@ def test_a_hub_that_does_not_answer_is_given_up(hub: HubServer, monkeypatch: pyt
 
 def test_an_unknown_repository_lists_the_short_names(hub: HubServer) -> None:
     message = failure(CheckpointError, "facebook/smal")
-    known = ", ".join(SHORT_NAMES)
+    known = ", ".join([*SHORT_NAMES, "demo"])
     assert message == f"no model 'facebook/smal' on the Hub ({hub.url}); known short names: {known}"
 
 

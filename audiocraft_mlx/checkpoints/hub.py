@@ -39,7 +39,12 @@ SHORT_NAMES = {
         "style",
     )
 }
-_KNOWN = f"known short names: {', '.join(SHORT_NAMES)}"
+_KNOWN = f"known short names: {', '.join(SHORT_NAMES)}, demo"
+
+# The small model that is part of this package.
+DEMO = "demo"
+_DEMO_FOLDER = Path(__file__).parent.parent / DEMO
+_INSTEAD = f"give a local folder, or use the model {DEMO!r}, which needs no download"
 
 # Seconds to wait for the Hub's answer about a model or a file before doing without it.
 _PATIENCE = 10
@@ -85,6 +90,10 @@ def open_source(name: str, revision: str | None = None) -> Source:
         DownloadError: The Hub can't be asked and the cache has nothing of the model.
         UsageError: `name` can be none of the three, or a folder was given together with a revision.
     """
+    if name == DEMO:
+        if revision is not None:
+            raise UsageError(f"{DEMO}: the model in this package has no revision; leave the revision out")
+        return LocalFolder(DEMO, _DEMO_FOLDER)
     if name in SHORT_NAMES:
         return HubRepository(SHORT_NAMES[name], revision)
     folder = _as_folder(name)
@@ -280,7 +289,7 @@ class HubRepository(Source):
         if isinstance(error, errors.OfflineModeIsEnabled):
             return DownloadError(
                 f"{wanted} is not in the cache ({cache}), and HF_HUB_OFFLINE forbids to download it;"
-                " unset that, or give a local folder"
+                f" unset that, {_INSTEAD}"
             )
         if isinstance(error, errors.HfHubHTTPError):
             return self._answer_explained(error, wanted)
@@ -291,7 +300,7 @@ class HubRepository(Source):
                 )
             return DownloadError(
                 f"{name} is not in the cache, and the Hub ({hub}) can't be reached ({reason});"
-                " check the network, or give a local folder"
+                f" check the network, {_INSTEAD}"
             )
         if isinstance(error, OSError):
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -53,10 +53,14 @@ def _open_closed_streams() -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from audiocraft_mlx.audio.picture import plot, require_matplotlib
     from audiocraft_mlx.audio.write import check_wav_size, check_writable, unused_path, write_wav
 
     output: Path = arguments.output or unused_path(DEFAULT_OUTPUT)
     check_writable(output)
+    if arguments.plot:
+        check_writable(arguments.plot)
+        require_matplotlib()
 
     import numpy as np
 
@@ -91,6 +95,9 @@ def _generate(arguments: argparse.Namespace) -> None:
     _say(f"seed {seed}, {elapsed:.1f} s to make, {seconds / elapsed:.2f}x real time")
     if peak > 1:
         _say(f"peak {peak:.2f} scaled down to fit 16 bits")
+    if arguments.plot:
+        plot(arguments.plot, audio, model.sample_rate, arguments.prompt)
+        _say(f"drew {arguments.plot}")
     if arguments.open and sys.platform == "darwin":
         # Opening is a courtesy; over ssh, say, there is no player, and the file is there all the same.
         subprocess.run(["open", str(output.resolve())], check=False, stderr=subprocess.DEVNULL)
@@ -160,7 +167,8 @@ def _make_parser() -> _Parser:
         metavar="NAME",
         default="facebook/musicgen-small",
         help="a name on the Hugging Face Hub, a short name (small, medium, large, stereo-small, "
-        "stereo-medium, stereo-large) or a local folder (default: %(default)s)",
+        "stereo-medium, stereo-large), a local folder, or demo, a toy that needs no download "
+        "(default: %(default)s)",
     )
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
 
@@ -169,7 +177,7 @@ def _make_parser() -> _Parser:
         "-o",
         "--output",
         metavar="FILE",
-        type=_wav_path,
+        type=_path_ending("wav"),
         help=f"WAV file, replaced if it exists (default: ./{DEFAULT_OUTPUT}, or the first free one of "
         f"{DEFAULT_OUTPUT.stem}-2.wav, -3, ...)",
     )
@@ -180,6 +188,12 @@ def _make_parser() -> _Parser:
         type=_number(float, "a number of seconds above 0 and below 1000000", lambda value: 0 < value < 1e6),
         default=8.0,
         help="length in seconds (default: 8)",
+    )
+    output.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=_path_ending("png"),
+        help="also draw waveform and mel spectrogram into this PNG file (needs the extra 'plot')",
     )
     output.add_argument(
         "--no-open", dest="open", action="store_false", help="don't open the file when it is done (macOS)"
@@ -237,13 +251,16 @@ def _number(
     return parse
 
 
-def _wav_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".wav":
-        raise argparse.ArgumentTypeError(
-            f"must be a file name that ends in .wav, the only format, not {text!r}"
-        )
-    return path
+def _path_ending(ending: str) -> Callable[[str], Path]:
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() != f".{ending}":
+            raise argparse.ArgumentTypeError(
+                f"must be a file name that ends in .{ending}, the only format, not {text!r}"
+            )
+        return path
+
+    return parse
 
 
 def _read_prompt() -> str:

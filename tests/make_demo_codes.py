@@ -1,0 +1,64 @@
+"""Held-out music for `test_demo.py`: `python tests/make_demo_codes.py` (needs torch and transformers).
+
+Four loops that training never had, as codes of the demo model's codec, their captions, and the mean negative
+log-likelihood (nats, by codebook) that transformers gives them: ours has to agree.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "training"))
+
+from captions import caption  # noqa: E402
+from loops import loop  # noqa: E402
+
+FRAMES = 160
+
+
+@torch.no_grad()
+def main() -> None:
+    folder = ROOT / "audiocraft_mlx" / "demo"
+    model = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loops = [loop(number, held_out=True) for number in range(1000, 1004)]
+    audio = torch.tensor(np.stack([audio for _, audio in loops]))[:, None]
+    codes = model.audio_encoder.encode(audio).audio_codes[0][:, :, :FRAMES]
+    captions = [caption(attributes, random.Random(i)) for i, (attributes, _) in enumerate(loops)]
+
+    batch, books, frames = codes.shape
+    special = model.decoder.config.vocab_size
+    steps = frames + books - 1
+    sequence = torch.full((batch, books, steps + 1), special)
+    for k in range(books):
+        sequence[:, k, 1 + k : 1 + k + frames] = codes[:, k]
+    text = tokenizer(captions, padding=True, return_tensors="pt")
+    hidden = model.text_encoder(**text).last_hidden_state
+    hidden = model.enc_to_dec_proj(hidden) * text.attention_mask[..., None]
+    logits = model.decoder(
+        input_ids=sequence[:, :, :-1].reshape(batch * books, steps),
+        encoder_hidden_states=hidden,
+        encoder_attention_mask=text.attention_mask,
+    ).logits.view(batch, books, steps, special)
+    likelihood = torch.log_softmax(logits, -1)
+    nats = [
+        -likelihood[:, k, k : k + frames].gather(-1, codes[:, k, :, None]).mean().item() for k in range(books)
+    ]
+    np.savez_compressed(
+        Path(__file__).with_name("demo_codes.npz"),
+        codes=codes.numpy().astype(np.int16),
+        captions=np.array(captions),
+        nats=np.array(nats),
+    )
+    sys.stdout.write(f"{captions}\nnats by codebook: {np.round(nats, 3)}\n")
+
+
+if __name__ == "__main__":
+    main()

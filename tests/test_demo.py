@@ -1,0 +1,72 @@
+"""The model inside the package: text in, sound out, with nothing to download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from audiocraft_mlx.decoding.pattern import DelayPattern
+from audiocraft_mlx.models.musicgen import MusicGen
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def demo() -> MusicGen:
+    return MusicGen.get_pretrained("demo")
+
+
+def test_it_is_small_and_complete() -> None:
+    folder = HERE.parent / "audiocraft_mlx" / "demo"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 30e6
+    assert {"README.md", "config.json", "generation_config.json", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
+
+
+def test_it_is_a_musicgen_of_the_released_rates(demo: MusicGen) -> None:
+    assert (demo.sample_rate, demo.frame_rate, demo.audio_channels) == (32000, 50.0, 1)
+    assert demo.lm.config.num_codebooks == 4
+    assert demo.max_duration == 8.0
+
+
+def test_its_own_sampling_defaults_are_used(demo: MusicGen) -> None:
+    demo.set_generation_params()
+    assert demo.sampling.top_k < 250
+    assert demo.guidance.coef < 3.0
+
+
+def test_text_becomes_sound_and_the_seed_decides_which(demo: MusicGen) -> None:
+    demo.set_generation_params(duration=2.0, seed=3)
+    audio, tokens = demo.generate(["a fast happy piano tune"], return_tokens=True)
+    wave = np.array(audio)[0, 0]
+    assert wave.shape == (64000,)
+    assert 0.01 < np.sqrt((wave**2).mean()) < 0.5
+    assert np.abs(wave).max() < 1.2
+    _, again = demo.generate(["a fast happy piano tune"], return_tokens=True)
+    np.testing.assert_array_equal(again, tokens)
+    demo.set_generation_params(duration=2.0, seed=4)
+    _, other = demo.generate(["a fast happy piano tune"], return_tokens=True)
+    assert (np.array(other) != np.array(tokens)).mean() > 0.2
+
+
+def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None:
+    """A subtle break of any part of the network moves it. See `make_demo_codes.py`."""
+    with np.load(HERE / "demo_codes.npz") as file:
+        codes, captions, expected = file["codes"].astype(np.int32), list(file["captions"]), file["nats"]
+    lm = demo.lm
+    pattern = DelayPattern(lm.config.delays, codes.shape[2])
+    sequence = pattern.build(mx.array(codes), lm.special_token)
+    conditions = demo._conditioner.encode([str(caption) for caption in captions])
+    logits = np.array(lm(sequence[:, :, :-1], lm.start(conditions, pattern.steps - 1)))
+    nats = []
+    for k, delay in enumerate(lm.config.delays):
+        predicted = logits[:, k, delay : delay + codes.shape[2]]
+        likelihood = predicted - np.log(np.exp(predicted).sum(axis=-1, keepdims=True))
+        nats.append(-np.take_along_axis(likelihood, codes[:, k, :, None], axis=-1).mean())
+    np.testing.assert_allclose(nats, expected, atol=2e-3)
+    # And it has learned something: a code at random costs 6.2 nats.
+    assert np.mean(nats) < 4.0

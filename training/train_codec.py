@@ -1,0 +1,128 @@
+"""Train the codec: `python train_codec.py --minutes 30`. Goes on from its checkpoint if there is one."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from codec import CODES, Codec, SpectralLoss, autocast, compiled, si_sdr
+from loops import FRAMES, loop
+
+BATCH, WINDOW = 4, 48  # clips, frames
+KMEANS_AT = 200
+REPORT = 100
+PEAK_RATE = 1.5e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--out", type=Path, default=Path("work/codec.pt"))
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+    codec, loss = Codec(), SpectralLoss()
+    optimizer = torch.optim.AdamW(
+        codec.network_parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    step, elapsed = 0, 0.0
+    if arguments.out.exists():
+        saved = torch.load(arguments.out)
+        codec.load_state_dict(saved["codec"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, elapsed = saved["step"], saved["elapsed"]
+        print(f"going on at step {step}")
+    encode, decode = compiled(codec.encodec.encoder.layers), compiled(codec.encodec.decoder.layers)
+    precision = autocast()
+    random_ = random.Random(step)
+    held_out = torch.tensor(np.stack([loop(i, held_out=True)[1][: 4 * 32000] for i in range(16)]))
+    pool = [loop(i)[1] for i in range(1500)]
+    latents: list[torch.Tensor] = []
+    sums, since = np.zeros(4), time.time()
+
+    while elapsed < 60 * arguments.minutes:
+        began = time.time()
+        rate = PEAK_RATE * min(1, (step + 1) / 150)
+        progress = min(1, elapsed / (60 * arguments.minutes))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        audio = torch.tensor(np.stack([excerpt(pool, random_) for _ in range(BATCH)]))
+        with precision:
+            z = encode(audio[:, None]).float()
+            if step >= KMEANS_AT:
+                quantized, commitment, _ = codec.quantizer(z, learn=True)
+            else:  # first a latent space, then its quantizer
+                quantized, commitment = z, 0.01 * z.pow(2).mean()
+                if step >= KMEANS_AT - 50:
+                    latents.append(z.detach().permute(0, 2, 1).reshape(-1, z.shape[1]))
+            made = decode(quantized)[:, 0].float()
+        mel, spectral, wave = loss(made, audio)
+        optimizer.zero_grad()
+        (mel + spectral + wave + 0.25 * commitment).backward()
+        norm = torch.nn.utils.clip_grad_norm_(codec.network_parameters(), 1.0)
+        if norm < 1000 or step < 50:
+            optimizer.step()
+        step += 1
+        if step == KMEANS_AT:
+            codec.quantizer.start(torch.cat(latents))
+        sums += [mel.item(), spectral.item(), wave.item(), commitment.item()]
+        if step > 3:
+            elapsed += time.time() - began
+        if step % REPORT == 0:
+            speed = REPORT * BATCH * WINDOW / 50 / (time.time() - since)
+            values = " ".join(
+                f"{name} {v / REPORT:.3f}" for name, v in zip(("mel", "sc", "wave", "com"), sums, strict=True)
+            )
+            print(
+                f"{elapsed / 60:.1f} min, step {step}: {values}; {speed:.0f} s of audio a second", flush=True
+            )
+            sums, since = np.zeros(4), time.time()
+        if step % 1000 == 0:
+            report(codec, loss, held_out)
+            save(arguments.out, codec, optimizer, step, elapsed)
+            since = time.time()
+    save(arguments.out, codec, optimizer, step, elapsed)
+    report(codec, loss, held_out)
+
+
+def excerpt(pool: list[np.ndarray], random_: random.Random) -> np.ndarray:
+    while True:
+        start = random_.randrange(FRAMES - WINDOW + 1) * 640
+        audio = random_.choice(pool)[start : start + WINDOW * 640]
+        if np.abs(audio).max() > 0.01:
+            return audio
+
+
+@torch.no_grad()
+def report(codec: Codec, loss: SpectralLoss, audio: torch.Tensor) -> None:
+    quantized, _, codes = codec.quantizer(codec.encode(audio).float())
+    made = codec.decode(quantized)
+    mel, _, _ = loss(made, audio)
+    used = [len(torch.unique(codes[:, k])) for k in range(codes.shape[1])]
+    print(
+        f"  held out: SI-SDR {si_sdr(made, audio).median():.2f} dB, log-mel {mel:.3f} nats,"
+        f" codes used {used} of {CODES}",
+        flush=True,
+    )
+
+
+def save(path: Path, codec: Codec, optimizer: torch.optim.Optimizer, step: int, elapsed: float) -> None:
+    state = {
+        "codec": codec.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "elapsed": elapsed,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+if __name__ == "__main__":
+    main()
