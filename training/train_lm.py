@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 PEAK_RATE = 3e-3
 CONDITION_DROPOUT = 0.15
 BOOK_WEIGHTS = (1.6, 1.0, 0.8, 0.6)
-# The words decide the first frames; what follows is copied from there, and drowns them unless they weigh more.
+# The words decide the first frames; what follows can be copied from there, and would drown them out.
 EARLY_FRAMES, EARLY_WEIGHT = 48, 12.0
 
 
