@@ -16,7 +16,7 @@ from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.decoding.pattern import DelayPattern
-from audiocraft_mlx.decoding.sampling import Sampling, next_codes, probabilities, step_keys
+from audiocraft_mlx.decoding.sampling import Sampling, gumbel_noise, next_codes, probabilities, step_keys
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.encodec import Encodec, EncodecConfig, StereoEncodec
 from audiocraft_mlx.models.lm import LM, LMConfig
@@ -242,7 +242,7 @@ def test_top_k_keeps_all_that_tie_with_the_last() -> None:
 
 def test_top_k_of_one_is_the_most_likely_code() -> None:
     logits = mx.random.normal((3, 4, 50), key=mx.random.key(0))
-    drawn = next_codes(logits, Sampling(top_k=1), step_keys(5, 3, 1)[:, 0])
+    drawn = next_codes(logits, Sampling(top_k=1), gumbel_noise(step_keys(5, 3, 1), 4, 50)[:, 0])
     np.testing.assert_array_equal(drawn, mx.argmax(logits, axis=-1))
 
 
@@ -263,16 +263,16 @@ def test_a_top_k_beyond_all_codes_keeps_all() -> None:
 def test_codes_are_drawn_from_the_distribution() -> None:
     sampling = Sampling(top_k=3, temperature=0.8)
     logits = mx.array([[[1.0, 0.5, 0.0, -0.5, 2.0]]])
-    keys = step_keys(0, 1, 20000)[0]
-    drawn = next_codes(mx.broadcast_to(logits, (20000, 1, 5)), sampling, keys)
+    noise = gumbel_noise(step_keys(0, 1, 20000), 1, 5)[0]
+    drawn = next_codes(mx.broadcast_to(logits, (20000, 1, 5)), sampling, noise)
     frequency = np.bincount(np.array(drawn)[:, 0], minlength=5) / 20000
     np.testing.assert_allclose(frequency, np.array(probabilities(logits, sampling))[0, 0], atol=0.015)
 
 
 def test_a_row_draws_with_its_own_key() -> None:
     logits = mx.random.normal((1, 4, 100), key=mx.random.key(0))
-    keys = step_keys(seed=7, rows=3, steps=5)
-    together = next_codes(mx.broadcast_to(logits, (3, 4, 100)), Sampling(), keys[:, 2])
-    alone = next_codes(logits, Sampling(), step_keys(seed=9, rows=1, steps=3)[:, 2])
+    noise = gumbel_noise(step_keys(seed=7, rows=3, steps=5), 4, 100)
+    together = next_codes(mx.broadcast_to(logits, (3, 4, 100)), Sampling(), noise[:, 2])
+    alone = next_codes(logits, Sampling(), gumbel_noise(step_keys(seed=9, rows=1, steps=3), 4, 100)[:, 2])
     np.testing.assert_array_equal(together[2:], alone)
     assert np.any(np.array(together[0]) != np.array(together[1]))

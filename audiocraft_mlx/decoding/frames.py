@@ -9,9 +9,12 @@ import mlx.core as mx
 
 from audiocraft_mlx.decoding.guidance import Guidance, Predictor
 from audiocraft_mlx.decoding.pattern import DelayPattern
-from audiocraft_mlx.decoding.sampling import Sampling, next_codes
+from audiocraft_mlx.decoding.sampling import Sampling, gumbel_noise, next_codes
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.lm import LM
+
+NOISE_STEPS = 16
+"""Steps whose random noise is made at once; one by one it costs more than the draws."""
 
 
 def generate_frames(
@@ -49,7 +52,13 @@ def generate_frames(
     inputs = sequence[:, :, :start]
     recent: deque[mx.array] = deque(maxlen=pattern.max_delay + 1)
     for step in range(start, pattern.steps):
-        codes = next_codes(predict(inputs), sampling, None if keys is None else keys[:, step])
+        if keys is not None and (step - start) % NOISE_STEPS == 0:
+            noise = gumbel_noise(
+                keys[:, step : step + NOISE_STEPS], lm.config.num_codebooks, lm.config.cardinality
+            )
+        codes = next_codes(
+            predict(inputs), sampling, None if keys is None else noise[:, (step - start) % NOISE_STEPS]
+        )
         codes = mx.where(mask[:, step], codes, special)
         codes = mx.where(known[:, step], sequence[:, :, step], codes)
         mx.async_eval(codes)

@@ -34,37 +34,51 @@ class Sampling:
         return not self.use_sampling or self.temperature == 0
 
 
-def probabilities(logits: mx.array, sampling: Sampling) -> mx.array:
-    """The distribution float32 `[..., card]` that codes are drawn from, for `logits` `[..., card]`.
+def drawable(logits: mx.array, sampling: Sampling) -> mx.array:
+    """`logits` float32 `[..., card]` by the temperature, -inf for codes that are not to be drawn.
 
     In audiocraft's order: temperature, softmax, then top-p or else top-k (`LMModel._sample_next_token`,
     `utils.sample_top_k`, `utils.sample_top_p`).
     """
-    probs = mx.softmax(logits.astype(mx.float32) / sampling.temperature, axis=-1)
-    card = probs.shape[-1]
+    logits = logits.astype(mx.float32) / sampling.temperature
+    card = logits.shape[-1]
     if sampling.top_p > 0:
-        order = mx.argsort(-probs, axis=-1)
-        ranked = mx.take_along_axis(probs, order, axis=-1)
+        order = mx.argsort(-logits, axis=-1)
+        ranked = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
         # The code that crosses top_p is kept: what counts is the mass in front of it.
-        kept = mx.where(mx.cumsum(ranked, axis=-1) - ranked > sampling.top_p, 0, ranked)
-        probs = mx.put_along_axis(mx.zeros_like(probs), order, kept, axis=-1)
-    elif 0 < sampling.top_k < card:
-        smallest = mx.partition(probs, card - sampling.top_k, axis=-1)[..., card - sampling.top_k, None]
-        probs = mx.where(probs >= smallest, probs, 0)
-    return probs / probs.sum(axis=-1, keepdims=True)
+        in_front = mx.put_along_axis(
+            mx.zeros_like(ranked), order, mx.cumsum(ranked, axis=-1) - ranked, axis=-1
+        )
+        return mx.where(in_front > sampling.top_p, -mx.inf, logits)
+    if 0 < sampling.top_k < card:
+        smallest = mx.partition(logits, card - sampling.top_k, axis=-1)[..., card - sampling.top_k, None]
+        return mx.where(logits >= smallest, logits, -mx.inf)
+    return logits
 
 
-def next_codes(logits: mx.array, sampling: Sampling, keys: mx.array | None) -> mx.array:
+def probabilities(logits: mx.array, sampling: Sampling) -> mx.array:
+    """The distribution float32 `[..., card]` that codes are drawn from, for `logits` `[..., card]`."""
+    return mx.softmax(drawable(logits, sampling), axis=-1)
+
+
+def next_codes(logits: mx.array, sampling: Sampling, noise: mx.array | None) -> mx.array:
     """One code for each of `logits` `[B, K, card]`: int32 `[B, K]`.
 
-    `keys` uint32 `[B, 2]` has a random key for each row, so that a row's draw depends on its own alone;
-    greedy decoding needs none.
+    `noise` float32 `[B, K, card]` is what makes the draw (`gumbel_noise`); greedy decoding needs none.
     """
-    if sampling.greedy:
+    if sampling.greedy or noise is None:
         return mx.argmax(logits, axis=-1).astype(mx.int32)
     # The Gumbel-max trick: argmax(log p + noise) is a draw from p.
-    noise = mx.vmap(lambda key: mx.random.gumbel(logits.shape[1:], key=key))(keys)
-    return mx.argmax(mx.log(probabilities(logits, sampling)) + noise, axis=-1).astype(mx.int32)
+    return mx.argmax(drawable(logits, sampling) + noise, axis=-1).astype(mx.int32)
+
+
+def gumbel_noise(keys: mx.array, codebooks: int, cardinality: int) -> mx.array:
+    """Noise float32 `[B, S, K, card]` of random keys uint32 `[B, S, 2]`, each draw of its own key alone."""
+
+    def of_key(key: mx.array) -> mx.array:
+        return mx.random.gumbel((codebooks, cardinality), key=key)
+
+    return mx.vmap(mx.vmap(of_key))(keys)
 
 
 def step_keys(seed: int, rows: int, steps: int, window: int = 0) -> mx.array:

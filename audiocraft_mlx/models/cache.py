@@ -29,6 +29,8 @@ class LMState:
     """Where a batch of sequences stands."""
 
     caches: list[KVCache]
+    positions: mx.array
+    """Sinusoidal embedding of all positions, `[capacity, dim]`."""
     prefix: mx.array | None
     """Prepended conditions `[B, P, dim]` until the first call has read them."""
     padding: mx.array | None

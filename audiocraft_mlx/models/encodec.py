@@ -17,6 +17,9 @@ import mlx.nn as nn
 
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.models.weights import Weights, pack, rename
+from audiocraft_mlx.ops.activations import elu
+from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
+from audiocraft_mlx.ops.recurrence import lstm
 
 
 @dataclass(frozen=True)
@@ -166,14 +169,15 @@ class Conv1d(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel_size, stride=stride, dilation=dilation)
         self.span = (kernel_size - 1) * dilation + 1
-        self.stride = stride
+        self.stride, self.dilation = stride, dilation
         self.pad_mode = pad_mode
 
     def __call__(self, x: mx.array) -> mx.array:
         padding = self.span - self.stride
         right = padding // 2
         extra = -x.shape[1] % self.stride
-        return self.conv(pad(x, padding - right, right + extra, self.pad_mode))
+        x = pad(x, padding - right, right + extra, self.pad_mode)
+        return conv1d(x, self.conv.weight, self.conv.bias, self.stride, self.dilation)
 
 
 class ConvTranspose1d(nn.Module):
@@ -182,12 +186,18 @@ class ConvTranspose1d(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose1d(inputs, outputs, kernel_size, stride=stride)
+        self.stride = stride
         self.padding = kernel_size - stride
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.conv(x)
+        x = conv_transpose1d(x, self.conv.weight, self.conv.bias, self.stride)
         right = self.padding // 2
         return x[:, self.padding - right : x.shape[1] - right]
+
+
+class ELU(nn.Module):
+    def __call__(self, x: mx.array) -> mx.array:
+        return elu(x)
 
 
 class ResidualBlock(nn.Module):
@@ -195,9 +205,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         hidden = dim // config.compress
         self.block = [
-            nn.ELU(),
+            ELU(),
             Conv1d(dim, hidden, config.residual_kernel_size, config.pad_mode, dilation=dilation),
-            nn.ELU(),
+            ELU(),
             Conv1d(hidden, dim, 1, config.pad_mode),
         ]
 
@@ -218,7 +228,7 @@ class LSTM(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         y = x
         for layer in self.lstm:
-            y, _ = layer(y)
+            y = lstm(layer, y)
         return x + y
 
 
@@ -249,10 +259,10 @@ def encoder(config: EncodecConfig) -> Sequence:
     layers: list[nn.Module] = [Conv1d(config.channels, dim, config.kernel_size, config.pad_mode)]
     for ratio in reversed(config.ratios):
         layers += _residual_blocks(config, dim)
-        layers += [nn.ELU(), Conv1d(dim, 2 * dim, 2 * ratio, config.pad_mode, stride=ratio)]
+        layers += [ELU(), Conv1d(dim, 2 * dim, 2 * ratio, config.pad_mode, stride=ratio)]
         dim *= 2
     layers += _lstm(config, dim)
-    layers += [nn.ELU(), Conv1d(dim, config.dimension, config.last_kernel_size, config.pad_mode)]
+    layers += [ELU(), Conv1d(dim, config.dimension, config.last_kernel_size, config.pad_mode)]
     return Sequence(layers)
 
 
@@ -262,10 +272,10 @@ def decoder(config: EncodecConfig) -> Sequence:
     layers: list[nn.Module] = [Conv1d(config.dimension, dim, config.kernel_size, config.pad_mode)]
     layers += _lstm(config, dim)
     for ratio in config.ratios:
-        layers += [nn.ELU(), ConvTranspose1d(dim, dim // 2, 2 * ratio, ratio)]
+        layers += [ELU(), ConvTranspose1d(dim, dim // 2, 2 * ratio, ratio)]
         dim //= 2
         layers += _residual_blocks(config, dim)
-    layers += [nn.ELU(), Conv1d(dim, config.channels, config.last_kernel_size, config.pad_mode)]
+    layers += [ELU(), Conv1d(dim, config.channels, config.last_kernel_size, config.pad_mode)]
     return Sequence(layers)
 
 
@@ -376,7 +386,7 @@ class Encodec(nn.Module):
         for name in [name for name in weights if re.search(r"\.lstm\.bias_ih_l\d+$", name)]:
             other = name.replace("bias_ih", "bias_hh")
             if other in weights:  # torch keeps two biases that are only ever added
-                weights[name] = weights[name] + weights.pop(other)
+                weights[name] = weights[name].astype(mx.float32) + weights.pop(other)
         return rename(
             weights,
             [

@@ -15,6 +15,9 @@ from audiocraft_mlx.configs import Section
 from audiocraft_mlx.models.cache import KVCache, LMState
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.weights import Weights, pack, rename
+from audiocraft_mlx.ops.attention import attend
+from audiocraft_mlx.ops.linear import linear
+from audiocraft_mlx.ops.native import cache_dtype
 
 
 @dataclass(frozen=True)
@@ -159,21 +162,26 @@ class Place:
 
 
 class SelfAttention(nn.Module):
+    """`x` plus what its positions find in all so far; the norm in front is the block's."""
+
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.bias_attention)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias_attention)
 
-    def __call__(self, x: mx.array, cache: KVCache, place: Place) -> mx.array:
-        q, k, v = (_split_heads(part, self.num_heads) for part in mx.split(self.qkv_proj(x), 3, axis=-1))
+    def __call__(self, x: mx.array, norm: nn.LayerNorm, cache: KVCache, place: Place) -> mx.array:
+        qkv = linear(self.qkv_proj, x, norm=norm)
+        q, k, v = (_split_heads(part, self.num_heads) for part in mx.split(qkv, 3, axis=-1))
         if place.rotary_periods is not None:
             q, k = place.rotate(q), place.rotate(k)
         k, v = cache.append(k, v)
-        return self.out_proj(_attend(q, k, v, place.mask))
+        return linear(self.out_proj, attend(q, k, v, place.mask), residual=x)
 
 
 class CrossAttention(nn.Module):
+    """`x` plus what its positions find in the context; the norm in front is the block's."""
+
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
@@ -182,22 +190,21 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias_attention)
 
     def keys_values(self, context: mx.array) -> tuple[mx.array, mx.array]:
-        k, v = (_split_heads(part, self.num_heads) for part in mx.split(self.kv_proj(context), 2, axis=-1))
+        k, v = (
+            _split_heads(part, self.num_heads) for part in mx.split(linear(self.kv_proj, context), 2, axis=-1)
+        )
         return k, v
 
-    def __call__(self, x: mx.array, context: tuple[mx.array, mx.array], mask: mx.array | None) -> mx.array:
-        return self.out_proj(_attend(_split_heads(self.q_proj(x), self.num_heads), *context, mask))
+    def __call__(
+        self, x: mx.array, norm: nn.LayerNorm, context: tuple[mx.array, mx.array], mask: mx.array | None
+    ) -> mx.array:
+        q = _split_heads(linear(self.q_proj, x, norm=norm), self.num_heads)
+        return linear(self.out_proj, attend(q, *context, mask), residual=x)
 
 
 def _split_heads(x: mx.array, heads: int) -> mx.array:
     batch, length, _ = x.shape
     return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
-
-
-def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None) -> mx.array:
-    batch, _, length, head_dim = q.shape
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5, mask=mask)
-    return out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
 
 
 class Block(nn.Module):
@@ -222,10 +229,11 @@ class Block(nn.Module):
         context: tuple[mx.array, mx.array] | None,
         context_mask: mx.array | None,
     ) -> mx.array:
-        x = x + self.self_attn(self.norm1(x), cache, place)
+        x = self.self_attn(x, self.norm1, cache, place)
         if context is not None:
-            x = x + self.cross_attn(self.norm_cross(x), context, context_mask)
-        return x + self.linear2(nn.gelu(self.linear1(self.norm2(x))))
+            x = self.cross_attn(x, self.norm_cross, context, context_mask)
+        hidden = linear(self.linear1, x, norm=self.norm2, gelu=True)
+        return linear(self.linear2, hidden, residual=x)
 
 
 class LM(nn.Module):
@@ -258,15 +266,17 @@ class LM(nn.Module):
         config = self.config
         prefix = None if conditions.prefix is None else conditions.prefix.astype(self.dtype)
         context = None if conditions.cross is None else conditions.cross.astype(self.dtype)
+        capacity = conditions.prefix_length + steps
         return LMState(
             caches=[
                 KVCache(
-                    shape=(conditions.batch, config.num_heads, conditions.prefix_length + steps),
+                    shape=(conditions.batch, config.num_heads, capacity),
                     head_dim=config.dim // config.num_heads,
-                    dtype=self.dtype,
+                    dtype=cache_dtype(isinstance(self.heads, nn.QuantizedLinear), self.dtype),
                 )
                 for _ in self.layers
             ],
+            positions=sinusoidal_embedding(mx.arange(capacity), config.dim).astype(self.dtype),
             prefix=prefix,
             padding=conditions.prefix_padding,
             contexts=[
@@ -291,11 +301,11 @@ class LM(nn.Module):
         length = x.shape[1]
         offset, padding = state.offset, state.padding
         if config.sinusoidal_positions:
-            positions = mx.arange(offset, offset + length)
-            if padding is not None:
-                positions = mx.maximum(positions - padding[:, None], 0)
-            embedding = sinusoidal_embedding(positions, config.dim)
-            x = x + embedding.astype(x.dtype).reshape(-1, length, config.dim)
+            if padding is None:
+                x = x + state.positions[offset : offset + length]
+            else:
+                positions = mx.arange(offset, offset + length) - padding[:, None]
+                x = x + state.positions[mx.maximum(positions, 0)]
         place = Place(
             offset=offset if padding is None else offset - padding,
             mask=_self_attention_mask(offset, length, padding),
@@ -306,7 +316,7 @@ class LM(nn.Module):
         for layer, cache, context in zip(self.layers, state.caches, state.contexts, strict=True):
             x = layer(x, cache, place, context, state.context_mask)
         state.offset += length
-        logits = self.heads(self.out_norm(x[:, -steps:]))
+        logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
         return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)
 
     @staticmethod

@@ -15,6 +15,7 @@ import numpy as np
 
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.models.weights import Weights, pack, rename
+from audiocraft_mlx.ops.linear import linear
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         batch, length, _ = x.shape
-        qkv = self.qkv_proj(x).reshape(batch, length, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        qkv = linear(self.qkv_proj, x).reshape(batch, length, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
         # T5 folds 1/sqrt(d) into its weights.
         out = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=1.0, mask=bias)
-        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return linear(self.out_proj, out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
 
 class Block(nn.Module):
@@ -98,7 +99,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         x = x + self.attention(self.attention_norm(x), bias)
-        return x + self.ff_out(nn.relu(self.ff_in(self.ff_norm(x))))
+        return linear(self.ff_out, nn.relu(linear(self.ff_in, self.ff_norm(x))), residual=x)
 
 
 class T5Encoder(nn.Module):

@@ -1,0 +1,22 @@
+"""The codec's activation."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from audiocraft_mlx.ops import native
+
+
+def elu(x: mx.array) -> mx.array:
+    """`x` where it is positive, `exp(x) - 1` elsewhere."""
+    if mx.default_device() != mx.cpu:
+        return nn.elu(x)
+    extension = native.extension()
+    if extension is not None and x.dtype == mx.float32:
+        return extension.elu(x)
+    # On x86 MLX's power takes half the time of its exp, and this has no slow selection.
+    below = mx.power(math.e, mx.minimum(x, 0)) - 1
+    return mx.maximum(x, 0) + below

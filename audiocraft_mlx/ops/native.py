@@ -1,0 +1,86 @@
+"""The optional C++ extension for Linux CPUs (`native/`), if it is there and fits."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+VARIABLE = "MUSICGEN_MLX_NATIVE"
+GROUP_SIZE = 64
+"""Weights that share a scale, in the quantised layers that the extension computes."""
+FEW_ROWS = 8
+"""Up to so many rows a dense layer's time is that of reading its weights; a BLAS is made for more."""
+
+
+@cache
+def extension() -> ModuleType | None:
+    """The extension's functions; None where there is none, or where `MUSICGEN_MLX_NATIVE` is `none`.
+
+    One that was built for another MLX is left alone, with a warning.
+    """
+    if os.environ.get(VARIABLE) == "none":
+        return None
+    try:
+        from audiocraft_mlx_native._built_for import MLX_VERSION
+    except ImportError:
+        return None
+    try:
+        if version("mlx") != MLX_VERSION:
+            raise ImportError(f"it was built for MLX {MLX_VERSION}, this is {version('mlx')}")
+        from audiocraft_mlx_native import _extension
+
+        _extension.instruction_set()  # refuses a processor that was named wrongly
+        # Built with another nanobind than MLX was, it imports, but its functions take no arrays.
+        mx.eval(_extension.elu(mx.zeros(1)))
+    except (ImportError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"the native extension isn't used ({reason}); run make install again", stacklevel=2)
+        return None
+    return _extension
+
+
+def on_cpu() -> ModuleType | None:
+    """The extension, where MLX computes on the CPU."""
+    return extension() if mx.default_device() == mx.cpu else None
+
+
+def linear(
+    layer: nn.Module, x: mx.array, norm: nn.LayerNorm | None, gelu: bool, residual: mx.array | None
+) -> mx.array | None:
+    """`ops.linear.linear`, in one pass over the weights; None where MLX does better, or must do it."""
+    functions = on_cpu()
+    if functions is None or x.dtype != mx.float32:
+        return None
+    if isinstance(layer, nn.QuantizedLinear):
+        if layer.group_size != GROUP_SIZE or layer.bits not in (4, 8) or layer.scales.dtype == mx.bfloat16:
+            return None
+        weights: dict[str, Any] = {
+            "w": layer.weight,
+            "scales": layer.scales,
+            "biases": layer.biases,
+            "bits": layer.bits,
+            "eight_bit_activations": getattr(layer, "eight_bit_activations", False),
+        }
+    elif layer.weight.dtype == mx.float32 and x.size <= FEW_ROWS * x.shape[-1]:
+        weights = {"w": layer.weight}
+    else:
+        return None
+    if norm is not None:
+        weights.update(norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+    y: mx.array = functions.linear(x, bias=layer.get("bias"), gelu=gelu, residual=residual, **weights)
+    return y
+
+
+def cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
+    """Of keys and values: half precision for a quantised model, where the extension reads it.
+
+    By then they are most of what a step reads; MLX's own attention has no fast half precision on CPUs.
+    """
+    return mx.float16 if quantized and on_cpu() is not None else dtype
