@@ -1,0 +1,360 @@
+// The kernels as MLX operations on the CPU, and their Python names.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/mlx.h"
+#include "mlx/primitives.h"
+#include "mlx/utils.h"
+#include "pool.h"
+
+namespace mx = mlx::core;
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace musicgen {
+namespace {
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+mx::Stream cpu() { return mx::default_stream(mx::Device(mx::Device::cpu)); }
+
+Format format_of(const mx::array& a) {
+  require(a.dtype() == mx::float32 || a.dtype() == mx::float16, "only float32 and float16 are supported");
+  return a.dtype() == mx::float16 ? Format::float16 : Format::float32;
+}
+
+// Scratch of the thread that runs a stream's operations; it grows to the largest call and stays.
+template <class T>
+T* scratch(size_t size) {
+  thread_local std::vector<T> memory;
+  if (memory.size() < size) memory.resize(size);
+  return memory.data();
+}
+
+class CpuPrimitive : public mx::Primitive {
+ public:
+  using mx::Primitive::Primitive;
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("this operation runs on the CPU only");
+  }
+};
+
+struct LinearOptions {
+  int bits;  // 0: float32
+  bool norm, bias, gelu, residual, eight_bit_activations;
+  float eps;
+  bool operator==(const LinearOptions&) const = default;
+};
+
+class LinearPrimitive : public CpuPrimitive {
+ public:
+  LinearPrimitive(mx::Stream stream, LinearOptions options) : CpuPrimitive(stream), options_(options) {}
+  const char* name() const override { return "MusicgenLinear"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return options_ == static_cast<const LinearPrimitive&>(other).options_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& out = outputs[0];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    if (out.size() == 0) return;
+    const mx::array& x = inputs[0];
+    const mx::array& w = inputs[1];
+    size_t next = 2;
+    const auto floats = [&] { return inputs[next++].data<float>(); };
+
+    Linear a{};
+    a.inputs = x.shape(-1);
+    a.rows = static_cast<int>(x.size() / a.inputs);
+    a.outputs = w.shape(0);
+    a.kind = options_.bits == 0 ? Weights::dense : options_.bits == 8 ? Weights::bits8 : Weights::bits4;
+    a.w = w.data<void>();
+    if (options_.bits) {
+      a.scale_format = format_of(inputs[next]);
+      a.scales = inputs[next++].data<void>();
+      a.biases = inputs[next++].data<void>();
+    }
+    const float* norm_weight = options_.norm ? floats() : nullptr;
+    const float* norm_bias = options_.norm ? floats() : nullptr;
+    a.bias = options_.bias ? floats() : nullptr;
+    a.residual = options_.residual ? floats() : nullptr;
+    a.gelu = options_.gelu;
+    a.x = x.data<float>();
+    a.y = out.data<float>();
+    const LinearOptions options = options_;
+    mx::cpu::get_command_encoder(stream()).dispatch([a, norm_weight, norm_bias, options]() mutable {
+      prepare(a, norm_weight, norm_bias, options);
+      Pool& pool = Pool::get();
+      // Pieces of some 64 KB of weights, at least a few for each thread.
+      const size_t row_bytes = static_cast<size_t>(a.inputs) * (options.bits == 0 ? 32 : options.bits) / 8;
+      const int most = (a.outputs + pool.size() * 4 - 1) / (pool.size() * 4);
+      int piece = std::min(most, static_cast<int>(65536 / std::max<size_t>(row_bytes, 1)));
+      piece = std::max(16, (piece + 15) / 16 * 16);
+      pool.run((a.outputs + piece - 1) / piece, [&](int i) {
+        kernels().linear(a, i * piece, std::min(a.outputs, (i + 1) * piece));
+      });
+    });
+  }
+
+ private:
+  // The activations as the kernel wants them: normalised, and in 8 bits or reordered if the weights are quantised.
+  static void prepare(Linear& a, const float* norm_weight, const float* norm_bias, const LinearOptions& options) {
+    const Kernels& k = kernels();
+    const size_t K = a.inputs, size = K * a.rows, groups = K / kGroup;
+    float* memory = scratch<float>(2 * size + 2 * groups * a.rows);
+    if (norm_weight) {
+      for (int r = 0; r < a.rows; r++)
+        k.layer_norm(a.x + r * K, norm_weight, norm_bias, memory + r * K, a.inputs, options.eps);
+      a.x = memory;
+    }
+    if (!options.bits) return;
+    float* ordered = memory + size;
+    float* x_sum = ordered + size;
+    float* x_scale = x_sum + groups * a.rows;
+    for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
+    if (options.bits == 4) {
+      for (int r = 0; r < a.rows; r++) k.split_even_odd(a.x + r * K, a.inputs, ordered + r * K);
+      a.x = ordered;
+    }
+    if (options.eight_bit_activations) {
+      int8_t* x8 = scratch<int8_t>(size);
+      for (int r = 0; r < a.rows; r++)
+        k.quantize(a.x + r * K, a.inputs, x8 + r * K, x_scale + r * groups, x_sum + r * groups);
+      a.x8 = x8;
+    }
+    a.x_sum = x_sum;
+    a.x_scale = x_scale;
+  }
+
+  LinearOptions options_;
+};
+
+class AttendPrimitive : public CpuPrimitive {
+ public:
+  AttendPrimitive(mx::Stream stream, float scale, bool mask) : CpuPrimitive(stream), scale_(scale), mask_(mask) {}
+  const char* name() const override { return "MusicgenAttend"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    const auto& o = static_cast<const AttendPrimitive&>(other);
+    return o.scale_ == scale_ && o.mask_ == mask_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& out = outputs[0];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    const mx::array &q = inputs[0], &k = inputs[1], &v = inputs[2];
+    const int batch = k.shape(0), heads = k.shape(1), length = k.shape(2), dim = k.shape(3);
+    const size_t item = k.itemsize();
+    const float* q0 = q.data<float>();
+    const char* k0 = k.data<char>();
+    const char* v0 = v.data<char>();
+    const uint8_t* mask = mask_ ? inputs[3].data<uint8_t>() : nullptr;
+    float* out0 = out.data<float>();
+    Head head{};
+    head.format = format_of(k);
+    head.length = length;
+    head.dim = dim;
+    head.scale = scale_;
+    const int64_t qb = q.strides(0), qh = q.strides(1), kb = k.strides(0), kh = k.strides(1), vb = v.strides(0),
+                  vh = v.strides(1);
+    head.stride = k.strides(2);
+    mx::cpu::get_command_encoder(stream()).dispatch([=]() {
+      const int pieces = batch * heads;
+      const int each = length > 64 ? 1 : 8;  // too little work to share out singly
+      Pool::get().run((pieces + each - 1) / each, [&](int piece) {
+        float* scores = scratch<float>(length);
+        for (int i = piece * each; i < std::min(pieces, (piece + 1) * each); i++) {
+          const int b = i / heads, h = i % heads;
+          Head a = head;
+          a.q = q0 + b * qb + h * qh;
+          a.k = k0 + (b * kb + h * kh) * item;
+          a.v = v0 + (b * vb + h * vh) * item;
+          a.mask = mask ? mask + static_cast<size_t>(b) * length : nullptr;
+          a.out = out0 + static_cast<size_t>(i) * dim;
+          a.scores = scores;
+          kernels().attend(a);
+        }
+      });
+    });
+  }
+
+ private:
+  float scale_;
+  bool mask_;
+};
+
+class EluPrimitive : public CpuPrimitive {
+ public:
+  using CpuPrimitive::CpuPrimitive;
+  const char* name() const override { return "MusicgenElu"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& out = outputs[0];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    const float* x = inputs[0].data<float>();
+    float* y = out.data<float>();
+    const size_t size = out.size();
+    mx::cpu::get_command_encoder(stream()).dispatch([=]() {
+      constexpr size_t piece = 16384;
+      Pool::get().run(static_cast<int>((size + piece - 1) / piece), [&](int i) {
+        const size_t at = i * piece;
+        kernels().elu(x + at, y + at, std::min(piece, size - at));
+      });
+    });
+  }
+};
+
+class LstmPrimitive : public CpuPrimitive {
+ public:
+  using CpuPrimitive::CpuPrimitive;
+  const char* name() const override { return "MusicgenLstm"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    for (auto& out : outputs) out.set_data(mx::allocator::malloc(out.nbytes()));
+    const int batch = inputs[0].shape(0), steps = inputs[0].shape(1), dim = inputs[1].shape(1);
+    const float* projected = inputs[0].data<float>();
+    const float* w = inputs[1].data<float>();
+    const float* h0 = inputs[2].data<float>();
+    const float* c0 = inputs[3].data<float>();
+    float* out = outputs[0].data<float>();
+    float* c = outputs[1].data<float>();
+    mx::cpu::get_command_encoder(stream()).dispatch([=]() {
+      Pool& pool = Pool::get();
+      std::copy(c0, c0 + static_cast<size_t>(batch) * dim, c);
+      const int piece = std::max(16, (dim + pool.size() * 2 - 1) / (pool.size() * 2));
+      const int pieces = (dim + piece - 1) / piece;
+      for (int t = 0; t < steps; t++)
+        pool.run(pieces, [&](int i) {
+          for (int b = 0; b < batch; b++) {
+            const size_t row = static_cast<size_t>(b) * steps + t;
+            LstmStep step{dim, w, projected + row * 4 * dim,
+                          t ? out + (row - 1) * dim : h0 + static_cast<size_t>(b) * dim,
+                          c + static_cast<size_t>(b) * dim, out + row * dim};
+            kernels().lstm(step, i * piece, std::min(dim, (i + 1) * piece));
+          }
+        });
+    });
+  }
+};
+
+mx::array row_contiguous(const mx::array& a, mx::Stream stream) { return mx::contiguous(a, false, stream); }
+
+using Maybe = std::optional<mx::array>;
+
+mx::array linear(const mx::array& x, const mx::array& w, const Maybe& scales, const Maybe& biases, int bits,
+                 const Maybe& norm_weight, const Maybe& norm_bias, float eps, const Maybe& bias, bool gelu,
+                 const Maybe& residual, bool eight_bit_activations) {
+  require(x.dtype() == mx::float32 && x.ndim() > 0 && w.ndim() == 2, "x must be float32 and w a matrix");
+  const int inputs = x.shape(-1), outputs = w.shape(0);
+  require(inputs > 0, "x has no inputs");
+  const auto stream = cpu();
+  std::vector<mx::array> arrays{row_contiguous(x, stream), row_contiguous(w, stream)};
+  const auto vector = [&](const mx::array& a, int size, const char* what) {
+    require(a.dtype() == mx::float32 && a.ndim() == 1 && a.shape(0) == size, what);
+    arrays.push_back(row_contiguous(a, stream));
+  };
+  require(bits == 0 || bits == 4 || bits == 8, "bits must be 0, 4 or 8");
+  if (bits) {
+    require(scales && biases && inputs % kGroup == 0, "quantised weights need scales and biases for groups of 64");
+    require(w.dtype() == mx::uint32 && w.shape(1) == inputs * bits / 32, "w doesn't fit x");
+    for (const auto& part : {*scales, *biases}) {
+      require(part.ndim() == 2 && part.shape(0) == outputs && part.shape(1) == inputs / kGroup &&
+                  part.dtype() == scales->dtype(),
+              "scales and biases don't fit w");
+      format_of(part);
+      arrays.push_back(row_contiguous(part, stream));
+    }
+  } else {
+    require(w.dtype() == mx::float32 && w.shape(1) == inputs, "w doesn't fit x");
+  }
+  require(norm_weight.has_value() == norm_bias.has_value(), "a norm has a weight and a bias");
+  if (norm_weight) {
+    vector(*norm_weight, inputs, "the norm's weight doesn't fit x");
+    vector(*norm_bias, inputs, "the norm's bias doesn't fit x");
+  }
+  if (bias) vector(*bias, outputs, "the bias doesn't fit w");
+  auto shape = x.shape();
+  shape.back() = outputs;
+  if (residual) {
+    require(residual->dtype() == mx::float32 && residual->shape() == shape, "the residual doesn't fit");
+    arrays.push_back(row_contiguous(*residual, stream));
+  }
+  const LinearOptions options{bits, norm_weight.has_value(), bias.has_value(), gelu, residual.has_value(),
+                              eight_bit_activations && bits != 0, eps};
+  return mx::array(shape, mx::float32, std::make_shared<LinearPrimitive>(stream, options), std::move(arrays));
+}
+
+mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Maybe& mask) {
+  require(q.dtype() == mx::float32 && q.ndim() == 4 && q.shape(2) == 1, "q must be float32 [B, heads, 1, dim]");
+  require(k.ndim() == 4 && k.shape() == v.shape() && k.dtype() == v.dtype(), "k and v must be alike");
+  require(k.shape(0) == q.shape(0) && k.shape(1) == q.shape(1) && k.shape(3) == q.shape(3), "k doesn't fit q");
+  format_of(k);
+  const auto stream = cpu();
+  const int batch = k.shape(0), length = k.shape(2);
+  // A view of one slice of the cache is read as it lies; anything else is copied by MLX first.
+  std::vector<mx::array> arrays{q, k, v};
+  if (mask) {
+    require(mask->dtype() == mx::bool_ && mask->ndim() == 2 && mask->shape(0) == batch && mask->shape(1) == length,
+            "the mask must be bool [B, T]");
+    arrays.push_back(row_contiguous(*mask, stream));
+  }
+  return mx::array({batch, 1, q.shape(1) * q.shape(3)}, mx::float32,
+                   std::make_shared<AttendPrimitive>(stream, scale, mask.has_value()), std::move(arrays));
+}
+
+mx::array elu(const mx::array& x) {
+  require(x.dtype() == mx::float32, "x must be float32");
+  const auto stream = cpu();
+  return mx::array(x.shape(), mx::float32, std::make_shared<EluPrimitive>(stream),
+                   std::vector<mx::array>{row_contiguous(x, stream)});
+}
+
+// Hidden states [B, T, dim] and the last cell state [B, dim].
+std::vector<mx::array> lstm(const mx::array& projected, const mx::array& w, const mx::array& h, const mx::array& c) {
+  require(projected.dtype() == mx::float32 && projected.ndim() == 3, "projected must be float32 [B, T, 4 * dim]");
+  require(w.dtype() == mx::float32 && w.ndim() == 2 && w.shape(0) == 4 * w.shape(1) &&
+              w.shape(0) == projected.shape(2),
+          "w must be float32 [4 * dim, dim]");
+  const int batch = projected.shape(0), steps = projected.shape(1), dim = w.shape(1);
+  const auto stream = cpu();
+  std::vector<mx::array> arrays{row_contiguous(projected, stream), row_contiguous(w, stream)};
+  for (const auto& state : {h, c}) {
+    require(state.dtype() == mx::float32 && state.shape() == mx::Shape({batch, dim}), "states must be [B, dim]");
+    arrays.push_back(row_contiguous(state, stream));
+  }
+  return mx::array::make_arrays({{batch, steps, dim}, {batch, dim}}, {mx::float32, mx::float32},
+                                std::make_shared<LstmPrimitive>(stream), arrays);
+}
+
+}  // namespace
+}  // namespace musicgen
+
+NB_MODULE(_extension, m) {
+  using namespace musicgen;
+  m.def("linear", &linear, "x"_a, "w"_a, "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0,
+        "norm_weight"_a = nb::none(), "norm_bias"_a = nb::none(), "eps"_a = 1e-5f, "bias"_a = nb::none(),
+        "gelu"_a = false, "residual"_a = nb::none(), "eight_bit_activations"_a = false);
+  m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none());
+  m.def("elu", &elu, "x"_a);
+  m.def("lstm", &lstm, "projected"_a, "w"_a, "h"_a, "c"_a);
+  m.def("instruction_set", [] { return std::string(kernels().name); });
+  m.def("instruction_sets", [] {
+    const Kernels* tables[8];
+    std::vector<std::string> names;
+    for (int i = 0, n = supported(tables, 8); i < n; i++) names.emplace_back(tables[i]->name);
+    return names;
+  });
+}

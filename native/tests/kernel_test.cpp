@@ -1,0 +1,238 @@
+// Every kernel of every instruction set that this machine has, on random shapes, against a plain one in double
+// precision; and the pool, from several callers at once. To be built with a sanitizer (see the Makefile).
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+using namespace musicgen;
+
+namespace {
+
+int failures = 0;
+std::mt19937 generator(7);
+
+float normal() { return std::normal_distribution<float>()(generator); }
+int between(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+std::vector<float> random_floats(size_t size) {
+  std::vector<float> values(size);
+  for (auto& value : values) value = normal();
+  return values;
+}
+
+void check(const char* isa, const char* what, double found, double wanted, double tolerance) {
+  if (std::fabs(found - wanted) <= tolerance * (1 + std::fabs(wanted))) return;
+  if (failures++ < 20) std::printf("%s %s: %.9g instead of %.9g\n", isa, what, found, wanted);
+}
+
+double plain_gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+double plain_sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// y of `a` in pieces as the extension takes them, and what it should be for the weights `dense` [N, K].
+void compare_linear(const Kernels& k, Linear a, const std::vector<float>& x, const std::vector<float>& dense,
+                    double tolerance, const char* what) {
+  std::vector<float> y(static_cast<size_t>(a.rows) * a.outputs, NAN);
+  a.y = y.data();
+  for (int n = 0; n < a.outputs;) {
+    const int end = std::min(a.outputs, n + between(1, 40));
+    k.linear(a, n, end);
+    n = end;
+  }
+  for (int m = 0; m < a.rows; m++)
+    for (int n = 0; n < a.outputs; n++) {
+      double sum = 0;
+      for (int i = 0; i < a.inputs; i++)
+        sum += static_cast<double>(dense[static_cast<size_t>(n) * a.inputs + i]) * x[static_cast<size_t>(m) * a.inputs + i];
+      if (a.bias) sum += a.bias[n];
+      if (a.gelu) sum = plain_gelu(sum);
+      const size_t at = static_cast<size_t>(m) * a.outputs + n;
+      if (a.residual) sum += a.residual[at];
+      check(k.name, what, y[at], sum, tolerance * std::sqrt(a.inputs));
+    }
+}
+
+void test_dense(const Kernels& k) {
+  Linear a{};
+  a.kind = Weights::dense;
+  a.rows = between(1, 9);
+  a.outputs = between(1, 70);
+  a.inputs = between(1, 300);
+  const auto x = random_floats(a.rows * a.inputs), w = random_floats(a.outputs * a.inputs);
+  const auto bias = random_floats(a.outputs), residual = random_floats(a.rows * a.outputs);
+  a.x = x.data();
+  a.w = w.data();
+  if (between(0, 1)) a.bias = bias.data();
+  if (between(0, 1)) a.residual = residual.data();
+  a.gelu = between(0, 1);
+  compare_linear(k, a, x, w, 2e-6, "dense");
+}
+
+void test_quantized(const Kernels& k) {
+  Linear a{};
+  const int bits = between(0, 1) ? 8 : 4;
+  a.kind = bits == 8 ? Weights::bits8 : Weights::bits4;
+  a.rows = between(1, 9);
+  a.outputs = between(1, 40);
+  const int groups = between(1, 70);
+  a.inputs = groups * kGroup;
+  auto x = random_floats(a.rows * a.inputs);
+  std::vector<uint8_t> w(static_cast<size_t>(a.outputs) * a.inputs * bits / 8);
+  for (auto& byte : w) byte = between(0, 255);
+  const auto scales = random_floats(a.outputs * groups), biases = random_floats(a.outputs * groups);
+  std::vector<_Float16> scales16(scales.begin(), scales.end()), biases16(biases.begin(), biases.end());
+  const bool half = between(0, 1);
+  a.scale_format = half ? Format::float16 : Format::float32;
+  a.w = w.data();
+  a.scales = half ? static_cast<const void*>(scales16.data()) : scales.data();
+  a.biases = half ? static_cast<const void*>(biases16.data()) : biases.data();
+  std::vector<float> dense(static_cast<size_t>(a.outputs) * a.inputs);
+  for (int n = 0; n < a.outputs; n++)
+    for (int i = 0; i < a.inputs; i++) {
+      const size_t at = static_cast<size_t>(n) * a.inputs + i, g = static_cast<size_t>(n) * groups + i / kGroup;
+      const int q = bits == 8 ? w[at] : (w[at / 2] >> (4 * (at & 1))) & 15;
+      const float scale = half ? static_cast<float>(scales16[g]) : scales[g];
+      const float bias = half ? static_cast<float>(biases16[g]) : biases[g];
+      dense[at] = scale * q + bias;
+    }
+  std::vector<float> ordered(x.size()), x_sum(a.rows * groups), x_scale(a.rows * groups);
+  std::vector<int8_t> x8(x.size());
+  for (int m = 0; m < a.rows; m++) {
+    k.sum_groups(&x[m * a.inputs], a.inputs, &x_sum[m * groups]);
+    k.split_even_odd(&x[m * a.inputs], a.inputs, &ordered[m * a.inputs]);
+  }
+  a.x = bits == 4 ? ordered.data() : x.data();
+  a.x_sum = x_sum.data();
+  compare_linear(k, a, x, dense, bits == 8 ? 2e-4 : 2e-5, "quantized");
+
+  // With inputs in 8 bits: what they stand for is what must come out.
+  for (int m = 0; m < a.rows; m++)
+    k.quantize(a.x + m * a.inputs, a.inputs, &x8[m * a.inputs], &x_scale[m * groups], &x_sum[m * groups]);
+  std::vector<float> rounded(x.size());
+  for (size_t i = 0; i < x.size(); i++) {
+    const size_t in_group = i % kGroup, start = i - in_group;
+    const size_t place = bits == 8 ? i : start + in_group / 2 + (in_group & 1) * kGroup / 2;
+    rounded[i] = x8[place] * x_scale[i / kGroup];
+    check(k.name, "rounding", rounded[i], x[i], 0.51 * x_scale[i / kGroup]);
+  }
+  a.x8 = x8.data();
+  a.x_scale = x_scale.data();
+  compare_linear(k, a, rounded, dense, bits == 8 ? 2e-4 : 2e-5, "8-bit activations");
+}
+
+template <class Value>
+void test_attend(const Kernels& k) {
+  Head a{};
+  a.format = sizeof(Value) == 2 ? Format::float16 : Format::float32;
+  a.dim = between(1, 140);
+  a.length = between(1, 90);
+  a.stride = a.dim + between(0, 5);
+  a.scale = 0.3f;
+  const auto q = random_floats(a.dim), keys = random_floats(a.stride * a.length), values = random_floats(a.stride * a.length);
+  // Exactly as long as what may be read.
+  std::vector<Value> k16(keys.begin(), keys.begin() + a.stride * (a.length - 1) + a.dim);
+  std::vector<Value> v16(values.begin(), values.begin() + a.stride * (a.length - 1) + a.dim);
+  std::vector<uint8_t> mask(a.length);
+  for (auto& seen : mask) seen = between(0, 1);
+  mask[between(0, a.length - 1)] = 1;
+  std::vector<float> out(a.dim, NAN), scores(a.length);
+  a.q = q.data();
+  a.k = k16.data();
+  a.v = v16.data();
+  if (between(0, 1)) a.mask = mask.data();
+  a.out = out.data();
+  a.scores = scores.data();
+  k.attend(a);
+  std::vector<double> weight(a.length);
+  double total = 0;
+  for (int t = 0; t < a.length; t++) {
+    double dot = 0;
+    for (int d = 0; d < a.dim; d++) dot += static_cast<double>(q[d]) * static_cast<float>(k16[t * a.stride + d]);
+    weight[t] = a.mask && !mask[t] ? 0 : std::exp(dot * a.scale);
+    total += weight[t];
+  }
+  for (int d = 0; d < a.dim; d++) {
+    double sum = 0;
+    for (int t = 0; t < a.length; t++) sum += weight[t] / total * static_cast<float>(v16[t * a.stride + d]);
+    check(k.name, "attend", out[d], sum, 1e-5);
+  }
+}
+
+void test_rest(const Kernels& k) {
+  const int dim = between(1, 200);
+  const auto x = random_floats(dim), weight = random_floats(dim), bias = random_floats(dim);
+  std::vector<float> y(dim);
+  k.layer_norm(x.data(), weight.data(), bias.data(), y.data(), dim, 1e-5f);
+  const double mean = std::accumulate(x.begin(), x.end(), 0.0) / dim;
+  double variance = 0;
+  for (float value : x) variance += (value - mean) * (value - mean) / dim;
+  for (int i = 0; i < dim; i++)
+    check(k.name, "layer norm", y[i], (x[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i], 2e-4);
+
+  auto wide = x;
+  for (auto& value : wide) value *= 20;
+  k.elu(wide.data(), y.data(), dim);
+  for (int i = 0; i < dim; i++)
+    check(k.name, "elu", y[i], wide[i] > 0 ? wide[i] : std::expm1(static_cast<double>(wide[i])), 1e-6);
+
+  const auto w = random_floats(4 * dim * dim), projected = random_floats(4 * dim), h = random_floats(dim);
+  auto c = random_floats(dim);
+  const auto before = c;
+  std::vector<float> next(dim, NAN);
+  const LstmStep step{dim, w.data(), projected.data(), h.data(), c.data(), next.data()};
+  const int middle = between(0, dim);
+  k.lstm(step, 0, middle);
+  k.lstm(step, middle, dim);
+  for (int i = 0; i < dim; i++) {
+    double gate[4];
+    for (int g = 0; g < 4; g++) {
+      gate[g] = projected[g * dim + i];
+      for (int j = 0; j < dim; j++) gate[g] += static_cast<double>(w[(static_cast<size_t>(g) * dim + i) * dim + j]) * h[j];
+    }
+    const double cell = plain_sigmoid(gate[1]) * before[i] + plain_sigmoid(gate[0]) * std::tanh(gate[2]);
+    check(k.name, "lstm cell", c[i], cell, 1e-4);
+    check(k.name, "lstm", next[i], plain_sigmoid(gate[3]) * std::tanh(cell), 1e-4);
+  }
+}
+
+void test_pool() {
+  Pool pool(4);
+  auto caller = [&](int seed) {
+    for (int round = 0; round < 300; round++) {
+      const int count = (seed * 31 + round * 7) % 50;
+      std::vector<int> done(count);
+      pool.run(count, [&](int i) { done[i]++; });
+      for (int i = 0; i < count; i++)
+        if (done[i] != 1) std::abort();
+    }
+  };
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 3; i++) callers.emplace_back(caller, i);
+  for (auto& thread : callers) thread.join();
+}
+
+}  // namespace
+
+int main() {
+  const Kernels* tables[8];
+  const int count = supported(tables, 8);
+  for (int i = 0; i < count; i++) {
+    for (int round = 0; round < 40; round++) {
+      test_dense(*tables[i]);
+      test_quantized(*tables[i]);
+      test_attend<float>(*tables[i]);
+      test_attend<_Float16>(*tables[i]);
+      test_rest(*tables[i]);
+    }
+    std::printf("%s: checked\n", tables[i]->name);
+  }
+  test_pool();
+  std::printf("%s, %d failed\n", failures ? "failed" : "kernels and pool passed", failures);
+  return failures != 0;
+}

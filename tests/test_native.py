@@ -1,0 +1,182 @@
+"""The native extension computes what MLX's own operations do. Skipped where it isn't built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from audiocraft_mlx.ops import attention, native, recurrence
+from audiocraft_mlx.ops.linear import linear
+
+if native.extension() is None:
+    pytest.skip("the native extension isn't built", allow_module_level=True)
+
+
+def normal(*shape: int) -> mx.array:
+    return mx.random.normal(shape)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
+    mx.random.seed(4)
+
+
+class Pure:
+    """While it is open, MLX's own operations are used."""
+
+    def __enter__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(native, "on_cpu", lambda: None)
+
+    def __exit__(self, *_: object) -> None:
+        self.patch.undo()
+
+
+def both(compute: object) -> tuple[np.ndarray, np.ndarray]:
+    ours = np.array(compute())
+    with Pure():
+        return ours, np.array(compute())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("surrounded", [False, True])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 5, 3), (3, 64, 17), (8, 200, 61)])
+def test_a_dense_layer(rows: int, inputs: int, outputs: int, surrounded: bool, bias: bool) -> None:
+    layer, norm = nn.Linear(inputs, outputs, bias=bias), nn.LayerNorm(inputs)
+    norm.weight, norm.bias = normal(inputs), normal(inputs)
+    x, residual = normal(rows, 1, inputs), normal(rows, 1, outputs)
+    more = {"norm": norm, "gelu": True, "residual": residual} if surrounded else {}
+    assert "MusicgenLinear" in primitives(linear(layer, x, **more))
+    np.testing.assert_allclose(*both(lambda: linear(layer, x, **more)), atol=2e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("scales", [mx.float16, mx.float32])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 1), (2, 192, 33), (13, 4160, 7)])
+def test_a_quantized_layer(rows: int, inputs: int, outputs: int, scales: mx.Dtype, bits: int) -> None:
+    layer = nn.QuantizedLinear.from_linear(nn.Linear(inputs, outputs), 64, bits)
+    layer.scales, layer.biases = layer.scales.astype(scales), layer.biases.astype(scales)
+    norm = nn.LayerNorm(inputs)
+    x, residual = normal(rows, inputs), normal(rows, outputs)
+    ours = linear(layer, x, norm=norm, residual=residual)
+    assert "MusicgenLinear" in primitives(ours)
+    dense = mx.dequantize(
+        layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), 64, bits
+    )
+    wanted = norm(x) @ dense.T + layer.bias + residual
+    np.testing.assert_allclose(ours, wanted, atol=5e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_activations_in_8_bits_cost_what_the_documents_say(bits: int) -> None:
+    layer = nn.QuantizedLinear.from_linear(nn.Linear(1024, 512), 64, bits)
+    x = normal(2, 1024)
+    exact = linear(layer, x)
+    layer.eight_bit_activations = True
+    error = linear(layer, x) - exact
+    relative = (mx.linalg.norm(error) / mx.linalg.norm(exact)).item()
+    assert 1e-4 < relative < 0.01
+
+
+def test_groups_that_the_extension_has_not_are_left_to_mlx() -> None:
+    layer = nn.QuantizedLinear.from_linear(nn.Linear(64, 8), 32, 4)
+    assert "MusicgenLinear" not in primitives(linear(layer, normal(2, 64)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+@pytest.mark.parametrize(("batch", "heads", "length", "dim"), [(1, 1, 1, 2), (2, 3, 70, 32), (3, 2, 9, 20)])
+def test_attention_over_a_part_of_the_cache(
+    batch: int, heads: int, length: int, dim: int, dtype: mx.Dtype, masked: bool
+) -> None:
+    qkv = normal(batch, 1, 3 * heads * dim)
+    q = mx.split(qkv, 3, axis=-1)[1].reshape(batch, 1, heads, dim).transpose(0, 2, 1, 3)
+    k, v = (normal(batch, heads, length + 5, dim).astype(dtype)[:, :, :length] for _ in range(2))
+    mask = mx.arange(length) >= mx.arange(batch)[:, None] if masked and length > batch else None
+    mask = None if mask is None else mask[:, None, None]
+    assert "MusicgenAttend" in primitives(attention.attend(q, k, v, mask))
+    ours = attention.attend(q, k, v, mask)
+    with Pure():
+        wanted = attention.attend(q, k.astype(mx.float32), v.astype(mx.float32), mask)
+    np.testing.assert_allclose(ours, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize(("batch", "length", "inputs", "dim"), [(1, 1, 3, 1), (2, 30, 48, 80), (3, 5, 7, 65)])
+def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
+    layer, x = nn.LSTM(inputs, dim), normal(batch, length, inputs)
+    np.testing.assert_allclose(*both(lambda: recurrence.lstm(layer, x)), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda e: e.linear(normal(2, 3), normal(4, 5)),
+        lambda e: e.linear(normal(2, 3).astype(mx.float16), normal(4, 3)),
+        lambda e: e.linear(normal(2, 3), normal(4, 3), bias=normal(3)),
+        lambda e: e.linear(normal(2, 3), normal(4, 3), residual=normal(2, 3)),
+        lambda e: e.linear(normal(2, 3), normal(4, 3), norm_weight=normal(3)),
+        lambda e: e.linear(normal(2, 64), mx.zeros((4, 8), mx.uint32), bits=4),
+        lambda e: e.linear(normal(2, 64), mx.zeros((4, 9), mx.uint32), normal(4, 1), normal(4, 1), bits=4),
+        lambda e: e.linear(normal(2, 64), mx.zeros((4, 8), mx.uint32), normal(4, 2), normal(4, 2), bits=4),
+        lambda e: e.attend(normal(1, 2, 2, 4), normal(1, 2, 5, 4), normal(1, 2, 5, 4), 1.0),
+        lambda e: e.attend(normal(1, 2, 1, 4), normal(1, 2, 5, 4), normal(1, 2, 6, 4), 1.0),
+        lambda e: e.attend(normal(1, 2, 1, 4), normal(1, 3, 5, 4), normal(1, 3, 5, 4), 1.0),
+        lambda e: e.attend(
+            normal(1, 2, 1, 4), normal(1, 2, 5, 4), normal(1, 2, 5, 4), 1.0, mx.ones((1, 4), mx.bool_)
+        ),
+        lambda e: e.elu(mx.zeros(3, mx.float16)),
+        lambda e: e.lstm(normal(1, 2, 8), normal(8, 3), normal(1, 2), normal(1, 2)),
+        lambda e: e.lstm(normal(1, 2, 8), normal(8, 2), normal(2, 2), normal(1, 2)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(call: object) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        call(native.extension())
+
+
+def test_an_extension_for_another_mlx_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import audiocraft_mlx_native._built_for as built_for
+
+    monkeypatch.setattr(built_for, "MLX_VERSION", "0.1.2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert native.extension.__wrapped__() is None
+    assert "it was built for MLX 0.1.2" in str(caught[0].message)
+    assert "\n" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize("name", native.extension().instruction_sets())
+def test_every_instruction_set_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import mlx.core as mx; from audiocraft_mlx.ops.native import extension; e = extension();"
+        "mx.random.seed(1); x = mx.random.normal((2, 128)); w = mx.random.normal((40, 128));"
+        "q, s, b = mx.quantize(w, 64, 4);"
+        "print(e.instruction_set(), mx.abs(e.linear(x, w) - x @ w.T).max().item() < 1e-4,"
+        "mx.abs(e.linear(x, q, s, b, 4) - x @ mx.dequantize(q, s, b, 64, 4).T).max().item() < 1e-4)"
+    )
+    monkeypatch.setenv("MUSICGEN_MLX_CPU", name)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [name, "True", "True"], done.stderr
+
+
+def test_results_are_the_same_from_run_to_run() -> None:
+    layer, x = nn.QuantizedLinear.from_linear(nn.Linear(512, 700), 64, 4), normal(2, 512)
+    first = np.array(linear(layer, x))
+    for _ in range(20):
+        np.testing.assert_array_equal(np.array(linear(layer, x)), first)
+
+
+def primitives(array: mx.array) -> str:
+    """The names of the operations that make `array`."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("r", suffix=".dot") as file:
+        mx.export_to_dot(file.name, array)
+        return file.read()
