@@ -31,8 +31,10 @@ class FakeMusicGen:
         self.peak = 0.5
         self.during: Callable[[], None] = lambda: None
 
-    def get_pretrained(self, name: str, revision: str | None = None) -> "FakeMusicGen":
-        self.asked.update(name=name, revision=revision)
+    def get_pretrained(
+        self, name: str, revision: str | None = None, quantize: int | None = None
+    ) -> "FakeMusicGen":
+        self.asked.update(name=name, revision=revision, quantize=quantize)
         return self
 
     def set_generation_params(self, **parameters: Any) -> None:
@@ -91,6 +93,7 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeMusicGen) -> None:
     assert fake.asked == {
         "name": "facebook/musicgen-small",
         "revision": None,
+        "quantize": None,
         "duration": 8.0,
         "top_k": None,
         "top_p": None,
@@ -100,11 +103,12 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeMusicGen) -> None:
 
 
 def test_every_option_reaches_the_model(fake: FakeMusicGen) -> None:
-    options = "-m stereo-small --revision abc -o clip.wav -d 0.25 --top-k 0 --top-p 0.9 --temperature 0"
+    options = "-m stereo-small --revision abc -q 8 -o clip.wav -d 0.25 --top-k 0 --top-p 0.9 --temperature 0"
     assert main(["piano", *options.split(), "--cfg-coef", "-1.5", "--seed", "4294967295", "--no-open"]) == 0
     assert fake.asked == {
         "name": "stereo-small",
         "revision": "abc",
+        "quantize": 8,
         "duration": 0.25,
         "top_k": 0,
         "top_p": 0.9,
@@ -193,6 +197,11 @@ def test_an_unusable_prompt_on_standard_input_is_refused(
             (["piano", "-d", value], f"must be a number of seconds above 0 and below 1000000, not '{value}'")
             for value in ("0", "-1", "nan", "inf", "1e308", "ten")
         ),
+        *(
+            (["piano", "-q", value], f"--quantize: invalid choice: {value} (choose from 4, 8)")
+            for value in ("3", "16", "-4")
+        ),
+        (["piano", "-q", "half"], "--quantize: invalid int value: 'half'"),
         *(
             (["piano", "--top-k", value], f"--top-k: must be a whole number, 0 or more, not '{value}'")
             for value in ("-1", "2.5", "many", "9" * 500, "9" * 5000)

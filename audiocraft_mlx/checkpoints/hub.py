@@ -56,11 +56,13 @@ class Source(ABC):
     Attributes:
         name: What messages call it.
         files: The names of the files it has, relative to its root, with '/'.
+        origin: The Hub repository it comes from, or `demo`; None for a folder.
     """
 
-    def __init__(self, name: str, files: frozenset[str]) -> None:
+    def __init__(self, name: str, files: frozenset[str], origin: str | None) -> None:
         self.name = name
         self.files = files
+        self.origin = origin
 
     def path(self, filename: str) -> Path:
         """Where a file lies on disk; it is downloaded first if need be.
@@ -93,7 +95,7 @@ def open_source(name: str, revision: str | None = None) -> Source:
     if name == DEMO:
         if revision is not None:
             raise UsageError(f"{DEMO}: the model in this package has no revision; leave the revision out")
-        return LocalFolder(DEMO, _DEMO_FOLDER)
+        return LocalFolder(DEMO, _DEMO_FOLDER, DEMO)
     if name in SHORT_NAMES:
         return HubRepository(SHORT_NAMES[name], revision)
     folder = _as_folder(name)
@@ -135,9 +137,9 @@ def _is_repository_name(name: str) -> bool:
 class LocalFolder(Source):
     """A folder on disk: its files, and those one folder below."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, origin: str | None = None) -> None:
         found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
-        super().__init__(name, frozenset(path.relative_to(folder).as_posix() for path in found))
+        super().__init__(name, frozenset(path.relative_to(folder).as_posix() for path in found), origin)
         self._folder = folder
 
     def _locate(self, filename: str) -> Path:
@@ -159,7 +161,7 @@ class HubRepository(Source):
                 raise
             # A file that is missing now may be missing in the cache only: every message should say so.
             name = f"{repository} (as cached; the Hub could not be asked)"
-        super().__init__(name, files)
+        super().__init__(name, files, repository)
 
     def _listed(self) -> tuple[str, frozenset[str]]:
         """The commit and the files according to the Hub: one request, no retries."""

@@ -37,7 +37,7 @@ def read_transformers_weights(source: Source, wanted: Callable[[str], bool] = la
         path = source.path(name)
         tensors: Mapping[str, mx.array | StoredTensor]
         tensors = (
-            _read_safetensors(path) if name.endswith(".safetensors") else _stored(read_torch_file(path), name)
+            read_safetensors(path) if name.endswith(".safetensors") else _stored(read_torch_file(path), name)
         )
         missing = sorted(expected - tensors.keys())
         if missing:
@@ -78,7 +78,8 @@ def _shards(source: Source, index: str, wanted: Callable[[str], bool]) -> dict[s
     return files
 
 
-def _read_safetensors(path: Path) -> Weights:
+def read_safetensors(path: Path) -> Weights:
+    """All tensors of a file; their data is read when it is first used. Raises `CheckpointError`."""
     try:
         # MLX reads the data; the library checks that the header is sound and that all bytes are there.
         with safe_open(path, framework="numpy"):

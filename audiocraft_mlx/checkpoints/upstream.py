@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from tokenizers import Tokenizer
 
+from audiocraft_mlx.checkpoints import native
+from audiocraft_mlx.checkpoints.checkpoint import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    Checkpoint,
+    fit_codec,
+    lm_dtype,
+    read_config,
+    read_projection,
+    read_tokenizer,
+)
 from audiocraft_mlx.checkpoints.hub import Source, open_source
 from audiocraft_mlx.checkpoints.pickles import read_torch_file
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
@@ -19,55 +27,57 @@ from audiocraft_mlx.configs import Section
 from audiocraft_mlx.decoding.guidance import Guidance
 from audiocraft_mlx.decoding.sampling import Sampling
 from audiocraft_mlx.errors import CheckpointError, UsageError
-from audiocraft_mlx.models.encodec import Encodec, EncodecConfig, StereoEncodec
+from audiocraft_mlx.models.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.quantization import quantize
 from audiocraft_mlx.models.t5 import T5Config, T5Encoder
 from audiocraft_mlx.models.weights import Weights, load_strict
+from audiocraft_mlx.ops.blas import use_fast_blas
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
-CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-TOKENIZER_FILE = "tokenizer.json"
 T5_BASE = "t5-base"
 """The text encoder of every MusicGen; its tokenizer serves a folder that came without one."""
 RELEASED_MAX_DURATION = 30.0
 
-Codec = Encodec | StereoEncodec
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A loaded model: three networks and how they are meant to be used."""
-
-    lm: LM
-    codec: Codec
-    conditioner: TextConditioner
-    max_duration: float
-    """Seconds that the model was trained to make in one go."""
-    sampling: Sampling
-    guidance: Guidance
-
-
-def load(name: str, revision: str | None = None) -> Checkpoint:
+def load(name: str, revision: str | None = None, quantize_to: int | None = None) -> Checkpoint:
     """Load a model from the Hub (by its name or one of our short names) or from a folder.
 
-    An audiocraft release file is preferred where there are both formats: it is half the bytes.
+    With `quantize_to` (4 or 8) its weights are quantized to so many bits while they are read.
     Raises `CheckpointError`, `DownloadError` or `UsageError`.
+    """
+    use_fast_blas()
+    checkpoint = read(name, revision)
+    if quantize_to is not None:
+        quantize(checkpoint, quantize_to)
+    checkpoint.evaluate()
+    return checkpoint
+
+
+def read(name: str, revision: str | None = None) -> Checkpoint:
+    """As `load`, but the weights are only promised: what is done to them costs the memory of its result.
+
+    An audiocraft release file is preferred where there are both upstream formats: it is half the bytes.
     """
     source = open_source(name, revision)
     if LM_FILE in source.files:
-        return _load_audiocraft(source)
+        return _read_audiocraft(source)
     if CONFIG_FILE in source.files:
-        return _load_transformers(source)
+        config = read_config(source)
+        return (
+            native.read(source, config) if native.recognizes(config) else _read_transformers(source, config)
+        )
     raise CheckpointError(
         f"{source.name} has no MusicGen checkpoint: neither {LM_FILE} (audiocraft)"
-        f" nor {CONFIG_FILE} (transformers)"
+        f" nor {CONFIG_FILE} (transformers, or our own format)"
     )
 
 
-def _load_audiocraft(source: Source) -> Checkpoint:
+def _read_audiocraft(source: Source) -> Checkpoint:
     path = source.path(LM_FILE)
     config, weights = _audiocraft_package(read_torch_file(path), str(path))
     lm_config = LMConfig.from_audiocraft(config)
@@ -76,23 +86,22 @@ def _load_audiocraft(source: Source) -> Checkpoint:
     projection = {
         name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)
     }
-    lm = _build(LM, lm_config, weights, _lm_dtype(), str(path))
+    lm = _build(LM, lm_config, weights, lm_dtype(), str(path))
     t5_source = open_source(t5_name)
-    t5_config = T5Config.from_transformers(_json_config(t5_source))
+    t5_config = T5Config.from_transformers(read_config(t5_source))
     t5_weights = read_transformers_weights(t5_source, T5Encoder.is_encoder_weight)
     return Checkpoint(
         lm=lm,
-        codec=_fit_codec(
-            _audiocraft_codec(source, config), lm_config, *_audiocraft_stereo(config), str(path)
-        ),
+        codec=fit_codec(_audiocraft_codec(source, config), lm_config, *_audiocraft_stereo(config), str(path)),
         conditioner=TextConditioner(
-            _tokenizer(t5_source),
+            read_tokenizer(t5_source),
             _build(T5Encoder, t5_config, t5_weights, mx.float32, t5_source.name),
-            _projection(t5_config, lm_config, projection, str(path)),
+            read_projection(t5_config, lm_config, projection, str(path)),
         ),
         max_duration=config.section("dataset").number("segment_duration", RELEASED_MAX_DURATION),
         sampling=Sampling(),
         guidance=Guidance(two_step=config.section("transformer_lm").boolean("two_step_cfg", False)),
+        origin=source.origin,
     )
 
 
@@ -154,7 +163,7 @@ def _codec_by_name(name: str) -> Encodec:
     source = open_source(name)
     if CODEC_FILE in source.files:
         return _codec_from_release(source)
-    return _codec_from_transformers(_json_config(source), read_transformers_weights(source), source.name)
+    return _codec_from_transformers(read_config(source), read_transformers_weights(source), source.name)
 
 
 def _codec_from_release(source: Source) -> Encodec:
@@ -170,8 +179,7 @@ def _codec_from_transformers(config: Section, weights: Weights, where: str) -> E
     return _build(Encodec, EncodecConfig.from_transformers(config), weights, mx.float32, where)
 
 
-def _load_transformers(source: Source) -> Checkpoint:
-    config = _json_config(source)
+def _read_transformers(source: Source, config: Section) -> Checkpoint:
     kind = config.text("model_type", "")
     if kind != "musicgen":
         raise config.error("model_type", f"is {kind!r}; only 'musicgen' is supported yet")
@@ -191,23 +199,24 @@ def _load_transformers(source: Source) -> Checkpoint:
             raise CheckpointError(f"{source.name} doesn't fit its configuration: {name} is unexpected")
         parts[part][rest] = weights.pop(name)
     where = source.name
-    lm = _build(LM, lm_config, parts.pop("decoder"), _lm_dtype(), f"{where}, decoder")
+    lm = _build(LM, lm_config, parts.pop("decoder"), lm_dtype(), f"{where}, decoder")
     t5 = _build(T5Encoder, t5_config, parts.pop("text_encoder"), mx.float32, f"{where}, text_encoder")
     codec = _build(Encodec, codec_config, parts.pop("audio_encoder"), mx.float32, f"{where}, audio_encoder")
     stereo = config.section("decoder").integer("audio_channels", 1) == 2
-    tokenizer = _tokenizer(source if TOKENIZER_FILE in source.files else open_source(T5_BASE))
+    tokenizer = read_tokenizer(source if TOKENIZER_FILE in source.files else open_source(T5_BASE))
     sampling, guidance, max_duration = _generation_defaults(source, codec.frame_rate)
     return Checkpoint(
         lm=lm,
-        codec=_fit_codec(codec, lm_config, stereo, None, where),
+        codec=fit_codec(codec, lm_config, stereo, None, where),
         conditioner=TextConditioner(
             tokenizer,
             t5,
-            _projection(t5_config, lm_config, parts["enc_to_dec_proj"], f"{where}, enc_to_dec_proj"),
+            read_projection(t5_config, lm_config, parts["enc_to_dec_proj"], f"{where}, enc_to_dec_proj"),
         ),
         max_duration=max_duration,
         sampling=sampling,
         guidance=guidance,
+        origin=source.origin,
     )
 
 
@@ -251,53 +260,7 @@ def _build(
     return module
 
 
-def _projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) -> nn.Linear | None:
-    """From T5's dimension to the transformer's; transformers leaves it out where the two are the same."""
-    if not weights and t5.dim == lm.dim:
-        return None
-    projection = nn.Linear(t5.dim, lm.dim)
-    load_strict(projection, weights, mx.float32, where)
-    return projection
-
-
-def _fit_codec(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, where: str) -> Codec:
-    """The codec as the language model sees it: so many codebooks, of one channel or two."""
-    needed = lm.num_codebooks // (2 if stereo else 1)
-    if codec.cardinality != lm.cardinality or needed > codec.num_codebooks or used not in (None, needed):
-        raise CheckpointError(
-            f"{where}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
-            f" its codec, which has {codec.num_codebooks} of {codec.cardinality} for each of its channels"
-        )
-    codec.num_codebooks = needed
-    if not stereo:
-        return codec
-    if codec.channels != 1:
-        raise CheckpointError(
-            f"{where}: a stereo model needs a mono codec, and its own has {codec.channels} channels"
-        )
-    return StereoEncodec(codec)
-
-
-def _lm_dtype() -> mx.Dtype:
-    """Half precision on a GPU, single on a CPU, as in the reference."""
-    return mx.float16 if mx.default_device() == mx.gpu else mx.float32
-
-
 def _needed(config: Section, key: str) -> Section:
     if key not in config:
         raise config.error(key, "is missing")
     return config.section(key)
-
-
-def _json_config(source: Source) -> Section:
-    path = source.path(CONFIG_FILE)
-    return Section(read_json(path), str(path))
-
-
-def _tokenizer(source: Source) -> Tokenizer:
-    path: Path = source.path(TOKENIZER_FILE)
-    try:
-        return Tokenizer.from_file(str(path))
-    # The library raises bare `Exception`.
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a readable tokenizer; download it again") from error

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from audiocraft_mlx import __version__
-from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.cli.common import Parser, run, say
+from audiocraft_mlx.errors import UsageError
 
 PROGRAM = "musicgen-mlx"
 DEFAULT_OUTPUT = Path("musicgen_output.wav")
@@ -27,32 +28,12 @@ _Number = TypeVar("_Number", int, float)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own arguments) and return its exit status."""
-    _open_closed_streams()
-    try:
-        _generate(_parse(argv))
-    except MusicGenError as error:
-        return _fail(str(error), error.exit_status)
-    except MemoryError:
-        return _fail("out of memory; try a shorter --duration or a smaller --model", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    return 0
+    return run(_generate, argv, PROGRAM)
 
 
-def _open_closed_streams() -> None:
-    """Give a process that was started without standard streams (`<&-`) some that lead nowhere.
+def _generate(argv: list[str] | None) -> None:
+    arguments = _parse(argv)
 
-    Else the next file that is opened gets their number: MLX takes descriptor 0 for a failure, and a progress
-    bar has nowhere to go.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open as long as the process lives
-
-
-def _generate(arguments: argparse.Namespace) -> None:
     from audiocraft_mlx.audio.picture import plot, require_matplotlib
     from audiocraft_mlx.audio.write import check_wav_size, check_writable, unused_path, write_wav
 
@@ -66,7 +47,9 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     from audiocraft_mlx.models.musicgen import MusicGen
 
-    model = MusicGen.get_pretrained(arguments.model, revision=arguments.revision)
+    model = MusicGen.get_pretrained(
+        arguments.model, revision=arguments.revision, quantize=arguments.quantize, fast=arguments.fast
+    )
     check_wav_size(output, model.audio_channels, int(arguments.duration * model.sample_rate))
     # Without a seed one is drawn here, so that it can be shown and the clip made again.
     seed = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
@@ -91,13 +74,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     channels, samples = audio.shape
     seconds = samples / model.sample_rate
     layout = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
-    _say(f"wrote {output}: {layout}, {seconds:.2f} s, {model.sample_rate} Hz")
-    _say(f"seed {seed}, {elapsed:.1f} s to make, {seconds / elapsed:.2f}x real time")
+    say(f"wrote {output}: {layout}, {seconds:.2f} s, {model.sample_rate} Hz")
+    say(f"seed {seed}, {elapsed:.1f} s to make, {seconds / elapsed:.2f}x real time")
     if peak > 1:
-        _say(f"peak {peak:.2f} scaled down to fit 16 bits")
+        say(f"peak {peak:.2f} scaled down to fit 16 bits")
     if arguments.plot:
         plot(arguments.plot, audio, model.sample_rate, arguments.prompt)
-        _say(f"drew {arguments.plot}")
+        say(f"drew {arguments.plot}")
     if arguments.open and sys.platform == "darwin":
         # Opening is a courtesy; over ssh, say, there is no player, and the file is there all the same.
         subprocess.run(["open", str(output.resolve())], check=False, stderr=subprocess.DEVNULL)
@@ -123,15 +106,6 @@ def _progress_bar(duration: float) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; try {PROGRAM} --help")
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        # What argparse itself prints: --help and --version.
-        _say(message, end="")
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _make_parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -151,8 +125,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _make_parser() -> _Parser:
-    parser = _Parser(
+def _make_parser() -> Parser:
+    parser = Parser(
         prog=PROGRAM,
         description="Make music from a description, with Meta's MusicGen on MLX.",
         allow_abbrev=False,
@@ -171,6 +145,19 @@ def _make_parser() -> _Parser:
         "(default: %(default)s)",
     )
     model.add_argument("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
+    model.add_argument(
+        "-q",
+        "--quantize",
+        metavar="BITS",
+        type=int,
+        choices=(4, 8),
+        help="keep the model's weights in 4 or 8 bits: less memory, and faster where memory is slow",
+    )
+    model.add_argument(
+        "--fast",
+        action="store_true",
+        help="on a Linux CPU, calculate a quantized model's steps with 8-bit inputs too: less exact",
+    )
 
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -269,23 +256,3 @@ def _read_prompt() -> str:
         return sys.stdin.buffer.read().decode("utf-8-sig").strip() if sys.stdin else ""
     except UnicodeDecodeError:
         raise UsageError("the prompt on standard input is not valid UTF-8; convert it first") from None
-
-
-def _say(text: str, end: str = "\n") -> None:
-    """Print to standard output now; a reader that has gone away (`| head`) is no error."""
-    try:
-        # A file name may hold bytes that standard output's encoding has no characters for.
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
-    except OSError as error:
-        # What is still buffered would be tried again, and complained about, when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise OutputError(
-                f"standard output can't be written: {error.strerror}; free some space"
-            ) from error
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"{PROGRAM}: error: {' '.join(message.splitlines())}", file=sys.stderr)
-    return status

@@ -16,6 +16,7 @@ from audiocraft_mlx.decoding.sampling import Sampling
 from audiocraft_mlx.decoding.windows import generate_windows, plan_windows
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.conditions import Conditions
+from audiocraft_mlx.models.quantization import use_eight_bit_activations
 
 ProgressCallback = Callable[[int, int], None]
 Generated = mx.array | tuple[mx.array, mx.array]
@@ -44,19 +45,32 @@ class MusicGen:
         self.set_generation_params(duration=min(15.0, self.max_duration))
 
     @staticmethod
-    def get_pretrained(name: str = "facebook/musicgen-small", revision: str | None = None) -> MusicGen:
+    def get_pretrained(
+        name: str = "facebook/musicgen-small",
+        revision: str | None = None,
+        quantize: int | None = None,
+        fast: bool = False,
+    ) -> MusicGen:
         """Load a model.
 
         Args:
             name: a Hub repository, a short name (`small` … `stereo-large`), or a folder with a checkpoint
-                in audiocraft's or transformers' format.
+                in audiocraft's or transformers' format or in that of `musicgen-mlx-convert`.
             revision: branch, tag or commit on the Hub.
+            quantize: 4 or 8: keep the weights of the linear layers in so many bits.
+            fast: calculate a quantized model's layers with 8-bit activations, where the native extension
+                for Linux CPUs does it (docs/PERFORMANCE.md says what it costs).
 
         Raises:
+            UsageError: `quantize` is another number, the model is quantized already, or `fast` is asked of
+                one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
         """
-        return MusicGen(name, load(name, revision))
+        checkpoint = load(name, revision, quantize)
+        if fast:
+            use_eight_bit_activations(checkpoint.lm)
+        return MusicGen(name, checkpoint)
 
     @property
     def sample_rate(self) -> int:

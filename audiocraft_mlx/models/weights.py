@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from audiocraft_mlx.errors import CheckpointError
 
 Weights = dict[str, mx.array]
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def pack(weights: Weights, names: Sequence[str], packed: str) -> None:
@@ -41,25 +42,50 @@ def rename(weights: Weights, rules: Iterable[tuple[str, str]]) -> Weights:
     return result
 
 
+def parameters(module: nn.Module) -> Weights:
+    """All parameters by their names."""
+    return dict(tree_flatten(module.parameters()))
+
+
 def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, where: str) -> None:
     """Give `module` exactly `weights`, as `dtype`, emptying `weights` on the way.
 
-    Tensors are converted one at a time and let go of, so that the peak stays near what is kept.
-    Raises `CheckpointError` naming up to five missing, unexpected or mis-shaped tensors.
+    What belongs to a quantized layer keeps the type that it has. Nothing is read or converted before it is
+    first used, so that whoever goes on to change the weights never holds two copies of all.
+    Raises `CheckpointError` naming up to five missing, unexpected, mis-shaped or mistyped tensors.
     """
-    expected = {name: value.shape for name, value in dict(tree_flatten(module.parameters())).items()}
+    expected = parameters(module)
+    quantized = quantized_parameters(module)
     faults = [f"{name} is missing" for name in expected if name not in weights]
     faults += [f"{name} is unexpected" for name in weights if name not in expected]
-    faults += [
-        f"{name} has shape {list(weights[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in weights and weights[name].shape != shape
-    ]
+    for name in expected:
+        if name in weights:
+            value, allowed = weights[name], quantized.get(name, _FLOATS)
+            if value.shape != expected[name].shape:
+                faults.append(f"{name} has shape {list(value.shape)} instead of {list(expected[name].shape)}")
+            elif value.dtype not in allowed:
+                found, wanted = dtype_name(value.dtype), dtype_name(allowed[0])
+                faults.append(f"{name} is of type {found} instead of {wanted}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{where} doesn't fit its configuration: {'; '.join(faults[:5])}{more}")
-    for name in list(weights):
-        value = weights.pop(name).astype(dtype)
-        mx.eval(value)
-        module.load_weights([(name, value)], strict=False)
+    module.load_weights(
+        [(name, value if name in quantized else value.astype(dtype)) for name, value in weights.items()]
+    )
+    weights.clear()
     module.eval()
+
+
+def quantized_parameters(module: nn.Module) -> dict[str, tuple[mx.Dtype, ...]]:
+    """The parameters that belong to quantized layers, with the types that they may have."""
+    return {
+        f"{path}.{part}": (mx.uint32,) if part == "weight" else (mx.float16, mx.float32)
+        for path, layer in module.named_modules()
+        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        for part in ("weight", "scales", "biases")
+    }
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """`float16`, say."""
+    return str(dtype).removeprefix("mlx.core.")

@@ -1,0 +1,109 @@
+"""A loaded model, and what its readers share, whichever format they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from tokenizers import Tokenizer
+
+from audiocraft_mlx.checkpoints.hub import Source
+from audiocraft_mlx.checkpoints.tensors import read_json
+from audiocraft_mlx.conditioning.text import TextConditioner
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.models.encodec import Encodec, StereoEncodec
+from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.t5 import T5Config
+from audiocraft_mlx.models.weights import Weights, load_strict, parameters
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+Codec = Encodec | StereoEncodec
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model: three networks and how they are meant to be used."""
+
+    lm: LM
+    codec: Codec
+    conditioner: TextConditioner
+    max_duration: float
+    """Seconds that the model was trained to make in one go."""
+    sampling: Sampling
+    guidance: Guidance
+    origin: str | None = None
+    """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't say."""
+
+    @property
+    def mono_codec(self) -> Encodec:
+        """The network of the codec, one for both channels of stereo."""
+        return self.codec.mono if isinstance(self.codec, StereoEncodec) else self.codec
+
+    def evaluate(self) -> None:
+        """Compute every weight that is only promised yet, one at a time: the peak stays near what is kept."""
+        for network in self._networks():
+            for weight in parameters(network).values():
+                mx.eval(weight)
+
+    def _networks(self) -> Iterator[nn.Module]:
+        yield self.lm
+        yield self.conditioner.t5
+        if self.conditioner.output_proj is not None:
+            yield self.conditioner.output_proj
+        yield self.mono_codec
+
+
+def lm_dtype() -> mx.Dtype:
+    """Half precision on a GPU, single on a CPU, as in the reference."""
+    return mx.float16 if mx.default_device() == mx.gpu else mx.float32
+
+
+def read_projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) -> nn.Linear | None:
+    """From T5's dimension to the transformer's; it may be left out where the two are the same."""
+    if not weights and t5.dim == lm.dim:
+        return None
+    projection = nn.Linear(t5.dim, lm.dim)
+    load_strict(projection, weights, mx.float32, where)
+    return projection
+
+
+def fit_codec(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, where: str) -> Codec:
+    """The codec as the language model sees it: so many codebooks, of one channel or two."""
+    needed = lm.num_codebooks // (2 if stereo else 1)
+    if codec.cardinality != lm.cardinality or needed > codec.num_codebooks or used not in (None, needed):
+        raise CheckpointError(
+            f"{where}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
+            f" its codec, which has {codec.num_codebooks} of {codec.cardinality} for each of its channels"
+        )
+    codec.num_codebooks = needed
+    if not stereo:
+        return codec
+    if codec.channels != 1:
+        raise CheckpointError(
+            f"{where}: a stereo model needs a mono codec, and its own has {codec.channels} channels"
+        )
+    return StereoEncodec(codec)
+
+
+def read_config(source: Source) -> Section:
+    """`config.json`. Raises `CheckpointError`."""
+    path = source.path(CONFIG_FILE)
+    return Section(read_json(path), str(path))
+
+
+def read_tokenizer(source: Source) -> Tokenizer:
+    """`tokenizer.json`. Raises `CheckpointError`."""
+    path: Path = source.path(TOKENIZER_FILE)
+    try:
+        return Tokenizer.from_file(str(path))
+    # The library raises bare `Exception`.
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable tokenizer; download it again") from error

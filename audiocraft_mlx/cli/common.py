@@ -1,0 +1,71 @@
+"""What every command shares: how mistakes and failures become one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a `UsageError`, and a reader of --help that has gone away is none."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; try {self.prog} --help")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        # What argparse itself prints: --help and --version.
+        say(message, end="")
+
+
+def run(work: Callable[[list[str] | None], None], argv: list[str] | None, program: str) -> int:
+    """Do `work(argv)` and return the exit status of `program`; a failure is one line on standard error."""
+    _open_closed_streams()
+    warnings.showwarning = lambda message, *_, **__: print(f"{program}: warning: {message}", file=sys.stderr)
+    try:
+        work(argv)
+    except MusicGenError as error:
+        return _fail(program, str(error), error.exit_status)
+    except MemoryError:
+        return _fail(program, "out of memory; try a shorter --duration or a smaller --model", 1)
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", 130)
+    return 0
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print to standard output now; a reader that has gone away (`| head`) is no error."""
+    try:
+        # A file name may hold bytes that standard output's encoding has no characters for.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+    except OSError as error:
+        # What is still buffered would be tried again, and complained about, when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(
+                f"standard output can't be written: {error.strerror}; free some space"
+            ) from error
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without standard streams (`<&-`) some that lead nowhere.
+
+    Else the next file that is opened gets their number: MLX takes descriptor 0 for a failure, and a progress
+    bar has nowhere to go.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open as long as the process lives
+
+
+def _fail(program: str, message: str, status: int) -> int:
+    print(f"{program}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return status

@@ -1,0 +1,89 @@
+"""`musicgen-mlx-convert`: any model that can be loaded → a folder in our own format, perhaps quantized.
+
+Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from audiocraft_mlx import __version__
+from audiocraft_mlx.cli.common import Parser, run, say
+from audiocraft_mlx.errors import MusicGenError
+
+PROGRAM = "musicgen-mlx-convert"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's own arguments) and return its exit status."""
+    return run(_convert, argv, PROGRAM)
+
+
+def _convert(argv: list[str] | None) -> None:
+    arguments = _parse(argv)
+    folder: Path = arguments.output
+    start = time.perf_counter()
+    try:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints.native import check_folder, write
+        from audiocraft_mlx.checkpoints.upstream import read
+        from audiocraft_mlx.models.quantization import DEFAULT_GROUP_SIZE, quantize
+
+        check_folder(folder)
+        checkpoint = read(arguments.model, arguments.revision)
+        if arguments.quantize is not None:
+            quantize(checkpoint, arguments.quantize, arguments.group_size or DEFAULT_GROUP_SIZE)
+        size = write(checkpoint, folder, getattr(mx, arguments.dtype))
+    except MemoryError:
+        raise MusicGenError(f"out of memory while converting {arguments.model}; close programs") from None
+    say(f"wrote {folder}: {size / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Convert a MusicGen model to a folder that musicgen-mlx loads at once, perhaps in fewer"
+        " bits.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a name on the Hugging Face Hub, a short name (small, ...) or a folder"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="the folder to write; it must not exist yet, or be empty",
+    )
+    parser.add_argument(
+        "-q",
+        "--quantize",
+        metavar="BITS",
+        type=int,
+        choices=(4, 8),
+        help="quantize the linear layers to 4 or 8 bits",
+    )
+    parser.add_argument(
+        "--group-size",
+        metavar="N",
+        type=int,
+        choices=(32, 64, 128),
+        help="with -q, how many weights share a scale: 32, 64 or 128 (default: 64)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="what the rest is stored as (default: %(default)s)",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
+    arguments = parser.parse_args(argv)
+    if arguments.group_size is not None and arguments.quantize is None:
+        parser.error("--group-size needs -q")
+    return arguments

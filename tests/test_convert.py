@@ -1,0 +1,528 @@
+"""Our own format and its quantization: what is written is what was read, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from audiocraft_mlx.checkpoints import native
+from audiocraft_mlx.checkpoints.model_card import model_card
+from audiocraft_mlx.checkpoints.upstream import load, read
+from audiocraft_mlx.cli.convert import main
+from audiocraft_mlx.errors import CheckpointError, UsageError
+from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.models.quantization import Quantization, quantization_of, quantize
+from audiocraft_mlx.models.weights import Weights, parameters
+
+from .conftest import _HF_HOME, add_to_hub_cache
+
+PROMPTS = ["happy rock", "80s driving pop song with heavy drums", None]
+
+
+@pytest.fixture(scope="module")
+def source(goldens: Path, hub_cache: Path, transformers_folder: Callable[[str], Path]):
+    """A function: the folder of a tiny model, by its format and kind."""
+
+    def folder(name: str) -> str:
+        form, kind = name.split("/")
+        return str(transformers_folder(kind) if form == "transformers" else goldens / "goldens" / kind)
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(source: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in our format, with 4 bits."""
+    folder = tmp_path_factory.mktemp("converted") / "mono-4bit"
+    assert main([source("audiocraft/mono"), "-o", str(folder), "-q", "4"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(converted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(converted, tmp_path / "copy"))
+
+
+def greedy(model: MusicGen) -> np.ndarray:
+    model.set_generation_params(use_sampling=False, duration=0.5)
+    return np.array(model.generate(PROMPTS, return_tokens=True)[1])
+
+
+def all_parameters(name: str, bits: int | None = None) -> dict[str, np.ndarray]:
+    checkpoint = load(name, None, bits)
+    networks = {
+        "lm": checkpoint.lm,
+        "t5": checkpoint.conditioner.t5,
+        "output_proj": checkpoint.conditioner.output_proj,
+        "codec": checkpoint.mono_codec,
+    }
+    return {
+        f"{part}.{key}": np.array(value)
+        for part, network in networks.items()
+        if network is not None
+        for key, value in parameters(network).items()
+    }
+
+
+MODELS = [
+    "audiocraft/mono",
+    "audiocraft/stereo",
+    "audiocraft/rope",
+    "transformers/mono",
+    "transformers/stereo",
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_converted_model_is_the_model(source: Callable[[str], str], tmp_path: Path, name: str) -> None:
+    assert main([source(name), "-o", str(tmp_path / "made"), "--dtype", "float32"]) == 0
+    before, after = MusicGen.get_pretrained(source(name)), MusicGen.get_pretrained(str(tmp_path / "made"))
+    assert after.lm.config == before.lm.config
+    assert after._conditioner.t5.config == before._conditioner.t5.config
+    for value in ("sampling", "guidance", "max_duration"):
+        assert getattr(after._defaults, value) == getattr(before._defaults, value)
+    assert (after.sample_rate, after.frame_rate, after.audio_channels) == (
+        before.sample_rate,
+        before.frame_rate,
+        before.audio_channels,
+    )
+    codes = greedy(before)
+    np.testing.assert_array_equal(greedy(after), codes)
+    codes = mx.array(codes)
+    np.testing.assert_array_equal(after.generate_audio(codes), before.generate_audio(codes))
+
+
+def test_what_a_release_stores_in_half_precision_survives_it(
+    source: Callable[[str], str], tmp_path: Path
+) -> None:
+    assert main([source("audiocraft/mono"), "-o", str(tmp_path / "made")]) == 0
+    before, after = all_parameters(source("audiocraft/mono")), all_parameters(str(tmp_path / "made"))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if name.startswith(("lm.", "output_proj.")):
+            np.testing.assert_array_equal(after[name], value)
+        else:
+            np.testing.assert_allclose(after[name], value, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["audiocraft/mono", "audiocraft/stereo", "audiocraft/rope", "demo/demo"])
+def test_a_quantized_folder_is_the_model_quantized_on_the_fly(
+    source: Callable[[str], str], tmp_path: Path, name: str, bits: int
+) -> None:
+    path = "demo" if name == "demo/demo" else source(name)
+    folder = str(tmp_path / "made")
+    assert main([path, "-o", folder, "-q", str(bits), "--dtype", "float32"]) == 0
+    before, after = all_parameters(path, bits), all_parameters(folder)
+    assert any(name.endswith(".scales") for name in before)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key], value)
+        assert after[key].dtype == value.dtype
+    np.testing.assert_array_equal(
+        greedy(MusicGen.get_pretrained(folder)), greedy(MusicGen.get_pretrained(path, quantize=bits))
+    )
+
+
+def test_a_folder_that_is_not_quantized_can_be_converted_again(
+    source: Callable[[str], str], converted: Path, tmp_path: Path
+) -> None:
+    assert main([source("audiocraft/mono"), "-o", str(tmp_path / "plain"), "--dtype", "float32"]) == 0
+    assert main([str(tmp_path / "plain"), "-o", str(tmp_path / "small"), "-q", "4"]) == 0
+    before, after = all_parameters(str(converted)), all_parameters(str(tmp_path / "small"))
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+def test_the_quantized_model_computes_with_its_quantized_weights() -> None:
+    quantized, plain = read("demo"), load("demo")
+    quantize(quantized, 4, 32)
+    networks = [(quantized.lm, plain.lm), (quantized.conditioner.t5, plain.conditioner.t5)]
+    for network, equal in networks:
+        rounded = [
+            (f"{name}.weight", mx.dequantize(*exact(layer), group_size=layer.group_size, bits=layer.bits))
+            for name, layer in network.named_modules()
+            if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        ]
+        assert rounded
+        equal.load_weights(rounded, strict=False)
+    prompts = ["slow happy piano", "a fast sad organ with drums"]
+    ours, theirs = (checkpoint.conditioner.encode(prompts) for checkpoint in (quantized, plain))
+    assert ours.cross.dtype == mx.float32
+    np.testing.assert_allclose(ours.cross, theirs.cross, atol=1e-4)
+    codes = mx.array(np.random.default_rng(0).integers(0, 512, (2, 4, 20), dtype=np.int32))
+    np.testing.assert_allclose(
+        quantized.lm(codes, quantized.lm.start(ours, 20)),
+        plain.lm(codes, plain.lm.start(theirs, 20)),
+        atol=2e-4,
+    )
+
+
+def exact(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> tuple[mx.array, mx.array, mx.array]:
+    return layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32)
+
+
+def test_linear_layers_and_the_table_of_words_are_quantized_and_nothing_else() -> None:
+    checkpoint = read("demo")
+    quantize(checkpoint, 4, 32)
+    assert quantization_of(checkpoint.lm) == Quantization(4, 32)
+    kinds = {type(layer) for layer in checkpoint.lm.leaf_modules()["layers"][0]["self_attn"].values()}
+    assert kinds == {nn.QuantizedLinear}
+    assert isinstance(checkpoint.lm.heads, nn.QuantizedLinear)
+    assert type(checkpoint.lm.embed) is nn.Embedding
+    assert isinstance(checkpoint.conditioner.t5.embed, nn.QuantizedEmbedding)
+    assert type(checkpoint.conditioner.t5.relative_bias) is nn.Embedding
+    assert {
+        layer.scales.dtype for layer in checkpoint.lm.modules() if isinstance(layer, nn.QuantizedLinear)
+    } == {mx.float16}
+    assert quantization_of(checkpoint.mono_codec) is None
+
+
+def test_a_layer_that_groups_do_not_divide_is_left_as_it_is() -> None:
+    checkpoint = read("demo")
+    quantize(checkpoint, 4, 64)  # its layers are 160 and 640 wide
+    assert type(checkpoint.lm.layers[0].linear1) is nn.Linear
+    assert isinstance(checkpoint.lm.layers[0].linear2, nn.QuantizedLinear)
+
+
+def test_a_model_that_groups_do_not_divide_at_all_is_refused() -> None:
+    checkpoint = read("demo")
+    for layer in checkpoint.lm.layers:
+        layer.linear2 = nn.Linear(100, 100)
+    with pytest.raises(UsageError, match="group_size 128 doesn't divide"):
+        quantize(checkpoint, 4, 128)
+
+
+@pytest.mark.parametrize("bits", [3, 16, True, 4.5])
+def test_another_number_of_bits_is_refused(bits: Any) -> None:
+    with pytest.raises(UsageError, match="bits must be one of 4, 8, not"):
+        MusicGen.get_pretrained("demo", quantize=bits)
+
+
+def test_a_quantized_folder_is_small(converted: Path, source: Callable[[str], str], tmp_path: Path) -> None:
+    assert main([source("audiocraft/mono"), "-o", str(tmp_path / "plain")]) == 0
+    plain, quantized = (
+        (folder / native.LM_FILE).stat().st_size for folder in (tmp_path / "plain", converted)
+    )
+    assert quantized < 0.5 * plain
+
+
+def test_it_loads_from_the_hub(converted: Path, hub_cache: Path) -> None:
+    add_to_hub_cache(_HF_HOME / "hub", "somebody/tiny-4bit", converted)
+    checkpoint = load("somebody/tiny-4bit")
+    assert quantization_of(checkpoint.lm) == Quantization(4, 64)
+    assert checkpoint.origin == "somebody/tiny-4bit"
+
+
+def test_the_origin_is_kept_from_one_conversion_to_the_next(tmp_path: Path) -> None:
+    assert main(["demo", "-o", str(tmp_path / "first")]) == 0
+    assert main([str(tmp_path / "first"), "-o", str(tmp_path / "second"), "-q", "8"]) == 0
+    assert load(str(tmp_path / "second")).origin == "demo"
+    assert "license: cc0-1.0" in (tmp_path / "second" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        ("facebook/musicgen-small", "license: cc-by-nc-4.0\nbase_model: facebook/musicgen-small\n"),
+        ("somebody/else", "base_model: somebody/else\n"),
+        (None, "whose files don't say who made them"),
+    ],
+)
+def test_the_card_says_whose_the_weights_are(origin: str | None, said: str) -> None:
+    card = model_card("made", origin, Quantization(4), mx.float16)
+    assert said in card
+    assert "CC-BY-NC 4.0" in card
+    assert ("license:" in card) == (origin == "facebook/musicgen-small")
+    assert "quantized to 4 bits (affine, groups of 64); the rest is stored as float16" in card
+
+
+# What is wrong with a folder
+
+
+def test_the_format_is_as_it_is_described(converted: Path) -> None:
+    assert {file.name for file in converted.iterdir()} == {
+        "README.md",
+        "codec.safetensors",
+        "config.json",
+        "lm.safetensors",
+        "text_encoder.safetensors",
+        "tokenizer.json",
+    }
+    config = json.loads((converted / "config.json").read_text())
+    assert (config["format"], config["format_version"]) == ("musicgen-mlx", 1)
+    assert config["quantization"] == {"group_size": 64, "bits": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("format", "gguf", "'format' .* is 'gguf'; only 'musicgen-mlx' is supported"),
+        ("format_version", 2, r"'format_version' .* is newer than this program knows \(1\); update"),
+        ("format_version", "1", "'format_version' .* is '1', not a whole number"),
+        ("stereo", 1, "'stereo' .* is 1, not true or false"),
+        ("max_duration", 0, "'max_duration' .* is 0, not a number of seconds"),
+        ("max_duration", float("inf"), "'max_duration' .* is inf, not a number of seconds"),
+        ("lm.dim", None, "'lm.dim' .* is None"),
+        ("lm.dim", 128, "lm.safetensors doesn't fit its configuration: .* has shape"),
+        ("lm.num_heads", 3, "'lm.num_heads' .* doesn't divide 64"),
+        ("lm.delays", [0, 1, 2], "'lm.delays' .* is not one rising delay for each of 4 codebooks"),
+        ("lm.num_layers", 5, "lm.safetensors doesn't fit its configuration: layers.3.* is missing"),
+        ("lm.bias_heads", True, "lm.safetensors doesn't fit its configuration: heads.bias is missing"),
+        ("lm.colour", "red", "'lm.colour' .* is unknown"),
+        ("text_encoder.num_buckets", 2, "'text_encoder.num_buckets' .* is 2"),
+        ("codec.pad_mode", "wrap", "'codec.pad_mode' .* is 'wrap'"),
+        ("codec.ratios", [], r"'codec.ratios' .* is \[\], not factors"),
+        ("sampling.top_p", 2.0, "top_p must be between 0 and 1"),
+        ("quantization.bits", 3, "bits must be one of 4, 8, not 3"),
+        ("quantization.bits", 8, "lm.safetensors doesn't fit its configuration: .* has shape"),
+        ("quantization.group_size", 128, "doesn't fit its configuration"),
+        ("quantization", None, "lm.safetensors doesn't fit its configuration: .*scales is unexpected"),
+        ("quantization", [4], "'quantization' .* is not a mapping"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_named(copy: Path, path: str, value: Any, message: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    place = config
+    *sections, key = path.split(".")
+    for section in sections:
+        place = place[section]
+    place[key] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_value_of_another_type_gets_through(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    tried = 0
+    for section, keys in config.items():
+        for key in keys if isinstance(keys, dict) else [None]:
+            for wrong in ("x", {}, -1.5, None):
+                old = config[section] if key is None else config[section][key]
+                if type(old) is type(wrong) or (wrong is None and section == "origin"):
+                    continue
+                if wrong == -1.5 and key == "coef":
+                    continue
+                bad = json.loads(json.dumps(config))
+                if key is None:
+                    bad[section] = wrong
+                else:
+                    bad[section][key] = wrong
+                (copy / "config.json").write_text(json.dumps(bad))
+                with pytest.raises(CheckpointError):
+                    load(str(copy))
+                tried += 1
+    assert tried > 100
+
+
+def change(path: Path, how: Callable[[Weights], object]) -> None:
+    weights = dict(mx.load(str(path)))
+    mx.eval(weights)
+    how(weights)
+    mx.save_safetensors(str(path), weights)
+
+
+@pytest.mark.parametrize(
+    ("file", "how", "message"),
+    [
+        (native.LM_FILE, lambda w: w.pop("heads.scales"), "heads.scales is missing"),
+        (native.LM_FILE, lambda w: w.update(more=mx.zeros(1)), "more is unexpected"),
+        (
+            native.LM_FILE,
+            lambda w: w.update({"heads.weight": w["heads.weight"].astype(mx.float32)}),
+            "heads.weight is of type float32 instead of uint32",
+        ),
+        (
+            native.LM_FILE,
+            lambda w: w.update({"heads.scales": w["heads.scales"].astype(mx.bfloat16)}),
+            "heads.scales is of type bfloat16 instead of float16",
+        ),
+        (
+            native.LM_FILE,
+            lambda w: w.update({"out_norm.weight": w["out_norm.weight"].astype(mx.int32)}),
+            "out_norm.weight is of type int32 instead of float32",
+        ),
+        (native.TEXT_FILE, lambda w: w.pop("t5.norm.weight"), "norm.weight is missing"),
+        (native.TEXT_FILE, lambda w: w.pop("output_proj.bias"), "bias is missing"),
+        (native.TEXT_FILE, lambda w: w.update(t6=mx.zeros(1)), "t6 is unexpected"),
+        (
+            native.CODEC_FILE,
+            lambda w: w.update({"quantizer.codebooks": mx.zeros((1, 2, 3))}),
+            "quantizer.codebooks has shape",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_tensor_that_does_not_belong_is_named(
+    copy: Path, file: str, how: Callable[[Weights], object], message: str
+) -> None:
+    change(copy / file, how)
+    with pytest.raises(CheckpointError, match=rf"{file} doesn't fit its configuration: {message}"):
+        load(str(copy))
+
+
+@pytest.mark.parametrize("file", [native.LM_FILE, native.TEXT_FILE, native.CODEC_FILE, "tokenizer.json"])
+def test_a_file_that_is_missing_or_cut_short_is_named(copy: Path, file: str) -> None:
+    data = (copy / file).read_bytes()
+    (copy / file).write_bytes(data[:-10])
+    with pytest.raises(CheckpointError, match=file):
+        load(str(copy))
+    (copy / file).unlink()
+    with pytest.raises(CheckpointError, match=file):
+        load(str(copy))
+
+
+# What is wrong with a conversion
+
+
+def no_loading(*arguments: object) -> None:
+    raise AssertionError("it was loaded")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "-o", "made", "-q", "3"], "invalid choice: 3"),
+        (["demo", "-o", "made", "-q", "4", "--group-size", "48"], "invalid choice: 48"),
+        (["demo", "-o", "made", "--group-size", "64"], "--group-size needs -q"),
+        (["demo", "-o", "made", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["demo"], "required: -o/--output"),
+        (["-o", "made"], "required: MODEL"),
+        (["demo", "other", "-o", "made"], "unrecognized arguments: other"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.upstream.read", no_loading)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("musicgen-mlx-convert: error: ")
+    assert message in err
+    assert err.endswith("; try musicgen-mlx-convert --help\n")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("full", "full is not empty; choose another folder, or remove it first"),
+        ("full/file", "full/file is a file; choose another name for the folder"),
+        ("none/made", "there is no folder"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    output: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.upstream.read", no_loading)
+    Path("full").mkdir()
+    Path("full/file").write_text("mine")
+    assert main(["demo", "-o", output]) == 1
+    assert message in capsys.readouterr().err
+    assert (os.listdir(), os.listdir("full")) == (["full"], ["file"])
+
+
+def test_an_empty_folder_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    assert main(["demo", "-o", "."]) == 0
+    assert capsys.readouterr().out.startswith("wrote .: ")
+    assert load(str(tmp_path / "made")).max_duration == 8.0
+    assert os.listdir(tmp_path) == ["made"]
+
+
+def test_a_quantized_model_is_not_quantized_again(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(converted), "-o", str(tmp_path / "made"), "-q", "8"]) == 2
+    assert "quantization to 8 bits: the model is quantized to 4 bits already" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+    assert main([str(converted), "-o", str(tmp_path / "made"), "--dtype", "float32"]) == 0
+    assert quantization_of(load(str(tmp_path / "made")).lm) == Quantization(4, 64)
+
+
+def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    checkpoint = load("demo")
+    checkpoint.conditioner.t5.embed.weight = checkpoint.conditioner.t5.embed.weight + 70000
+    with pytest.raises(UsageError, match=r"t5\.embed\.weight has values that float16 can't hold; .*float32"):
+        native.write(checkpoint, tmp_path / "made", mx.float16)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, saved = native._save, []
+
+    def interrupted(path: Path, weights: Weights) -> None:
+        if saved:
+            assert len(os.listdir(tmp_path)) == 1  # half of it is there
+            raise KeyboardInterrupt
+        save(path, weights)
+        saved.append(path)
+
+    monkeypatch.setattr(native, "_save", interrupted)
+    assert main(["demo", "-o", str(tmp_path / "made")]) == 130
+    assert capsys.readouterr().err == "musicgen-mlx-convert: error: interrupted\n"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX limits")
+@pytest.mark.parametrize("limit", [500, 2_000_000])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    # A limit on the size of files stands in for a full disk: the write ends in the middle.
+    script = f"""
+import resource, signal, sys
+from audiocraft_mlx.cli.convert import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(["demo", "-o", {str(tmp_path / "made")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"musicgen-mlx-convert: error: {tmp_path / 'made'} can't be written: ")
+    assert done.stderr.endswith("; free some space or choose another folder\n")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(option: str) -> None:
+    script = f"""
+import sys
+from audiocraft_mlx.cli.convert import main
+try:
+    main([{option!r}])
+finally:
+    heavy = {{"mlx", "numpy", "soundfile", "huggingface_hub", "tokenizers", "omegaconf", "tqdm"}}
+    print("heavy:", *sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "musicgen-mlx-convert" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy:"
