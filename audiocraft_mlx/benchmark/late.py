@@ -1,0 +1,41 @@
+"""The code transformer late in a clip, without the steps that lead there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from audiocraft_mlx.models.cache import LMState
+from audiocraft_mlx.models.conditions import Conditions
+from audiocraft_mlx.models.lm import LM
+
+
+class LateLM:
+    """Stands in for `lm` where frames are generated: every sequence begins at position `offset`.
+
+    What is behind it, keys and values of nothing, costs as much to look at as any other. There is room for
+    `capacity` positions in all.
+    """
+
+    def __init__(self, lm: LM, offset: int, capacity: int) -> None:
+        self._lm = lm
+        self._offset = offset
+        self._capacity = capacity
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lm, name)
+
+    def __call__(self, codes: mx.array, state: LMState) -> mx.array:
+        return self._lm(codes, state)
+
+    def start(self, conditions: Conditions, steps: int) -> LMState:
+        config = self._lm.config
+        state = self._lm.start(conditions, max(self._capacity, self._offset + steps))
+        if self._offset:
+            heads = config.num_heads
+            nothing = mx.zeros((conditions.batch, heads, self._offset, config.dim // heads), self._lm.dtype)
+            for cache in state.caches:
+                mx.eval(cache.append(nothing, nothing))
+            state.offset += self._offset
+        return state

@@ -1,0 +1,120 @@
+"""The shapes of the released models, with random weights: speed doesn't depend on what the weights are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from audiocraft_mlx.checkpoints.checkpoint import Checkpoint, fit_codec, lm_dtype, read_config
+from audiocraft_mlx.checkpoints.hub import DEMO, open_source
+from audiocraft_mlx.conditioning.text import TextConditioner
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.models.encodec import Encodec, EncodecConfig
+from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.t5 import T5Config, T5Encoder
+from audiocraft_mlx.models.weights import load_strict, parameters
+
+MAX_DURATION = 30.0
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096},
+    "medium": {"hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 24, "ffn_dim": 6144},
+    "large": {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "ffn_dim": 8192},
+}
+_T5_BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
+_ENCODEC_32KHZ = {
+    "sampling_rate": 32000,
+    "num_filters": 64,
+    "upsampling_ratios": [8, 5, 4, 4],
+    "use_causal_conv": False,
+    "use_conv_shortcut": False,
+    "codebook_size": 2048,
+    "target_bandwidths": [2.2],
+}
+
+_NOISE = 65537
+"""Random numbers that are drawn for a tensor and repeated to fill it. A prime: no two rows are the same."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    lm: LMConfig
+    t5: T5Config
+    codec: EncodecConfig
+    stereo: bool
+
+
+def shape(name: str) -> Shape:
+    """The shape called `name`, one of `SHAPES`."""
+    if name == DEMO:
+        config = read_config(open_source(DEMO))
+    else:
+        # What these don't say is as transformers' classes have it, which are made after the small model.
+        stereo = {"audio_channels": 2, "num_codebooks": 8} if name.startswith("stereo-") else {}
+        size = _SIZES[name.removeprefix("stereo-")]
+        values = {"decoder": size | stereo, "text_encoder": _T5_BASE, "audio_encoder": _ENCODEC_32KHZ}
+        config = Section(values, name)
+    decoder = config.section("decoder")
+    return Shape(
+        lm=LMConfig.from_transformers(decoder),
+        t5=T5Config.from_transformers(config.section("text_encoder")),
+        codec=EncodecConfig.from_transformers(config.section("audio_encoder")),
+        stereo=decoder.integer("audio_channels", 1) == 2,
+    )
+
+
+def random_checkpoint(name: str) -> Checkpoint:
+    """A model of the shape `name`, its weights always the same and only promised yet.
+
+    Its tokenizer makes one token of each word.
+    """
+    wanted = shape(name)
+    networks = (
+        LM(wanted.lm),
+        T5Encoder(wanted.t5),
+        Encodec(wanted.codec),
+        nn.Linear(wanted.t5.dim, wanted.lm.dim),
+    )
+    lm, t5, codec, projection = networks
+    keys = mx.random.split(mx.random.key(0), len(networks))
+    for network, key in zip(networks, keys, strict=True):
+        _randomize(network, key, lm_dtype() if network is lm else mx.float32)
+    tokenizer = Tokenizer(WordLevel({"<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return Checkpoint(
+        lm=lm,
+        codec=fit_codec(codec, wanted.lm, wanted.stereo, None, name),
+        conditioner=TextConditioner(tokenizer, t5, projection),
+        max_duration=MAX_DURATION,
+        sampling=Sampling(),
+        guidance=Guidance(),
+    )
+
+
+def _randomize(network: nn.Module, key: mx.array, dtype: mx.Dtype) -> None:
+    weights = parameters(network)
+    keys = mx.random.split(key, len(weights))
+    for (name, weight), own in zip(list(weights.items()), keys, strict=True):
+        weights[name] = _random(name, weight.shape, own)
+    load_strict(network, weights, dtype, "a random model")
+
+
+def _random(name: str, wanted: tuple[int, ...], key: mx.array) -> mx.array:
+    """A tensor such that what goes through it neither grows nor vanishes."""
+    size = math.prod(wanted)
+    noise = mx.random.normal((min(size, _NOISE),), key=key)
+    noise = mx.tile(noise, -(-size // _NOISE))[:size].reshape(wanted)
+    if len(wanted) == 1:
+        return 0.01 * noise + (1 if name.endswith("weight") else 0)  # a norm's gain, or a bias
+    if "embed" in name or "codebooks" in name:
+        return noise
+    return noise / math.sqrt(math.prod(wanted[1:]))

@@ -1,0 +1,36 @@
+"""The bytes that a step of the code transformer has to read: what the memory's bandwidth sets a limit to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from audiocraft_mlx.models.cache import LMState
+from audiocraft_mlx.models.lm import LM
+from audiocraft_mlx.models.weights import parameters
+
+
+def weight_bytes(lm: LM, rows: int) -> int:
+    """Of the weights, in a step of `rows` sequences."""
+    weights = parameters(lm)
+    table = weights["embed.weight"]
+    # One line of each codebook's table. The context's keys and values were made before the first step.
+    read = [
+        weight
+        for name, weight in weights.items()
+        if name != "embed.weight" and ".cross_attn.kv_proj." not in name
+    ]
+    gathered = rows * lm.config.num_codebooks * table.shape[1] * table.itemsize
+    return sum(weight.nbytes for weight in read) + gathered
+
+
+def cache_bytes(state: LMState, positions: int) -> int:
+    """Of the keys and values of both attentions, in a step that looks at `positions` positions."""
+    capacity = state.positions.shape[0]
+    allocated = sum(
+        array.nbytes
+        for cache in state.caches
+        for array in vars(cache).values()
+        if isinstance(array, mx.array)
+    )
+    contexts = sum(array.nbytes for context in state.contexts if context is not None for array in context)
+    return allocated * positions // capacity + contexts
