@@ -11,7 +11,11 @@ import pytest
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.models.musicgen import MusicGen
 
+from .audiocraft_copy import write_audiocraft_release
+from .conftest import add_to_hub_cache
+
 HERE = Path(__file__).parent
+DEMO = HERE.parent / "audiocraft_mlx" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +24,9 @@ def demo() -> MusicGen:
 
 
 def test_it_is_small_and_complete() -> None:
-    folder = HERE.parent / "audiocraft_mlx" / "demo"
-    assert sum(file.stat().st_size for file in folder.iterdir()) <= 30e6
+    assert sum(file.stat().st_size for file in DEMO.iterdir()) <= 30e6
     assert {"README.md", "config.json", "generation_config.json", "tokenizer.json"} <= {
-        file.name for file in folder.iterdir()
+        file.name for file in DEMO.iterdir()
     }
 
 
@@ -51,6 +54,23 @@ def test_text_becomes_sound_and_the_seed_decides_which(demo: MusicGen) -> None:
     demo.set_generation_params(duration=2.0, seed=4)
     _, other = demo.generate(["a fast happy piano tune"], return_tokens=True)
     assert (np.array(other) != np.array(tokens)).mean() > 0.2
+
+
+def test_as_an_audiocraft_release_it_makes_the_same_music(
+    demo: MusicGen, hub_cache: Path, tmp_path: Path
+) -> None:
+    release, text_encoder = tmp_path / "release", tmp_path / "t5"
+    write_audiocraft_release(DEMO, release, text_encoder, "demo/t5", demo.max_duration)
+    add_to_hub_cache(hub_cache, "demo/t5", text_encoder)
+    other = MusicGen.get_pretrained(str(release))
+    assert other.max_duration == demo.max_duration
+    prompts = ["a fast happy piano tune", "slow sad strings with a dance beat"]
+    music = []
+    for model in (demo, other):
+        model.set_generation_params(duration=2.0, use_sampling=False, cfg_coef=2.0)
+        music.append(model.generate(prompts, return_tokens=True))
+    np.testing.assert_array_equal(music[0][1], music[1][1])
+    np.testing.assert_allclose(music[0][0], music[1][0], atol=1e-5)
 
 
 def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None:
