@@ -1,24 +1,29 @@
-"""Loops of two bars: attributes → events, everything on the grid of the codec's frames."""
+"""Loops of two bars: attributes → events, everything on the grid of the codec's frames.
+
+The music is as simple as it can be and still be music, for a language model that is small. A note on every
+beat, all of one length: then a beat is a unit that can be learned as a whole. Beats of whole fifths of a
+second, after which a held note's codes repeat (`synth.py`): then what is played tells when the next is due.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass
 
-FRAMES_PER_BEAT = {"slow": 40, "medium": 28, "fast": 18}  # 75, 107 and 167 beats per minute at 50 Hz
+FRAMES_PER_BEAT = {"slow": 40, "medium": 30, "fast": 20}  # 75, 100 and 150 beats per minute at 50 Hz
 INSTRUMENTS = ("piano", "guitar", "strings", "flute", "organ", "marimba", "synth")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 TONICS = {"major": 60, "minor": 57}  # C and A
 CHORDS = {"major": ((0, 3), (0, 4)), "minor": ((0, 3), (0, 5))}  # degrees of the two bars' roots
 LOWEST = {"piano": 60, "guitar": 55, "strings": 57, "flute": 67, "organ": 57, "marimba": 60, "synth": 55}
-# Onsets in half beats.
-RHYTHMS = {
-    "slow": ((0, 2, 4, 6), (0, 2, 3, 4, 6), (0, 4, 6)),
-    "medium": ((0, 2, 4, 6), (0, 2, 3, 4, 6, 7), (0, 3, 6)),
-    "fast": ((0, 2, 4, 6), (0, 1, 2, 4, 5, 6), (0, 3, 4, 6)),
-}
-CONTOURS = ((0, 2, 4, 2, 4, 2, 0), (4, 2, 0, 2, 4, 2, 0), (0, 4, 2, 4, 0, 2, 4), (0, 1, 2, 4, 2, 1, 0))
+CONTOURS = ((0, 2, 4, 2), (4, 2, 0, 2), (0, 4, 2, 4), (0, 1, 2, 4))  # degrees above the root, one a beat
 DRUMS = ("none", "rock", "dance")
+# Of each of a bar's beats: (half beat, drum).
+DRUM_PATTERNS = {
+    "none": ((), (), (), ()),
+    "rock": (((0, "kick"),), ((0, "snare"),)) * 2,
+    "dance": (((0, "kick"), (1, "hat")),) * 4,
+}
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,19 @@ def draw_attributes(random_: random.Random) -> Attributes:
 def compose(attributes: Attributes, random_: random.Random, frames: int) -> list[tuple[int, str, int, int]]:
     """Events (frame, instrument or drum, MIDI key, frames held) of a loop that fills `frames` frames."""
     beat = FRAMES_PER_BEAT[attributes.tempo]
-    half, bar = beat // 2, 4 * beat
     chords = random_.choice(CHORDS[attributes.mode])
-    rhythm = random_.choice(RHYTHMS[attributes.tempo])
     contour = random_.choice(CONTOURS)
     events = []
-    for number, start in enumerate(range(0, frames, bar)):
-        root = chords[number % 2]
-        for index, onset in enumerate(rhythm):
-            following = rhythm[index + 1] if index + 1 < len(rhythm) else 8
-            key = pitch(attributes.mode, root + contour[index], LOWEST[attributes.instrument])
-            events.append((start + onset * half, attributes.instrument, key, (following - onset) * half - 1))
+    for number, start in enumerate(range(0, frames, beat)):
+        bar, place = divmod(number, 4)
+        root = chords[bar % 2]
+        key = pitch(attributes.mode, root + contour[place], LOWEST[attributes.instrument])
+        events.append((start, attributes.instrument, key, beat - 1))
         if attributes.bass:
-            key = pitch(attributes.mode, root, 36)
-            events += [(start + position * beat, "bass", key, 2 * beat - 1) for position in (0, 2)]
-        events += [(start + onset * half, kind, 0, 0) for onset, kind in drum_pattern(attributes.drums)]
+            events.append((start, "bass", pitch(attributes.mode, root, 36), beat - 1))
+        events += [
+            (start + half * beat // 2, kind, 0, 0) for half, kind in DRUM_PATTERNS[attributes.drums][place]
+        ]
     return [event for event in events if event[0] < frames]
 
 
@@ -73,19 +76,3 @@ def pitch(mode: str, degree: int, lowest: int) -> int:
     octave, step = divmod(degree, 7)
     key = tonic + 12 * octave + SCALES[mode][step]
     return key - 12 if key > lowest + 17 else key
-
-
-def drum_pattern(drums: str) -> list[tuple[int, str]]:
-    """Strokes of one bar as (half beat, drum)."""
-    if drums == "rock":
-        return [
-            (0, "kick"),
-            (4, "kick"),
-            (5, "kick"),
-            (2, "snare"),
-            (6, "snare"),
-            *((i, "hat") for i in range(0, 8, 2)),
-        ]
-    if drums == "dance":
-        return [*((i, "kick") for i in range(0, 8, 2)), *((i, "hat") for i in range(1, 8, 2))]
-    return []

@@ -1,4 +1,4 @@
-"""Codes of the training loops: `python encode.py --loops 4000` → work/codes.npz, held-out ones at its end."""
+"""Codes of the training loops: `python encode.py --loops 1200` → work/codes.npz, held-out ones at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD_OUT_LOOPS = 96
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--loops", type=int, default=4000)
+    parser.add_argument("--loops", type=int, default=1200)
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--out", type=Path, default=Path("work/codes.npz"))
     arguments = parser.parse_args()
@@ -44,7 +44,7 @@ def main() -> None:
 
 def report_repeats(codes: np.ndarray, attributes: list[dict]) -> None:
     """How many codes of each book are the same two bars later: what a language model can copy."""
-    for tempo, period in (("medium", 224), ("fast", 144)):
+    for tempo, period in (("medium", 240), ("fast", 160)):
         clips = codes[[a["tempo"] == tempo for a in attributes]]
         same = (clips[:, :, 20:-period] == clips[:, :, 20 + period :]).mean(axis=(0, 2))
         print(f"{tempo}: the same two bars later, by book: {np.round(same, 2)}")

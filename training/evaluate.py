@@ -31,6 +31,7 @@ JUDGE_CLIPS = 420
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--codes", type=Path, default=Path("work/codes.npz"))
     parser.add_argument("--clips", type=int, default=63)
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 3.0, 5.0])
     parser.add_argument("--out", type=Path, default=Path("work/evaluation.json"))
@@ -39,17 +40,22 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     model = MusicGen.get_pretrained(str(arguments.model))
-    renders = Renders(arguments.model)
-    wanted, made, attributes = renders.make(HELD_OUT_CLIPS, held_out=True)
+    renders = Renders(arguments.model, arguments.codes)
+    made, attributes = renders.decoded("held_out", HELD_OUT_CLIPS)
+    wanted = np.stack([loop(number, held_out=True)[1] for number in range(HELD_OUT_CLIPS)])
     codec = {
         "SI-SDR median dB": round(si_sdr(torch.tensor(made), torch.tensor(wanted)).median().item(), 2),
         "log-mel nats": round(SpectralLoss()(torch.tensor(made), torch.tensor(wanted))[0].item(), 3),
     }
     print(json.dumps(codec), flush=True)
-    _, examples, labels = renders.make(JUDGE_CLIPS, held_out=False)
-    judge = Judge(list(examples), [a.to_json() for a in labels])
-    real = shares(judge.right(list(made), [a.to_json() for a in attributes]))
-    peaks = [beat_peak(clip, a.tempo) for clip, a in zip(made, attributes, strict=True) if a.drums != "none"]
+    examples, labels = renders.decoded("train", JUDGE_CLIPS)
+    judge = Judge(list(examples), labels)
+    real = shares(judge.right(list(made), attributes))
+    peaks = [
+        beat_peak(clip, str(a["tempo"]))
+        for clip, a in zip(made, attributes, strict=True)
+        if a["drums"] != "none"
+    ]
     floor = float(np.percentile(peaks, 10))
     print("real renders:", real, flush=True)
     result: dict[str, object] = {"codec": codec, "real": real}
@@ -63,27 +69,22 @@ def main() -> None:
 
 
 class Renders:
-    """Real loops through the model's own codec, in torch, which is quicker at it than MLX on a CPU."""
+    """Real loops through the model's own codec: decoded from the codes that `encode.py` made with it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.codec = MusicgenForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32
-        ).audio_encoder.eval()
+    def __init__(self, folder: Path, codes: Path) -> None:
+        model = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.codec = model.audio_encoder.eval()
+        self.codes = np.load(codes)
 
     @torch.no_grad()
-    def through(self, audio: np.ndarray) -> np.ndarray:
-        """Clips float32 `[B, samples]`, encoded and decoded."""
+    def decoded(self, name: str, count: int) -> tuple[np.ndarray, list[dict[str, object]]]:
+        """The first `count` loops of the set `name`, float32 `[count, samples]`, and their attributes."""
+        codes = torch.tensor(self.codes[name][:count]).long()
         parts = [
-            self.codec(torch.tensor(audio[start : start + 8])[:, None]).audio_values[:, 0]
-            for start in range(0, len(audio), 8)
+            self.codec.decode(codes[None, start : start + 8], [None]).audio_values[:, 0]
+            for start in range(0, count, 8)
         ]
-        return torch.cat(parts).numpy()
-
-    def make(self, count: int, held_out: bool) -> tuple[np.ndarray, np.ndarray, list[Attributes]]:
-        """`count` loops as rendered and through the codec, with their attributes."""
-        loops = [loop(number, held_out) for number in range(count)]
-        wanted = np.stack([audio for _, audio in loops])
-        return wanted, self.through(wanted), [attributes for attributes, _ in loops]
+        return torch.cat(parts).numpy(), json.loads(str(self.codes[f"{name}_attributes"]))[:count]
 
 
 def wanted_attributes(count: int) -> list[Attributes]:

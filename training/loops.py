@@ -1,6 +1,6 @@
 """Loops by number: the same number is the same loop, for ever.
 
-There are some 6,000 different ones. Every twentieth is held out, as a whole: none of its kind is ever trained
+There are some 2,000 different ones. Every twentieth is held out, as a whole: none of its kind is ever trained
 on, under whatever number.
 """
 

@@ -21,10 +21,10 @@ def make_model(vocabulary: int, dropout: float = 0.0) -> MusicgenForConditionalG
     )
     decoder = MusicgenDecoderConfig(
         vocab_size=CODES,
-        hidden_size=160,
-        num_hidden_layers=6,
-        num_attention_heads=5,
-        ffn_dim=640,
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        ffn_dim=768,
         dropout=dropout,
         pad_token_id=CODES,
         bos_token_id=CODES,

@@ -1,4 +1,10 @@
-"""Train text encoder and language model: `python train_lm.py --minutes 40`. Goes on from its checkpoint."""
+"""Train text encoder and language model: `python train_lm.py`. Goes on from its checkpoint.
+
+The loops repeat, and a model that copies what stands two bars earlier has a low loss without having listened
+to a word. Three things make it listen: what it reads is partly wrong (so that the words and the position are
+the better witness, and its own slips don't lead it astray later), what only the words decide weighs more, and
+most batches are of the bars before the first repeat alone.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +20,18 @@ import torch
 import torch.nn.functional as F
 from captions import caption
 from codec import CODEBOOKS, CODES, autocast
-from compose import Attributes
+from compose import FRAMES_PER_BEAT, Attributes
 from model import make_model
 from transformers import PreTrainedTokenizerFast
 
 PEAK_RATE = 3e-3
 CONDITION_DROPOUT = 0.15
 BOOK_WEIGHTS = (1.6, 1.0, 0.8, 0.6)
-# The words decide the first frames; what follows can be copied from there, and would drown them out.
-EARLY_FRAMES, EARLY_WEIGHT = 48, 12.0
+# What can be copied from two bars earlier weighs little; the frames where a held note's codes have come
+# round, and either go on or give way to the next beat, weigh much, and the very first frame most.
+FIRST_WEIGHT, TURN_WEIGHT, TURN, REPEAT_WEIGHT = 40.0, 4.0, 10, 0.3
+# (clips, frames) of a batch, and how often it is drawn.
+BATCHES = (((10, 176), 0.6), ((5, 400), 0.4))
 
 
 class Trainer:
@@ -43,15 +52,14 @@ class Trainer:
         return [parameter for part in parts for parameter in part.parameters()]
 
     def losses(
-        self, codes: torch.Tensor, captions: list[str], dropped: float, early_weight: float = 1.0
-    ) -> list[torch.Tensor]:
-        """Cross-entropy (nats) of each codebook for codes `[B, K, T]`, the first frames weighted."""
+        self, codes: torch.Tensor, heard: torch.Tensor, captions: list[str], dropped: float = 0.0
+    ) -> torch.Tensor:
+        """Cross-entropy (nats) `[B, K, T]` of codes `[B, K, T]` for a model that reads `heard` instead."""
         batch, _, frames = codes.shape
         steps = frames + CODEBOOKS - 1
-        targets = torch.full((batch, CODEBOOKS, steps), CODES)
+        inputs = torch.full((batch, CODEBOOKS, steps), CODES)
         for k in range(CODEBOOKS):
-            targets[:, k, k : k + frames] = codes[:, k]
-        inputs = torch.cat([torch.full((batch, CODEBOOKS, 1), CODES), targets[:, :, :-1]], 2)
+            inputs[:, k, k + 1 : k + 1 + frames] = heard[:, k, : steps - k - 1]
         text = self.tokenizer(captions, padding=True, return_tensors="pt")
         hidden = self.model.text_encoder(
             input_ids=text.input_ids, attention_mask=text.attention_mask
@@ -65,40 +73,59 @@ class Trainer:
             encoder_attention_mask=text.attention_mask,
             use_cache=False,
         ).logits.view(batch, CODEBOOKS, steps, CODES)
-        weights = torch.ones(frames)
-        weights[:EARLY_FRAMES] = early_weight
-        return [
-            (
-                F.cross_entropy(
-                    logits[:, k, k : k + frames].transpose(1, 2).float(), codes[:, k], reduction="none"
-                )
-                * weights
-            ).mean()
-            / weights.mean()
-            for k in range(CODEBOOKS)
-        ]
+        logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
+        return F.cross_entropy(logits.permute(0, 3, 1, 2).float(), codes, reduction="none")
 
     @torch.no_grad()
     def report(self) -> None:
         codes, attributes = (part[:48] for part in self.sets["held_out"])
         self.model.eval()
-        rows = []
+        rows, first = [], []
         for told in (attributes, attributes[1:] + attributes[:1]):
             random_ = random.Random(3)
-            rows.append(
-                [loss.item() for loss in self.losses(codes, [caption(a, random_) for a in told], 0.0)]
-            )
+            losses = self.losses(codes, codes, [caption(a, random_) for a in told])
+            rows.append(losses.mean((0, 2)).numpy())
+            first.append(losses[:, :, 0].mean(0).numpy())
         self.model.train()
         misled = np.mean(rows[1]) - np.mean(rows[0])
         print(
-            f"  held out, nats by book: {np.round(rows[0], 3)}; with a wrong text {misled:+.3f}", flush=True
+            f"  held out, nats by book: {np.round(rows[0], 3)}, of the first frame {np.round(first[0], 2)};"
+            f" with a wrong text {misled:+.3f}, of the first frame {np.round(first[1], 2)}",
+            flush=True,
         )
+
+
+def misheard(codes: torch.Tensor, random_: np.random.Generator) -> torch.Tensor:
+    """Codes `[B, K, T]` with mistakes: single ones, stretches out of another clip, or nothing that is right.
+
+    A clip without anything right can be told from its words and the time alone: that is how they are learned.
+    """
+    batch, _, frames = codes.shape
+    kind = random_.choice(3, batch, p=(0.25, 0.5, 0.25))
+    share = np.select([kind == 0, kind == 1], [0.0, random_.uniform(0, 0.5, batch)], 1.0)
+    wrong = torch.tensor(random_.random(codes.shape) < share[:, None, None])
+    heard = torch.where(wrong, torch.tensor(random_.integers(0, CODES, codes.shape)), codes)
+    others = codes.roll(1, 0)
+    for row in np.flatnonzero(random_.random(batch) < 0.4):
+        start = random_.integers(0, frames)
+        stretch = slice(start, start + random_.integers(4, 80))
+        heard[row, :, stretch] = others[row, :, stretch]
+    return heard
+
+
+def weights(attributes: list[Attributes], frames: int) -> torch.Tensor:
+    """How much each frame counts, `[B, 1, frames]`, of mean 1 for each clip."""
+    result = torch.ones(len(attributes), 1, frames)
+    result[:, :, ::TURN] = TURN_WEIGHT
+    result[:, :, 0] = FIRST_WEIGHT
+    for row, what in enumerate(attributes):
+        result[row, :, 8 * FRAMES_PER_BEAT[what.tempo] :] *= REPEAT_WEIGHT
+    return result / result.mean(2, keepdim=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--codes", type=Path, default=Path("work/codes.npz"))
     parser.add_argument("--tokenizer", type=Path, default=Path("work/tokenizer"))
     parser.add_argument("--out", type=Path, default=Path("work/lm.pt"))
@@ -116,60 +143,55 @@ def main() -> None:
         lr=PEAK_RATE,
         betas=(0.9, 0.95),
     )
-    step, elapsed = 0, 0.0
+    first = 0
     if arguments.out.exists():
         saved = torch.load(arguments.out)
         model.load_state_dict(saved["model"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
-        step, elapsed = saved["step"], saved["elapsed"]
-        print(f"going on at step {step}")
+        first = saved["step"]
+        print(f"going on at step {first}")
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters")
     precision = autocast()
-    random_ = random.Random(step)
     codes, attributes = trainer.sets["train"]
-    sums, since, counted = np.zeros(CODEBOOKS), time.time(), 0
+    book_weights = torch.tensor(BOOK_WEIGHTS)[:, None] / CODEBOOKS
+    sums, began = np.zeros(CODEBOOKS), time.time()
     model.train()
-    while elapsed < 60 * arguments.minutes:
-        began = time.time()
-        progress = min(1, elapsed / (60 * arguments.minutes))
-        rate = PEAK_RATE * min(1, (step + 1) / 150) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+    for step in range(first, arguments.steps):
+        rate = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        rows = [random_.randrange(len(codes)) for _ in range(arguments.batch)]
-        told = [caption(attributes[row], random_) for row in rows]
+            group["lr"] = PEAK_RATE * rate * min(1, (step + 1) / 150)
+        random_ = np.random.default_rng(step)
+        (batch, frames), _ = BATCHES[random_.choice(len(BATCHES), p=[share for _, share in BATCHES])]
+        rows = random_.integers(0, len(codes), batch)
+        told = [attributes[row] for row in rows]
+        wanted = codes[rows, :, :frames]
+        wordings = random.Random(step)
         with precision:
-            losses = trainer.losses(codes[rows], told, CONDITION_DROPOUT, EARLY_WEIGHT)
+            losses = trainer.losses(
+                wanted,
+                misheard(wanted, random_),
+                [caption(what, wordings) for what in told],
+                CONDITION_DROPOUT,
+            )
         optimizer.zero_grad()
-        (sum(w * loss for w, loss in zip(BOOK_WEIGHTS, losses, strict=True)) / CODEBOOKS).backward()
+        (losses * weights(told, frames) * book_weights).sum(1).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        step += 1
-        counted += 1
-        elapsed += time.time() - began
-        sums += [loss.item() for loss in losses]
-        if step % 100 == 0:
-            speed = counted * arguments.batch * codes.shape[2] / (time.time() - since)
-            print(
-                f"{elapsed / 60:.1f} min, step {step}: nats by book {np.round(sums / counted, 3)};"
-                f" {speed:.0f} frames a second",
-                flush=True,
-            )
-            sums, since, counted = np.zeros(CODEBOOKS), time.time(), 0
-        if step % 500 == 0:
+        sums += losses.detach().mean((0, 2)).numpy()
+        if (step + 1) % 100 == 0:
+            seconds, began = time.time() - began, time.time()
+            print(f"step {step + 1}: nats by book {np.round(sums / 100, 3)}; {seconds:.0f} s", flush=True)
+            sums[:] = 0
+        if (step + 1) % 500 == 0 or step + 1 == arguments.steps:
             trainer.report()
-            save(arguments.out, model, optimizer, step, elapsed)
-    save(arguments.out, model, optimizer, step, elapsed)
-    trainer.report()
+            save(arguments.out, model, optimizer, step + 1)
 
 
-def save(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, elapsed: float
-) -> None:
+def save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     kept = {
         name: value for name, value in model.state_dict().items() if not name.startswith("audio_encoder.")
     }
-    state = {"model": kept, "optimizer": optimizer.state_dict(), "step": step, "elapsed": elapsed}
-    torch.save(state, path.with_suffix(".tmp"))
+    torch.save({"model": kept, "optimizer": optimizer.state_dict(), "step": step}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
