@@ -7,7 +7,7 @@ VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
 LINK := $(BIN)/musicgen-mlx
 
-.PHONY: help demo train-demo install uninstall test lint fuzz parity python
+.PHONY: help demo train-demo install uninstall test native sanitize lint fuzz parity python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,7 @@ install: python ## install the command musicgen-mlx for this user
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv --clear "$(VENV)"
 	@"$(VENV)/bin/python" -m pip install --quiet .
+	@native/build.sh "$(VENV)/bin/python"
 	@mkdir -p "$(BIN)"
 	@ln -sfn "$(VENV)/bin/musicgen-mlx" "$(LINK)"
 	@echo "Installed $$("$(LINK)" --version): $(LINK)"
@@ -65,6 +66,20 @@ train-demo: .venv-parity/installed ## make the demo model anew: music, codec, la
 	cd training && ../.venv-parity/bin/python train_lm.py
 	cd training && ../.venv-parity/bin/python export.py
 	cd training && ../.venv-parity/bin/python evaluate.py
+
+# Where it is built the tests use it.
+native: .venv/installed ## build the native extension for Linux CPUs into the development environment
+	@native/build.sh .venv/bin/python
+
+sanitize: .venv/installed ## run the native kernels under the address and thread sanitizers
+	@.venv/bin/python -m pip install --quiet 'cmake>=3.25' ninja
+	@for sanitizer in address,undefined thread; do \
+	  .venv/bin/cmake -G Ninja -S native -B ".venv/sanitize-$$sanitizer" -DMUSICGEN_SANITIZER_TEST=ON \
+	    -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv/bin/ninja" -DCMAKE_BUILD_TYPE=None \
+	    -DCMAKE_CXX_FLAGS="-g -fsanitize=$$sanitizer -fno-sanitize-recover=all" > /dev/null && \
+	  .venv/bin/cmake --build ".venv/sanitize-$$sanitizer" > /dev/null && \
+	  echo "$$sanitizer:" && ".venv/sanitize-$$sanitizer/kernel_test" || exit 1; \
+	done
 
 lint: .venv/installed ## check style and types
 	.venv/bin/ruff check .
