@@ -28,8 +28,9 @@ from audiocraft_mlx.cli.common import say
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.encodec import Encodec
-from audiocraft_mlx.models.quantization import BITS, GROUP_SIZES, quantize
+from audiocraft_mlx.models.quantization import BITS, GROUP_SIZES, quantize, use_eight_bit_activations
 from audiocraft_mlx.models.weights import dtype_name, parameters
+from audiocraft_mlx.ops import native
 
 TESTS = Path(__file__).parent.parent / "tests"
 FOLLOWED_BY = 25
@@ -49,11 +50,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Loss:
-    """A quantized model's next-code distributions against float32, over all frames and codebooks."""
+    """A model's next-code distributions against float32, over all frames and codebooks."""
 
     model: str
-    bits: int
-    group_size: int
+    what: str
+    """That is different: the weights (bits, group), or what is calculated with them."""
     share: float
     """Of the language model's linear weights, those whose layers can be divided into such groups."""
     bits_per_weight: float
@@ -84,18 +85,18 @@ def main() -> None:
     mx.set_default_device(mx.cpu)
     with tempfile.TemporaryDirectory() as folder:
         cases = [demo(), *goldens(Path(folder))]
-        losses = [loss for case in cases for loss in language_model_losses(case)]
-        codecs = [loss for case in cases for loss in codec_losses(case)]
+        losses = [found for case in cases for found in language_model_losses(case)]
+        codecs = [found for case in cases for found in codec_losses(case)]
     if arguments.json:
         say(json.dumps({"lm": list(map(asdict, losses)), "codec": list(map(asdict, codecs))}, indent=2))
         return
-    say("| model | bits | group | quantized | bits per weight | KL mean | KL 99 % | same first |")
-    say("|---|---|---|---|---|---|---|---|")
-    for loss in losses:
+    say("| model | what | quantized | bits per weight | KL mean | KL 99 % | same first |")
+    say("|---|---|---|---|---|---|---|")
+    for found in losses:
         say(
-            f"| {loss.model} | {loss.bits} | {loss.group_size} | {loss.share:.0%}"
-            f" | {loss.bits_per_weight:.2f} | {loss.kl_mean:.2g} | {loss.kl_p99:.2g}"
-            f" | {loss.same_first:.2%} |"
+            f"| {found.model} | {found.what} | {found.share:.0%}"
+            f" | {found.bits_per_weight:.2f} | {found.kl_mean:.2g} | {found.kl_p99:.2g}"
+            f" | {found.same_first:.2%} |"
         )
     say("\n| codec of | stored as | SNR | same codes |\n|---|---|---|---|")
     for codec in codecs:
@@ -125,25 +126,34 @@ def language_model_losses(case: Case) -> Iterator[Loss]:
     for bits in BITS:
         for group_size in GROUP_SIZES:
             checkpoint = read(case.model)
-            total = linear_sizes(checkpoint.lm)[0]
             try:
                 quantize(checkpoint, bits, group_size)
             except UsageError:
                 continue  # no layer of so small a model can be divided into such groups
             checkpoint.evaluate()
-            left, stored = linear_sizes(checkpoint.lm)
-            found = log_probabilities(checkpoint, case)
-            divergence = (np.exp(reference) * (reference - found)).sum(axis=-1)
-            yield Loss(
-                model=case.name,
-                bits=bits,
-                group_size=group_size,
-                share=1 - left / total,
-                bits_per_weight=8 * stored / (total - left),
-                kl_mean=float(divergence.mean()),
-                kl_p99=float(np.quantile(divergence, 0.99)),
-                same_first=float((reference.argmax(axis=-1) == found.argmax(axis=-1)).mean()),
-            )
+            yield loss(case, f"{bits} bits, group {group_size}", checkpoint, reference)
+            if group_size == native.GROUP_SIZE and native.on_cpu() is not None:
+                use_eight_bit_activations(checkpoint.lm)
+                yield loss(case, f"{bits} bits, group {group_size}, --fast", checkpoint, reference)
+    checkpoint = load(case.model)
+    checkpoint.lm.cache_bits = 8
+    yield loss(case, "float32, --cache-bits 8", checkpoint, reference)
+
+
+def loss(case: Case, what: str, checkpoint: Checkpoint, reference: np.ndarray) -> Loss:
+    left, stored = linear_sizes(checkpoint.lm)
+    total = linear_sizes(read(case.model).lm)[0]
+    found = log_probabilities(checkpoint, case)
+    divergence = (np.exp(reference) * (reference - found)).sum(axis=-1)
+    return Loss(
+        model=case.name,
+        what=what,
+        share=1 - left / total,
+        bits_per_weight=8 * stored / (total - left) if left < total else 32,
+        kl_mean=float(divergence.mean()),
+        kl_p99=float(np.quantile(divergence, 0.99)),
+        same_first=float((reference.argmax(axis=-1) == found.argmax(axis=-1)).mean()),
+    )
 
 
 def linear_sizes(network: nn.Module) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from audiocraft_mlx.ops import attention, native, recurrence
+from audiocraft_mlx.ops import attention, eight_bit, native, recurrence
 from audiocraft_mlx.ops.linear import linear
 
 if native.extension() is None:
@@ -106,6 +106,24 @@ def test_attention_over_a_part_of_the_cache(
     with Pure():
         wanted = attention.attend(q, k.astype(mx.float32), v.astype(mx.float32), mask)
     np.testing.assert_allclose(ours, wanted, atol=2e-6)
+
+
+def test_rows_in_8_bits() -> None:
+    x = mx.concatenate([normal(5, 3, 40) * 7, mx.zeros((5, 1, 40))], axis=1)
+    ours = eight_bit.rounded(x)
+    with Pure():
+        wanted = eight_bit.rounded(x)
+    np.testing.assert_allclose(ours.scales, wanted.scales, rtol=1e-6)
+    assert np.abs(np.array(ours.codes).astype(int) - np.array(wanted.codes)).max() <= 1
+    assert mx.all(mx.abs(ours.values() - x) <= 0.501 * ours.scales[..., None]).item()
+
+
+def test_attention_over_keys_and_values_in_8_bits() -> None:
+    q = normal(2, 3, 1, 20)
+    k, v = (eight_bit.rounded(normal(2, 3, 33, 20)) for _ in range(2))
+    k, v = (eight_bit.EightBit(part.codes[:, :, :30], part.scales[:, :, :30]) for part in (k, v))
+    assert "MusicgenAttend" in primitives(attention.attend(q, k, v, None))
+    np.testing.assert_allclose(*both(lambda: attention.attend(q, k, v, None)), atol=2e-6)
 
 
 @pytest.mark.parametrize(("batch", "length", "inputs", "dim"), [(1, 1, 3, 1), (2, 30, 48, 80), (3, 5, 7, 65)])

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from audiocraft_mlx.checkpoints.hub import open_source
 from audiocraft_mlx.checkpoints.pickles import read_torch_file
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.checkpoints.upstream import load
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.decoding.pattern import DelayPattern
@@ -276,3 +277,17 @@ def test_a_row_draws_with_its_own_key() -> None:
     alone = next_codes(logits, Sampling(), gumbel_noise(step_keys(seed=9, rows=1, steps=3), 4, 100)[:, 2])
     np.testing.assert_array_equal(together[2:], alone)
     assert np.any(np.array(together[0]) != np.array(together[1]))
+
+
+def test_a_cache_in_8_bits_takes_a_quarter_and_changes_little(goldens: Path, hub_cache: Path) -> None:
+    lm = load(str(goldens / "goldens" / "mono")).lm
+    shape = (2, lm.config.num_codebooks, 30)
+    codes = mx.random.randint(0, lm.config.cardinality, shape, key=mx.random.key(1))
+    conditions = Conditions(cross=mx.random.normal((2, 3, lm.config.dim), key=mx.random.key(2)))
+    exact = lm.start(conditions, 30)
+    whole = np.array(lm(codes, exact))
+    lm.cache_bits = 8
+    state = lm.start(conditions, 30)
+    steps = np.concatenate([np.array(lm(codes[:, :, t : t + 1], state)) for t in range(30)], axis=2)
+    assert 0 < np.abs(steps - whole).max() / np.abs(whole).max() < 0.02
+    assert state.caches[0].nbytes < 0.4 * exact.caches[0].nbytes

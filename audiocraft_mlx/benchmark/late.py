@@ -36,6 +36,7 @@ class LateLM:
             heads = config.num_heads
             nothing = mx.zeros((conditions.batch, heads, self._offset, config.dim // heads), self._lm.dtype)
             for cache in state.caches:
-                mx.eval(cache.append(nothing, nothing))
+                cache.append(nothing, nothing)
+                cache.evaluate()
             state.offset += self._offset
         return state

@@ -22,8 +22,8 @@ class Subject:
         """The model, its weights only promised yet. Raises `MusicGenError`."""
         return random_checkpoint(self.name) if self.random else read(self.name)
 
-    def load(self, bits: int | None, fast: bool = False) -> Checkpoint:
-        """The model, ready to be used; `bits` and `fast` as in `MusicGen.get_pretrained`.
+    def load(self, bits: int | None, fast: bool = False, cache_bits: int | None = None) -> Checkpoint:
+        """The model, ready to be used; the arguments are those of `MusicGen.get_pretrained`.
 
         Raises `MusicGenError`.
         """
@@ -35,6 +35,7 @@ class Subject:
             checkpoint.evaluate()
         else:
             checkpoint = load(self.name, quantize_to=bits)
+        checkpoint.lm.cache_bits = cache_bits
         if fast:
             use_eight_bit_activations(checkpoint.lm)
         return checkpoint

@@ -34,6 +34,8 @@ class Settings:
     """To which ours is quantized."""
     fast: bool = False
     """Whether ours calculates with 8-bit activations."""
+    cache_bits: int | None = None
+    """In which ours keeps its keys and values; None: in what suits the weights."""
     compare: bool = False
     """Whether with transformers."""
 
@@ -101,7 +103,7 @@ def _load(subject: Subject, settings: Settings) -> tuple[Checkpoint, Sample]:
         del checkpoint
         gc.collect()
         start = time.perf_counter()
-        checkpoint = subject.load(settings.bits, settings.fast)
+        checkpoint = subject.load(settings.bits, settings.fast, settings.cache_bits)
         times.append(time.perf_counter() - start)
     return checkpoint, Sample(tuple(times))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from audiocraft_mlx.models.cache import LMState
 from audiocraft_mlx.models.lm import LM
 from audiocraft_mlx.models.weights import parameters
@@ -26,11 +24,6 @@ def weight_bytes(lm: LM, rows: int) -> int:
 def cache_bytes(state: LMState, positions: int) -> int:
     """Of the keys and values of both attentions, in a step that looks at `positions` positions."""
     capacity = state.positions.shape[0]
-    allocated = sum(
-        array.nbytes
-        for cache in state.caches
-        for array in vars(cache).values()
-        if isinstance(array, mx.array)
-    )
+    allocated = sum(cache.nbytes for cache in state.caches)
     contexts = sum(array.nbytes for context in state.contexts if context is not None for array in context)
     return allocated * positions // capacity + contexts

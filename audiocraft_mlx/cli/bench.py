@@ -38,6 +38,7 @@ def _bench(argv: list[str] | None) -> None:
         arguments.runs,
         bits=arguments.quantize,
         fast=arguments.fast,
+        cache_bits=arguments.cache_bits,
         compare=arguments.compare is not None,
     )
     rows: list[Row] = []
@@ -89,6 +90,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--fast", action="store_true", help="with -q, on a Linux CPU: calculate with 8-bit inputs too"
+    )
+    parser.add_argument(
+        "--cache-bits", metavar="BITS", type=int, choices=(8,), help="8: keep keys and values in 8 bits"
     )
     parser.add_argument(
         "-d",

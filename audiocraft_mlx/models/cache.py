@@ -6,22 +6,54 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from audiocraft_mlx.ops.attention import Stored
+from audiocraft_mlx.ops.eight_bit import EightBit, rounded
+
 
 class KVCache:
-    """Self-attention keys and values of one layer, `[B, heads, capacity, head_dim]`, allocated once."""
+    """Self-attention keys and values of one layer, `[B, heads, capacity, head_dim]`, allocated once.
 
-    def __init__(self, shape: tuple[int, int, int], head_dim: int, dtype: mx.Dtype) -> None:
-        self._keys = mx.zeros((*shape, head_dim), dtype)
-        self._values = mx.zeros((*shape, head_dim), dtype)
+    With `bits` 8 they are kept in 8 bits, with a scale for each head and position; `dtype` is not used then.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], head_dim: int, dtype: mx.Dtype, bits: int | None = None
+    ) -> None:
+        if bits is None:
+            self._stores = [Store([mx.zeros((*shape, head_dim), dtype)]) for _ in range(2)]
+        else:
+            self._stores = [Store([mx.zeros((*shape, head_dim), mx.int8), mx.zeros(shape)]) for _ in range(2)]
         self._length = 0
 
-    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for store in self._stores for array in store.arrays)
+
+    def evaluate(self) -> None:
+        mx.eval([store.arrays for store in self._stores])
+
+    def append(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Write `[B, heads, n, head_dim]` behind what is there; all that was written so far."""
-        start, end = self._length, self._length + keys.shape[2]
-        self._keys[:, :, start:end] = keys
-        self._values[:, :, start:end] = values
-        self._length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        start, self._length = self._length, self._length + keys.shape[2]
+        k, v = (store.write(new, start) for store, new in zip(self._stores, (keys, values), strict=True))
+        return k, v
+
+
+@dataclass
+class Store:
+    """One of the two: values, or codes of 8 bits with their scales; positions are the third axis."""
+
+    arrays: list[mx.array]
+
+    def write(self, new: mx.array, start: int) -> Stored:
+        end = start + new.shape[2]
+        if len(self.arrays) == 1:
+            self.arrays[0][:, :, start:end] = new
+            return self.arrays[0][:, :, :end]
+        parts = rounded(new)
+        self.arrays[0][:, :, start:end] = parts.codes
+        self.arrays[1][:, :, start:end] = parts.scales
+        return EightBit(self.arrays[0][:, :, :end], self.arrays[1][:, :, :end])
 
 
 @dataclass

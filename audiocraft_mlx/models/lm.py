@@ -175,8 +175,8 @@ class SelfAttention(nn.Module):
         q, k, v = (_split_heads(part, self.num_heads) for part in mx.split(qkv, 3, axis=-1))
         if place.rotary_periods is not None:
             q, k = place.rotate(q), place.rotate(k)
-        k, v = cache.append(k, v)
-        return linear(self.out_proj, attend(q, k, v, place.mask), residual=x)
+        keys, values = cache.append(k, v)
+        return linear(self.out_proj, attend(q, keys, values, place.mask), residual=x)
 
 
 class CrossAttention(nn.Module):
@@ -240,6 +240,8 @@ class LM(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
+        self.cache_bits: int | None = None
+        """8: keys and values are kept in 8 bits. None: in the precision that suits the weights."""
         # The tables of all codebooks one below the other, so that one gather serves them; so with the heads.
         self.embed = nn.Embedding(config.num_codebooks * (config.cardinality + 1), config.dim)
         if config.rotary_positions:
@@ -273,6 +275,7 @@ class LM(nn.Module):
                     shape=(conditions.batch, config.num_heads, capacity),
                     head_dim=config.dim // config.num_heads,
                     dtype=cache_dtype(isinstance(self.heads, nn.QuantizedLinear), self.dtype),
+                    bits=self.cache_bits,
                 )
                 for _ in self.layers
             ],

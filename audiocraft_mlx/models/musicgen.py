@@ -50,6 +50,7 @@ class MusicGen:
         revision: str | None = None,
         quantize: int | None = None,
         fast: bool = False,
+        cache_bits: int | None = None,
     ) -> MusicGen:
         """Load a model.
 
@@ -59,15 +60,20 @@ class MusicGen:
             revision: branch, tag or commit on the Hub.
             quantize: 4 or 8: keep the weights of the linear layers in so many bits.
             fast: calculate a quantized model's layers with 8-bit activations, where the native extension
-                for Linux CPUs does it (docs/PERFORMANCE.md says what it costs).
+                for Linux CPUs does it (docs/QUANTIZATION.md says what it costs).
+            cache_bits: 8: keep the keys and values of what was made in 8 bits; long clips are faster then
+                where the native extension reads them.
 
         Raises:
-            UsageError: `quantize` is another number, the model is quantized already, or `fast` is asked of
-                one that isn't.
+            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already, or
+                `fast` is asked of one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
         """
+        if cache_bits not in (None, 8):
+            raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         checkpoint = load(name, revision, quantize)
+        checkpoint.lm.cache_bits = cache_bits
         if fast:
             use_eight_bit_activations(checkpoint.lm)
         return MusicGen(name, checkpoint)

@@ -21,7 +21,7 @@ def linear(
         return fused
     if norm is not None:
         x = norm(x)
-    if residual is not None and type(layer) is nn.Linear and "bias" not in layer:
+    if residual is not None and not gelu and type(layer) is nn.Linear and "bias" not in layer:
         return mx.addmm(residual, x, layer.weight.T)
     y = layer(x)
     if gelu:

@@ -143,11 +143,12 @@ class LinearPrimitive : public CpuPrimitive {
 
 class AttendPrimitive : public CpuPrimitive {
  public:
-  AttendPrimitive(mx::Stream stream, float scale, bool mask) : CpuPrimitive(stream), scale_(scale), mask_(mask) {}
+  AttendPrimitive(mx::Stream stream, float scale, bool eight_bit, bool mask)
+      : CpuPrimitive(stream), scale_(scale), eight_bit_(eight_bit), mask_(mask) {}
   const char* name() const override { return "MusicgenAttend"; }
   bool is_equivalent(const mx::Primitive& other) const override {
     const auto& o = static_cast<const AttendPrimitive&>(other);
-    return o.scale_ == scale_ && o.mask_ == mask_;
+    return o.scale_ == scale_ && o.eight_bit_ == eight_bit_ && o.mask_ == mask_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -159,10 +160,20 @@ class AttendPrimitive : public CpuPrimitive {
     const float* q0 = q.data<float>();
     const char* k0 = k.data<char>();
     const char* v0 = v.data<char>();
-    const uint8_t* mask = mask_ ? inputs[3].data<uint8_t>() : nullptr;
+    const float* k_scales = eight_bit_ ? inputs[3].data<float>() : nullptr;
+    const float* v_scales = eight_bit_ ? inputs[4].data<float>() : nullptr;
+    const int64_t ksb = eight_bit_ ? inputs[3].strides(0) : 0, ksh = eight_bit_ ? inputs[3].strides(1) : 0;
+    const uint8_t* mask = mask_ ? inputs.back().data<uint8_t>() : nullptr;
+    // Elements of a head lie side by side, and keys and values alike: so does every view of a cache.
+    bool fits = (dim == 1 || (q.strides(3) == 1 && k.strides(3) == 1 && v.strides(3) == 1)) &&
+                (length == 1 || k.strides(2) == v.strides(2));
+    if (eight_bit_)
+      fits = fits && inputs[4].strides(0) == ksb && inputs[4].strides(1) == ksh &&
+             (length == 1 || (inputs[3].strides(2) == 1 && inputs[4].strides(2) == 1));
+    if (!fits) throw std::invalid_argument("keys, values or queries lie in an order that isn't supported");
     float* out0 = out.data<float>();
     Head head{};
-    head.format = format_of(k);
+    head.format = eight_bit_ ? Format::int8 : format_of(k);
     head.length = length;
     head.dim = dim;
     head.scale = scale_;
@@ -180,6 +191,10 @@ class AttendPrimitive : public CpuPrimitive {
           a.q = q0 + b * qb + h * qh;
           a.k = k0 + (b * kb + h * kh) * item;
           a.v = v0 + (b * vb + h * vh) * item;
+          if (k_scales) {
+            a.k_scales = k_scales + b * ksb + h * ksh;
+            a.v_scales = v_scales + b * ksb + h * ksh;
+          }
           a.mask = mask ? mask + static_cast<size_t>(b) * length : nullptr;
           a.out = out0 + static_cast<size_t>(i) * dim;
           a.scores = scores;
@@ -191,7 +206,26 @@ class AttendPrimitive : public CpuPrimitive {
 
  private:
   float scale_;
-  bool mask_;
+  bool eight_bit_, mask_;
+};
+
+class RoundPrimitive : public CpuPrimitive {
+ public:
+  using CpuPrimitive::CpuPrimitive;
+  const char* name() const override { return "MusicgenRound"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    for (auto& out : outputs) out.set_data(mx::allocator::malloc(out.nbytes()));
+    const float* x = inputs[0].data<float>();
+    int8_t* codes = outputs[0].data<int8_t>();
+    float* scales = outputs[1].data<float>();
+    const size_t size = inputs[0].shape(-1), rows = inputs[0].size() / size;
+    mx::cpu::get_command_encoder(stream()).dispatch([=]() {
+      for (size_t row = 0; row < rows; row++)
+        kernels().round_row(x + row * size, static_cast<int>(size), codes + row * size, scales + row);
+    });
+  }
 };
 
 class EluPrimitive : public CpuPrimitive {
@@ -297,22 +331,44 @@ mx::array linear(const mx::array& x, const mx::array& w, const Maybe& scales, co
   return mx::array(shape, mx::float32, std::make_shared<LinearPrimitive>(stream, options), std::move(arrays));
 }
 
-mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Maybe& mask) {
+mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Maybe& mask,
+                 const Maybe& k_scales, const Maybe& v_scales) {
   require(q.dtype() == mx::float32 && q.ndim() == 4 && q.shape(2) == 1, "q must be float32 [B, heads, 1, dim]");
   require(k.ndim() == 4 && k.shape() == v.shape() && k.dtype() == v.dtype(), "k and v must be alike");
   require(k.shape(0) == q.shape(0) && k.shape(1) == q.shape(1) && k.shape(3) == q.shape(3), "k doesn't fit q");
-  format_of(k);
+  require(k_scales.has_value() == v_scales.has_value(), "keys and values have scales, or neither has");
+  const bool eight_bit = k_scales.has_value();
+  if (eight_bit)
+    require(k.dtype() == mx::int8, "keys with scales must be int8");
+  else
+    format_of(k);
   const auto stream = cpu();
   const int batch = k.shape(0), length = k.shape(2);
   // A view of one slice of the cache is read as it lies; anything else is copied by MLX first.
   std::vector<mx::array> arrays{q, k, v};
+  if (eight_bit)
+    for (const auto& scales : {*k_scales, *v_scales}) {
+      require(scales.dtype() == mx::float32 && scales.shape() == mx::Shape({batch, k.shape(1), length}),
+              "scales must be float32 [B, heads, T]");
+      arrays.push_back(scales);
+    }
   if (mask) {
     require(mask->dtype() == mx::bool_ && mask->ndim() == 2 && mask->shape(0) == batch && mask->shape(1) == length,
             "the mask must be bool [B, T]");
     arrays.push_back(row_contiguous(*mask, stream));
   }
   return mx::array({batch, 1, q.shape(1) * q.shape(3)}, mx::float32,
-                   std::make_shared<AttendPrimitive>(stream, scale, mask.has_value()), std::move(arrays));
+                   std::make_shared<AttendPrimitive>(stream, scale, eight_bit, mask.has_value()), std::move(arrays));
+}
+
+// The values in 8 bits, and the scale of each row of the last axis.
+std::vector<mx::array> round_rows(const mx::array& x) {
+  require(x.dtype() == mx::float32 && x.ndim() > 1 && x.shape(-1) > 0, "x must be float32 [..., size]");
+  const auto stream = cpu();
+  auto rows = x.shape();
+  rows.pop_back();
+  return mx::array::make_arrays({x.shape(), rows}, {mx::int8, mx::float32}, std::make_shared<RoundPrimitive>(stream),
+                                {row_contiguous(x, stream)});
 }
 
 mx::array elu(const mx::array& x) {
@@ -347,7 +403,9 @@ NB_MODULE(_extension, m) {
   m.def("linear", &linear, "x"_a, "w"_a, "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0,
         "norm_weight"_a = nb::none(), "norm_bias"_a = nb::none(), "eps"_a = 1e-5f, "bias"_a = nb::none(),
         "gelu"_a = false, "residual"_a = nb::none(), "eight_bit_activations"_a = false);
-  m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none());
+  m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none(),
+        "k_scales"_a = nb::none(), "v_scales"_a = nb::none());
+  m.def("round_rows", &round_rows, "x"_a);
   m.def("elu", &elu, "x"_a);
   m.def("lstm", &lstm, "projected"_a, "w"_a, "h"_a, "c"_a);
   m.def("instruction_set", [] { return std::string(kernels().name); });

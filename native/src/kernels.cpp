@@ -27,6 +27,7 @@ constexpr int kLanes = kBytes / sizeof(float);
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
 typedef _Float16 Halves __attribute__((vector_size(kLanes * 2)));
 
 inline Floats load(const float* p) {
@@ -41,6 +42,11 @@ inline Floats load(const _Float16* p) {
   return __builtin_convertvector(h, Floats);
 }
 inline Floats widen(Bytes b) {
+  return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats);
+}
+inline Floats load(const int8_t* p) {
+  SignedBytes b;
+  std::memcpy(&b, p, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats);
 }
 inline Bytes load_bytes(const uint8_t* p) {
@@ -131,18 +137,26 @@ void split_even_odd(const float* x, int inputs, float* y) {
     }
 }
 
+// Values in 8 bits; returns the sum of what they are.
+int round_all(const float* x, int size, int8_t* x8, float* scale) {
+  float largest = 0;
+  for (int i = 0; i < size; i++) largest = std::max(largest, std::fabs(x[i]));
+  const float factor = largest > 0 ? 127.0f / largest : 0.0f;
+  int total = 0;
+  for (int i = 0; i < size; i++) {
+    const int q = static_cast<int>(x[i] * factor + (x[i] >= 0 ? 0.5f : -0.5f));
+    x8[i] = static_cast<int8_t>(q);
+    total += q;
+  }
+  *scale = largest / 127.0f;
+  return total;
+}
+
+void round_row(const float* x, int size, int8_t* x8, float* scale) { round_all(x, size, x8, scale); }
+
 void quantize(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum) {
-  for (int g = 0; g < inputs / kGroup; g++, x += kGroup, x8 += kGroup) {
-    float largest = 0;
-    for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(x[i]));
-    const float factor = largest > 0 ? 127.0f / largest : 0.0f;
-    int total = 0;
-    for (int i = 0; i < kGroup; i++) {
-      const int q = static_cast<int>(x[i] * factor + (x[i] >= 0 ? 0.5f : -0.5f));
-      x8[i] = static_cast<int8_t>(q);
-      total += q;
-    }
-    x_scale[g] = largest / 127.0f;
+  for (int g = 0; g < inputs / kGroup; g++) {
+    const int total = round_all(x + g * kGroup, kGroup, x8 + g * kGroup, x_scale + g);
     x_sum[g] = x_scale[g] * total;
   }
 }
@@ -341,6 +355,7 @@ void attend_as(const Head& a) {
     for (int d = 0; d < vectors; d += kLanes) s += load(a.q + d) * load(key + d);
     float dot = sum(s);
     for (int d = vectors; d < a.dim; d++) dot += a.q[d] * static_cast<float>(key[d]);
+    if (a.k_scales) dot *= a.k_scales[t];
     a.scores[t] = a.mask && !a.mask[t] ? -INFINITY : dot * a.scale;
     largest = std::max(largest, a.scores[t]);
   }
@@ -352,6 +367,8 @@ void attend_as(const Head& a) {
   float total = 0;
   for (int t = 0; t < a.length; t++) total += a.scores[t];
   const float factor = total > 0 ? 1.0f / total : 0.0f;
+  if (a.v_scales)
+    for (int t = 0; t < a.length; t++) a.scores[t] *= a.v_scales[t];
 
   constexpr int block = 4;  // vectors of the result that stay in registers
   for (int d0 = 0; d0 < vectors; d0 += block * kLanes) {
@@ -374,10 +391,11 @@ void attend_as(const Head& a) {
 }
 
 void attend(const Head& a) {
-  if (a.format == Format::float16)
-    attend_as<_Float16>(a);
-  else
-    attend_as<float>(a);
+  switch (a.format) {
+    case Format::float32: return attend_as<float>(a);
+    case Format::float16: return attend_as<_Float16>(a);
+    case Format::int8: return attend_as<int8_t>(a);
+  }
 }
 
 void elu(const float* x, float* y, size_t size) {
@@ -420,7 +438,7 @@ void lstm(const LstmStep& a, int first, int last) {
 #define MUSICGEN_STRING(x) MUSICGEN_STRING2(x)
 extern const Kernels table;
 const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), layer_norm, sum_groups, split_even_odd, quantize,
-                    linear, attend, elu, lstm};
+                    round_row, linear, attend, elu, lstm};
 
 }  // namespace MUSICGEN_ISA
 }  // namespace musicgen

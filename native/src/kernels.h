@@ -5,7 +5,7 @@
 
 namespace musicgen {
 
-enum class Format : int { float32, float16 };   // of quantisation scales, and of keys and values
+enum class Format : int { float32, float16, int8 };  // of quantisation scales (not int8), and of keys and values
 enum class Weights : int { dense, bits8, bits4 };
 
 constexpr int kGroup = 64;  // weights that share a scale and a bias
@@ -37,6 +37,8 @@ struct Head {
   const float* q;
   const void* k;
   const void* v;
+  const float* k_scales;  // [length], of int8 keys; or null
+  const float* v_scales;
   const uint8_t* mask;  // 0 where the query may not look; or null
   float* out;
   float* scores;        // scratch, `length` floats
@@ -59,6 +61,8 @@ struct Kernels {
   void (*split_even_odd)(const float* x, int inputs, float* y);
   // 8 bits a value, of the values and the sums that they stand for.
   void (*quantize)(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum);
+  // A row in 8 bits, with one scale.
+  void (*round_row)(const float* x, int size, int8_t* x8, float* scale);
   void (*linear)(const Linear& linear, int first, int last);  // outputs first … last - 1
   void (*attend)(const Head& head);
   void (*elu)(const float* x, float* y, size_t size);

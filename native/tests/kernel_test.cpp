@@ -129,12 +129,22 @@ void test_quantized(const Kernels& k) {
 template <class Value>
 void test_attend(const Kernels& k) {
   Head a{};
-  a.format = sizeof(Value) == 2 ? Format::float16 : Format::float32;
+  a.format = sizeof(Value) == 4 ? Format::float32 : sizeof(Value) == 2 ? Format::float16 : Format::int8;
   a.dim = between(1, 140);
   a.length = between(1, 90);
   a.stride = a.dim + between(0, 5);
   a.scale = 0.3f;
-  const auto q = random_floats(a.dim), keys = random_floats(a.stride * a.length), values = random_floats(a.stride * a.length);
+  const auto q = random_floats(a.dim);
+  auto keys = random_floats(a.stride * a.length), values = random_floats(a.stride * a.length);
+  std::vector<float> k_scales(a.length, 1), v_scales(a.length, 1);
+  if (sizeof(Value) == 1) {
+    for (auto* all : {&keys, &values})
+      for (auto& value : *all) value = between(-127, 127);
+    for (auto* all : {&k_scales, &v_scales})
+      for (auto& value : *all) value = std::fabs(normal()) / 60;
+    a.k_scales = k_scales.data();
+    a.v_scales = v_scales.data();
+  }
   // Exactly as long as what may be read.
   std::vector<Value> k16(keys.begin(), keys.begin() + a.stride * (a.length - 1) + a.dim);
   std::vector<Value> v16(values.begin(), values.begin() + a.stride * (a.length - 1) + a.dim);
@@ -154,13 +164,13 @@ void test_attend(const Kernels& k) {
   for (int t = 0; t < a.length; t++) {
     double dot = 0;
     for (int d = 0; d < a.dim; d++) dot += static_cast<double>(q[d]) * static_cast<float>(k16[t * a.stride + d]);
-    weight[t] = a.mask && !mask[t] ? 0 : std::exp(dot * a.scale);
+    weight[t] = a.mask && !mask[t] ? 0 : std::exp(dot * a.scale * k_scales[t]);
     total += weight[t];
   }
   for (int d = 0; d < a.dim; d++) {
     double sum = 0;
-    for (int t = 0; t < a.length; t++) sum += weight[t] / total * static_cast<float>(v16[t * a.stride + d]);
-    check(k.name, "attend", out[d], sum, 1e-5);
+    for (int t = 0; t < a.length; t++) sum += weight[t] / total * v_scales[t] * static_cast<float>(v16[t * a.stride + d]);
+    check(k.name, "attend", out[d], sum, 2e-5);
   }
 }
 
@@ -228,6 +238,7 @@ int main() {
       test_quantized(*tables[i]);
       test_attend<float>(*tables[i]);
       test_attend<_Float16>(*tables[i]);
+      test_attend<int8_t>(*tables[i]);
       test_rest(*tables[i]);
     }
     std::printf("%s: checked\n", tables[i]->name);
