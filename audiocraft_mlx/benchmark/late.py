@@ -34,9 +34,10 @@ class LateLM:
         state = self._lm.start(conditions, max(self._capacity, self._offset + steps))
         if self._offset:
             heads = config.num_heads
-            nothing = mx.zeros((conditions.batch, heads, self._offset, config.dim // heads), self._lm.dtype)
+            shape = (conditions.batch, 2 * heads, self._offset, config.dim // heads)
+            nothing = mx.zeros(shape, self._lm.dtype)
             for cache in state.caches:
-                cache.append(nothing, nothing)
+                cache.append(nothing)
                 cache.evaluate()
             state.offset += self._offset
         return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -9,51 +10,47 @@ import mlx.core as mx
 from audiocraft_mlx.ops.attention import Stored
 from audiocraft_mlx.ops.eight_bit import EightBit, rounded
 
+Between = Callable[[mx.array, mx.array], tuple[mx.array, ...]]
+
 
 class KVCache:
-    """Self-attention keys and values of one layer, `[B, heads, capacity, head_dim]`, allocated once.
+    """Self-attention keys and values of one layer, allocated once: `[B, 2 * heads, capacity, head_dim]`.
 
-    With `bits` 8 they are kept in 8 bits, with a scale for each head and position; `dtype` is not used then.
+    All heads' keys come first and then their values, so that a step writes both at once. With `bits` 8 they
+    are kept in 8 bits, with a scale for each head and position; `dtype` is not used then.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], head_dim: int, dtype: mx.Dtype, bits: int | None = None
+        self, batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, bits: int | None = None
     ) -> None:
-        if bits is None:
-            self._stores = [Store([mx.zeros((*shape, head_dim), dtype)]) for _ in range(2)]
-        else:
-            self._stores = [Store([mx.zeros((*shape, head_dim), mx.int8), mx.zeros(shape)]) for _ in range(2)]
+        shape = (batch, 2 * heads, capacity)
+        self._heads = heads
+        self._store = mx.zeros((*shape, head_dim), dtype if bits is None else mx.int8)
+        self._scales = None if bits is None else mx.zeros(shape)
         self._length = 0
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for store in self._stores for array in store.arrays)
+        return self._store.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def evaluate(self) -> None:
-        mx.eval([store.arrays for store in self._stores])
+        mx.eval(self._store, self._scales)
 
-    def append(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
-        """Write `[B, heads, n, head_dim]` behind what is there; all that was written so far."""
-        start, self._length = self._length, self._length + keys.shape[2]
-        k, v = (store.write(new, start) for store, new in zip(self._stores, (keys, values), strict=True))
-        return k, v
-
-
-@dataclass
-class Store:
-    """One of the two: values, or codes of 8 bits with their scales; positions are the third axis."""
-
-    arrays: list[mx.array]
-
-    def write(self, new: mx.array, start: int) -> Stored:
-        end = start + new.shape[2]
-        if len(self.arrays) == 1:
-            self.arrays[0][:, :, start:end] = new
-            return self.arrays[0][:, :, :end]
-        parts = rounded(new)
-        self.arrays[0][:, :, start:end] = parts.codes
-        self.arrays[1][:, :, start:end] = parts.scales
-        return EightBit(self.arrays[0][:, :, :end], self.arrays[1][:, :, :end])
+    def append(self, keys_values: mx.array) -> tuple[Stored, Stored]:
+        """Write `[B, 2 * heads, n, head_dim]` behind what is there; all that was written so far."""
+        heads, start = self._heads, self._length
+        self._length = end = start + keys_values.shape[2]
+        if self._scales is None:
+            self._store[:, :, start:end] = keys_values
+            return self._store[:, :heads, :end], self._store[:, heads:, :end]
+        new = rounded(keys_values)
+        self._store[:, :, start:end] = new.codes
+        self._scales[:, :, start:end] = new.scales
+        codes, scales = self._store, self._scales
+        return (
+            EightBit(codes[:, :heads, :end], scales[:, :heads, :end]),
+            EightBit(codes[:, heads:, :end], scales[:, heads:, :end]),
+        )
 
 
 @dataclass
@@ -69,6 +66,9 @@ class LMState:
     """Positions in front of each row's prefix that are nothing, int `[B]`; None if there are none."""
     contexts: list[tuple[mx.array, mx.array] | None]
     """Keys and values of the cross-attention of each layer; None if the model has none."""
-    context_mask: mx.array | None
+    between: list[Between]
+    """What is computed from one layer's look at all so far to the next one's."""
+    between_single: list[Between]
+    """The same for a single step, compiled where that pays."""
     offset: int = 0
     """Positions read so far, the prefix and its padding included."""

@@ -12,10 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.configs import Section
-from audiocraft_mlx.models.cache import KVCache, LMState
+from audiocraft_mlx.models.cache import Between, KVCache, LMState
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.attention import attend
+from audiocraft_mlx.ops.compilation import compiled
 from audiocraft_mlx.ops.linear import linear
 from audiocraft_mlx.ops.native import cache_dtype
 
@@ -162,21 +163,24 @@ class Place:
 
 
 class SelfAttention(nn.Module):
-    """`x` plus what its positions find in all so far; the norm in front is the block's."""
-
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.bias_attention)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias_attention)
 
-    def __call__(self, x: mx.array, norm: nn.LayerNorm, cache: KVCache, place: Place) -> mx.array:
-        qkv = linear(self.qkv_proj, x, norm=norm)
-        q, k, v = (_split_heads(part, self.num_heads) for part in mx.split(qkv, 3, axis=-1))
+    def ask(self, x: mx.array, norm: nn.LayerNorm) -> tuple[mx.array, mx.array]:
+        """Queries `[B, heads, S, head_dim]`; keys and then values `[B, 2 * heads, S, head_dim]`."""
+        qkv = _split_heads(linear(self.qkv_proj, x, norm=norm), 3 * self.num_heads)
+        return qkv[:, : self.num_heads], qkv[:, self.num_heads :]
+
+    def look_back(self, q: mx.array, kv: mx.array, cache: KVCache, place: Place) -> mx.array:
+        """What the queries find in all so far, `[B, S, dim]`."""
         if place.rotary_periods is not None:
-            q, k = place.rotate(q), place.rotate(k)
-        keys, values = cache.append(k, v)
-        return linear(self.out_proj, attend(q, keys, values, place.mask), residual=x)
+            heads = self.num_heads
+            q, kv = place.rotate(q), mx.concatenate([place.rotate(kv[:, :heads]), kv[:, heads:]], axis=1)
+        keys, values = cache.append(kv)
+        return attend(q, keys, values, place.mask)
 
 
 class CrossAttention(nn.Module):
@@ -208,7 +212,10 @@ def _split_heads(x: mx.array, heads: int) -> mx.array:
 
 
 class Block(nn.Module):
-    """Pre-norm: self-attention → cross-attention → feed-forward, each added to its input."""
+    """Pre-norm: self-attention → cross-attention → feed-forward, each added to its input.
+
+    In two halves, before and after the look at what was so far: those are the same at every step.
+    """
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -221,15 +228,17 @@ class Block(nn.Module):
         self.linear1 = nn.Linear(config.dim, config.hidden_dim, bias=config.bias_ff)
         self.linear2 = nn.Linear(config.hidden_dim, config.dim, bias=config.bias_ff)
 
-    def __call__(
+    def before(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        return self.self_attn.ask(x, self.norm1)
+
+    def after(
         self,
         x: mx.array,
-        cache: KVCache,
-        place: Place,
+        found: mx.array,
         context: tuple[mx.array, mx.array] | None,
         context_mask: mx.array | None,
     ) -> mx.array:
-        x = self.self_attn(x, self.norm1, cache, place)
+        x = linear(self.self_attn.out_proj, found, residual=x)
         if context is not None:
             x = self.cross_attn(x, self.norm_cross, context, context_mask)
         hidden = linear(self.linear1, x, norm=self.norm2, gelu=True)
@@ -269,12 +278,20 @@ class LM(nn.Module):
         prefix = None if conditions.prefix is None else conditions.prefix.astype(self.dtype)
         context = None if conditions.cross is None else conditions.cross.astype(self.dtype)
         capacity = conditions.prefix_length + steps
+        contexts = [
+            None if context is None else layer.cross_attn.keys_values(context) for layer in self.layers
+        ]
+        mask = None if conditions.cross_mask is None else conditions.cross_mask[:, None, None, :]
+        mx.eval(contexts, mask)  # constants of the compiled parts
+        between = [self._between(index, contexts[index], mask) for index in range(len(self.layers))]
         return LMState(
             caches=[
                 KVCache(
-                    shape=(conditions.batch, config.num_heads, capacity),
-                    head_dim=config.dim // config.num_heads,
-                    dtype=cache_dtype(isinstance(self.heads, nn.QuantizedLinear), self.dtype),
+                    conditions.batch,
+                    config.num_heads,
+                    capacity,
+                    config.dim // config.num_heads,
+                    cache_dtype(isinstance(self.heads, nn.QuantizedLinear), self.dtype),
                     bits=self.cache_bits,
                 )
                 for _ in self.layers
@@ -282,11 +299,22 @@ class LM(nn.Module):
             positions=sinusoidal_embedding(mx.arange(capacity), config.dim).astype(self.dtype),
             prefix=prefix,
             padding=conditions.prefix_padding,
-            contexts=[
-                None if context is None else layer.cross_attn.keys_values(context) for layer in self.layers
-            ],
-            context_mask=None if conditions.cross_mask is None else conditions.cross_mask[:, None, None, :],
+            contexts=contexts,
+            between=between,
+            between_single=[compiled(function, conditions.batch) for function in between],
         )
+
+    def _between(
+        self, index: int, context: tuple[mx.array, mx.array] | None, mask: mx.array | None
+    ) -> Between:
+        """From what layer `index` found in all so far to its result, and what the next layer asks for."""
+        layer, following = self.layers[index], self.layers[index + 1 : index + 2]
+
+        def between(x: mx.array, found: mx.array) -> tuple[mx.array, ...]:
+            x = layer.after(x, found, context, mask)
+            return (x, *following[0].before(x)) if following else (x,)
+
+        return between
 
     def __call__(self, codes: mx.array, state: LMState) -> mx.array:
         """Logits `[B, K, S, card]` for the step after each of the next steps `codes`, int `[B, K, S]`.
@@ -316,8 +344,11 @@ class LM(nn.Module):
             if config.rotary_positions
             else None,
         )
-        for layer, cache, context in zip(self.layers, state.caches, state.contexts, strict=True):
-            x = layer(x, cache, place, context, state.context_mask)
+        between = state.between_single if length == 1 else state.between
+        asked: tuple[mx.array, ...] = self.layers[0].before(x)
+        for layer, cache, function in zip(self.layers, state.caches, between, strict=True):
+            x, *rest = function(x, layer.self_attn.look_back(*asked, cache, place))
+            asked = tuple(rest)
         state.offset += length
         logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
         return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)

@@ -48,7 +48,8 @@ def extension() -> ModuleType | None:
 
 def on_cpu() -> ModuleType | None:
     """The extension, where MLX computes on the CPU."""
-    return extension() if mx.default_device() == mx.cpu else None
+    functions = extension()
+    return functions if functions is not None and mx.default_device() == mx.cpu else None
 
 
 def linear(

@@ -284,7 +284,13 @@ class LstmPrimitive : public CpuPrimitive {
   }
 };
 
-mx::array row_contiguous(const mx::array& a, mx::Stream stream) { return mx::contiguous(a, false, stream); }
+// `a` with its rows one behind the other. So lie weights, once they are there, and what these operations make: then
+// nothing is added to the graph.
+mx::array row_contiguous(const mx::array& a, mx::Stream stream) {
+  if (a.status() == mx::array::Status::available && a.flags().row_contiguous) return a;
+  if (a.has_primitive() && dynamic_cast<const CpuPrimitive*>(&a.primitive())) return a;
+  return mx::contiguous(a, false, stream);
+}
 
 using Maybe = std::optional<mx::array>;
 
