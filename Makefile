@@ -66,6 +66,7 @@ train-demo: .venv-parity/installed ## make the demo model anew: music, codec, la
 	cd training && ../.venv-parity/bin/python train_lm.py
 	cd training && ../.venv-parity/bin/python export.py
 	cd training && ../.venv-parity/bin/python evaluate.py
+	cd training && ../.venv-parity/bin/python pictures.py
 
 # Where it is built the tests use it.
 native: .venv/installed ## build the native extension for Linux CPUs into the development environment
@@ -93,7 +94,7 @@ parity: .venv-parity/installed ## compare with PyTorch, number by number (fetche
 	.venv-parity/bin/python -m pytest tests/parity
 
 .venv/installed: EXTRAS = test,fuzz,plot
-.venv-parity/installed: EXTRAS = test,parity
+.venv-parity/installed: EXTRAS = test,parity,plot
 .venv/installed .venv-parity/installed: pyproject.toml | python
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'

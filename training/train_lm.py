@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from captions import caption
 from codec import CODEBOOKS, CODES, autocast
-from compose import FRAMES_PER_BEAT, Attributes
+from compose import DRUMS, FRAMES_PER_BEAT, INSTRUMENTS, SCALES, Attributes, draw_attributes
 from model import make_model
 from transformers import PreTrainedTokenizerFast
 
@@ -30,14 +30,31 @@ BOOK_WEIGHTS = (1.6, 1.0, 0.8, 0.6)
 # What can be copied from two bars earlier weighs little; the frames where a held note's codes have come
 # round, and either go on or give way to the next beat, weigh much, and the very first frame most.
 FIRST_WEIGHT, TURN_WEIGHT, TURN, REPEAT_WEIGHT = 40.0, 4.0, 10, 0.3
+BEFORE_TURN = 3  # frames by which the codec, which looks ahead, already shows what comes
 # (clips, frames) of a batch, and how often it is drawn.
 BATCHES = (((10, 176), 0.6), ((5, 400), 0.4))
+
+
+# Of the attributes in a caption: answered from the text alone, so that it is understood from the beginning.
+ATTRIBUTES = {
+    "instrument": INSTRUMENTS,
+    "tempo": tuple(FRAMES_PER_BEAT),
+    "mode": tuple(SCALES),
+    "drums": DRUMS,
+    "bass": (False, True),
+}
+READING_STEPS, READING_WEIGHT = 1500, 0.2
 
 
 class Trainer:
     def __init__(self, codes: Path, tokenizer: Path) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer)
         self.model = make_model(len(self.tokenizer), dropout=0.0)
+        width = self.model.decoder.config.hidden_size
+        # Not a part of the model: these only train its text encoder.
+        self.questions = torch.nn.ModuleDict(
+            {name: torch.nn.Linear(width, len(answers)) for name, answers in ATTRIBUTES.items()}
+        )
         arrays = np.load(codes)
         self.sets = {
             name: (
@@ -48,11 +65,35 @@ class Trainer:
         }
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        parts = (self.model.decoder, self.model.text_encoder, self.model.enc_to_dec_proj)
+        parts = (self.model.decoder, self.model.text_encoder, self.model.enc_to_dec_proj, self.questions)
         return [parameter for part in parts for parameter in part.parameters()]
 
+    def read(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What cross-attention looks at, `[B, L, width]`, and its mask `[B, L]`."""
+        text = self.tokenizer(captions, padding=True, return_tensors="pt")
+        hidden = self.model.text_encoder(
+            input_ids=text.input_ids, attention_mask=text.attention_mask
+        ).last_hidden_state
+        return self.model.enc_to_dec_proj(hidden) * text.attention_mask[..., None], text.attention_mask
+
+    def misread(self, hidden: torch.Tensor, mask: torch.Tensor, told: list[Attributes]) -> torch.Tensor:
+        """Cross-entropy of the attributes, answered from the mean of what was read."""
+        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
+        losses = [
+            F.cross_entropy(
+                self.questions[name](mean), torch.tensor([answers.index(getattr(a, name)) for a in told])
+            )
+            for name, answers in ATTRIBUTES.items()
+        ]
+        return torch.stack(losses).sum()
+
     def losses(
-        self, codes: torch.Tensor, heard: torch.Tensor, captions: list[str], dropped: float = 0.0
+        self,
+        codes: torch.Tensor,
+        heard: torch.Tensor,
+        hidden: torch.Tensor,
+        mask: torch.Tensor,
+        dropped: float = 0.0,
     ) -> torch.Tensor:
         """Cross-entropy (nats) `[B, K, T]` of codes `[B, K, T]` for a model that reads `heard` instead."""
         batch, _, frames = codes.shape
@@ -60,17 +101,12 @@ class Trainer:
         inputs = torch.full((batch, CODEBOOKS, steps), CODES)
         for k in range(CODEBOOKS):
             inputs[:, k, k + 1 : k + 1 + frames] = heard[:, k, : steps - k - 1]
-        text = self.tokenizer(captions, padding=True, return_tensors="pt")
-        hidden = self.model.text_encoder(
-            input_ids=text.input_ids, attention_mask=text.attention_mask
-        ).last_hidden_state
-        hidden = self.model.enc_to_dec_proj(hidden) * text.attention_mask[..., None]
         if dropped:
             hidden = hidden * (torch.rand(batch, 1, 1) > dropped)
         logits = self.model.decoder(
             input_ids=inputs.reshape(batch * CODEBOOKS, steps),
             encoder_hidden_states=hidden,
-            encoder_attention_mask=text.attention_mask,
+            encoder_attention_mask=mask,
             use_cache=False,
         ).logits.view(batch, CODEBOOKS, steps, CODES)
         logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
@@ -83,7 +119,7 @@ class Trainer:
         rows, first = [], []
         for told in (attributes, attributes[1:] + attributes[:1]):
             random_ = random.Random(3)
-            losses = self.losses(codes, codes, [caption(a, random_) for a in told])
+            losses = self.losses(codes, codes, *self.read([caption(a, random_) for a in told]))
             rows.append(losses.mean((0, 2)).numpy())
             first.append(losses[:, :, 0].mean(0).numpy())
         self.model.train()
@@ -116,7 +152,8 @@ def misheard(codes: torch.Tensor, random_: np.random.Generator) -> torch.Tensor:
 def weights(attributes: list[Attributes], frames: int) -> torch.Tensor:
     """How much each frame counts, `[B, 1, frames]`, of mean 1 for each clip."""
     result = torch.ones(len(attributes), 1, frames)
-    result[:, :, ::TURN] = TURN_WEIGHT
+    frame = torch.arange(frames) % TURN
+    result[:, :, (frame == 0) | (frame >= TURN - BEFORE_TURN)] = TURN_WEIGHT
     result[:, :, 0] = FIRST_WEIGHT
     for row, what in enumerate(attributes):
         result[row, :, 8 * FRAMES_PER_BEAT[what.tempo] :] *= REPEAT_WEIGHT
@@ -128,6 +165,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--codes", type=Path, default=Path("work/codes.npz"))
     parser.add_argument("--tokenizer", type=Path, default=Path("work/tokenizer"))
+    parser.add_argument("--begin", type=Path, help="a checkpoint whose decoder to begin with")
     parser.add_argument("--out", type=Path, default=Path("work/lm.pt"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -147,9 +185,15 @@ def main() -> None:
     if arguments.out.exists():
         saved = torch.load(arguments.out)
         model.load_state_dict(saved["model"], strict=False)
+        trainer.questions.load_state_dict(saved["questions"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
         print(f"going on at step {first}")
+    else:
+        if arguments.begin is not None:
+            saved = torch.load(arguments.begin)["model"]
+            model.load_state_dict({n: v for n, v in saved.items() if n.startswith("decoder.")}, strict=False)
+        learn_to_read(trainer)
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters")
     precision = autocast()
     codes, attributes = trainer.sets["train"]
@@ -167,14 +211,12 @@ def main() -> None:
         wanted = codes[rows, :, :frames]
         wordings = random.Random(step)
         with precision:
-            losses = trainer.losses(
-                wanted,
-                misheard(wanted, random_),
-                [caption(what, wordings) for what in told],
-                CONDITION_DROPOUT,
-            )
+            hidden, mask = trainer.read([caption(what, wordings) for what in told])
+            losses = trainer.losses(wanted, misheard(wanted, random_), hidden, mask, CONDITION_DROPOUT)
+            misread = trainer.misread(hidden, mask, told)
         optimizer.zero_grad()
-        (losses * weights(told, frames) * book_weights).sum(1).mean().backward()
+        loss = (losses * weights(told, frames) * book_weights).sum(1).mean() + READING_WEIGHT * misread
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         sums += losses.detach().mean((0, 2)).numpy()
@@ -184,14 +226,35 @@ def main() -> None:
             sums[:] = 0
         if (step + 1) % 500 == 0 or step + 1 == arguments.steps:
             trainer.report()
-            save(arguments.out, model, optimizer, step + 1)
+            save(arguments.out, trainer, optimizer, step + 1)
 
 
-def save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    kept = {
-        name: value for name, value in model.state_dict().items() if not name.startswith("audio_encoder.")
+def learn_to_read(trainer: Trainer) -> None:
+    """Train the text encoder alone, which takes a minute; with the rest it would take hours to begin."""
+    parts = (trainer.model.text_encoder, trainer.model.enc_to_dec_proj, trainer.questions)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    random_ = random.Random(1)
+    trainer.model.train()
+    for step in range(READING_STEPS):
+        told = [draw_attributes(random_) for _ in range(48)]
+        loss = trainer.misread(*trainer.read([caption(what, random_) for what in told]), told)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 250 == 0:
+            print(f"reading, step {step + 1}: {loss.item():.2f} nats for all attributes", flush=True)
+
+
+def save(path: Path, trainer: Trainer, optimizer: torch.optim.Optimizer, step: int) -> None:
+    weights = trainer.model.state_dict().items()
+    state = {
+        "model": {name: value for name, value in weights if not name.startswith("audio_encoder.")},
+        "questions": trainer.questions.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
     }
-    torch.save({"model": kept, "optimizer": optimizer.state_dict(), "step": step}, path.with_suffix(".tmp"))
+    torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 

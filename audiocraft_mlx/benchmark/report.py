@@ -21,6 +21,8 @@ def title(subject: Subject, settings: Settings) -> str:
     """What was measured, where and how, in a line."""
     what = f"{subject.name}, random weights" if subject.random else subject.name
     bits = "" if settings.bits is None else f", {settings.bits} bits"
+    bits += ", 8-bit activations" if settings.fast else ""
+    bits += "" if settings.cache_bits is None else f", {settings.cache_bits}-bit cache"
     runs = f"{settings.runs} run{'s' if settings.runs > 1 else ''}"
     return f"{what}{bits}; MLX {_mlx_version()} on the {_device()}, {cores()} cores; {runs}"
 
@@ -46,6 +48,8 @@ def as_json(subject: Subject, settings: Settings, rows: list[Row]) -> dict[str, 
         "model": subject.name,
         "random_weights": subject.random,
         "bits": settings.bits,
+        "fast": settings.fast,
+        "cache_bits": settings.cache_bits,
         "duration": settings.duration,
         "runs": settings.runs,
         "machine": {

@@ -345,10 +345,11 @@ class LM(nn.Module):
             else None,
         )
         between = state.between_single if length == 1 else state.between
-        asked: tuple[mx.array, ...] = self.layers[0].before(x)
+        q, kv = self.layers[0].before(x)
         for layer, cache, function in zip(self.layers, state.caches, between, strict=True):
-            x, *rest = function(x, layer.self_attn.look_back(*asked, cache, place))
-            asked = tuple(rest)
+            x, *rest = function(x, layer.self_attn.look_back(q, kv, cache, place))
+            if rest:
+                q, kv = rest
         state.offset += length
         logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
         return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)

@@ -1,0 +1,56 @@
+"""Held-out loops beside what the codec makes of them: `python pictures.py` → ../docs/codec.png."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from codec import SAMPLE_RATE
+from compose import Attributes
+from evaluate import Renders
+from export import DEMO
+from loops import loop
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SHOWN = ("strings", "flute", "organ", "piano")  # the first three hold their notes
+HIGHEST_HERTZ = 8000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--codes", type=Path, default=Path("work/codes.npz"))
+    parser.add_argument("--out", type=Path, default=Path("../docs/codec.png"))
+    arguments = parser.parse_args()
+    decoded, attributes = Renders(arguments.model, arguments.codes).decoded("held_out", 32)
+    figure, axes = plt.subplots(len(SHOWN), 2, figsize=(12, 11), sharex=True, sharey=True)
+    for row, instrument in zip(axes, SHOWN, strict=True):
+        number = next(n for n, what in enumerate(attributes) if what["instrument"] == instrument)
+        what, rendered = loop(number, held_out=True)
+        for axis, audio, name in zip(row, (rendered, decoded[number]), ("rendered", "codec"), strict=True):
+            draw(axis, audio)
+            axis.set_title(f"{describe(what)}: {name}", fontsize=9)
+        row[0].set_ylabel("Hz")
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
+    figure.tight_layout()
+    figure.savefig(arguments.out, dpi=80)
+    print(arguments.out)
+
+
+def draw(axis: plt.Axes, audio: np.ndarray) -> None:
+    axis.specgram(audio + 1e-7, NFFT=2048, Fs=SAMPLE_RATE, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
+    axis.set_ylim(0, HIGHEST_HERTZ)
+
+
+def describe(what: Attributes) -> str:
+    drums = "no drums" if what.drums == "none" else f"{what.drums} drums"
+    return f"{what.tempo} {what.instrument} in {what.mode}, {drums}{', bass' if what.bass else ''}"
+
+
+if __name__ == "__main__":
+    main()
