@@ -123,7 +123,8 @@ class LinearPrimitive : public CpuPrimitive {
     float* ordered = memory + size;
     float* x_sum = ordered + size;
     float* x_scale = x_sum + groups * a.rows;
-    for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
+    if (!options.eight_bit_activations)
+      for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
     if (options.bits == 4) {
       for (int r = 0; r < a.rows; r++) k.split_even_odd(a.x + r * K, a.inputs, ordered + r * K);
       a.x = ordered;

@@ -1,13 +1,13 @@
 // The kernels, once for each instruction set: this file is compiled several times, with other flags and another
-// MUSICGEN_ISA. Vectors are the compiler's own (GCC's and clang's vector_size), as wide as the flags allow; only
-// the 8-bit dot product of AVX-512 VNNI needs an intrinsic.
+// MUSICGEN_ISA. Vectors are the compiler's own (GCC's and clang's vector_size), as wide as the flags allow.
+// Intrinsics stand only where compilers don't find the instruction: widening, sums over lanes, 8-bit dot products.
 #include "kernels.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#ifdef __AVX512VNNI__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -36,28 +36,48 @@ inline Floats load(const float* p) {
   return v;
 }
 inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+#if defined(__AVX512F__)
+inline Floats load(const _Float16* p) {
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Floats load(const int8_t* p) {
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline Floats widen(Bytes b) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)b)); }
+inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+#elif defined(__AVX2__)
+inline Floats load(const _Float16* p) {
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Floats load(const int8_t* p) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Floats widen(Bytes b) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)b)));
+}
+inline float sum(Floats v) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+#else
 inline Floats load(const _Float16* p) {
   Halves h;
   std::memcpy(&h, p, sizeof h);
   return __builtin_convertvector(h, Floats);
-}
-inline Floats widen(Bytes b) {
-  return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats);
 }
 inline Floats load(const int8_t* p) {
   SignedBytes b;
   std::memcpy(&b, p, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats);
 }
+inline Floats widen(Bytes b) { return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats); }
+inline float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+#endif
 inline Bytes load_bytes(const uint8_t* p) {
   Bytes b;
   std::memcpy(&b, p, sizeof b);
   return b;
-}
-inline float sum(Floats v) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) v[i] += v[i + half];
-  return v[0];
 }
 
 inline float exp_below_zero(float x) {
@@ -272,7 +292,7 @@ void quantized(const Linear& a, int row, int first, int last) {
   const int8_t* x8 = a.x8 ? a.x8 + static_cast<size_t>(row) * K : nullptr;
   for (int n = first; n < last; n++) {
     const uint8_t* w = static_cast<const uint8_t*>(a.w) + static_cast<size_t>(n) * groups * group_bytes;
-    Floats s[R] = {};
+    Floats s[R] = {}, t[R] = {};  // of even and odd groups: one alone would wait for itself
     float offsets[R] = {};
     for (int g0 = 0; g0 < groups; g0 += kMaxGroups) {
       const int count = std::min(kMaxGroups, groups - g0);
@@ -295,17 +315,23 @@ void quantized(const Linear& a, int row, int first, int last) {
           for (int g = 0; g < count; g++) products[r][g] = scales[g] * a.x_scale[at + g];
         factors[r] = products[r];
       }
-      for (int g = 0; g < count; g++) {
+      const auto add = [&](int g, Floats* to) {
         const uint8_t* group = w + static_cast<size_t>(g0 + g) * group_bytes;
         const size_t k = static_cast<size_t>(g0 + g) * kGroup;
         __builtin_prefetch(group + 1024);
         if (x8)
-          add_group8<kind, R>(group, x8 + k, K, factors, g, s);
+          add_group8<kind, R>(group, x8 + k, K, factors, g, to);
         else
-          add_group<kind, R>(group, x + k, K, scales[g], s);
+          add_group<kind, R>(group, x + k, K, scales[g], to);
+      };
+      int g = 0;
+      for (; g + 2 <= count; g += 2) {
+        add(g, s);
+        add(g + 1, t);
       }
+      if (g < count) add(g, s);
     }
-    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r]) + offsets[r];
+    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r] + t[r]) + offsets[r];
   }
 }
 
@@ -351,9 +377,14 @@ void attend_as(const Head& a) {
   float largest = -INFINITY;
   for (int t = 0; t < a.length; t++) {
     const Value* key = k + t * a.stride;
-    Floats s{};
-    for (int d = 0; d < vectors; d += kLanes) s += load(a.q + d) * load(key + d);
-    float dot = sum(s);
+    Floats s0{}, s1{};
+    int at = 0;
+    for (; at + 2 * kLanes <= vectors; at += 2 * kLanes) {
+      s0 += load(a.q + at) * load(key + at);
+      s1 += load(a.q + at + kLanes) * load(key + at + kLanes);
+    }
+    if (at < vectors) s0 += load(a.q + at) * load(key + at);
+    float dot = sum(s0 + s1);
     for (int d = vectors; d < a.dim; d++) dot += a.q[d] * static_cast<float>(key[d]);
     if (a.k_scales) dot *= a.k_scales[t];
     a.scores[t] = a.mask && !a.mask[t] ? -INFINITY : dot * a.scale;
