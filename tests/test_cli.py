@@ -31,10 +31,8 @@ class FakeMusicGen:
         self.peak = 0.5
         self.during: Callable[[], None] = lambda: None
 
-    def get_pretrained(
-        self, name: str, revision: str | None = None, quantize: int | None = None
-    ) -> "FakeMusicGen":
-        self.asked.update(name=name, revision=revision, quantize=quantize)
+    def get_pretrained(self, name: str, **options: object) -> "FakeMusicGen":
+        self.asked.update(name=name, **options)
         return self
 
     def set_generation_params(self, **parameters: Any) -> None:
@@ -94,6 +92,8 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeMusicGen) -> None:
         "name": "facebook/musicgen-small",
         "revision": None,
         "quantize": None,
+        "fast": False,
+        "cache_bits": None,
         "duration": 8.0,
         "top_k": None,
         "top_p": None,
@@ -103,12 +103,15 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeMusicGen) -> None:
 
 
 def test_every_option_reaches_the_model(fake: FakeMusicGen) -> None:
-    options = "-m stereo-small --revision abc -q 8 -o clip.wav -d 0.25 --top-k 0 --top-p 0.9 --temperature 0"
+    options = "-m stereo-small --revision abc -q 8 --fast --cache-bits 8 -o clip.wav -d 0.25"
+    options += " --top-k 0 --top-p 0.9 --temperature 0"
     assert main(["piano", *options.split(), "--cfg-coef", "-1.5", "--seed", "4294967295", "--no-open"]) == 0
     assert fake.asked == {
         "name": "stereo-small",
         "revision": "abc",
         "quantize": 8,
+        "fast": True,
+        "cache_bits": 8,
         "duration": 0.25,
         "top_k": 0,
         "top_p": 0.9,
