@@ -520,6 +520,7 @@ def test_ctrl_c_while_generating_at_a_terminal(newcomer: Newcomer) -> None:
     assert newcomer.files == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_writing(user: User, tmp_path: Path) -> None:
     code = "import os, signal; os.replace = lambda *paths: signal.raise_signal(signal.SIGINT)"
     user.patch(code, tmp_path)

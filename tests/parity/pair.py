@@ -30,6 +30,24 @@ SHORT_PROMPT = "a slow piano piece"
 LONG_PROMPT = "an energetic drum and bass track with a deep bass line and bright synths"
 
 
+def t5_base() -> T5Config:
+    return T5Config(vocab_size=32128, d_model=768, d_ff=3072, num_layers=12, num_heads=12)
+
+
+def encodec_32khz(**other: Any) -> EncodecConfig:
+    """The released codec's shape, with what is to be `other`."""
+    released: dict[str, Any] = {
+        "sampling_rate": 32000,
+        "num_filters": 64,
+        "upsampling_ratios": [8, 5, 4, 4],
+        "use_causal_conv": False,
+        "use_conv_shortcut": False,
+        "codebook_size": 2048,
+        "target_bandwidths": [2.2],
+    }
+    return EncodecConfig(**released | other)
+
+
 def build(
     t5: T5Config, decoder: MusicgenDecoderConfig, codec: EncodecConfig, seed: int
 ) -> MusicgenForConditionalGeneration:

@@ -10,9 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from transformers import EncodecConfig, MusicgenDecoderConfig, T5Config
+from transformers import MusicgenDecoderConfig
 
-from .pair import LONG_PROMPT, SHORT_PROMPT, Pair, build
+from .pair import LONG_PROMPT, SHORT_PROMPT, Pair, build, encodec_32khz, t5_base
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["mono", "stereo"])
@@ -20,17 +20,9 @@ def pair(
     request: pytest.FixtureRequest, goldens: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     theirs = build(
-        T5Config(vocab_size=32128, d_model=768, d_ff=3072, num_layers=12, num_heads=12),
+        t5_base(),
         MusicgenDecoderConfig(audio_channels=request.param, num_codebooks=4 * request.param),
-        EncodecConfig(
-            sampling_rate=32000,
-            num_filters=64,
-            upsampling_ratios=[8, 5, 4, 4],
-            use_causal_conv=False,
-            use_conv_shortcut=False,
-            codebook_size=2048,
-            target_bandwidths=[2.2],
-        ),
+        encodec_32khz(),
         seed=request.param,
     )
     folder = tmp_path_factory.mktemp("full-size")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import EncodecConfig, EncodecModel, MusicgenDecoderConfig, T5Config, T5EncoderModel
+from transformers import EncodecModel, MusicgenDecoderConfig, T5Config, T5EncoderModel
 
 from tests.conftest import add_to_hub_cache
 
-from .pair import LONG_PROMPT, build
+from .pair import LONG_PROMPT, build, encodec_32khz, t5_base
 
 XP_CFG = """
 solver: musicgen
@@ -113,21 +113,9 @@ def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> I
     )
 
     t5, codec = tmp_path / "t5", tmp_path / "codec"
-    T5EncoderModel(
-        T5Config(vocab_size=32128, d_model=768, d_ff=3072, num_layers=12, num_heads=12)
-    ).save_pretrained(t5)
+    T5EncoderModel(t5_base()).save_pretrained(t5)
     (t5 / "tokenizer.json").symlink_to(goldens / "goldens" / "t5" / "tokenizer.json")
-    EncodecModel(
-        EncodecConfig(
-            sampling_rate=32000,
-            num_filters=64,
-            upsampling_ratios=[8, 5, 4, 4],
-            use_causal_conv=False,
-            use_conv_shortcut=False,
-            codebook_size=2048,
-            target_bandwidths=[2.2],
-        )
-    ).save_pretrained(codec)
+    EncodecModel(encodec_32khz()).save_pretrained(codec)
     add_to_hub_cache(tmp_path / "hf" / "hub", "t5-base", t5)
     add_to_hub_cache(tmp_path / "hf" / "hub", "facebook/encodec_32khz", codec)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -153,16 +141,7 @@ def test_generating_again_takes_no_more_memory(goldens: Path, tmp_path: Path) ->
             num_attention_heads=8,
             num_hidden_layers=6,
         ),
-        EncodecConfig(
-            sampling_rate=32000,
-            hidden_size=64,
-            num_filters=8,
-            upsampling_ratios=[8, 5, 4, 4],
-            use_causal_conv=False,
-            use_conv_shortcut=False,
-            codebook_size=512,
-            target_bandwidths=[1.8],
-        ),
+        encodec_32khz(hidden_size=64, num_filters=8, codebook_size=512, target_bandwidths=[1.8]),
         seed=0,
     ).save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").symlink_to(goldens / "goldens" / "t5" / "tokenizer.json")
