@@ -3,7 +3,7 @@
 # what was done. Usage: native/build.sh PYTHON
 # Without it everything works, slower; so a failure here is none of the caller's.
 python=$1
-source=$(dirname "$0")
+source=$(cd "$(dirname "$0")" && pwd)  # a path: a bare word would be a package of the index
 
 if [ "$(uname -s)" != Linux ]; then
   echo "native extension: not needed on $(uname -s)"

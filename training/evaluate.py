@@ -63,9 +63,9 @@ def main() -> None:
     for guidance in [model.guidance.coef, *arguments.guidance]:
         name = f"guidance {guidance:g}"
         result[name] = evaluate(model, judge, floor, guidance, arguments)
-        print(f"{name}: {json.dumps(result[name])}", flush=True)
+        print(f"{name}: {json.dumps(result[name], ensure_ascii=False)}", flush=True)
         arguments.out.parent.mkdir(exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
+        arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
 
 
 class Renders:

@@ -38,7 +38,7 @@ def main() -> None:
     for axis in axes[-1]:
         axis.set_xlabel("seconds")
     figure.tight_layout()
-    figure.savefig(arguments.out, dpi=80)
+    figure.savefig(arguments.out, dpi=64)
     print(arguments.out)
 
 
