@@ -351,11 +351,15 @@ def test_a_file_name_that_standard_output_cannot_show_is_escaped(
     assert out.readline().startswith("wrote \\xe9t\\xe9.wav: ")
 
 
+@pytest.mark.parametrize(
+    ("module", "program"),
+    [("generate", "musicgen-mlx"), ("convert", "musicgen-mlx-convert"), ("bench", "musicgen-mlx-bench")],
+)
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_import_nothing_heavy(option: str) -> None:
+def test_help_and_version_import_nothing_heavy(option: str, module: str, program: str) -> None:
     script = f"""
 import sys
-from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.cli.{module} import main
 try:
     main([{option!r}])
 finally:
@@ -363,6 +367,7 @@ finally:
     print("heavy:", *sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert program in done.stdout
     assert done.stdout.splitlines()[-1] == "heavy:"
 
 

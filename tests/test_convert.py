@@ -512,19 +512,3 @@ sys.exit(main(["demo", "-o", {str(tmp_path / "made")!r}]))
     assert done.stderr.endswith("; free some space or choose another folder\n")
     assert done.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_import_nothing_heavy(option: str) -> None:
-    script = f"""
-import sys
-from audiocraft_mlx.cli.convert import main
-try:
-    main([{option!r}])
-finally:
-    heavy = {{"mlx", "numpy", "soundfile", "huggingface_hub", "tokenizers", "omegaconf", "tqdm"}}
-    print("heavy:", *sorted(heavy & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "musicgen-mlx-convert" in done.stdout
-    assert done.stdout.splitlines()[-1] == "heavy:"

@@ -30,8 +30,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "medium": {"hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 24, "ffn_dim": 6144},
     "large": {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "ffn_dim": 8192},
 }
-_T5_BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
-_ENCODEC_32KHZ = {
+T5_BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
+ENCODEC_32KHZ = {
     "sampling_rate": 32000,
     "num_filters": 64,
     "upsampling_ratios": [8, 5, 4, 4],
@@ -61,7 +61,7 @@ def shape(name: str) -> Shape:
         # What these don't say is as transformers' classes have it, which are made after the small model.
         stereo = {"audio_channels": 2, "num_codebooks": 8} if name.startswith("stereo-") else {}
         size = _SIZES[name.removeprefix("stereo-")]
-        values = {"decoder": size | stereo, "text_encoder": _T5_BASE, "audio_encoder": _ENCODEC_32KHZ}
+        values = {"decoder": size | stereo, "text_encoder": T5_BASE, "audio_encoder": ENCODEC_32KHZ}
         config = Section(values, name)
     decoder = config.section("decoder")
     return Shape(

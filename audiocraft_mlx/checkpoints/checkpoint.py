@@ -21,6 +21,7 @@ from audiocraft_mlx.models.encodec import Encodec, StereoEncodec
 from audiocraft_mlx.models.lm import LM, LMConfig
 from audiocraft_mlx.models.t5 import T5Config
 from audiocraft_mlx.models.weights import Weights, load_strict, parameters
+from audiocraft_mlx.ops.device import on_gpu
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -63,7 +64,7 @@ class Checkpoint:
 
 def lm_dtype() -> mx.Dtype:
     """Half precision on a GPU, single on a CPU, as in the reference."""
-    return mx.float16 if mx.default_device() == mx.gpu else mx.float32
+    return mx.float16 if on_gpu() else mx.float32
 
 
 def read_projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) -> nn.Linear | None:

@@ -8,11 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.ops import native
+from audiocraft_mlx.ops.device import on_gpu
 
 
 def elu(x: mx.array) -> mx.array:
     """`x` where it is positive, `exp(x) - 1` elsewhere."""
-    if mx.default_device() != mx.cpu:
+    if on_gpu():
         return nn.elu(x)
     extension = native.extension()
     if extension is not None and x.dtype == mx.float32:

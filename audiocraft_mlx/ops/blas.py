@@ -39,11 +39,11 @@ def use_fast_blas() -> str | None:
     if wanted == "none" or sys.platform != "linux":
         return None
     mlx = _mlx_library()
-    slots = {} if mlx is None else _table_slots(mlx)
-    if not slots:
-        return None
     path = _openblas() if wanted == "auto" else wanted
-    if path is None:
+    if mlx is None or path is None:
+        return None
+    slots = _table_slots(mlx)
+    if not slots:
         return None
     try:
         library = ctypes.CDLL(path)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from audiocraft_mlx.ops import native
+from audiocraft_mlx.ops.device import on_gpu
 
 Arrays = tuple[mx.array, ...]
 
@@ -17,7 +18,6 @@ def compiled(function: Callable[..., Arrays], rows: int) -> Callable[..., Arrays
     Not on a CPU where MLX computes the layers itself: it would have each new combination of element-wise
     operations built by the system's C++ compiler, which takes seconds and saves nothing there.
     """
-    on_gpu = mx.default_device() == mx.gpu
-    if on_gpu or (rows <= native.FEW_ROWS and native.on_cpu() is not None):
+    if on_gpu() or (rows <= native.FEW_ROWS and native.on_cpu() is not None):
         return mx.compile(function)
     return function

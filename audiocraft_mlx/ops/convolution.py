@@ -11,6 +11,8 @@ from functools import reduce
 
 import mlx.core as mx
 
+from audiocraft_mlx.ops.device import on_gpu
+
 
 def conv1d(x: mx.array, weight: mx.array, bias: mx.array | None, stride: int, dilation: int) -> mx.array:
     """`[B, T, C]` with `weight` `[O, kernel, C]` → `[B, (T - span) // stride + 1, O]`, as `mx.conv1d`.
@@ -25,7 +27,7 @@ def conv1d(x: mx.array, weight: mx.array, bias: mx.array | None, stride: int, di
         if kernel * inputs <= outputs:
             y = _windows(x, kernel, length, stride, dilation) @ weight.reshape(outputs, -1).T
         else:
-            y = _product_of_taps(*_without_stride(x, weight, stride, length), length, dilation)
+            y = _sum_of_taps(*_without_stride(x, weight, stride, length), length, dilation)
     return y if bias is None else y + bias
 
 
@@ -34,24 +36,19 @@ def conv_transpose1d(x: mx.array, weight: mx.array, bias: mx.array | None, strid
 
     As `mx.conv_transpose1d`.
     """
-    outputs, kernel, inputs = weight.shape
+    outputs, kernel, _ = weight.shape
     if on_gpu() or kernel % stride:
         y = mx.conv_transpose1d(x, weight, stride=stride)
     else:
         batch, length, _ = x.shape
         blocks = kernel // stride
         # What each frame adds to the `blocks` strides that begin with its own.
-        parts = x @ weight.swapaxes(0, 1).reshape(kernel * outputs, inputs).T
-        parts = parts.reshape(batch, length, blocks, stride * outputs)
+        parts = _products_with_taps(x, weight).reshape(batch, length, blocks, stride * outputs)
         y = _sum(
             mx.pad(parts[:, :, block], [(0, 0), (block, blocks - 1 - block), (0, 0)])
             for block in range(blocks)
         ).reshape(batch, -1, outputs)
     return y if bias is None else y + bias
-
-
-def on_gpu() -> bool:
-    return mx.default_device() == mx.gpu
 
 
 def _windows(x: mx.array, kernel: int, length: int, stride: int, dilation: int) -> mx.array:
@@ -73,14 +70,20 @@ def _without_stride(x: mx.array, weight: mx.array, stride: int, length: int) -> 
     return x, weight.reshape(outputs, blocks, stride * inputs)
 
 
-def _product_of_taps(x: mx.array, weight: mx.array, length: int, dilation: int) -> mx.array:
-    """One product for all taps of the kernel, then each tap's part where it belongs."""
-    outputs, kernel, inputs = weight.shape
-    parts = x @ weight.swapaxes(0, 1).reshape(kernel * outputs, inputs).T
+def _sum_of_taps(x: mx.array, weight: mx.array, length: int, dilation: int) -> mx.array:
+    """Each tap's product where it belongs."""
+    outputs, kernel, _ = weight.shape
+    parts = _products_with_taps(x, weight)
     return _sum(
         parts[:, tap * dilation : tap * dilation + length, tap * outputs : (tap + 1) * outputs]
         for tap in range(kernel)
     )
+
+
+def _products_with_taps(x: mx.array, weight: mx.array) -> mx.array:
+    """One product for all taps of the kernel: `[B, T, kernel * O]`."""
+    outputs, kernel, inputs = weight.shape
+    return x @ weight.swapaxes(0, 1).reshape(kernel * outputs, inputs).T
 
 
 def _sum(parts: Iterable[mx.array]) -> mx.array:

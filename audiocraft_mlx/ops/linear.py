@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.ops import native
+from audiocraft_mlx.ops.device import on_gpu
 
 
 def linear(
@@ -40,4 +41,4 @@ def _product(layer: nn.Linear | nn.QuantizedLinear, x: mx.array) -> mx.array:
 
 
 def _few_rows_on_a_cpu(x: mx.array) -> bool:
-    return x.size <= native.FEW_ROWS * x.shape[-1] and mx.default_device() == mx.cpu
+    return x.size <= native.FEW_ROWS * x.shape[-1] and not on_gpu()

@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from audiocraft_mlx.ops.device import on_gpu
+
 VARIABLE = "MUSICGEN_MLX_NATIVE"
 GROUP_SIZE = 64
 """Weights that share a scale, in the quantised layers that the extension computes."""
@@ -49,7 +51,7 @@ def extension() -> ModuleType | None:
 def on_cpu() -> ModuleType | None:
     """The extension, where MLX computes on the CPU."""
     functions = extension()
-    return functions if functions is not None and mx.default_device() == mx.cpu else None
+    return functions if functions is not None and not on_gpu() else None
 
 
 def linear(

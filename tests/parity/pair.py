@@ -22,6 +22,7 @@ from transformers import (
     T5Config,
 )
 
+from audiocraft_mlx.benchmark.shapes import ENCODEC_32KHZ, T5_BASE
 from audiocraft_mlx.decoding.guidance import Guidance
 from audiocraft_mlx.models.encodec import StereoEncodec
 from audiocraft_mlx.models.musicgen import MusicGen
@@ -31,21 +32,12 @@ LONG_PROMPT = "an energetic drum and bass track with a deep bass line and bright
 
 
 def t5_base() -> T5Config:
-    return T5Config(vocab_size=32128, d_model=768, d_ff=3072, num_layers=12, num_heads=12)
+    return T5Config(vocab_size=32128, **T5_BASE)
 
 
 def encodec_32khz(**other: Any) -> EncodecConfig:
     """The released codec's shape, with what is to be `other`."""
-    released: dict[str, Any] = {
-        "sampling_rate": 32000,
-        "num_filters": 64,
-        "upsampling_ratios": [8, 5, 4, 4],
-        "use_causal_conv": False,
-        "use_conv_shortcut": False,
-        "codebook_size": 2048,
-        "target_bandwidths": [2.2],
-    }
-    return EncodecConfig(**released | other)
+    return EncodecConfig(**ENCODEC_32KHZ | other)
 
 
 def build(
