@@ -129,7 +129,14 @@ def test_attention_over_keys_and_values_in_8_bits() -> None:
 @pytest.mark.parametrize(("batch", "length", "inputs", "dim"), [(1, 1, 3, 1), (2, 30, 48, 80), (3, 5, 7, 65)])
 def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
     layer, x = nn.LSTM(inputs, dim), normal(batch, length, inputs)
-    np.testing.assert_allclose(*both(lambda: recurrence.lstm(layer, x)), atol=2e-6)
+    state = normal(batch, dim), normal(batch, dim)
+
+    def ends() -> mx.array:
+        hidden, (last, cell) = recurrence.lstm(layer, x, state)
+        return mx.concatenate([hidden, last[:, None], cell[:, None]], axis=1)
+
+    np.testing.assert_allclose(*both(lambda: recurrence.lstm(layer, x, None)[0]), atol=2e-6)
+    np.testing.assert_allclose(*both(ends), atol=2e-6)
 
 
 @pytest.mark.parametrize(

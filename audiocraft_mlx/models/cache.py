@@ -69,6 +69,6 @@ class LMState:
     between: list[Between]
     """What is computed from one layer's look at all so far to the next one's."""
     between_single: list[Between]
-    """The same for a single step, compiled where that pays."""
+    """The same for a single step, compiled: a call costs the host little."""
     offset: int = 0
     """Positions read so far, the prefix and its padding included."""

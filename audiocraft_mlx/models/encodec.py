@@ -16,10 +16,20 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.configs import Section
+from audiocraft_mlx.models.piecewise import (
+    Chain,
+    Convolution,
+    Pieces,
+    Pointwise,
+    Recurrence,
+    Skip,
+    TransposedConvolution,
+)
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.activations import elu
-from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
-from audiocraft_mlx.ops.recurrence import lstm
+
+PIECE = 50
+"""Frames that are encoded or decoded at a time: a clip of any length takes the memory of these."""
 
 
 @dataclass(frozen=True)
@@ -143,23 +153,6 @@ def _pad_mode(config: Section) -> str:
     return mode
 
 
-def pad(x: mx.array, left: int, right: int, mode: str) -> mx.array:
-    """Pad the time of `[B, T, C]`; a clip too short to be reflected is zero-padded first (`pad1d`)."""
-    if mode == "constant":
-        return mx.pad(x, [(0, 0), (left, right), (0, 0)])
-    extra = max(0, max(left, right) - x.shape[1] + 1)
-    if extra:
-        x = mx.pad(x, [(0, 0), (0, extra), (0, 0)])
-    length = x.shape[1]
-    before = x[:, left:0:-1] if left else x[:, :0]
-    after = (
-        x[:, length - 2 : length - 2 - right : -1]
-        if right < length - 1
-        else x[:, length - 2 :: -1][:, :right]
-    )
-    return mx.concatenate([before, x, after], axis=1)[:, : left + length + right - extra]
-
-
 class Conv1d(nn.Module):
     """A strided or dilated convolution that keeps every frame: `ceil(T / stride)` of them."""
 
@@ -168,16 +161,10 @@ class Conv1d(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel_size, stride=stride, dilation=dilation)
-        self.span = (kernel_size - 1) * dilation + 1
-        self.stride, self.dilation = stride, dilation
         self.pad_mode = pad_mode
 
-    def __call__(self, x: mx.array) -> mx.array:
-        padding = self.span - self.stride
-        right = padding // 2
-        extra = -x.shape[1] % self.stride
-        x = pad(x, padding - right, right + extra, self.pad_mode)
-        return conv1d(x, self.conv.weight, self.conv.bias, self.stride, self.dilation)
+    def start(self) -> Pieces:
+        return Convolution(self.conv, self.pad_mode)
 
 
 class ConvTranspose1d(nn.Module):
@@ -186,18 +173,14 @@ class ConvTranspose1d(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose1d(inputs, outputs, kernel_size, stride=stride)
-        self.stride = stride
-        self.padding = kernel_size - stride
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = conv_transpose1d(x, self.conv.weight, self.conv.bias, self.stride)
-        right = self.padding // 2
-        return x[:, self.padding - right : x.shape[1] - right]
+    def start(self) -> Pieces:
+        return TransposedConvolution(self.conv)
 
 
 class ELU(nn.Module):
-    def __call__(self, x: mx.array) -> mx.array:
-        return elu(x)
+    def start(self) -> Pieces:
+        return Pointwise(elu)
 
 
 class ResidualBlock(nn.Module):
@@ -211,11 +194,8 @@ class ResidualBlock(nn.Module):
             Conv1d(hidden, dim, 1, config.pad_mode),
         ]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = x
-        for layer in self.block:
-            y = layer(y)
-        return x + y
+    def start(self) -> Pieces:
+        return Skip(Chain([layer.start() for layer in self.block]))
 
 
 class LSTM(nn.Module):
@@ -225,11 +205,8 @@ class LSTM(nn.Module):
         super().__init__()
         self.lstm = [nn.LSTM(dim, dim) for _ in range(num_layers)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = x
-        for layer in self.lstm:
-            y = lstm(layer, y)
-        return x + y
+    def start(self) -> Pieces:
+        return Skip(Chain([Recurrence(layer) for layer in self.lstm]))
 
 
 class Sequence(nn.Module):
@@ -239,10 +216,8 @@ class Sequence(nn.Module):
         super().__init__()
         self.layers = layers
 
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    def start(self) -> Pieces:
+        return Chain([layer.start() for layer in self.layers])
 
 
 def _residual_blocks(config: EncodecConfig, dim: int) -> list[nn.Module]:
@@ -305,6 +280,20 @@ class ResidualQuantizer(nn.Module):
         return latents
 
 
+class Decoding:
+    """A clip's way from codes to audio, piece by piece."""
+
+    def __init__(self, codec: Encodec) -> None:
+        self._quantizer, self._layers = codec.quantizer, codec.decoder.start()
+        self.look_ahead = -(-self._layers.lag(0) // codec.config.hop_length)
+        """Frames behind a frame that have to be known before all of its audio is."""
+
+    def push(self, codes: mx.array, last: bool) -> mx.array | None:
+        """What can be heard after the next codes int `[B, K, n]`: `[B, C, m]`, or None for nothing yet."""
+        audio = self._layers.push(self._quantizer.decode(codes), last)
+        return None if audio is None else audio.transpose(0, 2, 1)
+
+
 class Encodec(nn.Module):
     """The codec of a checkpoint, for clips of as many channels as it was made for."""
 
@@ -336,11 +325,29 @@ class Encodec(nn.Module):
 
     def encode(self, audio: mx.array) -> mx.array:
         """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`; the last frame may be a partial one."""
-        return self.quantizer.encode(self.encoder(audio.transpose(0, 2, 1)), self.num_codebooks)
+        encoder, length = self.encoder.start(), audio.shape[2]
+        codes = []
+        for start in range(0, length, PIECE * self.config.hop_length):
+            end = start + PIECE * self.config.hop_length
+            latents = encoder.push(audio[:, :, start:end].transpose(0, 2, 1), end >= length)
+            if latents is not None:
+                codes.append(self.quantizer.encode(latents, self.num_codebooks))
+                mx.eval(codes[-1])
+        return mx.concatenate(codes, axis=2)
 
     def decode(self, codes: mx.array) -> mx.array:
         """Audio float32 `[B, C, F * hop]` of `codes` int `[B, K, F]`."""
-        return self.decoder(self.quantizer.decode(codes)).transpose(0, 2, 1)
+        decoder, frames = self.start_decoding(), codes.shape[2]
+        audio = []
+        for start in range(0, frames, PIECE):
+            samples = decoder.push(codes[:, :, start : start + PIECE], start + PIECE >= frames)
+            if samples is not None:
+                audio.append(samples)
+                mx.eval(samples)
+        return mx.concatenate(audio, axis=2)
+
+    def start_decoding(self) -> Decoding:
+        return Decoding(self)
 
     def sanitize(self, weights: Weights) -> Weights:
         """From either upstream's names and layouts to ours; weight norm (either spelling) is folded."""
@@ -435,6 +442,32 @@ class StereoEncodec:
 
     def decode(self, codes: mx.array) -> mx.array:
         """Audio float32 `[B, 2, F * hop]` of `codes` int `[B, K, F]`."""
-        batch, num_codebooks, frames = codes.shape
-        codes = codes.reshape(batch, num_codebooks // 2, 2, frames).transpose(0, 2, 1, 3)
-        return self.mono.decode(codes.reshape(2 * batch, num_codebooks // 2, frames)).reshape(batch, 2, -1)
+        return _side_by_side(self.mono.decode(_apart(codes)))
+
+    def start_decoding(self) -> StereoDecoding:
+        return StereoDecoding(self.mono)
+
+
+class StereoDecoding:
+    """`Decoding` of two channels."""
+
+    def __init__(self, mono: Encodec) -> None:
+        self._mono = mono.start_decoding()
+        self.look_ahead = self._mono.look_ahead
+
+    def push(self, codes: mx.array, last: bool) -> mx.array | None:
+        """What can be heard after the next codes int `[B, K, n]`: `[B, 2, m]`, or None for nothing yet."""
+        audio = self._mono.push(_apart(codes), last)
+        return None if audio is None else _side_by_side(audio)
+
+
+def _apart(codes: mx.array) -> mx.array:
+    """Each channel's codes in a row of their own: `[B, K, F]` → `[2 * B, K / 2, F]`."""
+    batch, num_codebooks, frames = codes.shape
+    codes = codes.reshape(batch, num_codebooks // 2, 2, frames).transpose(0, 2, 1, 3)
+    return codes.reshape(2 * batch, num_codebooks // 2, frames)
+
+
+def _side_by_side(audio: mx.array) -> mx.array:
+    """`[2 * B, 1, T]` → `[B, 2, T]`."""
+    return audio.reshape(-1, 2, audio.shape[2])

@@ -16,7 +16,6 @@ from audiocraft_mlx.models.cache import Between, KVCache, LMState
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.attention import attend
-from audiocraft_mlx.ops.compilation import compiled
 from audiocraft_mlx.ops.linear import linear
 from audiocraft_mlx.ops.native import cache_dtype
 
@@ -301,7 +300,7 @@ class LM(nn.Module):
             padding=conditions.prefix_padding,
             contexts=contexts,
             between=between,
-            between_single=[compiled(function, conditions.batch) for function in between],
+            between_single=[mx.compile(function) for function in between],
         )
 
     def _between(

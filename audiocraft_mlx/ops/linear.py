@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.ops import native
-from audiocraft_mlx.ops.device import on_gpu
+from audiocraft_mlx.ops import few_rows, native
+from audiocraft_mlx.ops.few_rows import few_rows_on_a_cpu
 
 
 def linear(
@@ -22,23 +22,11 @@ def linear(
         return fused
     if norm is not None:
         x = norm(x)
-    if residual is not None and not gelu and type(layer) is nn.Linear and not _few_rows_on_a_cpu(x):
-        bias = layer.get("bias")
+    bias = layer.get("bias")
+    if type(layer) is nn.Linear and few_rows_on_a_cpu(x):
+        y = few_rows.product(x, layer.weight, bias, gelu)
+    elif type(layer) is nn.Linear and residual is not None and not gelu:
         return mx.addmm(residual if bias is None else residual + bias, x, layer.weight.T)
-    y = _product(layer, x)
-    if gelu:
-        y = nn.gelu(y)
+    else:
+        y = nn.gelu(layer(x)) if gelu else layer(x)
     return y if residual is None else residual + y
-
-
-def _product(layer: nn.Linear | nn.QuantizedLinear, x: mx.array) -> mx.array:
-    """`layer(x)`. For a few rows BLAS libraries are quicker with the large matrix in front."""
-    if type(layer) is not nn.Linear or not _few_rows_on_a_cpu(x):
-        return layer(x)
-    columns = layer.weight @ x.reshape(-1, x.shape[-1]).T
-    y = columns.T.reshape(*x.shape[:-1], -1)
-    return y + layer.bias if "bias" in layer else y
-
-
-def _few_rows_on_a_cpu(x: mx.array) -> bool:
-    return x.size <= native.FEW_ROWS * x.shape[-1] and not on_gpu()

@@ -13,12 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.ops.device import on_gpu
+from audiocraft_mlx.ops.few_rows import FEW_ROWS
 
 VARIABLE = "MUSICGEN_MLX_NATIVE"
 GROUP_SIZE = 64
 """Weights that share a scale, in the quantised layers that the extension computes."""
-FEW_ROWS = 8
-"""Up to so many rows a dense layer's time is that of reading its weights; a BLAS is made for more."""
 
 
 @cache

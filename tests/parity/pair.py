@@ -235,7 +235,9 @@ class Pair:
         ours = self.ours.compression_model
         mono = ours.mono if isinstance(ours, StereoEncodec) else ours
         our_noise = mx.array(noise.numpy())
-        our_latents = mono.encoder(our_noise.reshape(channels, samples, 1)).transpose(0, 2, 1)
+        our_latents = (
+            mono.encoder.start().push(our_noise.reshape(channels, samples, 1), last=True).transpose(0, 2, 1)
+        )
         assert relative_error(our_latents, latents.numpy()) < 1e-3
         # [channels, K, F]: the interleaved codebooks are taken apart, to be judged by their own latents.
         our_codes = np.array(ours.encode(our_noise))[0].reshape(-1, channels, latents.shape[2]).swapaxes(0, 1)
