@@ -12,26 +12,32 @@ import lzma
 import sys
 import tarfile
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 
 ARCHIVE = Path(__file__).with_name("goldens.tar.xz")
 
 FILES = [
-    *(f"goldens/{model}/state_dict.bin" for model in ("mono", "stereo", "rope", "melody")),
+    *(
+        f"goldens/{model}/state_dict.bin"
+        for model in ("mono", "stereo", "rope", "melody", "style", "audiogen")
+    ),
     *(f"goldens/{model}/compression_state_dict.bin" for model in ("mono", "stereo", "rope", "audiogen")),
     *(f"goldens/t5/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
     *(f"goldens/encodec_32khz/{name}" for name in ("config.json", "model.safetensors")),
-    *(f"goldens/{name}.npz" for name in ("mono", "stereo", "rope", "t5", "codec", "codec_16khz")),
+    *(f"goldens/mert/{name}" for name in ("config.json", "pytorch_model.bin")),
+    "goldens/htdemucs/955717e8.safetensors",
+    *(f"goldens/{name}.npz" for name in ("mono", "stereo", "rope", "audiogen", "t5", "codec", "codec_16khz")),
     *(f"goldens/{name}" for name in ("patterns.npz", "sampling.npz", "meta.json")),
     *(
         f"goldens_hf/{model}/{name}"
-        for model in ("mono", "stereo")
+        for model in ("mono", "stereo", "melody")
         for name in ("config.json", "generation_config.json", "model.safetensors")
     ),
     *(
         f"goldens_hf/{model}-bin/{name}"
-        for model in ("mono", "stereo")
+        for model in ("mono", "stereo", "melody")
         for name in (
             "config.json",
             "generation_config.json",
@@ -39,10 +45,62 @@ FILES = [
             *(f"pytorch_model-0000{shard}-of-00003.bin" for shard in (1, 2, 3)),
         )
     ),
-    *(f"goldens_hf/{name}" for name in ("mono.npz", "stereo.npz", "meta.json")),
+    *(f"goldens_hf/{name}" for name in ("mono.npz", "stereo.npz", "melody.npz", "meta.json")),
 ]
-# Of the melody model only what concerns the code transformer.
-TRIMMED = {"goldens/melody.npz": ("cond.description", "cond.self_wav", "seq", "raw_logits.both")}
+# Of these arrays a part is enough, or only some are of use.
+TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {
+    "goldens/melody.npz": {
+        **dict.fromkeys(
+            (
+                *("chroma.wav", "chroma.raw", "chroma.argmax", "chroma.null", "chroma.short_raw"),
+                *("chroma.short_argmax", "chroma.stems_shift0", "demucs.mix_shift0"),
+                *("cond.description", "cond.description.mask", "cond.self_wav", "cond_textonly.self_wav"),
+                *("seq", "raw_logits.both", "greedy.codes", "greedy_two_step.codes", "greedy_textonly.codes"),
+                *("greedy_textonly_single.codes", "greedy_44k_stereo.src", "greedy_44k_stereo.codes"),
+                "long.codes",
+            ),
+            (...,),
+        ),
+        "chroma.fbanks": (..., slice(None, None, 16)),
+        "demucs.stems_shift0": (..., slice(2205)),
+    },
+    "goldens/style.npz": dict.fromkeys(
+        (
+            *("wav", "style.mert", "style.embed", "style.transformer", "style.batch_norm"),
+            *("style.rvq_codes", "style.rvq_x", "style.cond", "style.mask", "style.cond_eval_q1"),
+            *("style.cond_eval_q6", "style.middle_1.5s.cond", "style.middle_1.5s.mask"),
+            *("style.random_1.5s.start", "style.random_1.5s.cond", "cond3.description"),
+            *("cond3.description.mask", "cond3.self_wav", "cond3.self_wav.mask", "cond_mixed.self_wav"),
+            *("cond_mixed.self_wav.mask", "cond_textonly.self_wav", "cond_textonly.self_wav.mask"),
+            *("cond_mixed.description", "cond_mixed.description.mask", "seq", "raw_logits.three"),
+            *("greedy.codes", "greedy_double.codes", "greedy_mixed.codes", "greedy_textonly.codes"),
+            "greedy_styleonly.codes",
+        ),
+        (...,),
+    ),
+    "goldens/audio.npz": {
+        "wav": (..., slice(16000)),
+        **dict.fromkeys(
+            (
+                *("convert.44100_32000_1", "convert.48000_32000_2", "convert.32000_44100_2"),
+                "convert.32000_24000_1",
+            ),
+            (...,),
+        ),
+        **dict.fromkeys(
+            (
+                *(
+                    f"normalize.{way}.{level}.{headroom}"
+                    for way in ("peak", "clip", "rms", "loudness")
+                    for level in ("loud", "quiet")
+                    for headroom in (0, 1)
+                ),
+                *(f"normalize.loudness.{case}" for case in ("stereo", "compressor", "below_floor")),
+            ),
+            (..., slice(250)),
+        ),
+    },
+}
 
 
 def pack(folder: Path) -> None:
@@ -57,7 +115,7 @@ def pack(folder: Path) -> None:
         for name, keys in TRIMMED.items():
             values = np.load(folder / name)
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **{key: values[key] for key in keys})
+            np.savez_compressed(buffer, **{key: values[key][part] for key, part in keys.items()})
             add(archive, name, buffer.getvalue())
 
 

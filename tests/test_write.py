@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.write import check_wav_size, check_writable, unused_path, write_wav
+from audiocraft_mlx.audio.formats import BIT_DEPTHS, Format, choose_format
+from audiocraft_mlx.audio.recipe import Recipe
+from audiocraft_mlx.audio.write import check_size, check_writable, unused_path, write_audio, write_wav
 from audiocraft_mlx.errors import OutputError, UsageError
+
+FORMATS = [Format(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
 
 
 def sine(channels: int = 1, samples: int = 640, peak: float = 0.5) -> np.ndarray:
@@ -45,6 +49,102 @@ def test_audio_beyond_full_scale_is_scaled_down_as_a_whole(tmp_path: Path) -> No
     np.testing.assert_allclose(read.T, audio / 1.6, atol=1e-4)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("channels", "rate"), [(1, 16000), (2, 32000)])
+def test_each_format_holds_the_audio_as_exactly_as_it_can(
+    tmp_path: Path, format: Format, channels: int, rate: int
+) -> None:
+    audio = sine(channels, samples=3200)
+    path = tmp_path / f"a.{format.name}"
+    write_audio(path, audio, rate, format)
+    read, read_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    info = soundfile.info(path)
+    assert (info.format, read_rate, info.channels) == (format.name.upper(), rate, channels)
+    # 2 ** 15 and its like count as full scale when reading, one step less when writing.
+    step = {16: 1.6e-5 + 0.5 * 2**-15, 24: 2**-23, 32: 0, None: 0.06}[format.bits]
+    np.testing.assert_allclose(read.T, audio, atol=step)
+    if format.bits == 24:
+        assert np.abs(read.T - audio).max() < 1e-6
+
+
+def test_24_bits_reach_full_scale_without_wrapping_around(tmp_path: Path) -> None:
+    for name in ("wav", "flac"):
+        write_audio(
+            tmp_path / f"a.{name}", np.array([[1.0, -1.0, 0.25]], np.float32), 32000, Format(name, 24)
+        )
+        read, _ = soundfile.read(tmp_path / f"a.{name}", dtype="int32")
+        assert (read >> 8).tolist() == [8388607, -8388607, 2097152]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_audio_beyond_full_scale_is_scaled_down_in_each_format(tmp_path: Path, format: Format) -> None:
+    path = tmp_path / f"a.{format.name}"
+    assert write_audio(path, sine(2, 3200, peak=3), 32000, format) == pytest.approx(3)
+    read, _ = soundfile.read(path)
+    assert np.abs(read).max() == pytest.approx(1, abs=0.03)
+
+
+def test_minutes_of_ogg_can_be_written(tmp_path: Path) -> None:
+    # libsndfile crashes on so much at once, which would end the tests: hence another process.
+    script = f"""
+from pathlib import Path
+import numpy as np
+from audiocraft_mlx.audio.formats import Format
+from audiocraft_mlx.audio.write import write_audio
+silence = np.zeros((2, 8_000_000), np.float32)
+write_audio(Path({str(tmp_path / "a.ogg")!r}), silence, 32000, Format("ogg", None))
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert soundfile.info(tmp_path / "a.ogg").frames == 8_000_000
+
+
+def test_what_a_format_has_no_room_for_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"a\.mp3: mp3 can't hold this audio .*; try wav$"):
+        write_audio(tmp_path / "a.mp3", sine(5), 32000, Format("mp3", None))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "bits", "chosen"),
+    [
+        ("a.wav", None, None, Format("wav", 16)),
+        ("a.b.FLAC", None, None, Format("flac", 16)),
+        ("a.mp3", None, None, Format("mp3", None)),
+        ("a.ogg", "ogg", None, Format("ogg", None)),
+        ("a", "flac", 24, Format("flac", 24)),
+        ("a.wav", None, 32, Format("wav", 32)),
+        ("a.tmp", "mp3", None, Format("mp3", None)),
+    ],
+)
+def test_the_name_or_the_ending_says_which_format(
+    name: str, format: str | None, bits: int | None, chosen: Format
+) -> None:
+    assert choose_format(Path(name), format, bits) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "bits", "message"),
+    [
+        (
+            "a.m4a",
+            None,
+            None,
+            r"^a\.m4a doesn't end in the name of a format; choose one of wav, flac, mp3, ogg$",
+        ),
+        ("a", None, None, r"^a doesn't end"),
+        ("a.wav", "aiff", None, r"^the format must be one of wav, flac, mp3, ogg, not 'aiff'$"),
+        ("a.wav", "mp3", None, r"^a\.wav ends in \.wav, but the format is mp3; change one of them$"),
+        ("a.mp3", None, 16, r"^mp3 has no bit depth; 16 can't be chosen$"),
+        ("a.ogg", None, 24, r"^ogg has no bit depth; 24 can't be chosen$"),
+        ("a.flac", None, 32, r"^flac has 16 or 24 bits per sample; 32 can't be chosen$"),
+        ("a.wav", None, 0, r"^wav has 16 or 24 or 32 bits per sample; 0 can't be chosen$"),
+    ],
+)
+def test_what_no_format_is_is_refused(name: str, format: str | None, bits: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_format(Path(name), format, bits)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     audio = sine()
@@ -61,9 +161,11 @@ def test_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
 
 
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
-    check_wav_size(tmp_path / "a.wav", 2, 2**30 - 20)
-    with pytest.raises(OutputError, match="4 GiB"):
-        check_wav_size(tmp_path / "a.wav", 2, 2**30)
+    for bits, samples in ((16, 2**30), (24, 2**32 // 6), (32, 2**29)):
+        check_size(tmp_path / "a.wav", Format("wav", bits), 2, samples - 2**18)
+        with pytest.raises(OutputError, match="4 GiB"):
+            check_size(tmp_path / "a.wav", Format("wav", bits), 2, samples)
+    check_size(tmp_path / "a.flac", Format("flac", 16), 2, 2**30)
 
 
 def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
@@ -114,6 +216,65 @@ except OutputError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / 'a.wav'} can't be written: File too large; free some space\n"
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+@pytest.mark.parametrize("format", [Format("wav", 16), Format("flac", 24)])
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, format: Format) -> None:
+    # One process without threads, so that it may fork the writers that it kills: two clips in turn, both of
+    # which are whole when their length is that of the reference.
+    path = tmp_path / f"a.{format.name}"
+    script = f"""
+import os, random, signal, time
+from pathlib import Path
+import numpy as np
+from audiocraft_mlx.audio.formats import Format
+from audiocraft_mlx.audio.recipe import Recipe
+from audiocraft_mlx.audio.write import write_audio
+path, format = Path({str(path)!r}), {format!r}
+noise = np.random.default_rng(0).uniform(-1, 1, (2, 48000)).astype(np.float32)
+clips = [noise[:, :24000], noise]
+def write(clip):
+    write_audio(path, clip, 32000, format, Recipe("rock", "small", 1, 1.0))
+whole = set()
+for clip in clips:
+    write(clip)
+    whole.add(path.read_bytes())
+random.seed(0)
+for turn in range(25):
+    child = os.fork()
+    if child == 0:
+        while True:
+            for clip in clips:
+                write(clip)
+    time.sleep(random.uniform(0.002, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if path.read_bytes() not in whole:
+        raise SystemExit(f"half a file after turn {{turn}}")
+"""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    # What a killed process can't clear away is hidden, and not taken for a clip.
+    assert all(name == path.name or name.endswith(".part") for name in names(tmp_path))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_failure_leaves_the_old_file_in_each_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / f"a.{format.name}"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match=r"can't be written: No space left on device; free some space$"):
+        write_audio(path, sine(), 32000, format, Recipe("rock", "small", 1, 1.0))
+    assert names(tmp_path) == [path.name]
+    assert path.read_text() == "old"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -28,7 +28,7 @@ from audiocraft_mlx.models.piecewise import (
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.activations import elu
 
-PIECE = 50
+PIECE = 100
 """Frames that are encoded or decoded at a time: a clip of any length takes the memory of these."""
 
 

@@ -1,0 +1,102 @@
+"""Reads audio files: whatever libsndfile understands, and no more of it than is asked for."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from audiocraft_mlx.arguments import check_number
+from audiocraft_mlx.audio.resample import HIGHEST_RATE, LOWEST_RATE
+from audiocraft_mlx.errors import UsageError
+
+# Frames that are read at a time: a file's header may promise more than there is, or than fits into memory.
+_BLOCK = 1 << 20
+# Full scale is 1, and files with the values of 16-bit samples as floats exist. What is louder is no audio.
+_LOUDEST = 1e6
+# -90 dB: what is left of silence in 16 bits.
+_SILENCE = 10 ** (-90 / 20)
+
+
+def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """Float32 `[C, T]`, nominally in [-1, 1], and the sample rate, of the audio file at `path`.
+
+    It begins `offset` seconds after the start, or if negative before the end (at the start if there is less),
+    and is at most `seconds` long. Memory is needed for that much only.
+
+    Raises:
+        UsageError: there is no such file, it is empty, damaged or not audio, has values that are no numbers,
+            or ends before `offset`.
+    """
+    check_number("offset", offset, "a number of seconds", lambda _: True)
+    if seconds is not None:
+        check_number("seconds", seconds, "None or more than 0", lambda length: length > 0)
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise UsageError(f"{path} is {what}; give the name of an audio file")
+        # Opened here, because libsndfile doesn't say why it can't, and takes some names for formats.
+        with path.open("rb") as stream:
+            return _read(path, stream.fileno(), offset, seconds)
+    except OSError as error:
+        raise UsageError(
+            f"{path} can't be read: {error.strerror or error}; give another audio file"
+        ) from error
+
+
+def check_audible(audio: np.ndarray, name: str) -> None:
+    """Refuse with `UsageError` audio that is silent: a melody or a style can't be heard in it.
+
+    `name` is the file's, or what else the user knows it by.
+    """
+    if np.abs(audio).max(initial=0) < _SILENCE:
+        raise UsageError(f"{name} is silent; give audio that can be heard")
+
+
+def _read(path: Path, descriptor: int, offset: float, seconds: float | None) -> tuple[np.ndarray, int]:
+    try:
+        file = soundfile.SoundFile(descriptor, closefd=False)
+    except soundfile.LibsndfileError as error:
+        raise UsageError(
+            f"{path} is not audio that can be read (WAV, FLAC, Ogg, MP3, AIFF, …); convert it to WAV"
+        ) from error
+    with file:
+        rate, frames = file.samplerate, file.frames
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise UsageError(
+                f"{path} is at {rate} Hz; convert it to a sample rate from {LOWEST_RATE} to {HIGHEST_RATE} Hz"
+            )
+        if frames == 0:
+            raise UsageError(f"{path} has no samples; give an audio file that isn't empty")
+        start = int(offset * rate) if offset >= 0 else max(0, frames + int(offset * rate))
+        if start >= frames:
+            raise UsageError(
+                f"{path} ends after {frames / rate:g} s; choose an offset before that, not {offset:g} s"
+            )
+        wanted = frames - start if seconds is None else min(frames - start, max(1, int(seconds * rate)))
+        try:
+            if start:
+                file.seek(start)
+            blocks = list(_blocks(file, wanted))
+        except soundfile.LibsndfileError as error:
+            raise UsageError(f"{path} is damaged or doesn't say where it ends; convert it to WAV") from error
+    if not blocks:
+        raise UsageError(f"{path} is damaged: it ends earlier than it says; convert it to WAV")
+    audio = np.concatenate(blocks, axis=1)
+    if not max(audio.max(), -audio.min()) <= _LOUDEST:  # false for NaN, too
+        raise UsageError(f"{path} has samples that are not numbers, or beyond all measure; export it again")
+    return audio, rate
+
+
+def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
+    """`[C, T]` each; fewer frames in all than asked for, where the file ends."""
+    while frames > 0:
+        block = file.read(min(frames, _BLOCK), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        yield np.ascontiguousarray(block.T)
+        frames -= len(block)

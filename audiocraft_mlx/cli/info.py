@@ -1,0 +1,69 @@
+"""What `musicgen-mlx --info FILE` shows: what is in an audio file, and how it was made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from audiocraft_mlx.audio.recipe import PROGRAM
+from audiocraft_mlx.cli.common import say
+from audiocraft_mlx.errors import UsageError
+
+_BITS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
+
+
+def show_info(path: Path) -> None:
+    """Print the format of `path`, its tags, and the command that makes it again.
+
+    Raises:
+        UsageError: it is missing, or no audio file, or its tags are damaged.
+    """
+    from audiocraft_mlx.audio.tags import read_tags
+
+    say(f"{path}: {_describe(path)}")
+    recipe = read_tags(path)
+    if recipe is None:
+        say(f"it has no tags of {PROGRAM}")
+        return
+    say(f"made with {PROGRAM} {_shown(recipe.version)}")
+    shown = {
+        "prompt": recipe.prompt,
+        "model": recipe.model,
+        "seed": recipe.seed,
+        "duration": f"{recipe.duration:g} s",
+        "top-k": recipe.top_k,
+        "top-p": recipe.top_p,
+        "temperature": recipe.temperature,
+        "cfg-coef": recipe.cfg_coef,
+        **recipe.options,
+    }
+    for name, value in shown.items():
+        if value is not None:  # else the model's own default
+            say(f"  {_shown(name)}: {_shown(str(value))}")
+    say(f"make it again: {recipe.command()}")
+
+
+def _describe(path: Path) -> str:
+    """The format, channels, rate and length of an audio file, in words."""
+    import soundfile
+
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a file; give an audio file")
+    try:
+        with path.open("rb") as file:
+            # By its descriptor, because by its name libsndfile would believe in the ending.
+            info = soundfile.info(os.dup(file.fileno()))
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror or error}; give an audio file") from error
+    except soundfile.SoundFileError as error:
+        raise UsageError(
+            f"{path} is not audio that can be read; give a WAV, FLAC, MP3 or Ogg file"
+        ) from error
+    layout = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
+    bits = _BITS.get(info.subtype, "")
+    return f"{info.format}{bits}, {info.samplerate} Hz, {layout}, {info.duration:.2f} s"
+
+
+def _shown(text: str) -> str:
+    """`text` without anything that a terminal would obey: a file may come from anywhere."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,148 @@
+"""Which of the twelve pitch classes sounds: how a melody is heard.
+
+Equal to audiocraft's `ChromaExtractor` and to what its `ChromaStemConditioner` makes of the frames
+(`modules/chroma.py`, `modules/conditioners.py`), and to transformers' `MusicgenMelodyFeatureExtractor`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.errors import UsageError
+
+_EPS = 1e-6
+# librosa's `filters.chroma`: octaves are counted from A0, and those around the fifth count most.
+_A0 = 27.5
+_CENTER_OCTAVE, _OCTAVES = 5.0, 2.0
+
+
+@dataclass(frozen=True)
+class ChromaConfig:
+    """Its defaults are the released models'."""
+
+    sample_rate: int = 32000
+    n_chroma: int = 12
+    n_fft: int = 16384
+    hop_length: int = 4096
+    length: int = 235
+    """Frames in training; a model always hears so many."""
+    one_hot: bool = True
+    """Only the strongest pitch class of a frame is heard, and not how strong."""
+
+    @classmethod
+    def from_audiocraft(cls, config: Section) -> ChromaConfig:
+        """Read `xp.cfg` of a melody model. Raises `CheckpointError`."""
+        self_wav = config.section("conditioners").section("self_wav")
+        self_wav.require("model", "chroma_stem")
+        chroma = self_wav.section("chroma_stem")
+        sample_rate = chroma.integer("sample_rate")
+        exponent = chroma.integer("radix2_exp")
+        if not 2 <= exponent <= 20:
+            raise chroma.error("radix2_exp", f"is {exponent}; only 2 to 20 are supported")
+        for key in ("nfft", "winlen", "winhop", "norm"):
+            chroma.require(key, None, None)
+        dataset = config.section("dataset")
+        duration = dataset.number("segment_duration", 30.0)
+        if not 0 < duration <= 600:
+            raise dataset.error("segment_duration", f"is {duration:g}; only up to 600 seconds are supported")
+        n_fft, hop_length = 2**exponent, 2**exponent // 4
+        return cls(
+            sample_rate=sample_rate,
+            n_chroma=chroma.integer("n_chroma"),
+            n_fft=n_fft,
+            hop_length=hop_length,
+            length=1 + max(int(sample_rate * duration), n_fft) // hop_length,
+            one_hot=chroma.boolean("argmax", False),
+        )
+
+    @classmethod
+    def from_transformers(cls, config: Section) -> ChromaConfig:
+        """Read `config.json` of type `musicgen_melody`; the rest is as released. Raises `CheckpointError`."""
+        config.require("model_type", "musicgen_melody")
+        codec = config.section("audio_encoder")
+        return cls(
+            sample_rate=codec.integer("sampling_rate", 24000),
+            n_chroma=config.integer("num_chroma", 12),
+            length=config.integer("chroma_length", 235),
+        )
+
+
+def melody_chroma(wav: mx.array, config: ChromaConfig) -> mx.array:
+    """`chroma` of `wav`, over and over or cut to the length of training: `[B, config.length, n_chroma]`.
+
+    Of a long `wav` no more is looked at than these frames see.
+    """
+    seen = (config.length - 1) * config.hop_length + config.n_fft // 2
+    return _fit(chroma(wav[..., : max(seen, config.n_fft)], config), config.length)
+
+
+def null_chroma(config: ChromaConfig) -> mx.array:
+    """What is heard where there is no melody, the chroma of silence: `[1, config.length, n_chroma]`."""
+    return melody_chroma(mx.zeros((1, 1)), config)
+
+
+def chroma(wav: mx.array, config: ChromaConfig) -> mx.array:
+    """Float32 `[B, frames, n_chroma]` of mono `wav`, float `[B, T]` or `[B, 1, T]` at `config.sample_rate`.
+
+    `frames` is `1 + max(T, n_fft) // hop_length`. The strongest class of a frame is 1 and the others are in
+    relation to it, in power, and in silence all are 0; one-hot, the strongest is 1, which in silence is C.
+    Raises `UsageError` for another shape.
+    """
+    if wav.ndim == 3 and wav.shape[1] == 1:
+        wav = wav[:, 0]
+    if wav.ndim != 2:
+        raise UsageError(f"a melody must be mono, [batch, samples], not {list(wav.shape)}")
+    power = _power_spectrum(wav.astype(mx.float32), config.n_fft, config.hop_length)
+    filters = mx.array(chroma_filters(config.sample_rate, config.n_fft, config.n_chroma))
+    classes = power @ filters.T
+    if config.one_hot:
+        return (mx.arange(config.n_chroma) == classes.argmax(axis=-1, keepdims=True)).astype(mx.float32)
+    return classes / mx.maximum(classes.max(axis=-1, keepdims=True), _EPS)
+
+
+@lru_cache(maxsize=2)
+def chroma_filters(sample_rate: int, n_fft: int, n_chroma: int) -> np.ndarray:
+    """The share of each pitch class, from C up, in each frequency: float32 `[n_chroma, n_fft // 2 + 1]`.
+
+    Equal to `librosa.filters.chroma(tuning=0)`: a frequency belongs to the classes around it by a Gaussian as
+    wide as a class, or as the step to the next frequency where that is wider, and weighs less the farther its
+    octave is from the fifth.
+    """
+    pitch = n_chroma * np.log2(np.arange(1, n_fft // 2 + 2) * (sample_rate / n_fft) / _A0)
+    # 0 Hz has no pitch; one and a half octaves below the next it does no harm.
+    pitch = np.concatenate([pitch[:1] - 1.5 * n_chroma, pitch])
+    width = np.maximum(np.diff(pitch), 1)
+    pitch = pitch[:-1]
+    classes = np.arange(n_chroma) + 3 * (n_chroma // 12)  # C is three semitones above A
+    distance = (pitch - classes[:, None] + n_chroma / 2) % n_chroma - n_chroma / 2
+    filters = np.exp(-2 * (distance / width) ** 2)
+    filters /= np.linalg.norm(filters, axis=0)
+    filters *= np.exp(-(((pitch / n_chroma - _CENTER_OCTAVE) / _OCTAVES) ** 2) / 2)
+    return filters.astype(np.float32)
+
+
+def _fit(frames: mx.array, length: int) -> mx.array:
+    times = math.ceil(length / frames.shape[1])
+    return mx.tile(frames, (1, times, 1))[:, :length]
+
+
+def _power_spectrum(wav: mx.array, n_fft: int, hop_length: int) -> mx.array:
+    """`[B, T]` → `[B, frames, n_fft // 2 + 1]`, centred on every `hop_length`-th sample, of a unit window."""
+    missing = n_fft - wav.shape[1]
+    if missing > 0:
+        wav = mx.pad(wav, [(0, 0), (missing // 2, missing - missing // 2)])
+    batch, length = wav.shape
+    # Mirrored at its ends, which appear once.
+    half = n_fft // 2
+    mirrored = [wav[:, half:0:-1], wav, wav[:, -2 : -2 - half : -1]]
+    wav = mx.contiguous(mx.concatenate(mirrored, axis=1))
+    frames = mx.as_strided(wav, (batch, 1 + length // hop_length, n_fft), (wav.shape[1], hop_length, 1))
+    window = np.hanning(n_fft + 1)[:-1]
+    spectrum = mx.fft.rfft(frames * mx.array((window / np.linalg.norm(window)).astype(np.float32)))
+    return mx.abs(spectrum).square()

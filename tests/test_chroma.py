@@ -1,0 +1,181 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from audiocraft_mlx.audio.read import read_audio
+from audiocraft_mlx.audio.resample import convert_audio
+from audiocraft_mlx.audio.write import write_wav
+from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.tensors import read_json
+from audiocraft_mlx.conditioning.chroma import (
+    ChromaConfig,
+    chroma,
+    chroma_filters,
+    melody_chroma,
+    null_chroma,
+)
+from audiocraft_mlx.configs import Section
+from audiocraft_mlx.errors import CheckpointError, UsageError
+
+ONE_HOT = ChromaConfig()
+RAW = replace(ONE_HOT, one_hot=False)
+SCALE = (0, 2, 4, 5, 7, 9, 11, 12)  # semitones above C
+
+
+@pytest.fixture(scope="module")
+def melody(goldens: Path) -> dict[str, np.ndarray]:
+    names = ("fbanks", "wav", "raw", "argmax", "null", "short_raw", "short_argmax", "stems_shift0")
+    with np.load(goldens / "goldens" / "melody.npz") as file:
+        return {name: file[f"chroma.{name}"] for name in names} | {"mix": file["demucs.mix_shift0"]}
+
+
+def hummed_scale(rate: int, seconds: float = 10.0) -> np.ndarray:
+    """A voice that hums C major from middle C up, with overtones and vibrato: `[T]`."""
+    time = np.arange(int(rate * seconds)) / rate
+    note = np.minimum((time / seconds * len(SCALE)).astype(int), len(SCALE) - 1)
+    pitch = 261.626 * 2 ** (np.array(SCALE)[note] / 12) * (1 + 0.004 * np.sin(2 * np.pi * 5 * time))
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    voice = sum(np.sin(n * phase) / n**2 for n in range(1, 6))
+    return (0.3 * voice).astype(np.float32)
+
+
+def test_filters_equal_the_reference(melody: dict[str, np.ndarray]) -> None:
+    filters, expected = chroma_filters(32000, 16384, 12), melody["fbanks"]
+    every = math.ceil(filters.shape[1] / expected.shape[1])  # the archive leaves most frequencies out
+    np.testing.assert_allclose(filters[:, ::every], expected, atol=1e-6)
+
+
+def test_chroma_equals_the_reference(melody: dict[str, np.ndarray]) -> None:
+    wav = mx.array(melody["wav"])
+    np.testing.assert_allclose(np.array(chroma(wav, RAW)), melody["raw"], atol=2e-5)
+    np.testing.assert_array_equal(chroma(wav, ONE_HOT), melody["argmax"])
+
+
+def test_chroma_equals_the_feature_extractor_of_transformers(
+    goldens: Path, melody: dict[str, np.ndarray]
+) -> None:
+    with np.load(goldens / "goldens_hf" / "melody.npz") as file:
+        np.testing.assert_array_equal(chroma(mx.array(melody["wav"]), ONE_HOT), file["input_features"])
+
+
+def test_audio_shorter_than_a_window_is_surrounded_by_silence(melody: dict[str, np.ndarray]) -> None:
+    wav = mx.array(melody["wav"][..., :5001])
+    np.testing.assert_allclose(np.array(chroma(wav, RAW)), melody["short_raw"], atol=2e-5)
+    np.testing.assert_array_equal(chroma(wav, ONE_HOT), melody["short_argmax"])
+
+
+def test_chroma_of_separated_stems_equals_the_reference(melody: dict[str, np.ndarray]) -> None:
+    np.testing.assert_array_equal(chroma(mx.array(melody["mix"]), ONE_HOT), melody["stems_shift0"][:1])
+
+
+def test_silence_is_c_when_one_class_must_be_chosen_and_else_nothing(melody: dict[str, np.ndarray]) -> None:
+    silence = mx.zeros((1, 1))
+    np.testing.assert_array_equal(chroma(silence, ONE_HOT), melody["null"])
+    np.testing.assert_array_equal(chroma(silence, RAW), np.zeros((1, 5, 12)))
+
+
+@pytest.mark.parametrize(("loudness", "strongest"), [(1.0, 1), (1e-4, 1), (1e-6, 4e-3)])
+def test_what_is_close_to_silence_fades(loudness: float, strongest: float) -> None:
+    # Of a tone of loudness a, three frequencies hold a**2 * n_fft / 4; below 1e-6 that is not made 1.
+    tone = mx.sin(mx.arange(32000) * (2 * math.pi * 880 / 32000))[None]
+    frames = np.array(chroma(loudness * tone, RAW))
+    np.testing.assert_allclose(frames[0, 2:-2].max(-1), strongest, rtol=0.05)
+    assert (frames[0, 2:-2].argmax(-1) == 9).all()
+
+
+def test_no_melody_is_a_full_length_of_silence() -> None:
+    null = np.array(null_chroma(ONE_HOT))
+    assert null.shape == (1, 235, 12)
+    assert (null[..., 0] == 1).all()
+    assert (null[..., 1:] == 0).all()
+
+
+@pytest.mark.parametrize("frames", [1, 16, 234, 235])
+def test_a_short_melody_is_repeated(frames: int) -> None:
+    samples = (frames - 1) * 4096 + 100
+    wav = mx.array(hummed_scale(32000, 31)[None, :samples])
+    once = np.array(chroma(wav, RAW))
+    expected = np.concatenate([once] * 235, axis=1)[:, :235]
+    np.testing.assert_array_equal(melody_chroma(wav, RAW), expected)
+
+
+@pytest.mark.parametrize("samples", [960_000, 966_655, 966_657, 1_300_000])
+def test_a_long_melody_is_cut_after_its_chroma_and_not_before(samples: int) -> None:
+    wav = mx.array(np.random.default_rng(0).standard_normal((1, samples)).astype(np.float32))
+    np.testing.assert_allclose(
+        np.array(melody_chroma(wav, RAW)), np.array(chroma(wav, RAW))[:, :235], atol=1e-6
+    )
+
+
+def test_shapes_with_and_without_a_channel_are_the_same() -> None:
+    wav = mx.array(np.stack([hummed_scale(32000, 2), hummed_scale(32000, 2)[::-1]]))
+    frames = chroma(wav, RAW)
+    assert frames.shape == (2, 16, 12)
+    np.testing.assert_array_equal(frames, chroma(wav[:, None], RAW))
+    np.testing.assert_allclose(np.array(frames[1:]), np.array(chroma(wav[1:], RAW)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(100,), (1, 2, 100), (1, 1, 1, 100)])
+def test_what_is_not_mono_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="mono"):
+        chroma(mx.zeros(shape), ONE_HOT)
+
+
+def test_the_notes_of_a_scale_are_heard() -> None:
+    frames = np.array(chroma(mx.array(hummed_scale(32000))[None], ONE_HOT))[0].argmax(-1)
+    middles = ((np.arange(len(SCALE)) + 0.5) * 10 / len(SCALE) * 32000 / 4096).round().astype(int)
+    assert frames[middles].tolist() == [note % 12 for note in SCALE]
+
+
+def test_a_melody_is_heard_alike_at_any_rate_and_number_of_channels(tmp_path: Path) -> None:
+    heard = []
+    for rate, channels in ((32000, 1), (48000, 2), (44100, 2), (16000, 1)):
+        voice = hummed_scale(rate)
+        # In stereo from the left alone.
+        write_wav(tmp_path / "hum.wav", np.stack([voice, 0 * voice][:channels]), rate)
+        wav = convert_audio(*read_audio(tmp_path / "hum.wav"), 32000, 1)
+        heard.append(np.array(melody_chroma(wav[None], ONE_HOT)))
+    assert len(set(heard[0].argmax(-1).flat)) == 7
+    for other in heard[1:]:
+        np.testing.assert_array_equal(other, heard[0])
+
+
+def test_both_upstream_configs_describe_the_released_chroma(goldens: Path) -> None:
+    package = read_torch_file(goldens / "goldens" / "melody" / "state_dict.bin")
+    audiocraft = ChromaConfig.from_audiocraft(Section.from_yaml(package["xp.cfg"], "melody"))
+    path = goldens / "goldens_hf" / "melody" / "config.json"
+    transformers = ChromaConfig.from_transformers(Section(read_json(path), str(path)))
+    assert audiocraft == transformers == ONE_HOT
+
+
+YAML = """
+sample_rate: 16000
+dataset: {segment_duration: 10}
+conditioners: {self_wav: {model: chroma_stem, chroma_stem: {sample_rate: "${sample_rate}", n_chroma: 12,
+  radix2_exp: 12, eval_wavs: null}}}
+"""
+
+
+def test_another_config_is_followed() -> None:
+    config = ChromaConfig.from_audiocraft(Section.from_yaml(YAML, "other"))
+    assert config == ChromaConfig(16000, 12, 4096, 1024, 157, one_hot=False)
+    assert null_chroma(config).shape == (1, 157, 12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("model: chroma_stem", "model: style", "model"),
+        ("radix2_exp: 12", "radix2_exp: 40", "radix2_exp"),
+        ("radix2_exp: 12", "radix2_exp: 12, winhop: 7", "winhop"),
+        ("n_chroma: 12", "n_chroma: 0", "n_chroma"),
+        ("segment_duration: 10", "segment_duration: .inf", "segment_duration"),
+    ],
+)
+def test_unsupported_configs_are_named(old: str, new: str, key: str) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        ChromaConfig.from_audiocraft(Section.from_yaml(YAML.replace(old, new), "other"))

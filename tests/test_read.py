@@ -1,0 +1,216 @@
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiocraft_mlx.audio.read import check_audible, read_audio
+from audiocraft_mlx.errors import UsageError
+
+RATE = 8000
+
+
+def ramp(channels: int, samples: int) -> np.ndarray:
+    """`[C, T]`, all values different and exact in 16 bits."""
+    return (np.arange(channels * samples).reshape(samples, channels).T / 2**15).astype(np.float32)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(audio: np.ndarray, name: str = "a.wav", rate: int = RATE, **options: str) -> Path:
+        soundfile.write(tmp_path / name, audio.T, rate, **options)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.aiff", "a.au", "a.caf", "a.w64"])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_lossless_files_are_read_as_they_are(write: Callable[..., Path], name: str, channels: int) -> None:
+    audio = ramp(channels, 1000)
+    read, rate = read_audio(write(audio, name, 11127))
+    assert rate == 11127
+    assert read.dtype == np.float32
+    assert read.flags.c_contiguous
+    np.testing.assert_array_equal(read, audio)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.mp3", {}), ("a.ogg", {}), ("a.ogg", {"subtype": "OPUS"}), ("a.opus", {})]
+)
+def test_compressed_files_are_read(write: Callable[..., Path], name: str, options: dict[str, str]) -> None:
+    rate = 48000
+    audio = 0.5 * np.sin(np.arange(rate) / 20).astype(np.float32)[None]
+    if name.endswith("opus"):
+        options = {"format": "OGG", "subtype": "OPUS"}
+    read, read_rate = read_audio(write(audio, name, rate, **options))
+    assert (read_rate, read.shape) == (rate, (1, rate))
+    np.testing.assert_allclose(read[:, 5000:-5000], audio[:, 5000:-5000], atol=0.05)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
+def test_all_kinds_of_samples_have_the_same_scale(write: Callable[..., Path], subtype: str) -> None:
+    audio = 0.5 * np.sin(np.arange(500) / 20).astype(np.float32)[None]
+    read, _ = read_audio(write(audio, subtype=subtype))
+    np.testing.assert_allclose(read, audio, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+@pytest.mark.parametrize(
+    ("offset", "seconds", "expected"),
+    [
+        (0, None, slice(0, 8000)),
+        (0, 0.25, slice(0, 2000)),
+        (0, 30, slice(0, 8000)),
+        (0.5, None, slice(4000, 8000)),
+        (0.5, 0.25, slice(4000, 6000)),
+        (0.5, 30, slice(4000, 8000)),
+        (-0.25, None, slice(6000, 8000)),
+        (-0.5, 0.25, slice(4000, 6000)),
+        (-30, None, slice(0, 8000)),
+        (-30, 0.25, slice(0, 2000)),
+        (-1e300, 1e300, slice(0, 8000)),
+        (0, 1e-9, slice(0, 1)),
+    ],
+)
+def test_only_what_is_asked_for_is_read(
+    write: Callable[..., Path], name: str, offset: float, seconds: float | None, expected: slice
+) -> None:
+    audio = ramp(2, 8000)
+    read, _ = read_audio(write(audio, name), offset, seconds)
+    np.testing.assert_array_equal(read, audio[:, expected])
+
+
+@pytest.mark.parametrize("offset", [0.0, 60.0, -20.0])
+def test_a_part_of_a_long_file_takes_the_memory_of_the_part(
+    write: Callable[..., Path], offset: float
+) -> None:
+    path = write(np.zeros((2, RATE * 600), np.int16))
+    tracemalloc.start()
+    try:
+        read, _ = read_audio(path, offset, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read.shape == (2, 10 * RATE)
+    assert peak < 4 * read.nbytes
+
+
+def test_a_file_longer_than_one_block_is_read_whole(write: Callable[..., Path]) -> None:
+    audio = (np.arange(2_500_000) % 30011).astype(np.int16)[None]
+    read, _ = read_audio(write(audio))
+    np.testing.assert_array_equal(np.rint(read * 2**15), audio)
+
+
+def test_a_path_can_be_a_text(write: Callable[..., Path]) -> None:
+    assert read_audio(str(write(ramp(1, 10))))[0].shape == (1, 10)
+
+
+def test_the_name_says_nothing_about_the_format(write: Callable[..., Path]) -> None:
+    audio = ramp(1, 10)
+    path = write(audio)
+    path = path.rename(path.with_name("a.raw"))
+    np.testing.assert_array_equal(read_audio(path)[0], audio)
+
+
+def refused(path: Path, *arguments: float) -> str:
+    with pytest.raises(UsageError) as caught:
+        read_audio(path, *arguments)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "missing.wav")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert "is a folder" in refused(tmp_path)
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert "not a regular file" in refused(tmp_path / "pipe.wav")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello" * 100, bytes(range(256)) * 100, b"RIFF\0\0\0\0WAVE"])
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.raw", "a.txt"])
+def test_what_is_not_audio_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert "is not audio" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff"])
+def test_a_file_without_samples_is_refused(write: Callable[..., Path], name: str) -> None:
+    assert "has no samples" in refused(write(np.zeros((2, 0)), name))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_samples_that_are_no_numbers_are_refused(write: Callable[..., Path], bad: float) -> None:
+    audio = ramp(2, 100)
+    audio[1, 50] = bad
+    assert "not numbers" in refused(write(audio, subtype="FLOAT"))
+
+
+def test_an_offset_beyond_the_end_is_refused(write: Callable[..., Path]) -> None:
+    path = write(ramp(1, 2 * RATE))
+    assert "ends after 2 s" in refused(path, 2.0)
+    assert read_audio(path, 2 - 1 / RATE)[0].shape == (1, 1)
+
+
+@pytest.mark.parametrize("rate", [8, 2**31 - 1])
+def test_rates_that_nobody_uses_are_refused(write: Callable[..., Path], rate: int) -> None:
+    assert f"{rate} Hz" in refused(write(ramp(1, 10), rate=rate))
+
+
+def test_a_file_that_ends_early_gives_what_it_has(write: Callable[..., Path]) -> None:
+    audio = ramp(1, 8000)
+    path = write(audio)
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 3000])
+    np.testing.assert_array_equal(read_audio(path)[0], audio[:, :3000])
+
+
+def test_a_damaged_file_is_refused(write: Callable[..., Path]) -> None:
+    path = write(np.random.default_rng(0).uniform(-1, 1, (1, 40000)), "a.flac")
+    path.write_bytes(path.read_bytes()[:30000])
+    assert "damaged" in refused(path)
+    assert "damaged" in refused(path, -1.0)
+
+
+def test_a_header_that_promises_too_much_takes_no_memory(write: Callable[..., Path]) -> None:
+    path = write(ramp(1, 8000), "a.flac")
+    header = bytearray(path.read_bytes())
+    header[21] |= 0x0F
+    header[22:26] = b"\xff\xff\xff\xff"
+    path.write_bytes(header)
+    assert "damaged" in refused(path)
+    assert read_audio(path, 0, 0.5)[0].shape == (1, 4000)
+
+
+@pytest.mark.parametrize(
+    ("offset", "seconds"),
+    [(np.nan, None), (np.inf, None), ("1", None), (0, 0), (0, -1), (0, np.nan), (0, True)],
+)
+def test_impossible_parts_are_refused(write: Callable[..., Path], offset: float, seconds: float) -> None:
+    with pytest.raises(UsageError, match=r"^(offset|seconds) must be"):
+        read_audio(write(ramp(1, 10)), offset, seconds)
+
+
+@pytest.mark.parametrize("peak", [0.0, 3e-5, -3e-5])
+def test_silence_is_refused_where_something_must_be_heard(peak: float) -> None:
+    audio = np.zeros((2, 100), np.float32)
+    audio[1, 3] = peak
+    with pytest.raises(UsageError, match=r"^hum\.wav is silent"):
+        check_audible(audio, "hum.wav")
+
+
+@pytest.mark.parametrize("peak", [1e-3, -1e-3])
+def test_quiet_audio_can_be_heard(peak: float) -> None:
+    audio = np.zeros((2, 100), np.float32)
+    audio[1, 3] = peak
+    check_audible(audio, "hum.wav")

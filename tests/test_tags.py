@@ -1,0 +1,266 @@
+"""How a clip was made: in its tags, out of its tags, and as the command that makes it again."""
+
+import io
+import shlex
+import shutil
+import subprocess
+import wave
+from contextlib import suppress
+from pathlib import Path
+
+import mutagen
+import numpy as np
+import pytest
+import soundfile
+from mutagen.id3 import TXXX
+from mutagen.wave import WAVE
+
+from audiocraft_mlx.audio.formats import BIT_DEPTHS, Format, choose_format
+from audiocraft_mlx.audio.recipe import DEFAULT_DURATION, DEFAULT_MODEL, Recipe
+from audiocraft_mlx.audio.tags import add_tags, read_tags
+from audiocraft_mlx.audio.write import write_audio
+from audiocraft_mlx.cli.generate import _parse
+from audiocraft_mlx.errors import UsageError
+
+FORMATS = [Format(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 3201)).astype(np.float32)
+PLAIN = Recipe("happy rock", "facebook/musicgen-small", 42, 8.0)
+FULL = Recipe(
+    "80s „pop“ with 鼓 🥁,\n'quoted' \\ \"twice\"",
+    "./my models/large",
+    4294967295,
+    12.5,
+    top_k=0,
+    top_p=0.9,
+    temperature=0.7,
+    cfg_coef=-1e-05,
+    options={"quantize": 8, "fast": True, "open": False, "lufs": -14.0, "normalize": "loudness"},
+    version="9.8.7",
+)
+
+
+def write(folder: Path, name: str, recipe: Recipe | None) -> Path:
+    path = folder / name
+    write_audio(path, NOISE, 32000, choose_format(path), recipe)
+    return path
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("recipe", [PLAIN, FULL])
+def test_what_was_written_is_read_back(tmp_path: Path, format: Format, recipe: Recipe) -> None:
+    path = tmp_path / f"a.{format.name}"
+    write_audio(path, NOISE, 32000, format, recipe)
+    assert read_tags(path) == recipe
+
+
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+def test_prompts_may_be_long(tmp_path: Path, name: str) -> None:
+    recipe = Recipe("ünd " * 25_000, "small", 1, 8)
+    assert read_tags(write(tmp_path, f"a.{name}", recipe)) == recipe
+
+
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+@pytest.mark.parametrize("prompt", ["a\0b", "lone \udc80 surrogate"])
+def test_no_text_breaks_a_tag(tmp_path: Path, name: str, prompt: str) -> None:
+    recipe = Recipe(prompt, "small", 1, 8)
+    assert read_tags(write(tmp_path, f"a.{name}", recipe)) == recipe
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tags_leave_the_audio_as_it_is(tmp_path: Path, format: Format) -> None:
+    for name, recipe in (("plain", None), ("tagged", FULL)):
+        write_audio(tmp_path / f"{name}.{format.name}", NOISE, 32000, format, recipe)
+    plain, tagged = (soundfile.read(tmp_path / f"{name}.{format.name}")[0] for name in ("plain", "tagged"))
+    np.testing.assert_array_equal(tagged, plain)
+
+
+def test_a_tagged_wav_file_is_one_that_any_player_reads(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.wav", FULL)
+    data = path.read_bytes()
+    assert len(data) == 8 + int.from_bytes(data[4:8], "little")
+    assert data[36:40] == b"data", "the audio must follow the header at once"
+    with wave.open(str(path)) as file:
+        assert (file.getnframes(), file.getframerate(), file.getsampwidth()) == (3201, 32000, 2)
+        frames = file.readframes(3201)
+    np.testing.assert_array_equal(np.frombuffer(frames, "<i2"), np.rint(NOISE[0] * 32767))
+
+
+@pytest.mark.parametrize(("name", "key"), [("wav", "COMM::eng"), ("mp3", "COMM::eng"), ("flac", "comment")])
+def test_players_show_a_comment(tmp_path: Path, name: str, key: str) -> None:
+    tags = mutagen.File(write(tmp_path, f"a.{name}", PLAIN)).tags
+    comment = tags[key].text[0] if name != "flac" else tags[key][0]
+    assert comment.startswith("happy rock (made with musicgen-mlx ")
+    assert comment.endswith(": model facebook/musicgen-small, seed 42, 8 s)")
+
+
+def test_the_same_recipe_gives_the_same_file(tmp_path: Path) -> None:
+    for name in ("wav", "flac", "mp3"):
+        files = [write(tmp_path, f"{take}.{name}", FULL).read_bytes() for take in "ab"]
+        assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+def test_the_content_says_what_a_file_is_not_its_name(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"a.{name}", PLAIN)
+    assert read_tags(path.rename(tmp_path / "clip")) == PLAIN
+
+
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+def test_a_foreign_file_has_no_tags_of_ours(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"a.{name}", None)
+    assert read_tags(path) is None
+    tagged = write(tmp_path, f"b.{name}", PLAIN)
+    foreign = mutagen.File(tagged)
+    for key in ("TXXX:MUSICGEN_MLX", "MUSICGEN_MLX"):
+        foreign.pop(key, None)
+    foreign.save()
+    assert read_tags(tagged) is None
+
+
+def test_what_we_never_write_has_no_tags_of_ours(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.aiff", NOISE.T, 32000)
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("MUSICGEN_MLX")
+    assert [read_tags(tmp_path / name) for name in ("a.aiff", "empty", "text")] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "not a JSON object"),
+        ("[" * 100_000, "nested too deep"),
+        ("{}", "cfg_coef is missing"),
+        (PLAIN.to_json().replace("42", '"42"'), "seed is not a whole number"),
+        (PLAIN.to_json().replace("42", "true"), "seed is not a whole number"),
+        (PLAIN.to_json().replace("8.0", "NaN"), "duration is not a number"),
+        (PLAIN.to_json().replace("8.0", "1e999"), "duration is not a number"),
+        (PLAIN.to_json().replace('"happy rock"', "null"), "prompt is not text"),
+        (PLAIN.to_json().replace("{}", "[]"), "options is not a table"),
+        (PLAIN.to_json().replace("{}", '{"x": [1]}'), "the option 'x' is not text"),
+    ],
+)
+def test_damaged_tags_are_one_clear_line(tmp_path: Path, text: str, reason: str) -> None:
+    path = write(tmp_path, "a.wav", PLAIN)
+    file = WAVE(path)
+    file.tags.add(TXXX(desc="MUSICGEN_MLX", text=text))
+    file.save()
+    with pytest.raises(UsageError, match=r"a\.wav has damaged tags \(.*; it may play, but how") as error:
+        read_tags(path)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+def test_a_file_that_breaks_off_is_an_error_or_has_no_tags(tmp_path: Path, name: str) -> None:
+    data = write(tmp_path, f"a.{name}", PLAIN).read_bytes()
+    for size in range(0, len(data) - 1, 97):
+        (tmp_path / f"b.{name}").write_bytes(data[:size])
+        try:
+            recipe = read_tags(tmp_path / f"b.{name}")
+        except UsageError:
+            continue
+        assert recipe in (None, PLAIN)
+
+
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+def test_a_damaged_byte_is_an_error_or_is_borne(tmp_path: Path, name: str) -> None:
+    data = bytearray(write(tmp_path, f"a.{name}", PLAIN).read_bytes())
+    for place in range(300):
+        kept, data[place] = data[place], 0
+        (tmp_path / "b").write_bytes(data)
+        data[place] = kept
+        with suppress(UsageError):
+            read_tags(tmp_path / "b")
+
+
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"a\.wav can't be read: No such file or directory; give an audio file"
+    ):
+        read_tags(tmp_path / "a.wav")
+
+
+def test_a_later_versions_additions_are_left_out() -> None:
+    assert Recipe.from_json(PLAIN.to_json().replace("{", '{"mood": 7, ', 1)) == PLAIN
+
+
+def test_no_format_without_tags_is_taken() -> None:
+    with pytest.raises(ValueError, match="can't be tagged"):
+        add_tags(io.BytesIO(b"no audio"), PLAIN)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": 1.5}, {"prompt": None}, {"top_k": True}, {"options": {"a": None}}]
+)
+def test_a_recipe_of_other_values_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="is not"):
+        Recipe(**{"prompt": "rock", "model": "small", "seed": 1, "duration": 8.0, **wrong})
+
+
+def test_the_command_has_only_what_is_not_the_default() -> None:
+    assert PLAIN.command() == "musicgen-mlx 'happy rock' --seed 42"
+
+
+def test_the_command_has_all_that_was_asked_for() -> None:
+    recipe = Recipe(
+        "rock",
+        "melody",
+        7,
+        12.5,
+        top_k=0,
+        top_p=0.9,
+        temperature=1.0,
+        cfg_coef=-2.0,
+        options={"quantize": 8, "fast": True, "open": False, "melody": "my tune.wav", "lufs": -14.5},
+    )
+    assert recipe.command() == (
+        "musicgen-mlx rock --model melody --duration 12.5 --seed 7 --top-k 0 --top-p 0.9 --temperature 1 "
+        "--cfg-coef=-2 --quantize 8 --fast --melody 'my tune.wav' --lufs=-14.5"
+    )
+
+
+def test_a_prompt_is_never_taken_for_an_option() -> None:
+    command = Recipe("--fast rock", "small", 7, 8.0).command()
+    assert command == "musicgen-mlx --model small --seed 7 -- '--fast rock'"
+
+
+@pytest.mark.parametrize("prompt", ["two\nlines", "\x1b[31mred", "no\u00a0break", "it's\t\\"])
+def test_the_command_is_one_line_that_no_terminal_obeys(prompt: str) -> None:
+    assert Recipe(prompt, "small", 7, 8.0).command().isprintable()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "happy rock",
+        "$HOME `ls` \\ ' \" ! * ~ # é🥁",
+        "$HOME `ls` \\ ' \" ! * ~\n7\t\x1b[0m\u2028é🥁",
+        "7\n7",
+        "\\n",
+        "",
+    ],
+)
+def test_a_shell_reads_the_command_as_it_is_meant(prompt: str) -> None:
+    command = Recipe(prompt, "small", 7, 8.0).command().replace("musicgen-mlx", "printf '%s|'", 1)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=True)
+    assert done.stdout.decode() == f"{prompt}|--model|small|--seed|7|"
+
+
+def test_the_command_line_understands_the_command() -> None:
+    recipe = Recipe("-x", "-m", 7, 0.5, top_k=0, top_p=0.9, temperature=0.0, cfg_coef=-1e-05)
+    arguments = _parse(shlex.split(recipe.command())[1:])
+    assert {name: getattr(arguments, name) for name in ("prompt", "model", "seed", "duration", "top_k")} == {
+        "prompt": "-x",
+        "model": "-m",
+        "seed": 7,
+        "duration": 0.5,
+        "top_k": 0,
+    }
+    assert (arguments.top_p, arguments.temperature, arguments.cfg_coef) == (0.9, 0.0, -1e-05)
+
+
+def test_the_defaults_are_those_of_the_command_line() -> None:
+    arguments = _parse(["rock"])
+    assert (arguments.model, arguments.duration) == (DEFAULT_MODEL, DEFAULT_DURATION)
