@@ -1,15 +1,18 @@
-"""MusicGen on Apple's MLX: text to music, with the released weights and without PyTorch."""
+"""MusicGen and AudioGen on Apple's MLX, with the released weights and without PyTorch."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from audiocraft_mlx.models.audiogen import AudioGen
     from audiocraft_mlx.models.musicgen import MusicGen
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AudioGen",
     "CheckpointError",
     "DownloadError",
     "MusicGen",
@@ -20,14 +23,15 @@ __all__ = [
 ]
 
 
-# Imported on first use: it brings MLX along, which `musicgen-mlx --help` shouldn't wait for.
-def __getattr__(name: str) -> object:
-    if name == "MusicGen":
-        from audiocraft_mlx.models.musicgen import MusicGen
+_MODELS = {"AudioGen": "audiocraft_mlx.models.audiogen", "MusicGen": "audiocraft_mlx.models.musicgen"}
 
-        return MusicGen
+
+# Imported on first use: they bring MLX along, which `musicgen-mlx --help` shouldn't wait for.
+def __getattr__(name: str) -> object:
+    if name in _MODELS:
+        return getattr(import_module(_MODELS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "MusicGen"])
+    return sorted([*globals(), *_MODELS])

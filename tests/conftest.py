@@ -36,9 +36,11 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hub_cache(goldens: Path) -> Path:
-    """A Hub cache with the text encoder and the codec that the release files name."""
+    """A Hub cache with the text encoders, the codec and MERT, which the release files name."""
     cache = _HF_HOME / "hub"
-    add_to_hub_cache(cache, "t5-base", goldens / "goldens" / "t5")
+    for text_encoder in ("t5-base", "t5-large"):
+        add_to_hub_cache(cache, text_encoder, goldens / "goldens" / "t5")
+    add_to_hub_cache(cache, "m-a-p/MERT-v1-95M", goldens / "goldens" / "mert")
     add_to_hub_cache(cache, "facebook/encodec_32khz", goldens / "goldens" / "encodec_32khz")
     return cache
 

@@ -80,7 +80,7 @@ def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None
     lm = demo.lm
     pattern = DelayPattern(lm.config.delays, codes.shape[2])
     sequence = pattern.build(mx.array(codes), lm.special_token)
-    conditions = demo._conditioner.encode([str(caption) for caption in captions])
+    conditions = demo._text.encode([str(caption) for caption in captions])
     logits = np.array(lm(sequence[:, :, :-1], lm.start(conditions, pattern.steps - 1)))
     nats = []
     for k, delay in enumerate(lm.config.delays):

@@ -1,8 +1,9 @@
-"""Equal to audiocraft, on its own release files: text-to-music, mono and stereo, both kinds of positions."""
+"""Equal to audiocraft, on its own release files: text to music, mono and stereo, and text to sounds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from audiocraft_mlx.decoding.frames import generate_frames
 from audiocraft_mlx.decoding.guidance import Guidance
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.models.audiogen import AudioGen
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.musicgen import MusicGen
 
@@ -22,12 +24,14 @@ from .conftest import load_arrays
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=["mono", "stereo", "rope"])
+@pytest.fixture(scope="module", params=["mono", "stereo", "rope", "audiogen"])
 def golden(request: pytest.FixtureRequest, goldens: Path, hub_cache: Path) -> SimpleNamespace:
     folder = goldens / "goldens"
     meta = json.loads((folder / "meta.json").read_text())
     return SimpleNamespace(
-        model=MusicGen.get_pretrained(str(folder / request.param)),
+        model=(AudioGen if request.param == "audiogen" else MusicGen).get_pretrained(
+            str(folder / request.param)
+        ),
         values=load_arrays(folder / f"{request.param}.npz"),
         prompts=meta["prompts"],
         longest=max(range(3), key=lambda i: len(meta["prompts"][i] or "")),
@@ -51,7 +55,7 @@ def test_the_model_is_described_as_the_reference_describes_it(golden: SimpleName
     assert model.frame_rate == meta["frame_rate"]
     assert model.audio_channels == meta["channels"]
     assert model.max_duration == meta["max_duration"]
-    fresh = MusicGen(model.name, model._defaults)
+    fresh = type(model)(model.name, model._defaults)
     assert fresh.duration == meta["default_duration"]
     assert fresh.extend_stride == meta["extend_stride"]
     defaults = meta["defaults"]
@@ -62,7 +66,7 @@ def test_the_model_is_described_as_the_reference_describes_it(golden: SimpleName
 
 
 def test_text_conditions(golden: SimpleNamespace) -> None:
-    conditions = golden.model._conditioner.encode(golden.prompts)
+    conditions = golden.model._text.encode(golden.prompts)
     wanted = golden.values["cond.description"]
     np.testing.assert_allclose(conditions.cross, wanted[:3], atol=TOLERANCE)
     np.testing.assert_allclose(conditions.null.cross, wanted[3:], atol=TOLERANCE)
@@ -170,7 +174,7 @@ def test_codes_continue_a_prompt_of_codes(golden: SimpleNamespace) -> None:
     prompt = mx.array(golden.values["cont.prompt_codes"][:1])
     frames = generate_frames(
         model.lm,
-        model._conditioner.encode([None]),
+        model._text.encode([None]),
         wanted.shape[2],
         Sampling(use_sampling=False),
         Guidance(),
@@ -179,17 +183,52 @@ def test_codes_continue_a_prompt_of_codes(golden: SimpleNamespace) -> None:
     np.testing.assert_array_equal(mx.stack(list(frames), axis=2), wanted)
 
 
-def test_codes_beyond_the_trained_length(golden: SimpleNamespace) -> None:
-    wanted, long = golden.values["long.codes"], golden.meta["long"]
-    trained = golden.model.max_duration
+def test_audio_is_continued(golden: SimpleNamespace) -> None:
+    model, values = golden.model, golden.values
+    source, rate, wanted = mx.array(values["cont.src"]), int(values["cont.src_rate"]), values["cont.codes"]
+    model.set_generation_params(use_sampling=False, duration=seconds(wanted, golden))
+    row = golden.longest
+    audio, codes = model.generate_continuation(
+        source, rate, golden.prompts[: len(source)], return_tokens=True
+    )
+    np.testing.assert_array_equal(codes[row], wanted[row])
+    alone = model.generate_continuation(source[row], rate, [golden.prompts[row]], return_tokens=True)
+    np.testing.assert_array_equal(alone[1][0], wanted[row])
+    np.testing.assert_allclose(model.generate_audio(codes), audio, atol=1e-5)
+    wanted = values["cont_nodesc.codes"]
+    model.set_generation_params(use_sampling=False, duration=seconds(wanted, golden))
+    _, codes = model.generate_continuation(source[:1], rate, return_tokens=True)
+    np.testing.assert_array_equal(codes, wanted)
+
+
+def with_windows(golden: SimpleNamespace, name: str) -> np.ndarray:
+    """The wanted codes of a long run, for which the model is set."""
+    long = golden.meta[name]
     golden.model.max_duration = long["max_duration"]
-    try:
-        codes = greedy(
-            golden,
-            [golden.prompts[golden.longest]],
-            duration=long["duration"],
-            extend_stride=long["extend_stride"],
-        )
-    finally:
-        golden.model.max_duration = trained
-    assert any(np.array_equal(codes[0], row) for row in wanted)
+    golden.model.set_generation_params(
+        use_sampling=False, duration=long["duration"], extend_stride=long["extend_stride"]
+    )
+    return golden.values[f"{name}.codes"]
+
+
+@pytest.fixture
+def trained_length(golden: SimpleNamespace) -> Iterator[None]:
+    """Put back after a test that lowers it."""
+    trained = golden.model.max_duration
+    yield
+    golden.model.max_duration = trained
+
+
+@pytest.mark.usefixtures("trained_length")
+def test_codes_beyond_the_trained_length(golden: SimpleNamespace) -> None:
+    wanted = with_windows(golden, "long")
+    _, codes = golden.model.generate([golden.prompts[golden.longest]], return_tokens=True)
+    np.testing.assert_array_equal(codes[0], wanted[golden.longest])
+
+
+@pytest.mark.usefixtures("trained_length")
+def test_audio_is_continued_beyond_the_trained_length(golden: SimpleNamespace) -> None:
+    wanted, values = with_windows(golden, "long_cont"), golden.values
+    source, rate = mx.array(values["cont.src"][:1]), int(values["cont.src_rate"])
+    _, codes = golden.model.generate_continuation(source, rate, golden.prompts[:1], return_tokens=True)
+    np.testing.assert_array_equal(codes, wanted)

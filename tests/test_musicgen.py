@@ -67,8 +67,17 @@ def test_windows_make_every_number_of_frames(longest: int, prompt: int) -> None:
             assert prompt + sum(w.frames - w.known for w in windows) == frames
 
 
+@pytest.mark.parametrize("prompt", [50, 51, 120, 1999])
+def test_windows_go_on_from_a_prompt_of_any_length(prompt: int) -> None:
+    windows = plan_windows(2000, 50, 30, prompt)
+    assert prompt == windows[0].start + windows[0].known
+    assert windows[0].known >= 50 - 30 or windows[0].start == 0
+    assert all(0 <= w.known < w.frames <= 50 for w in windows)
+    assert windows[-1].start + windows[-1].frames == 2000
+
+
 def test_windows_of_the_defaults_are_the_references() -> None:
-    assert plan_windows(1820, 1500, 900) == [Window(1500, 0), Window(920, 600)]
+    assert plan_windows(1820, 1500, 900) == [Window(0, 0, 1500, 0), Window(1, 900, 920, 600)]
 
 
 def test_the_same_seed_makes_the_same_music_and_another_one_another(model: MusicGen) -> None:

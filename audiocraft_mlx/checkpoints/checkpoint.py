@@ -10,8 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from tokenizers import Tokenizer
 
+from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 from audiocraft_mlx.checkpoints.hub import Source
 from audiocraft_mlx.checkpoints.tensors import read_json
+from audiocraft_mlx.conditioning.chroma import ChromaConfig
+from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.prepended import Listener
+from audiocraft_mlx.conditioning.style import StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.decoding.guidance import Guidance
@@ -27,11 +32,12 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 Codec = Encodec | StereoEncodec
+_AS_TRAINED = StyleParams()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: three networks and how they are meant to be used."""
+    """A loaded model: its networks and how they are meant to be used."""
 
     lm: LM
     codec: Codec
@@ -40,6 +46,10 @@ class Checkpoint:
     """Seconds that the model was trained to make in one go."""
     sampling: Sampling
     guidance: Guidance
+    listener: Listener | None = None
+    """What hears melodies or style; None for a model that is told text only."""
+    style: StyleParams = _AS_TRAINED
+    """How much of a style is heard."""
     origin: str | None = None
     """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't say."""
 
@@ -59,6 +69,11 @@ class Checkpoint:
         yield self.conditioner.t5
         if self.conditioner.output_proj is not None:
             yield self.conditioner.output_proj
+        if isinstance(self.listener, MelodyConditioner):
+            yield self.listener.output_proj
+        elif self.listener is not None:
+            yield self.listener.mert
+            yield self.listener.encoder
         yield self.mono_codec
 
 
@@ -74,6 +89,13 @@ def read_projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) ->
     projection = nn.Linear(t5.dim, lm.dim)
     load_strict(projection, weights, mx.float32, where)
     return projection
+
+
+def melody_conditioner(config: ChromaConfig, dim: int, weights: Weights, where: str) -> MelodyConditioner:
+    """From chroma to the transformer's dimension `dim`; the separator is loaded when it is needed."""
+    projection = nn.Linear(config.n_chroma, dim)
+    load_strict(projection, weights, mx.float32, where)
+    return MelodyConditioner(config, projection, load_htdemucs)
 
 
 def fit_codec(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, where: str) -> Codec:

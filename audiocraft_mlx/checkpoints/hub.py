@@ -38,7 +38,7 @@ SHORT_NAMES = {
         "stereo-melody-large",
         "style",
     )
-}
+} | {"audiogen-medium": "facebook/audiogen-medium"}
 _KNOWN = f"known short names: {', '.join(SHORT_NAMES)}, demo"
 
 # The small model that is part of this package.

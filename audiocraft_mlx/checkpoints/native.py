@@ -1,9 +1,9 @@
 """Our own format: a folder that loads at once, with the weights as the networks want them.
 
 `config.json` has everything that it takes to build the networks; `lm.safetensors`, `text_encoder.safetensors`
-(T5 and its projection) and `codec.safetensors` have their weights under the networks' own names, and
-`tokenizer.json` is T5's. An entry `quantization` in the configuration, as mlx-lm has it, says that the linear
-layers are in MLX's affine layout.
+(T5 and its projection), `codec.safetensors` and, where melody or style is heard, `listener.safetensors` have
+their weights under the networks' own names, and `tokenizer.json` is T5's. An entry `quantization` in the
+configuration, as mlx-lm has it, says that the linear layers are in MLX's affine layout.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ from audiocraft_mlx.checkpoints.checkpoint import (
     Checkpoint,
     fit_codec,
     lm_dtype,
+    melody_conditioner,
     read_projection,
     read_tokenizer,
 )
 from audiocraft_mlx.checkpoints.hub import Source
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.tensors import read_safetensors
+from audiocraft_mlx.conditioning.chroma import ChromaConfig
+from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.prepended import Listener
+from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.decoding.guidance import Guidance
@@ -41,18 +46,29 @@ from audiocraft_mlx.decoding.sampling import Sampling
 from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.models.encodec import Encodec, EncodecConfig, StereoEncodec
 from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.mert import MERT, MERTConfig
 from audiocraft_mlx.models.quantization import Quantization, quantization_of, quantize_layers
+from audiocraft_mlx.models.style import StyleConfig, StyleEncoder
 from audiocraft_mlx.models.t5 import T5Config, T5Encoder
-from audiocraft_mlx.models.weights import Weights, dtype_name, load_strict, parameters, quantized_parameters
+from audiocraft_mlx.models.weights import (
+    Weights,
+    dtype_name,
+    load_strict,
+    parameters,
+    quantized_parameters,
+    take,
+)
 
 FORMAT = "musicgen-mlx"
 VERSION = 1
 LM_FILE = "lm.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 CODEC_FILE = "codec.safetensors"
+LISTENER_FILE = "listener.safetensors"
 README_FILE = "README.md"
 
 _T5_PREFIX, _PROJECTION_PREFIX = "t5.", "output_proj."
+_MERT_PREFIX, _STYLE_PREFIX = "mert.", "style."
 _Config = TypeVar("_Config")
 
 
@@ -90,22 +106,47 @@ def read(source: Source, config: Section) -> Checkpoint:
     lm_path, text_path, codec_path = (source.path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE))
     load_strict(lm, read_safetensors(lm_path), lm_dtype(), str(lm_path))
     text = read_safetensors(text_path)
-    projection = _take(text, _PROJECTION_PREFIX)
-    t5_weights = _take(text, _T5_PREFIX)
+    projection = take(text, _PROJECTION_PREFIX)
+    t5_weights = take(text, _T5_PREFIX)
     load_strict(t5, t5_weights | text, mx.float32, str(text_path))
     load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path))
     stereo = config.boolean("stereo")
+    fitted = fit_codec(codec, lm_config, stereo, None, source.name)
+    listener, style = _read_listener(source, config, lm_config, fitted.sample_rate)
     return Checkpoint(
         lm=lm,
-        codec=fit_codec(codec, lm_config, stereo, None, source.name),
+        codec=fitted,
         conditioner=TextConditioner(
             read_tokenizer(source), t5, read_projection(t5_config, lm_config, projection, str(text_path))
         ),
         max_duration=max_duration,
         sampling=_read_dataclass(Sampling, config.section("sampling")),
         guidance=_read_dataclass(Guidance, config.section("guidance")),
+        listener=listener,
+        style=style,
         origin=config.text("origin") if "origin" in config else source.origin,
     )
+
+
+def _read_listener(
+    source: Source, config: Section, lm: LMConfig, sample_rate: int
+) -> tuple[Listener | None, StyleParams]:
+    if "melody" in config:
+        chroma = _read_dataclass(ChromaConfig, config.section("melody"))
+        path = source.path(LISTENER_FILE)
+        return melody_conditioner(chroma, lm.dim, read_safetensors(path), str(path)), StyleParams()
+    if "style" not in config:
+        return None, StyleParams()
+    style = config.section("style")
+    mert = MERT(_read_dataclass(MERTConfig, style.section("mert")))
+    encoder = StyleEncoder(_read_dataclass(StyleConfig, style.section("encoder")))
+    path = source.path(LISTENER_FILE)
+    weights = read_safetensors(path)
+    own = take(weights, _STYLE_PREFIX)
+    load_strict(mert, take(weights, _MERT_PREFIX) | weights, mx.float32, str(path))
+    load_strict(encoder, own, mx.float32, str(path))
+    params = _read_dataclass(StyleParams, style.section("params"))
+    return StyleConditioner(mert, encoder, sample_rate), params
 
 
 def check_folder(folder: Path) -> None:
@@ -152,6 +193,8 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: mx.Dtype) -> int:
             text |= _stored(_PROJECTION_PREFIX, conditioner.output_proj, dtype)
         _save(temporary / TEXT_FILE, text)
         _save(temporary / CODEC_FILE, _stored("", checkpoint.mono_codec, codec_dtype))
+        if checkpoint.listener is not None:
+            _save(temporary / LISTENER_FILE, _listener_weights(checkpoint.listener, dtype))
         (temporary / TOKENIZER_FILE).write_text(conditioner.tokenizer.to_str(), encoding="utf-8")
         card = model_card(folder.resolve().name, checkpoint.origin, quantization_of(checkpoint.lm), dtype)
         (temporary / README_FILE).write_text(card, encoding="utf-8")
@@ -176,15 +219,35 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
         config["origin"] = checkpoint.origin
     if quantization is not None:
         config["quantization"] = dataclasses.asdict(quantization)
+    listener = checkpoint.listener
+    if isinstance(listener, MelodyConditioner):
+        config["melody"] = dataclasses.asdict(listener.config)
+    elif listener is not None:
+        config["style"] = {
+            "mert": dataclasses.asdict(listener.mert.config),
+            "encoder": dataclasses.asdict(listener.encoder.config),
+            "params": _said(checkpoint.style),
+        }
     return config | {
         "max_duration": checkpoint.max_duration,
         "sampling": dataclasses.asdict(checkpoint.sampling),
-        "guidance": dataclasses.asdict(checkpoint.guidance),
+        "guidance": _said(checkpoint.guidance),
         "stereo": isinstance(checkpoint.codec, StereoEncodec),
         "lm": dataclasses.asdict(checkpoint.lm.config),
         "text_encoder": dataclasses.asdict(checkpoint.conditioner.t5.config),
         "codec": dataclasses.asdict(checkpoint.mono_codec.config),
     }
+
+
+def _said(parameters: Guidance | StyleParams) -> dict[str, Any]:
+    """What isn't None."""
+    return {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
+
+
+def _listener_weights(listener: Listener, dtype: mx.Dtype) -> Weights:
+    if isinstance(listener, MelodyConditioner):
+        return _stored("", listener.output_proj, dtype)
+    return _stored(_MERT_PREFIX, listener.mert, dtype) | _stored(_STYLE_PREFIX, listener.encoder, dtype)
 
 
 def _stored(prefix: str, network: nn.Module, dtype: mx.Dtype) -> Weights:
@@ -210,11 +273,6 @@ def _save(path: Path, weights: Weights) -> None:
         mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
     except RuntimeError as error:  # MLX doesn't say why
         raise OSError(errno.EIO, f"{path.name} could be written only in part") from error
-
-
-def _take(weights: Weights, prefix: str) -> Weights:
-    """Remove the weights whose names begin with `prefix`, and return them without it."""
-    return {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
 
 
 def _read_lm_config(section: Section) -> LMConfig:
@@ -256,6 +314,8 @@ def _read_dataclass(kind: type[_Config], section: Section) -> _Config:
     readers: dict[str, Callable[[str], Any]] = {
         "int": lambda name: section.integer(name, least=0 if name in _MAY_BE_ZERO else 1),
         "float": section.number,
+        "int | None": section.integer,
+        "float | None": section.number,
         "bool": section.boolean,
         "str": section.text,
         "tuple[int, ...]": section.integers,

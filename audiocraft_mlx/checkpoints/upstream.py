@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from audiocraft_mlx.checkpoints.checkpoint import (
     Checkpoint,
     fit_codec,
     lm_dtype,
+    melody_conditioner,
     read_config,
     read_projection,
     read_tokenizer,
@@ -22,6 +24,9 @@ from audiocraft_mlx.checkpoints.checkpoint import (
 from audiocraft_mlx.checkpoints.hub import Source, open_source
 from audiocraft_mlx.checkpoints.pickles import read_torch_file
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.conditioning.chroma import ChromaConfig
+from audiocraft_mlx.conditioning.prepended import Listener
+from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.decoding.guidance import Guidance
@@ -29,14 +34,19 @@ from audiocraft_mlx.decoding.sampling import Sampling
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.models.lm import LM, LMConfig
+from audiocraft_mlx.models.mert import MERT, MERTConfig
 from audiocraft_mlx.models.quantization import quantize
+from audiocraft_mlx.models.style import StyleConfig, StyleEncoder
 from audiocraft_mlx.models.t5 import T5Config, T5Encoder
-from audiocraft_mlx.models.weights import Weights, load_strict
+from audiocraft_mlx.models.weights import Weights, load_strict, take
 from audiocraft_mlx.ops.blas import use_fast_blas
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 GENERATION_FILE = "generation_config.json"
+LISTENING = ("chroma_stem", "style")
+"""Kinds of conditions that are heard."""
+MERT_NAME = "m-a-p/MERT-v1-95M"
 T5_BASE = "t5-base"
 """The text encoder of every MusicGen; its tokenizer serves a folder that came without one."""
 RELEASED_MAX_DURATION = 30.0
@@ -82,17 +92,17 @@ def _read_audiocraft(source: Source) -> Checkpoint:
     config, weights = _audiocraft_package(read_torch_file(path), str(path))
     lm_config = LMConfig.from_audiocraft(config)
     t5_name = _audiocraft_text_encoder(config)
-    prefix = "condition_provider.conditioners.description.output_proj."
-    projection = {
-        name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)
-    }
+    projection = take(weights, "condition_provider.conditioners.description.output_proj.")
+    listening = take(weights, "condition_provider.conditioners.self_wav.")
     lm = _build(LM, lm_config, weights, lm_dtype(), str(path))
     t5_source = open_source(t5_name)
     t5_config = T5Config.from_transformers(read_config(t5_source))
     t5_weights = read_transformers_weights(t5_source, T5Encoder.is_encoder_weight)
+    codec = fit_codec(_audiocraft_codec(source, config), lm_config, *_audiocraft_stereo(config), str(path))
+    listener, style = _audiocraft_listener(config, lm_config, listening, codec.sample_rate, str(path))
     return Checkpoint(
         lm=lm,
-        codec=fit_codec(_audiocraft_codec(source, config), lm_config, *_audiocraft_stereo(config), str(path)),
+        codec=codec,
         conditioner=TextConditioner(
             read_tokenizer(t5_source),
             _build(T5Encoder, t5_config, t5_weights, mx.float32, t5_source.name),
@@ -101,6 +111,8 @@ def _read_audiocraft(source: Source) -> Checkpoint:
         max_duration=config.section("dataset").number("segment_duration", RELEASED_MAX_DURATION),
         sampling=Sampling(),
         guidance=Guidance(two_step=config.section("transformer_lm").boolean("two_step_cfg", False)),
+        listener=listener,
+        style=style,
         origin=source.origin,
     )
 
@@ -119,23 +131,59 @@ def _audiocraft_package(package: Any, where: str) -> tuple[Section, Weights]:
 
 
 def _audiocraft_text_encoder(config: Section) -> str:
-    """The Hub name of the T5 that a text-to-music checkpoint asks for."""
+    """The Hub name of the T5 that a checkpoint asks for."""
     conditioners = config.section("conditioners")
-    for name in conditioners.names:
-        if name == "args":
-            continue  # training's
+    names = [name for name in conditioners.names if name != "args"]  # those are training's
+    for name in names:
         kind = conditioners.section(name).text("model")
-        if (name, kind) != ("description", "t5"):
-            raise conditioners.error(name, f"is a {kind!r} condition; only text by T5 is supported yet")
-    fuser = config.section("fuser")
-    fuser.require("cross", ["description"])
-    for way in ("sum", "prepend", "input_interpolate"):
+        if (name, kind) not in (("description", "t5"), *(("self_wav", kind) for kind in LISTENING)):
+            raise conditioners.error(
+                name, f"is a {kind!r} condition; only text by T5, melody and style are supported"
+            )
+    if "description" not in names:
+        raise conditioners.error("description", "is missing; only models that hear text are supported")
+    fuser, listens = config.section("fuser"), "self_wav" in names
+    fuser.require("cross", [] if listens else ["description"])
+    fuser.require("prepend", ["self_wav", "description"] if listens else [], [])
+    for way in ("sum", "input_interpolate"):
         fuser.require(way, [], [])
     fuser.require("cross_attention_pos_emb", False, False)
     t5 = conditioners.section("description").section("t5")
     t5.require("finetune", False, False)
     t5.require("normalize_text", False, False)
     return t5.text("name")
+
+
+def _audiocraft_listener(
+    config: Section, lm: LMConfig, weights: Weights, sample_rate: int, where: str
+) -> tuple[Listener | None, StyleParams]:
+    """What hears melodies or style, of the weights of `self_wav`, and how style is heard."""
+    conditioners = config.section("conditioners")
+    kind = conditioners.section("self_wav").text("model") if "self_wav" in conditioners else None
+    if kind == "chroma_stem":
+        weights.pop("chroma.spec.window", None)  # a constant, rounded
+        chroma = ChromaConfig.from_audiocraft(config)
+        return melody_conditioner(
+            chroma, lm.dim, take(weights, "output_proj.") | weights, where
+        ), StyleParams()
+    if kind == "style":
+        mert = _mert()
+        style = StyleConfig.from_audiocraft(config, mert.config.dim)
+        # A name of a size stands in the configuration; how many layers that is, the file knows.
+        numbers = {int(name.split(".")[2]) for name in weights if name.startswith("transformer.layers.")}
+        if numbers:
+            style = replace(style, num_layers=max(numbers) + 1)
+        encoder = _build(StyleEncoder, style, weights, mx.float32, where)
+        return StyleConditioner(mert, encoder, sample_rate), StyleParams.from_audiocraft(config)
+    if weights:
+        raise CheckpointError(f"{where} doesn't fit its configuration: it has weights of self_wav")
+    return None, StyleParams()
+
+
+def _mert() -> MERT:
+    source = open_source(MERT_NAME)
+    config = MERTConfig.from_transformers(read_config(source))
+    return _build(MERT, config, read_transformers_weights(source), mx.float32, source.name)
 
 
 def _audiocraft_stereo(config: Section) -> tuple[bool, int | None]:
@@ -181,8 +229,8 @@ def _codec_from_transformers(config: Section, weights: Weights, where: str) -> E
 
 def _read_transformers(source: Source, config: Section) -> Checkpoint:
     kind = config.text("model_type", "")
-    if kind != "musicgen":
-        raise config.error("model_type", f"is {kind!r}; only 'musicgen' is supported yet")
+    if kind not in ("musicgen", "musicgen_melody"):
+        raise config.error("model_type", f"is {kind!r}; only 'musicgen' and 'musicgen_melody' are supported")
     lm_config = LMConfig.from_transformers(_needed(config, "decoder"))
     t5_config = T5Config.from_transformers(_needed(config, "text_encoder"))
     codec_config = EncodecConfig.from_transformers(_needed(config, "audio_encoder"))
@@ -193,6 +241,8 @@ def _read_transformers(source: Source, config: Section) -> Checkpoint:
         "audio_encoder": {},
         "enc_to_dec_proj": {},
     }
+    if kind == "musicgen_melody":
+        parts["audio_enc_to_dec_proj"] = {}
     for name in list(weights):
         part, _, rest = name.partition(".")
         if part not in parts:
@@ -205,6 +255,14 @@ def _read_transformers(source: Source, config: Section) -> Checkpoint:
     stereo = config.section("decoder").integer("audio_channels", 1) == 2
     tokenizer = read_tokenizer(source if TOKENIZER_FILE in source.files else open_source(T5_BASE))
     sampling, guidance, max_duration = _generation_defaults(source, codec.frame_rate)
+    listener = None
+    if kind == "musicgen_melody":
+        listener = melody_conditioner(
+            ChromaConfig.from_transformers(config),
+            lm_config.dim,
+            parts["audio_enc_to_dec_proj"],
+            f"{where}, audio_enc_to_dec_proj",
+        )
     return Checkpoint(
         lm=lm,
         codec=fit_codec(codec, lm_config, stereo, None, where),
@@ -216,6 +274,7 @@ def _read_transformers(source: Source, config: Section) -> Checkpoint:
         max_duration=max_duration,
         sampling=sampling,
         guidance=guidance,
+        listener=listener,
         origin=source.origin,
     )
 

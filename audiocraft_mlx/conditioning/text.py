@@ -38,18 +38,25 @@ class TextConditioner:
             mask[row, : len(ids)] = True
         return tokens, mask
 
-    def encode(self, prompts: Sequence[str | None]) -> Conditions:
-        """Conditions of `prompts`, one row each. None and "" are the same and condition on nothing."""
-        tokens, mask = self.tokenize(prompts)
-        hidden = self.t5(mx.array(tokens), mx.array(mask))
+    def tokens(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
+        """What T5 says of `prompts`, float32 `[B, L, dim]`, and the mask bool `[B, L]` of its tokens.
+
+        None and "" are the same, a single token of zeros. All is zero where the mask is False.
+        """
+        ids, mask = self.tokenize(prompts)
+        hidden = self.t5(mx.array(ids), mx.array(mask))
         if self.output_proj is not None:
             hidden = self.output_proj(hidden)
-        empty = np.array([not prompt for prompt in prompts])
-        hidden = mx.where(mx.array(mask & ~empty[:, None])[..., None], hidden, 0)
+        said = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
+        return mx.where(mx.array(said)[..., None], hidden, 0), mask
+
+    def encode(self, prompts: Sequence[str | None]) -> Conditions:
+        """Conditions of `prompts` for cross-attention, one row each."""
+        hidden, mask = self.tokens(prompts)
         # An empty prompt's zeros may be looked at: they add nothing, and a softmax needs something to see.
-        mask |= empty[:, None]
+        mask |= np.array([not prompt for prompt in prompts])[:, None]
         return Conditions(
             cross=hidden,
             cross_mask=None if mask.all() else mx.array(mask),
-            null=None if empty.all() else Conditions(cross=mx.zeros_like(hidden)),
+            null=Conditions(cross=mx.zeros_like(hidden)) if any(prompts) else None,
         )

@@ -1,6 +1,7 @@
 """Classifier-free guidance: away from what the model says without a condition.
 
-Copet et al. 2023, section 2.3 and audiocraft's `LMModel._sample_next_token`.
+Copet et al. 2023, section 2.3; in two parts Rouard et al. 2024, "Audio Conditioning for Music Generation via
+Discrete Bottleneck Features", section 4.3; and audiocraft's `LMModel._sample_next_token`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from audiocraft_mlx.arguments import check_number
+from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.cache import LMState
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.lm import LM
@@ -17,43 +19,56 @@ from audiocraft_mlx.models.lm import LM
 
 @dataclass(frozen=True)
 class Guidance:
-    """`coef` 1 is no guidance. `two_step` runs the two branches one after the other, not in one batch."""
+    """`coef` 1 is no guidance. `two_step` runs the branches one after the other, not in one batch.
+
+    `beta` is how much more the text counts than the audio that is given with it; None: as much.
+    """
 
     coef: float = 3.0
     two_step: bool = False
+    beta: float | None = None
 
     def __post_init__(self) -> None:
         check_number("cfg_coef", self.coef, "a finite number", lambda coef: True)
+        if self.beta is not None:
+            check_number("cfg_coef_beta", self.beta, "a finite number", lambda beta: True)
+            if self.two_step:
+                raise UsageError("cfg_coef_beta can't be used with two_step_cfg; choose one of them")
 
-    def combine(self, cond: mx.array, null: mx.array) -> mx.array:
+    def combine(self, cond: mx.array, null: mx.array, audio: mx.array | None = None) -> mx.array:
+        """`cond` as far from `null` as asked; `audio` is what is said without the text."""
+        if audio is not None and self.beta is not None:
+            cond = audio + (cond - audio) * self.beta
         return null + (cond - null) * self.coef
 
 
 class Predictor:
-    """The guided logits of a sequence that grows: one or two branches of the model with their states."""
+    """The guided logits of a sequence that grows: the branches of the model with their states."""
 
     def __init__(self, lm: LM, conditions: Conditions, steps: int, guidance: Guidance) -> None:
         self._lm = lm
         self._guidance = guidance
-        null = conditions.null
-        self._guided = null is not None and guidance.coef != 1
-        if null is None or not self._guided:
-            branches = [conditions]
-        elif guidance.two_step:
-            branches = [conditions, null]
-        else:
-            branches = [conditions.stacked_on(null)]
+        branches = [conditions]
+        if conditions.null is not None and (guidance.coef != 1 or guidance.beta is not None):
+            branches.append(conditions.null)
+            if guidance.beta is not None and conditions.audio is not None:
+                branches.append(conditions.audio)
+        self._branches = len(branches)
+        if self._branches > 1 and not guidance.two_step:
+            together = branches[0]
+            for branch in branches[1:]:
+                together = together.stacked_on(branch)
+            branches = [together]
         self._states = [lm.start(branch, steps) for branch in branches]
 
     def __call__(self, codes: mx.array) -> mx.array:
         """Logits float32 `[B, K, card]` of the step after the next steps `codes` `[B, K, S]`."""
-        if not self._guided:
+        if self._branches == 1:
             return self._last(codes, self._states[0])
-        if len(self._states) == 2:
-            cond, null = (self._last(codes, state) for state in self._states)
-        else:
-            cond, null = mx.split(self._last(mx.concatenate([codes, codes]), self._states[0]), 2)
-        return self._guidance.combine(cond, null)
+        if self._guidance.two_step:
+            return self._guidance.combine(*(self._last(codes, state) for state in self._states))
+        logits = self._last(mx.concatenate([codes] * self._branches), self._states[0])
+        return self._guidance.combine(*mx.split(logits, self._branches))
 
     def _last(self, codes: mx.array, state: LMState) -> mx.array:
         return self._lm(codes, state)[:, :, -1].astype(mx.float32)

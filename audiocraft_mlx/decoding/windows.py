@@ -21,26 +21,32 @@ from audiocraft_mlx.models.lm import LM
 
 @dataclass(frozen=True)
 class Window:
-    """`frames` frames of which the first `known` are what the window before has made (or the prompt)."""
+    """`frames` frames from frame `start` on, of which the first `known` are made already, or given."""
 
+    index: int
+    start: int
     frames: int
     known: int
 
 
 def plan_windows(frames: int, longest: int, stride: int, prompt: int = 0) -> list[Window]:
-    """The windows that make `frames` frames, `prompt` of them given: each starts `stride` after the last."""
-    windows = [Window(min(frames, longest), prompt)]
-    offset = 0
-    while offset + windows[-1].frames < frames:
-        known = windows[-1].frames - stride
-        offset += stride
-        windows.append(Window(min(frames - offset, longest), known))
+    """The windows that make `frames` frames, `prompt` of them given: each starts `stride` after the last.
+
+    A prompt that leaves no room in a window is treated as if windows before had made it.
+    """
+    start = 0
+    while prompt - start >= longest:
+        start += stride
+    windows = [Window(0, start, min(frames - start, longest), prompt - start)]
+    while (last := windows[-1]).start + last.frames < frames:
+        start = last.start + stride
+        windows.append(Window(last.index + 1, start, min(frames - start, longest), last.frames - stride))
     return windows
 
 
 def generate_windows(
     lm: LM,
-    conditions: Conditions,
+    conditions: Callable[[Window], Conditions],
     windows: list[Window],
     sampling: Sampling,
     guidance: Guidance,
@@ -48,29 +54,37 @@ def generate_windows(
     prompt: mx.array | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[mx.array]:
-    """Yield the frames of all windows, each int32 `[B, K]`, the prompt's first.
+    """Yield the frames of all windows, each int32 `[B, K]`, those of the prompt int `[B, K, F]` first.
 
-    `on_step(done, total)` counts the steps of all windows. See `frames.generate_frames`.
+    What came before a window isn't kept. `on_step(done, total)` counts the steps of all windows. See
+    `frames.generate_frames`.
     """
     patterns = [DelayPattern(lm.config.delays, window.frames) for window in windows]
     to_do = [p.steps - p.first_step(w.known) for p, w in zip(patterns, windows, strict=True)]
-    for index, (window, pattern) in enumerate(zip(windows, patterns, strict=True)):
-        made = []
+    context: mx.array | None = None
+    if prompt is not None:
+        for position in range(windows[0].start):
+            yield prompt[:, :, position]
+        context = prompt[:, :, windows[0].start :]
+    for window, pattern in zip(windows, patterns, strict=True):
+        given = conditions(window)
+        keys = None if sampling.greedy else step_keys(seed, given.batch, pattern.steps, window.index)
+        made: list[mx.array] = []
         for frame in generate_frames(
             lm,
-            conditions,
+            given,
             window.frames,
             sampling,
             guidance,
-            keys=None if sampling.greedy else step_keys(seed, conditions.batch, pattern.steps, index),
-            prompt=prompt,
-            on_step=None if on_step is None else _offset(on_step, sum(to_do[:index]), sum(to_do)),
+            keys=keys,
+            prompt=context,
+            on_step=None if on_step is None else _offset(on_step, sum(to_do[: window.index]), sum(to_do)),
         ):
             made.append(frame)
-            if index == 0 or len(made) > window.known:
+            if window.index == 0 or len(made) > window.known:
                 yield frame
-        if index + 1 < len(windows):
-            prompt = mx.stack(made[len(made) - windows[index + 1].known :], axis=2)
+        if window.index + 1 < len(windows):
+            context = mx.stack(made[len(made) - windows[window.index + 1].known :], axis=2)
 
 
 def _offset(on_step: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:

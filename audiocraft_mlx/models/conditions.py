@@ -14,7 +14,8 @@ class Conditions:
     `cross` float `[B, C, dim]` is looked at by cross-attention, where `cross_mask` bool `[B, C]` is True
     (None: everywhere; a row must have something to see). `prefix` float `[B, P, dim]` stands in front of
     the codes; the first `prefix_padding[b]` positions of a row (int `[B]`, None: none) are nothing.
-    `null` is what guidance leads away from; None if these conditions say nothing themselves.
+    `null` is what guidance leads away from; None if these conditions say nothing themselves. `audio` is the
+    same without the text, for guidance in two parts; None if only text can be told.
     """
 
     cross: mx.array | None = None
@@ -22,6 +23,7 @@ class Conditions:
     prefix: mx.array | None = None
     prefix_padding: mx.array | None = None
     null: Conditions | None = None
+    audio: Conditions | None = None
 
     @property
     def batch(self) -> int:
@@ -36,20 +38,25 @@ class Conditions:
 
     def stacked_on(self, other: Conditions) -> Conditions:
         """The rows of both in one batch, these first; both have the same arrays of the same lengths."""
+        both = self, other
         mask, padding = None, None
-        if self.cross is not None and (self.cross_mask is not None or other.cross_mask is not None):
-            everywhere = mx.ones(self.cross.shape[:2], mx.bool_)
-            mask = _rows(
-                everywhere if self.cross_mask is None else self.cross_mask,
-                everywhere if other.cross_mask is None else other.cross_mask,
+        if any(one.cross_mask is not None for one in both):
+            mask = mx.concatenate(
+                [_everywhere(one) if one.cross_mask is None else one.cross_mask for one in both]
             )
-        if self.prefix is not None and (self.prefix_padding is not None or other.prefix_padding is not None):
-            nowhere = mx.zeros(self.batch, mx.int32)
-            padding = _rows(
-                nowhere if self.prefix_padding is None else self.prefix_padding,
-                nowhere if other.prefix_padding is None else other.prefix_padding,
+        if any(one.prefix_padding is not None for one in both):
+            padding = mx.concatenate(
+                [
+                    mx.zeros(one.batch, mx.int32) if one.prefix_padding is None else one.prefix_padding
+                    for one in both
+                ]
             )
         return Conditions(_rows(self.cross, other.cross), mask, _rows(self.prefix, other.prefix), padding)
+
+
+def _everywhere(conditions: Conditions) -> mx.array:
+    assert conditions.cross is not None
+    return mx.ones(conditions.cross.shape[:2], mx.bool_)
 
 
 def _rows(first: mx.array | None, second: mx.array | None) -> mx.array | None:

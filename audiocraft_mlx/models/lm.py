@@ -85,7 +85,9 @@ class LMConfig:
     @classmethod
     def from_transformers(cls, config: Section) -> LMConfig:
         """Read the `decoder` of a `config.json`; absent keys take `MusicgenDecoderConfig`'s defaults."""
-        config.require("model_type", "musicgen_decoder", "musicgen_decoder")
+        kind = config.text("model_type", "musicgen_decoder")
+        if kind not in ("musicgen_decoder", "musicgen_melody_decoder"):
+            raise config.error("model_type", f"is {kind!r}; only MusicGen's decoders are supported")
         config.require("activation_function", "gelu", "gelu")
         config.require("scale_embedding", False, False)
         channels = config.integer("audio_channels", 1)
@@ -101,7 +103,7 @@ class LMConfig:
             num_layers=config.integer("num_hidden_layers", 24),
             hidden_dim=config.integer("ffn_dim", 4096),
             delays=tuple(k // channels for k in range(num_codebooks)),
-            cross_attention=True,
+            cross_attention=kind == "musicgen_decoder",
         )
 
 

@@ -42,6 +42,11 @@ def rename(weights: Weights, rules: Iterable[tuple[str, str]]) -> Weights:
     return result
 
 
+def take(weights: Weights, prefix: str) -> Weights:
+    """Remove the tensors whose names begin with `prefix`, and return them without it."""
+    return {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
+
+
 def parameters(module: nn.Module) -> Weights:
     """All parameters by their names."""
     return dict(tree_flatten(module.parameters()))

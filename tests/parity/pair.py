@@ -188,10 +188,10 @@ class Pair:
         inputs = self.inputs(prompts)
         with torch.no_grad():
             wanted = self.theirs.text_encoder(**inputs).last_hidden_state.numpy()
-        tokens, mask = self.ours._conditioner.tokenize(prompts)
+        tokens, mask = self.ours._text.tokenize(prompts)
         np.testing.assert_array_equal(tokens, inputs["input_ids"].numpy())
         np.testing.assert_array_equal(mask, inputs["attention_mask"].numpy().astype(bool))
-        hidden = np.array(self.ours._conditioner.t5(mx.array(tokens), mx.array(mask)))
+        hidden = np.array(self.ours._text.t5(mx.array(tokens), mx.array(mask)))
         np.testing.assert_allclose(hidden[mask], wanted[mask], rtol=1e-4, atol=1e-4)
 
     def check_logits(self, prompts: Sequence[str], steps: int) -> None:
@@ -206,7 +206,7 @@ class Pair:
                 ).logits.unflatten(0, (len(prompts), -1))
                 for given in (prompts, nothing)
             )
-        conditions = self.ours._conditioner.encode(prompts)
+        conditions = self.ours._text.encode(prompts)
         assert conditions.null is not None
         both = conditions.stacked_on(conditions.null)
         doubled = mx.array(np.concatenate([codes, codes]))

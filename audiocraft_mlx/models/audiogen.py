@@ -1,0 +1,13 @@
+"""AudioGen: text to sounds. audiocraft's class of the same name, on MLX."""
+
+from __future__ import annotations
+
+from audiocraft_mlx.models.genmodel import GenModel
+
+
+class AudioGen(GenModel):
+    """See `GenModel`."""
+
+    default_name = "facebook/audiogen-medium"
+    first_duration = 5.0
+    usual_stride = 2.0

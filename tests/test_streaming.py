@@ -1,0 +1,156 @@
+"""Audio in chunks while it is made, from where one is, and of any length."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from audiocraft_mlx import UsageError
+from audiocraft_mlx.models.audiogen import AudioGen
+from audiocraft_mlx.models.musicgen import MusicGen
+
+RATE = 32000
+
+
+@pytest.fixture(scope="module", params=["mono", "stereo", "audiogen"])
+def model(request: pytest.FixtureRequest, goldens: Path, hub_cache: Path) -> MusicGen | AudioGen:
+    kind = AudioGen if request.param == "audiogen" else MusicGen
+    return kind.get_pretrained(str(goldens / "goldens" / request.param))
+
+
+@pytest.fixture(scope="module")
+def mono(transformers_folder: Callable[[str], Path]) -> MusicGen:
+    return MusicGen.get_pretrained(str(transformers_folder("mono")))
+
+
+def in_windows(model: MusicGen | AudioGen, **params: object) -> None:
+    """Have the model make 2.4 s in windows of 1 s."""
+    model.max_duration = 1.0
+    model.set_generation_params(duration=2.4, extend_stride=0.6, seed=11, **params)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 50])
+def test_the_chunks_put_together_are_the_whole(model: MusicGen | AudioGen, frames: int) -> None:
+    in_windows(model)
+    whole = np.array(model.generate(["rock", None]))
+    hop = round(model.sample_rate / model.frame_rate)
+    chunks = [np.array(chunk) for chunk in model.stream(["rock", None], chunk_seconds=frames / 50)]
+    assert {chunk.shape[2] for chunk in chunks[:-1]} == {frames * hop}
+    np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 50])
+def test_the_first_chunk_comes_as_soon_as_the_codec_can_tell_it(
+    model: MusicGen | AudioGen, frames: int
+) -> None:
+    model.max_duration = 2.0
+    model.set_generation_params(duration=2.0)
+    steps: list[int] = []
+    model.set_custom_progress_callback(lambda done, total: steps.append(done))
+    try:
+        next(model.stream(["rock"], chunk_seconds=frames / 50, progress=True))
+    finally:
+        model.set_custom_progress_callback(None)
+    look_ahead = model.compression_model.start_decoding().look_ahead
+    assert steps[-1] <= frames + look_ahead + max(model.lm.config.delays)
+
+
+def test_a_continuation_streams_what_is_new(mono: MusicGen) -> None:
+    in_windows(mono)
+    clip = 0.3 * mx.random.normal((1, RATE), key=mx.random.key(3))
+    whole = np.array(mono.generate_continuation(clip, RATE, ["rock"]))
+    new = [
+        np.array(c) for c in mono.stream(["rock"], prompt=clip, prompt_sample_rate=RATE, chunk_seconds=0.2)
+    ]
+    assert whole.shape[2] == 120 * 640
+    np.testing.assert_allclose(np.concatenate(new, axis=2), whole[:, :, 50 * 640 :], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "channels"),
+    [(1, RATE, 1), (639, RATE, 1), (641, RATE, 1), (90000, 44100, 2), (60000, RATE, 1), (3, 8000, 2)],
+)
+def test_a_prompt_of_any_length_rate_and_channels_is_continued(
+    mono: MusicGen, samples: int, rate: int, channels: int
+) -> None:
+    in_windows(mono)
+    clip = 0.3 * mx.random.normal((1, channels, samples), key=mx.random.key(3))
+    audio, codes = mono.generate_continuation(clip, rate, return_tokens=True)
+    assert audio.shape == (1, 1, 120 * 640)
+    assert codes.shape == (1, 4, 120)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rate", "message"),
+    [
+        (mx.ones((1, 1, 3 * RATE)), RATE, "nothing is left to make"),
+        (mx.ones((1, 1, 120 * 640)), RATE, "nothing is left to make"),
+        (mx.ones((1, 1, 0)), RATE, "some samples"),
+        (mx.ones((0, 1, 10)), RATE, "empty"),
+        (mx.ones(100), RATE, "channels, samples"),
+        (mx.full((1, 1, 100), mx.nan), RATE, "no numbers"),
+        (mx.ones((1, 1, 100)), 0, "sample rate"),
+        (mx.ones((2, 1, 100)), RATE, "1 descriptions, but 2 prompts"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused(
+    mono: MusicGen, prompt: mx.array, rate: int, message: str
+) -> None:
+    in_windows(mono)
+    with pytest.raises(UsageError, match=message):
+        mono.generate_continuation(prompt, rate, ["rock"])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, float("nan"), "1"])
+def test_a_chunk_is_at_least_a_frame(mono: MusicGen, seconds: object) -> None:
+    with pytest.raises(UsageError, match="chunk_seconds"):
+        mono.stream(["rock"], chunk_seconds=seconds)
+
+
+def test_every_duration_has_its_frames(mono: MusicGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The plan decides; the longest runs go through the networks in another test.
+    mono.max_duration = 30.0
+    for tenths in range(1, 1801):
+        mono.set_generation_params(duration=tenths / 10)
+        frames = int(tenths / 10 * 50)
+        counted = _planned(mono, frames)
+        assert counted == frames
+
+
+def _planned(model: MusicGen, frames: int) -> int:
+    from audiocraft_mlx.decoding.windows import plan_windows
+
+    windows = plan_windows(
+        frames, int(model.max_duration * model.frame_rate), int(model.extend_stride * model.frame_rate)
+    )
+    return sum(window.frames - window.known for window in windows)
+
+
+PEAK = """
+import json, resource, sys
+from audiocraft_mlx.models.musicgen import MusicGen
+import mlx.core as mx
+model = MusicGen.get_pretrained("demo")
+model.max_duration = 2.0
+def peak(seconds):
+    model.set_generation_params(duration=seconds, extend_stride=1.0, seed=1)
+    mx.reset_peak_memory()
+    samples = sum(chunk.shape[2] for chunk in model.stream(["piano"]))
+    assert samples == int(seconds * 50) * 640
+    return mx.get_peak_memory()
+peak(4)
+print(json.dumps([peak(4), peak(16)]))
+"""
+
+
+def test_memory_does_not_grow_with_the_length() -> None:
+    result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    short, long = json.loads(result.stdout)
+    assert long < 1.05 * short
