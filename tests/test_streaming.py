@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,24 +130,13 @@ def _planned(model: MusicGen, frames: int) -> int:
     return sum(window.frames - window.known for window in windows)
 
 
-PEAK = """
-import json, resource, sys
-from audiocraft_mlx.models.musicgen import MusicGen
-import mlx.core as mx
-model = MusicGen.get_pretrained("demo")
-model.max_duration = 2.0
-def peak(seconds):
-    model.set_generation_params(duration=seconds, extend_stride=1.0, seed=1)
-    mx.reset_peak_memory()
-    samples = sum(chunk.shape[2] for chunk in model.stream(["piano"]))
-    assert samples == int(seconds * 50) * 640
-    return mx.get_peak_memory()
-peak(4)
-print(json.dumps([peak(4), peak(16)]))
-"""
-
-
 def test_memory_does_not_grow_with_the_length() -> None:
-    result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    short, long = json.loads(result.stdout)
-    assert long < 1.05 * short
+    model = MusicGen.get_pretrained("demo")
+    model.max_duration = 2.0
+    model.set_generation_params(duration=16, extend_stride=1.0, seed=1)
+    kept = []
+    for chunk in model.stream(["piano"]):
+        del chunk
+        kept.append(mx.get_active_memory())
+    # What is alive differs a little with where in its window a chunk ends.
+    assert max(kept[8:]) < max(kept[:8]) + 100_000

@@ -433,8 +433,9 @@ class GenModel:
             audio = audio[:, :, skipped:]
             rest = audio if rest is None else mx.concatenate([rest, audio], axis=2)
             while rest.shape[2] >= size * hop:
-                yield rest[:, :, : size * hop]
-                rest = rest[:, :, size * hop :]
+                chunk, rest = rest[:, :, : size * hop], rest[:, :, size * hop :]
+                mx.eval(chunk, rest)  # else the rest holds on to all that it was cut from
+                yield chunk
         if rest is not None and rest.shape[2]:
             yield rest
 
