@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import repeat
 
 import mlx.core as mx
 
@@ -51,14 +52,9 @@ def generate_frames(
     total = pattern.steps - start
     inputs = sequence[:, :, :start]
     recent: deque[mx.array] = deque(maxlen=pattern.max_delay + 1)
-    for step in range(start, pattern.steps):
-        if keys is not None and (step - start) % NOISE_STEPS == 0:
-            noise = gumbel_noise(
-                keys[:, step : step + NOISE_STEPS], lm.config.num_codebooks, lm.config.cardinality
-            )
-        codes = next_codes(
-            predict(inputs), sampling, None if keys is None else noise[:, (step - start) % NOISE_STEPS]
-        )
+    noises = repeat(None) if keys is None else _noises(lm, keys[:, start:])
+    for step, noise in zip(range(start, pattern.steps), noises, strict=False):
+        codes = next_codes(predict(inputs), sampling, noise)
         codes = mx.where(mask[:, step], codes, special)
         codes = mx.where(known[:, step], sequence[:, :, step], codes)
         mx.async_eval(codes)
@@ -74,3 +70,13 @@ def generate_frames(
     mx.eval(recent[-1])
     if on_step is not None:
         on_step(total, total)
+
+
+def _noises(lm: LM, keys: mx.array) -> Iterator[mx.array]:
+    """Each step's random noise, made for several steps at once."""
+    for start in range(0, keys.shape[1], NOISE_STEPS):
+        noise = gumbel_noise(
+            keys[:, start : start + NOISE_STEPS], lm.config.num_codebooks, lm.config.cardinality
+        )
+        for step in range(noise.shape[1]):
+            yield noise[:, step]
