@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,14 @@ def hub_cache(goldens: Path) -> Path:
     add_to_hub_cache(cache, "m-a-p/MERT-v1-95M", goldens / "goldens" / "mert")
     add_to_hub_cache(cache, "facebook/encodec_32khz", goldens / "goldens" / "encodec_32khz")
     return cache
+
+
+@pytest.fixture(scope="session")
+def separator(goldens: Path) -> Iterator[None]:
+    """The small golden network takes music apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUSICGEN_MLX_DEMUCS", str(goldens / "goldens" / "htdemucs" / "955717e8.safetensors"))
+        yield
 
 
 def add_to_hub_cache(cache: Path, repository: str, files: Path) -> Path:

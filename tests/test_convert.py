@@ -31,7 +31,9 @@ PROMPTS = ["happy rock", "80s driving pop song with heavy drums", None]
 
 
 @pytest.fixture(scope="module")
-def source(goldens: Path, hub_cache: Path, transformers_folder: Callable[[str], Path]):
+def source(
+    goldens: Path, hub_cache: Path, separator: None, transformers_folder: Callable[[str], Path]
+) -> Callable[[str], str]:
     """A function: the folder of a tiny model, by its format and kind."""
 
     def folder(name: str) -> str:
@@ -55,7 +57,12 @@ def copy(converted: Path, tmp_path: Path) -> Path:
 
 
 def greedy(model: MusicGen) -> np.ndarray:
-    model.set_generation_params(use_sampling=False, duration=0.5)
+    model.set_generation_params(use_sampling=False, duration=0.5, seed=1)
+    if model.hears != {"text"}:
+        audio = 0.3 * mx.random.normal((1, 50000), key=mx.random.key(4))
+        return np.array(
+            model.generate_with_chroma(PROMPTS, [audio, None, audio], 32000, return_tokens=True)[1]
+        )
     return np.array(model.generate(PROMPTS, return_tokens=True)[1])
 
 
@@ -79,8 +86,12 @@ MODELS = [
     "audiocraft/mono",
     "audiocraft/stereo",
     "audiocraft/rope",
+    "audiocraft/audiogen",
+    "audiocraft/melody",
+    "audiocraft/style",
     "transformers/mono",
     "transformers/stereo",
+    "transformers/melody",
 ]
 
 
@@ -89,7 +100,8 @@ def test_a_converted_model_is_the_model(source: Callable[[str], str], tmp_path: 
     assert main([source(name), "-o", str(tmp_path / "made"), "--dtype", "float32"]) == 0
     before, after = MusicGen.get_pretrained(source(name)), MusicGen.get_pretrained(str(tmp_path / "made"))
     assert after.lm.config == before.lm.config
-    assert after._conditioner.t5.config == before._conditioner.t5.config
+    assert after._text.t5.config == before._text.t5.config
+    assert after.hears == before.hears
     for value in ("sampling", "guidance", "max_duration"):
         assert getattr(after._defaults, value) == getattr(before._defaults, value)
     assert (after.sample_rate, after.frame_rate, after.audio_channels) == (
@@ -101,6 +113,28 @@ def test_a_converted_model_is_the_model(source: Callable[[str], str], tmp_path: 
     np.testing.assert_array_equal(greedy(after), codes)
     codes = mx.array(codes)
     np.testing.assert_array_equal(after.generate_audio(codes), before.generate_audio(codes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_fft", 2**40, "'melody.n_fft' .* at most"),
+        ("n_fft", 0, "'melody.n_fft'"),
+        ("hop_length", 2**15, "'melody.hop_length' .* at most"),
+        ("n_chroma", 13, "listener.safetensors doesn't fit its configuration"),
+        ("loudness", 1, "'melody.loudness' .* is unknown"),
+    ],
+)
+def test_a_wrong_configuration_of_a_melody_is_named(
+    source: Callable[[str], str], tmp_path: Path, key: str, value: int, message: str
+) -> None:
+    assert main([source("audiocraft/melody"), "-o", str(tmp_path / "made")]) == 0
+    path = tmp_path / "made" / "config.json"
+    config = json.loads(path.read_text())
+    config["melody"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        load(str(tmp_path / "made"))
 
 
 def test_what_a_release_stores_in_half_precision_survives_it(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx import UsageError
-from audiocraft_mlx.checkpoints.demucs import VARIABLE
 from audiocraft_mlx.conditioning.chroma import chroma
 from audiocraft_mlx.decoding.windows import Window
 from audiocraft_mlx.models.conditions import Conditions
@@ -34,13 +33,6 @@ def golden_of(goldens: Path, name: str) -> SimpleNamespace:
         longest=max(range(3), key=lambda i: len(meta["prompts"][i] or "")),
         meta=meta["models"][name],
     )
-
-
-@pytest.fixture(scope="module")
-def separator(goldens: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(goldens / "goldens" / "htdemucs" / "955717e8.safetensors"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def _read_listener(
     source: Source, config: Section, lm: LMConfig, sample_rate: int
 ) -> tuple[Listener | None, StyleParams]:
     if "melody" in config:
-        chroma = _read_dataclass(ChromaConfig, config.section("melody"))
+        chroma = _read_chroma_config(config.section("melody"))
         path = source.path(LISTENER_FILE)
         return melody_conditioner(chroma, lm.dim, read_safetensors(path), str(path)), StyleParams()
     if "style" not in config:
@@ -273,6 +273,14 @@ def _save(path: Path, weights: Weights) -> None:
         mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
     except RuntimeError as error:  # MLX doesn't say why
         raise OSError(errno.EIO, f"{path.name} could be written only in part") from error
+
+
+def _read_chroma_config(section: Section) -> ChromaConfig:
+    config = _read_dataclass(ChromaConfig, section)
+    for key, most in (("n_chroma", 128), ("n_fft", 2**20), ("hop_length", config.n_fft), ("length", 2**16)):
+        if getattr(config, key) > most:
+            raise section.error(key, f"is {getattr(config, key)}; at most {most} is supported")
+    return config
 
 
 def _read_lm_config(section: Section) -> LMConfig:
