@@ -1,5 +1,10 @@
 """What all comparisons with PyTorch share."""
 
+import os
+
+# A BLAS' threads, like torch's, would wait for a processor that is taken.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import mlx.core as mx
 import pytest
 import torch
@@ -7,7 +12,6 @@ from transformers.utils import logging
 
 # Single precision on both sides: on a GPU the transformer would run in half.
 mx.set_default_device(mx.cpu)
-# MLX has its own threads; torch's would wait for a processor that is taken.
 torch.set_num_threads(1)
 logging.set_verbosity_error()
 logging.disable_progress_bar()

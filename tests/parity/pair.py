@@ -18,17 +18,25 @@ from transformers import (
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    MusicgenMelodyForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
 )
 
 from audiocraft_mlx.benchmark.shapes import ENCODEC_32KHZ, T5_BASE
 from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.windows import Window
+from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.encodec import StereoEncodec
 from audiocraft_mlx.models.musicgen import MusicGen
 
 SHORT_PROMPT = "a slow piano piece"
 LONG_PROMPT = "an energetic drum and bass track with a deep bass line and bright synths"
+
+DecoderConfig = MusicgenDecoderConfig | MusicgenMelodyDecoderConfig
+Theirs = MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration
 
 
 def t5_base() -> T5Config:
@@ -40,15 +48,14 @@ def encodec_32khz(**other: Any) -> EncodecConfig:
     return EncodecConfig(**ENCODEC_32KHZ | other)
 
 
-def build(
-    t5: T5Config, decoder: MusicgenDecoderConfig, codec: EncodecConfig, seed: int
-) -> MusicgenForConditionalGeneration:
+def build(t5: T5Config, decoder: DecoderConfig, codec: EncodecConfig, seed: int) -> Theirs:
     """A model with weights that all matter: no zeros, no ones, nothing that drowns."""
     torch.manual_seed(seed)
-    config = MusicgenConfig(
-        text_encoder=t5.to_dict(), decoder=decoder.to_dict(), audio_encoder=codec.to_dict()
-    )
-    model = MusicgenForConditionalGeneration(config).eval()
+    parts = {"text_encoder": t5.to_dict(), "decoder": decoder.to_dict(), "audio_encoder": codec.to_dict()}
+    if isinstance(decoder, MusicgenMelodyDecoderConfig):
+        model = MusicgenMelodyForConditionalGeneration(MusicgenMelodyConfig(**parts)).eval()
+    else:
+        model = MusicgenForConditionalGeneration(MusicgenConfig(**parts)).eval()
     _randomise(model)
     # As in the generation_config.json of the released models.
     special = decoder.vocab_size
@@ -64,7 +71,7 @@ def build(
 
 
 @torch.no_grad()
-def _randomise(model: MusicgenForConditionalGeneration) -> None:
+def _randomise(model: Theirs) -> None:
     for name, tensor in model.named_parameters():
         if name.endswith("norm.weight"):
             tensor.add_(torch.randn_like(tensor), alpha=0.1)
@@ -92,6 +99,18 @@ def _randomise_codebooks(codec: EncodecModel) -> None:
 
 
 @dataclass(frozen=True)
+class Melody:
+    wav: np.ndarray
+    """`[1, samples]` at the model's rate."""
+    features: torch.Tensor
+    """What they hear of it, `[frames, 12]`."""
+
+
+Melodies = Sequence[Melody] | None
+"""One for each prompt, all of the same length, or none at all."""
+
+
+@dataclass(frozen=True)
 class Generated:
     codes: np.ndarray
     """`[B, K, frames]`"""
@@ -104,7 +123,7 @@ class Generated:
 class Pair:
     """`theirs`, and `ours` out of the `folder` that it was saved in; the file `tokenizer` serves both."""
 
-    def __init__(self, theirs: MusicgenForConditionalGeneration, folder: Path, tokenizer: Path) -> None:
+    def __init__(self, theirs: Theirs, folder: Path, tokenizer: Path) -> None:
         shutil.copy(tokenizer, folder / "tokenizer.json")
         self.theirs = theirs
         self.ours = MusicGen.get_pretrained(str(folder))
@@ -124,36 +143,65 @@ class Pair:
     def cardinality(self) -> int:
         return self.theirs.config.decoder.vocab_size
 
-    def inputs(self, prompts: Sequence[str | None]) -> dict[str, Any]:
+    @property
+    def hears_melody(self) -> bool:
+        return isinstance(self.theirs, MusicgenMelodyForConditionalGeneration)
+
+    def inputs(self, prompts: Sequence[str | None], melodies: Melodies = None) -> dict[str, Any]:
         """What their `generate` takes for `prompts`; None is none."""
-        if all(prompt is None for prompt in prompts):
+        if all(prompt is None for prompt in prompts) and not self.hears_melody:
             inputs = self.theirs.get_unconditional_inputs(len(prompts))
             return {name: inputs[name] for name in ("encoder_outputs", "attention_mask")}
         inputs = self._tokenizer([prompt or "" for prompt in prompts], padding=True, return_tensors="pt")
         for row, prompt in enumerate(prompts):
             if prompt is None:
                 inputs["attention_mask"][row] = 0
-        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        heard = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if melodies is not None:
+            heard["input_features"] = torch.stack([melody.features for melody in melodies])
+        return heard
 
-    def check_greedy(self, prompts: Sequence[str | None], frames: int, guidance: float) -> Generated:
+    def _comparable(self, prompts: Sequence[str | None]) -> list[int]:
+        """The rows of `prompts` in a batch whose music is to be the same.
+
+        A text that stands in front of the codes is padded there, and padding is something that their model
+        hears and ours doesn't.
+        """
+        if not self.hears_melody:
+            return list(range(len(prompts)))
+        lengths = [len(self._tokenizer(prompt or "")["input_ids"]) for prompt in prompts]
+        return [row for row, length in enumerate(lengths) if length == max(lengths)]
+
+    def check_greedy(
+        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: Melodies = None
+    ) -> Generated:
         """Assert that both make the same codes and the same audio; theirs."""
-        wanted = self._their_greedy(prompts, frames, guidance)
+        wanted = self._their_greedy(prompts, frames, guidance, melodies)
         # Far above the noise of float32, 5e-6: or else chance would decide.
         assert wanted.gap > 1e-4
         # Half a frame more than needed, for no rounding to take one away.
         duration = (frames + 0.5) / self.ours.frame_rate
         self.ours.set_generation_params(use_sampling=False, duration=duration, cfg_coef=guidance)
-        audio, codes = self.ours.generate(prompts, return_tokens=True)
-        np.testing.assert_array_equal(np.array(codes), wanted.codes)
-        assert relative_error(audio, wanted.audio) < 1e-3
+        if melodies is None:
+            audio, codes = self.ours.generate(prompts, return_tokens=True)
+        else:
+            wavs = [melody.wav for melody in melodies]
+            audio, codes = self.ours.generate_with_chroma(
+                prompts, wavs, self.ours.sample_rate, return_tokens=True
+            )
+        rows = self._comparable(prompts)
+        np.testing.assert_array_equal(np.array(codes)[rows], wanted.codes[rows])
+        assert relative_error(audio[mx.array(rows)], wanted.audio[rows]) < 1e-3
         return wanted
 
     @torch.no_grad()
-    def _their_greedy(self, prompts: Sequence[str | None], frames: int, guidance: float) -> Generated:
+    def _their_greedy(
+        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: Melodies
+    ) -> Generated:
         codec, delays = self.theirs.audio_encoder, self.num_codebooks // self.channels - 1
         decode: Callable[..., Any] = codec.decode
         decoded: list[np.ndarray] = []
-        if all(prompt is None for prompt in prompts):
+        if all(prompt is None for prompt in prompts) and not self.hears_melody:
             guidance = 1  # would be away from the very same; their unconditional inputs don't allow it
 
         def record(codes: torch.Tensor, **options: Any) -> Any:
@@ -164,7 +212,7 @@ class Pair:
         codec.decode = record
         try:
             result = self.theirs.generate(
-                **self.inputs(prompts),
+                **self.inputs(prompts, melodies),
                 do_sample=False,
                 guidance_scale=guidance,
                 max_new_tokens=frames + delays,
@@ -177,7 +225,7 @@ class Pair:
         codes = np.stack(decoded, axis=2).reshape(len(prompts), self.num_codebooks, -1)
         scores = torch.stack(result.scores, dim=1).unflatten(0, (len(prompts), -1))
         best = scores.topk(2).values
-        gaps = best[..., 0] - best[..., 1]
+        gaps = (best[..., 0] - best[..., 1])[self._comparable(prompts)]
         # What is predicted in front of a codebook's first frame and behind its last is thrown away.
         starts = [k // self.channels for k in range(self.num_codebooks)]
         kept = [gaps[:, k, start : start + frames].min() for k, start in enumerate(starts)]
@@ -194,30 +242,43 @@ class Pair:
         hidden = np.array(self.ours._text.t5(mx.array(tokens), mx.array(mask)))
         np.testing.assert_allclose(hidden[mask], wanted[mask], rtol=1e-4, atol=1e-4)
 
-    def check_logits(self, prompts: Sequence[str], steps: int) -> None:
-        """Assert that both predict the same for random codes: with the text, without, and guided."""
+    def check_logits(self, prompts: Sequence[str], steps: int, melodies: Melodies = None) -> None:
+        """Assert that both predict the same for random codes: with the conditions, without, and guided."""
         rng = np.random.default_rng(0)
         codes = rng.integers(0, self.cardinality + 1, (len(prompts), self.num_codebooks, steps))
-        nothing = [None] * len(prompts)
+        rows = self._comparable(prompts)
+        inputs = self.inputs(prompts, melodies)
+        silent = self.inputs(prompts) | {"attention_mask": torch.zeros_like(inputs["attention_mask"])}
         with torch.no_grad():
             cond, null = (
+                # Behind the logits of what stands in front of the codes, if something does.
                 self.theirs(
-                    **{**self.inputs(given), "decoder_input_ids": torch.from_numpy(codes).flatten(0, 1)}
-                ).logits.unflatten(0, (len(prompts), -1))
-                for given in (prompts, nothing)
+                    **given, decoder_input_ids=torch.from_numpy(codes).flatten(0, 1)
+                ).logits.unflatten(0, (len(prompts), -1))[rows, :, -steps:]
+                for given in (inputs, silent)
             )
-        conditions = self.ours._text.encode(prompts)
+        conditions = self._our_conditions(prompts, melodies)
         assert conditions.null is not None
         both = conditions.stacked_on(conditions.null)
         doubled = mx.array(np.concatenate([codes, codes]))
-        our_cond, our_null = mx.split(self.ours.lm(doubled, self.ours.lm.start(both, steps)), 2)
+        our_cond, our_null = (
+            logits[mx.array(rows)]
+            for logits in mx.split(self.ours.lm(doubled, self.ours.lm.start(both, steps)), 2)
+        )
         assert relative_error(our_cond, cond.numpy()) < 1e-3
         assert relative_error(our_null, null.numpy()) < 1e-3
         guided = Guidance(coef=3).combine(our_cond, our_null)
         assert relative_error(guided, (null + 3 * (cond - null)).numpy()) < 1e-3
-        # The text and the codes both count, so that agreeing on them means something.
+        # The conditions and the codes both count, so that agreeing on them means something.
         assert relative_error(our_cond, null.numpy()) > 0.01
         assert relative_error(our_cond[:, :, 1:], cond[:, :, :-1].numpy()) > 0.1
+
+    def _our_conditions(self, prompts: Sequence[str], melodies: Melodies) -> Conditions:
+        if not self.hears_melody:
+            return self.ours._text.encode(prompts)
+        wavs = None if melodies is None else [melody.wav for melody in melodies]
+        told = self.ours._told(prompts, wavs, self.ours.sample_rate)
+        return self.ours._conditions(told, Window(index=0, start=0, frames=1, known=0), several=False)
 
     def check_codec(self, samples: int, frames: int) -> None:
         """Assert that noise has the same codes, and random codes the same audio."""
