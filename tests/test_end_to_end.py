@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -76,7 +78,7 @@ class User:
         assert re.fullmatch(
             rf"wrote {re.escape(filename)}: (mono|stereo), 0\.30 s, 32000 Hz\n"
             r"seed \d+, \d+\.\d s to make, \d+\.\d\dx real time\n"
-            r"(peak \d+\.\d\d scaled down to fit 16 bits\n)?",
+            r"(peak \d+\.\d\d scaled down to full scale\n)?",
             done.stdout,
         )
         return (self.folder / filename).read_bytes()
@@ -128,6 +130,11 @@ def failure(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
     return found[1]
 
 
+def samples(content: bytes) -> bytes:
+    """The audio of a file alone: what two clips were made from is in their tags and differs anyway."""
+    return soundfile.read(io.BytesIO(content), dtype="int16")[0].tobytes()
+
+
 def environment(cache: Path, **more: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
@@ -153,6 +160,8 @@ def repositories(goldens: Path) -> dict[str, Files]:
         SMALL: {**in_folder(theirs / "mono"), **in_folder(ours / "mono"), **tokenizer, **unneeded},
         "facebook/musicgen-stereo-small": in_folder(ours / "stereo"),
         "facebook/musicgen-melody": in_folder(ours / "melody"),
+        "facebook/musicgen-style": in_folder(ours / "style"),
+        "adefossez/HTDemucs": in_folder(ours / "htdemucs"),
         "facebook/encodec_32khz": {**in_folder(ours / "encodec_32khz"), "pytorch_model.bin": b"?"},
         "t5-base": {**in_folder(ours / "t5"), "pytorch_model.bin": b"?", **unneeded},
         "someone/finetune": {**in_folder(theirs / "stereo-bin"), **tokenizer, **unneeded},
@@ -161,12 +170,18 @@ def repositories(goldens: Path) -> dict[str, Files]:
 
 @pytest.fixture(scope="module")
 def full_cache(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache after a run of the default model and one of the stereo model."""
+    """A cache after a run of a model of each kind."""
     cache = tmp_path_factory.mktemp("machine") / "cache"
     for name, folder in (
         (SMALL, "mono"),
         ("facebook/musicgen-stereo-small", "stereo"),
+        ("facebook/musicgen-melody", "melody"),
+        ("facebook/musicgen-style", "style"),
+        ("facebook/audiogen-medium", "audiogen"),
+        ("adefossez/HTDemucs", "htdemucs"),
+        ("m-a-p/MERT-v1-95M", "mert"),
         ("t5-base", "t5"),
+        ("t5-large", "t5"),
         ("facebook/encodec_32khz", "encodec_32khz"),
     ):
         add_to_hub_cache(cache / "hub", name, goldens / "goldens" / folder)
@@ -216,7 +231,7 @@ def test_the_first_run_fetches_what_it_needs_and_later_ones_nothing(newcomer: Ne
     again = newcomer.makes("musicgen_output-2.wav", "lo-fi, soft piano", *SHORT, "--seed", "1")
     other = newcomer.makes("musicgen_output-3.wav", "lo-fi, soft piano", *SHORT, "--seed", "2")
     assert again == first
-    assert other != first
+    assert samples(other) != samples(first)
     assert newcomer.files == ["musicgen_output-2.wav", "musicgen_output-3.wav", "musicgen_output.wav"]
 
 
@@ -272,9 +287,119 @@ def test_only_a_file_that_is_named_is_replaced(user: User) -> None:
     arguments = (*SHORT, "--seed", "1")
     first = user.makes("musicgen_output.wav", "détente, piano", *arguments)
     assert user.makes("musicgen_output-2.wav", "-", *arguments, stdin="détente, piano\n") == first
-    assert user.makes("musicgen_output.wav", "drums", *arguments, "-o", "musicgen_output.wav") != first
+    other = user.makes("musicgen_output.wav", "drums", *arguments, "-o", "musicgen_output.wav")
+    assert samples(other) != samples(first)
     assert (user.folder / "musicgen_output-2.wav").read_bytes() == first
     assert user.files == ["musicgen_output-2.wav", "musicgen_output.wav"]
+
+
+# More than one prompt, and more than words
+
+
+def test_each_clip_of_a_batch_can_be_made_alone(user: User) -> None:
+    done = user.run("piano", "drums", "-n", "2", *SHORT, "--seed", "5", "-o", "all.wav", "--bit-depth", "32")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert user.files == [f"all-{number}.wav" for number in (1, 2, 3, 4)]
+    for number, line in enumerate(done.stdout.splitlines()[:4], 1):
+        assert line == f"wrote all-{number}.wav: mono, 0.30 s, 32000 Hz, seed {number + 4}"
+    prompt, seed, path = "drums", "8", user.folder / "all-4.wav"
+    user.makes("one.wav", prompt, *SHORT, "--seed", seed, "-o", "one.wav", "--bit-depth", "32")
+    together, alone = (soundfile.read(name)[0] for name in (path, user.folder / "one.wav"))
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def tune(user: User, seconds: float = 1.0, name: str = "tune.wav") -> np.ndarray:
+    times = np.arange(int(44100 * seconds)) / 44100
+    audio = np.stack([0.5 * np.sin(2 * np.pi * hertz * times) for hertz in (440, 660)], axis=1)
+    soundfile.write(user.folder / name, audio, 44100)
+    return soundfile.read(user.folder / name)[0]
+
+
+@pytest.mark.parametrize("kind", ["melody", "style"])
+def test_a_melody_and_a_style_change_the_music(user: User, kind: str) -> None:
+    tune(user)
+    arguments = ("piano", *SHORT, "-m", kind, "--seed", "1", "-o", "a.wav")
+    plain = user.makes("a.wav", *arguments)
+    heard = user.makes("a.wav", *arguments, f"--{kind}", "tune.wav")
+    assert samples(heard) != samples(plain)
+    if kind == "style":
+        alone = user.makes("a.wav", *arguments[1:], "--style", "tune.wav")
+        weighed = user.makes("a.wav", *arguments, "--style", "tune.wav", "--style-coef", "5")
+        assert len({samples(clip) for clip in (plain, heard, alone, weighed)}) == 4
+
+
+def test_a_model_that_cannot_hear_is_not_downloaded(newcomer: Newcomer) -> None:
+    tune(newcomer)
+    for model, option, can in (("small", "--melody", "melody"), ("melody", "--style", "style")):
+        line = newcomer.fails("piano", "-m", model, option, "tune.wav", status=2)
+        assert f"{option}: the model {model} can't hear a" in line
+        assert can in line
+    assert newcomer.hub.requests == []
+    line = newcomer.fails("piano", "-m", "someone/finetune", "--melody", "tune.wav", status=2)
+    assert "the model someone/finetune can't hear a melody" in line
+
+
+def test_music_goes_on_from_a_file(user: User) -> None:
+    before = tune(user)
+    done = user.run("piano", "--continue", "tune.wav", *SHORT, "-o", "out.wav")
+    assert done.returncode == 0, done.stderr
+    after, rate = soundfile.read(user.folder / "out.wav")
+    assert (rate, after.shape) == (44100, (44100 + 13230, 2))
+    np.testing.assert_array_equal(after[:44100], before)
+
+
+def test_stems_are_written(user: User) -> None:
+    done = user.run("piano", *SHORT, "--stems", "-o", "out.wav")
+    assert done.returncode == 0, done.stderr
+    stems = [f"out-{name}.wav" for name in ("bass", "drums", "other", "vocals")]
+    assert user.files == sorted(["out.wav", *stems])
+    assert {soundfile.info(user.folder / name).frames for name in stems} == {SAMPLES}
+
+
+def test_audiogen_makes_sounds(user: User) -> None:
+    command = [sys.executable, "-m", "audiocraft_mlx.cli.audiogen", "rain", *SHORT, "--seed", "1"]
+    done = subprocess.run(
+        command, cwd=user.folder, env=user.environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("wrote audiogen_output.wav: mono, 0.30 s, 16000 Hz\nseed 1, "), done.stderr
+    shown = user.run("--info", "audiogen_output.wav").stdout
+    assert shown.endswith("make it again: audiogen-mlx rain --duration 0.3 --seed 1\n")
+
+
+def test_what_made_a_clip_makes_it_again(user: User) -> None:
+    options = ("--top-k", "5", "--temperature", "1.5", "--cfg-coef", "2", "--fade-out", "0.1", "-d", "0.3")
+    first = user.makes("musicgen_output.wav", "-m", "demo", *options, "--", "--happy 'piano'")
+    shown = user.run("--info", "musicgen_output.wav").stdout
+    command = shlex.split(shown.splitlines()[-1].removeprefix("make it again: "))
+    assert user.makes("musicgen_output-2.wav", *command[1:]) == first
+
+
+# Heard while it is made
+
+
+def test_standard_output_gets_the_file(user: User) -> None:
+    with (user.folder / "out.wav").open("wb") as file:
+        process = user.start("piano", *SHORT, "--seed", "1", "-o", "-", stdout=file)
+        done = finished(process)
+    assert done.returncode == 0
+    assert re.fullmatch(r"seed 1, \d+\.\d s to make, \d+\.\d\dx real time\n", done.stderr)
+    streamed, _ = soundfile.read(user.folder / "out.wav")
+    user.makes("file.wav", "piano", *SHORT, "--seed", "1", "-o", "file.wav")
+    written, _ = soundfile.read(user.folder / "file.wav")
+    np.testing.assert_array_equal(streamed, written)
+
+
+def test_a_reader_that_has_heard_enough_ends_it_quietly(user: User) -> None:
+    process = user.start("piano", "-m", "demo", "-d", "600", "-o", "-")
+    assert process.stdout is not None
+    head = process.stdout.buffer.read(1000)
+    process.stdout.close()
+    process.wait(LIMIT)
+    assert head[:4] == b"RIFF"
+    assert process.stderr is not None
+    assert (process.returncode, process.stderr.read()) == (0, "")
+    for pipe in (process.stdin, process.stderr):
+        pipe.close()
 
 
 # Mistakes
@@ -291,7 +416,7 @@ def test_only_a_file_that_is_named_is_replaced(user: User) -> None:
         ("piano", "--top-p", "2"),
         *(("piano", "--temperature", value) for value in ("-1", "nan")),
         ("piano", "--loud"),
-        ("piano", "-o", "x.mp3"),
+        ("piano", "-o", "x.m4a"),
         ("piano", "-m", "not a name"),
         ("piano", "-m", ".", "--revision", "v1"),
     ],
@@ -308,7 +433,6 @@ def test_a_mistake_is_one_line_and_no_file(user: User, arguments: tuple[str, ...
         ("someone/dataset", "someone/dataset has no MusicGen checkpoint"),
         ("./folder", "./folder has no MusicGen checkpoint"),
         ("./nowhere", "./nowhere: no such folder"),
-        ("melody", "'conditioners.self_wav' in its configuration is a 'chroma_stem' condition"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_named(newcomer: Newcomer, model: str, said: str) -> None:
@@ -506,18 +630,25 @@ def test_ctrl_c_while_generating_at_a_terminal(newcomer: Newcomer) -> None:
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("4H", 25, 120, 0, 0))
     process = newcomer.start("piano", "-d", "60", stderr=inside)
     os.close(inside)
-    seen = b""
+    seen, interrupted = b"", False
     while shown := read_terminal(terminal):
-        before, seen = seen, seen + shown
-        if b"x real time" in seen and b"x real time" not in before:
+        seen += shown
+        steps = re.findall(rb"([\d.]+)/60\.0 s", seen)
+        if not interrupted and steps and float(steps[-1]) > 3:
             process.send_signal(signal.SIGINT)
+            interrupted = True
     os.close(terminal)
     done = finished(process)
     assert (done.returncode, done.stdout) == (130, "")
     assert b"state_dict.bin: 100%" in seen  # a download's bar
-    assert seen.endswith(b"x real time]\r\nmusicgen-mlx: error: interrupted\r\n")
+    said = rb"musicgen-mlx: error: interrupted; the (\S+) s made so far are kept in musicgen_output\.wav"
+    kept = re.search(rb"x real time\]\r\n" + said + rb"\r\n$", seen)
+    assert kept, seen
     assert b"Traceback" not in seen
-    assert newcomer.files == []
+    info = soundfile.info(newcomer.folder / "musicgen_output.wav")
+    assert 0 < info.duration < 60
+    assert info.duration == float(kept[1])
+    assert newcomer.files == ["musicgen_output.wav"]
 
 
 @pytest.mark.usefixtures("interruptible")

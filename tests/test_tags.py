@@ -16,10 +16,10 @@ from mutagen.id3 import TXXX
 from mutagen.wave import WAVE
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, Format, choose_format
-from audiocraft_mlx.audio.recipe import DEFAULT_DURATION, DEFAULT_MODEL, Recipe
+from audiocraft_mlx.audio.recipe import AUDIOGEN, MUSICGEN, Program, Recipe
 from audiocraft_mlx.audio.tags import add_tags, read_tags
 from audiocraft_mlx.audio.write import write_audio
-from audiocraft_mlx.cli.generate import _parse
+from audiocraft_mlx.cli.arguments import parse
 from audiocraft_mlx.errors import UsageError
 
 FORMATS = [Format(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
@@ -82,7 +82,7 @@ def test_a_tagged_wav_file_is_one_that_any_player_reads(tmp_path: Path) -> None:
     with wave.open(str(path)) as file:
         assert (file.getnframes(), file.getframerate(), file.getsampwidth()) == (3201, 32000, 2)
         frames = file.readframes(3201)
-    np.testing.assert_array_equal(np.frombuffer(frames, "<i2"), np.rint(NOISE[0] * 32767))
+    np.testing.assert_array_equal(np.frombuffer(frames, "<i2"), np.rint(NOISE[0] * 32768))
 
 
 @pytest.mark.parametrize(("name", "key"), [("wav", "COMM::eng"), ("mp3", "COMM::eng"), ("flac", "comment")])
@@ -137,6 +137,7 @@ def test_what_we_never_write_has_no_tags_of_ours(tmp_path: Path) -> None:
         (PLAIN.to_json().replace("8.0", "1e999"), "duration is not a number"),
         (PLAIN.to_json().replace('"happy rock"', "null"), "prompt is not text"),
         (PLAIN.to_json().replace("{}", "[]"), "options is not a table"),
+        (PLAIN.to_json().replace('"musicgen-mlx"', '"rm -rf"'), "program is not one of"),
         (PLAIN.to_json().replace("{}", '{"x": [1]}'), "the option 'x' is not text"),
     ],
 )
@@ -250,9 +251,9 @@ def test_a_shell_reads_the_command_as_it_is_meant(prompt: str) -> None:
 
 def test_the_command_line_understands_the_command() -> None:
     recipe = Recipe("-x", "-m", 7, 0.5, top_k=0, top_p=0.9, temperature=0.0, cfg_coef=-1e-05)
-    arguments = _parse(shlex.split(recipe.command())[1:])
-    assert {name: getattr(arguments, name) for name in ("prompt", "model", "seed", "duration", "top_k")} == {
-        "prompt": "-x",
+    arguments = parse(shlex.split(recipe.command())[1:])
+    assert {name: getattr(arguments, name) for name in ("prompts", "model", "seed", "duration", "top_k")} == {
+        "prompts": ["-x"],
         "model": "-m",
         "seed": 7,
         "duration": 0.5,
@@ -261,6 +262,10 @@ def test_the_command_line_understands_the_command() -> None:
     assert (arguments.top_p, arguments.temperature, arguments.cfg_coef) == (0.9, 0.0, -1e-05)
 
 
-def test_the_defaults_are_those_of_the_command_line() -> None:
-    arguments = _parse(["rock"])
-    assert (arguments.model, arguments.duration) == (DEFAULT_MODEL, DEFAULT_DURATION)
+@pytest.mark.parametrize("program", [MUSICGEN, AUDIOGEN])
+def test_the_defaults_are_those_of_the_command_line(program: Program) -> None:
+    arguments = parse(["rock"], program)
+    assert (arguments.model, arguments.duration) == (program.model, program.duration)
+    recipe = Recipe("rain", program.model, 1, program.duration, program=program.name)
+    assert recipe.command() == f"{program.name} rain --seed 1"
+    assert f"made with {program.name} " in recipe.summary()

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiocraft_mlx.audio.files import check_writable, unused_path
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, Format, choose_format
 from audiocraft_mlx.audio.recipe import Recipe
-from audiocraft_mlx.audio.write import check_size, check_writable, unused_path, write_audio, write_wav
+from audiocraft_mlx.audio.write import check_size, write_audio, write_wav
 from audiocraft_mlx.errors import OutputError, UsageError
 
 FORMATS = [Format(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
@@ -33,13 +34,13 @@ def test_the_file_holds_the_audio_in_16_bits(tmp_path: Path, channels: int) -> N
     read, rate = soundfile.read(tmp_path / "a.wav", dtype="int16", always_2d=True)
     assert rate == 32000
     assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
-    np.testing.assert_array_equal(read.T, np.rint(audio * 32767))
+    np.testing.assert_array_equal(read.T, np.rint(audio * 32768))
 
 
 def test_full_scale_is_kept_as_it_is(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", np.array([[1.0, -1.0, 0.25]], np.float32), 32000)
     read, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    assert read.tolist() == [32767, -32767, 8192]
+    assert read.tolist() == [32767, -32768, 8192]
 
 
 def test_audio_beyond_full_scale_is_scaled_down_as_a_whole(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_24_bits_reach_full_scale_without_wrapping_around(tmp_path: Path) -> Non
             tmp_path / f"a.{name}", np.array([[1.0, -1.0, 0.25]], np.float32), 32000, Format(name, 24)
         )
         read, _ = soundfile.read(tmp_path / f"a.{name}", dtype="int32")
-        assert (read >> 8).tolist() == [8388607, -8388607, 2097152]
+        assert (read >> 8).tolist() == [8388607, -8388608, 2097152]
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,16 +1,20 @@
-"""A picture of a clip: its waveform and its mel spectrogram."""
+"""A picture of a clip: its waveform, its mel spectrogram, and the melody that it was given."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from audiocraft_mlx.errors import OutputError, UsageError
+from audiocraft_mlx.audio.files import replace_file
+from audiocraft_mlx.errors import UsageError
 
 _N_FFT, _HOP, _MELS = 2048, 512, 128
 _RANGE_DB = 80.0
+_PITCHES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 
 
 def mel_spectrogram(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +42,18 @@ def require_matplotlib() -> None:
         raise UsageError("a picture needs matplotlib; install it with: pip install 'musicgen-mlx[plot]'")
 
 
-def plot(path: Path, audio: np.ndarray, sample_rate: int, title: str) -> None:
+@dataclass(frozen=True)
+class Chroma:
+    """What a model hears of a melody: `frames` float `[n, 12]`, from C up, every `hop` seconds."""
+
+    frames: np.ndarray
+    hop: float
+
+
+def plot(path: Path, audio: np.ndarray, sample_rate: int, title: str, melody: Chroma | None = None) -> None:
     """Draw `audio` float32 `[channels, samples]` into a PNG file, with `title` above.
+
+    With a `melody` its chroma is drawn below.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -49,8 +63,9 @@ def plot(path: Path, audio: np.ndarray, sample_rate: int, title: str) -> None:
     from matplotlib.figure import Figure
 
     seconds = np.arange(audio.shape[1]) / sample_rate
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    wave, spectrum = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    heights = (1, 2) if melody is None else (1, 2, 1.2)
+    figure = Figure(figsize=(11, 2 * sum(heights)), layout="constrained")
+    wave, spectrum, *rest = panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     figure.suptitle(title, wrap=True, parse_math=False)
     for channel, name in zip(audio, ("left", "right") if len(audio) == 2 else ("mono",), strict=True):
         wave.plot(seconds, channel, linewidth=0.4, alpha=0.8, label=name)
@@ -67,11 +82,22 @@ def plot(path: Path, audio: np.ndarray, sample_rate: int, title: str) -> None:
     )
     ticks = [hertz for hertz in (100, 300, 1000, 3000, 10000) if hertz < centres[-1]]
     spectrum.set_yticks(np.interp(ticks, centres, np.arange(_MELS)), [f"{hertz:,}" for hertz in ticks])
-    spectrum.set(xlabel="time (s)", ylabel="mel frequency (Hz)")
+    spectrum.set(ylabel="mel frequency (Hz)")
     figure.colorbar(drawn, ax=spectrum, label="level (dB)")
-    try:
-        figure.savefig(path, format="png", dpi=110)
-    except OSError as error:
-        raise OutputError(
-            f"{path} can't be written: {error.strerror or error}; choose another place"
-        ) from error
+    if melody is not None:
+        _draw_chroma(rest[0], melody, audio.shape[1] / sample_rate)
+    panels[-1].set(xlabel="time (s)")
+    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _draw_chroma(panel: Any, melody: Chroma, seconds: float) -> None:
+    frames = melody.frames[: int(seconds / melody.hop) + 1]
+    panel.pcolormesh(
+        np.arange(len(frames) + 1) * melody.hop,
+        np.arange(len(_PITCHES) + 1) - 0.5,
+        frames.T,
+        cmap="Greys",
+        rasterized=True,
+    )
+    panel.set_yticks(np.arange(len(_PITCHES)), _PITCHES)
+    panel.set(ylabel="melody (pitch class)")

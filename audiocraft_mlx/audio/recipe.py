@@ -12,9 +12,22 @@ from typing import Any
 
 from audiocraft_mlx import __version__
 
-PROGRAM = "musicgen-mlx"
-DEFAULT_MODEL = "facebook/musicgen-small"
-DEFAULT_DURATION = 8.0
+
+@dataclass(frozen=True)
+class Program:
+    """A command that makes clips, and what it does when it isn't told otherwise."""
+
+    name: str
+    model: str
+    duration: float
+    """Seconds."""
+    stem: str
+    """What its files are called."""
+
+
+MUSICGEN = Program("musicgen-mlx", "facebook/musicgen-small", 8.0, "musicgen_output")
+AUDIOGEN = Program("audiogen-mlx", "facebook/audiogen-medium", 5.0, "audiogen_output")
+PROGRAMS = {program.name: program for program in (MUSICGEN, AUDIOGEN)}
 
 Value = str | int | float | bool
 
@@ -24,6 +37,7 @@ class Recipe:
     """What was asked for. None is the model's own default.
 
     `options` are further options of the command, without their dashes: `{"quantize": 8, "fast": True}`.
+    `program` is the command's name, one of `PROGRAMS`.
     """
 
     prompt: str
@@ -36,20 +50,25 @@ class Recipe:
     cfg_coef: float | None = None
     options: Mapping[str, Value] = field(default_factory=dict)
     version: str = __version__
+    program: str = MUSICGEN.name
 
     def __post_init__(self) -> None:
         for name, (kinds, wanted) in _KINDS.items():
             if not _is(getattr(self, name), kinds):
                 raise ValueError(f"{name} is not {wanted}")
+        # Files come from anywhere, and their users are shown a command to run.
+        if self.program not in PROGRAMS:
+            raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
             if not _is(value, (str, int, float, bool)):
                 raise ValueError(f"the option {option!r} is not text, a number, true or false")
 
     def command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
+        program = PROGRAMS[self.program]
         flags: dict[str, Value | None] = {
-            "model": None if self.model == DEFAULT_MODEL else self.model,
-            "duration": None if self.duration == DEFAULT_DURATION else self.duration,
+            "model": None if self.model == program.model else self.model,
+            "duration": None if self.duration == program.duration else self.duration,
             "seed": self.seed,
             "top-k": self.top_k,
             "top-p": self.top_p,
@@ -61,12 +80,12 @@ class Recipe:
         # What starts with a dash would be taken for an option.
         prompt_last = self.prompt.startswith("-")
         words = [*words, "--", self.prompt] if prompt_last else [self.prompt, *words]
-        return " ".join(map(_quoted, [PROGRAM, *words]))
+        return " ".join(map(_quoted, [self.program, *words]))
 
     def summary(self) -> str:
         """The same for people, with the prompt first."""
         return (
-            f"{self.prompt} (made with {PROGRAM} {self.version}: model {self.model}, seed {self.seed}, "
+            f"{self.prompt} (made with {self.program} {self.version}: model {self.model}, seed {self.seed}, "
             f"{_text(self.duration)} s)"
         )
 
@@ -106,6 +125,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "cfg_coef": ((*_NUMBER, type(None)), "a number"),
     "options": ((Mapping,), "a table"),
     "version": ((str,), "text"),
+    "program": ((str,), "text"),
 }
 
 

@@ -16,6 +16,7 @@ _COMMENT, _OURS = "COMMENT", "MUSICGEN_MLX"
 
 def add_tags(file: BinaryIO, recipe: Recipe) -> None:
     """Write `recipe` into the tags of the WAV, FLAC, MP3 or Ogg Vorbis file in `file`."""
+    from mutagen import MutagenError
     from mutagen.id3 import COMM, ID3, TXXX, Encoding
 
     # Comments can hold neither lone surrogates nor, in ID3, the end of a string; JSON escapes them.
@@ -31,7 +32,12 @@ def add_tags(file: BinaryIO, recipe: Recipe) -> None:
     else:
         audio.update({_COMMENT: comment, _OURS: recipe.to_json()})
     file.seek(0)
-    audio.save(file)
+    try:
+        audio.save(file)
+    except MutagenError as error:
+        if error.args and isinstance(error.args[0], OSError):
+            raise error.args[0] from error
+        raise
 
 
 def read_tags(path: Path) -> Recipe | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import os
-import secrets
-import stat
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
+from audiocraft_mlx.audio.files import replace_file
 from audiocraft_mlx.audio.formats import WAV, Format
 from audiocraft_mlx.audio.recipe import Recipe
+from audiocraft_mlx.audio.recording import Recording
 from audiocraft_mlx.audio.tags import add_tags
 from audiocraft_mlx.errors import OutputError, UsageError
 
@@ -36,39 +34,6 @@ _MOST_WAV_BYTES = 2**32 - 2**20
 _SAMPLES_AT_ONCE = 2**16
 
 
-def unused_path(path: Path) -> Path:
-    """`path`, or if that exists the first free one of `name-2.wav`, `name-3.wav`, … beside it."""
-    free, number = path, 2
-    while os.path.lexists(free):
-        free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
-    return free
-
-
-def check_writable(path: Path) -> None:
-    """Make sure that a file can be written at `path`, before the minutes that it takes to fill it.
-
-    Raises:
-        OutputError: the folder doesn't exist or can't be written, or `path` is no regular file.
-    """
-    try:
-        folder = _mode(path.parent)
-        if not stat.S_ISDIR(folder):
-            what = "is not a folder" if folder else "does not exist"
-            raise OutputError(
-                f"{path} can't be written: {path.parent} {what}; choose another folder or create it"
-            )
-        mode = _mode(path)
-        if stat.S_ISDIR(mode):
-            raise OutputError(f"{path} is a folder; give the name of a file in it")
-        if mode and not stat.S_ISREG(mode):
-            raise OutputError(f"{path} is not a regular file; choose another name")
-        probe = _temporary_beside(path)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise _not_written(path, error) from error
-
-
 def check_size(path: Path, format: Format, channels: int, samples: int) -> None:
     """Make sure that so much audio fits into one file of the format.
 
@@ -82,12 +47,17 @@ def check_size(path: Path, format: Format, channels: int, samples: int) -> None:
 
 
 def write_audio(
-    path: Path, audio: np.ndarray, sample_rate: int, format: Format = WAV, recipe: Recipe | None = None
+    path: Path,
+    audio: np.ndarray | Recording,
+    sample_rate: int,
+    format: Format = WAV,
+    recipe: Recipe | None = None,
 ) -> float:
     """Write `audio`, float32 [channels, samples] nominally in [-1, 1], with `recipe` in the file's tags.
 
     The file appears at once, replacing what had its name, or not at all. Audio that goes beyond full
-    scale is scaled down as a whole.
+    scale is scaled down as a whole. In 16 and 24 bits a sample counts 2**15 and 2**23 to full scale, as in
+    what reads such files: samples that came from one go into one unchanged.
 
     Returns:
         The peak of `audio`; above 1 the file is that much quieter.
@@ -96,29 +66,27 @@ def write_audio(
         OutputError: the audio isn't finite or doesn't suit the format, or the file can't be written.
         UsageError: `audio` has another shape or no samples.
     """
-    if audio.ndim != 2 or audio.size == 0:
-        raise UsageError(
-            f"{path}: audio must be [channels, samples] and not empty, but is {list(audio.shape)}"
-        )
-    check_size(path, format, *audio.shape)
-    peak = float(np.abs(audio).max())
+    if isinstance(audio, Recording):
+        shape, peak = (audio.channels, audio.samples), audio.peak
+    else:
+        shape, peak = audio.shape, float(np.abs(audio).max(initial=0))
+    if len(shape) != 2 or 0 in shape:
+        raise UsageError(f"{path}: audio must be [channels, samples] and not empty, but is {list(shape)}")
+    check_size(path, format, *shape)
     if not np.isfinite(peak):
         raise OutputError(f"{path}: the audio has values that are no finite numbers; try another seed")
+    blocks = audio.blocks() if isinstance(audio, Recording) else _blocks(audio)
 
-    # Encoded in memory: libsndfile doesn't say why writing to a disk failed.
-    try:
-        encoded = _encoded(audio / max(peak, 1.0), sample_rate, format)
-    except soundfile.SoundFileError as error:
-        raise OutputError(f"{path}: {format.name} can't hold this audio ({error}); try wav") from error
-    if recipe:
-        add_tags(encoded, recipe)
-    _replace(path, encoded.getbuffer())
+    def fill(file: BinaryIO) -> None:
+        try:
+            _encode(file, (block / max(peak, 1.0) for block in blocks), shape[0], sample_rate, format)
+        except soundfile.SoundFileError as error:
+            raise OutputError(f"{path}: {format.name} can't hold this audio ({error}); try wav") from error
+        if recipe:
+            add_tags(file, recipe)
+
+    replace_file(path, fill)
     return peak
-
-
-def check_wav_size(path: Path, channels: int, samples: int) -> None:
-    """`check_size` of a 16-bit WAV file."""
-    check_size(path, WAV, channels, samples)
 
 
 def write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> float:
@@ -126,60 +94,54 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> float:
     return write_audio(path, audio, sample_rate)
 
 
-def _encoded(audio: np.ndarray, sample_rate: int, format: Format) -> io.BytesIO:
-    """The whole file, without tags."""
-    if format.bits == 16:
-        audio = np.rint(audio * 32767).astype(np.int16)
-    elif format.bits == 24:
-        audio = np.rint(audio * 8388607).astype(np.int32) << 8  # libsndfile takes the upper 24 bits
-    encoded = io.BytesIO()
+def as_integers(audio: np.ndarray, bits: int) -> np.ndarray:
+    """Samples, nominally in [-1, 1], as int32 of so many bits; what goes beyond full scale is cut off."""
+    full = 2 ** (bits - 1)
+    return np.clip(np.rint(audio * float(full)), -full, full - 1).astype(np.int32)
+
+
+class _Sink:
+    """A file that libsndfile writes into, which knows that writing may fail, but not how to say why."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
+        self._file = file
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                return self._file.write(data)
+            except BaseException as error:  # an interruption, too, would get lost on its way through C
+                self.error = error
+        return len(data)
+
+
+def _encode(
+    file: BinaryIO, blocks: Iterable[np.ndarray], channels: int, sample_rate: int, format: Format
+) -> None:
+    """Write the whole file, without tags."""
+    sink = _Sink(file)
     with soundfile.SoundFile(
-        encoded,
+        sink,
         "w",
         samplerate=sample_rate,
-        channels=len(audio),
+        channels=channels,
         format=format.name.upper(),
         subtype=_SUBTYPES[format.name, format.bits],
         **_QUALITY.get(format.name, {}),
-    ) as file:
-        for start in range(0, audio.shape[1], _SAMPLES_AT_ONCE):
-            file.write(audio[:, start : start + _SAMPLES_AT_ONCE].T)
-    return encoded
+    ) as encoder:
+        for block in blocks:
+            if format.bits in (16, 24):
+                block = as_integers(block, format.bits) << 32 - format.bits  # libsndfile takes the upper bits
+            for start in range(0, block.shape[1], _SAMPLES_AT_ONCE):
+                encoder.write(block[:, start : start + _SAMPLES_AT_ONCE].T)
+            if sink.error:
+                break
+    if sink.error:
+        raise sink.error
 
 
-def _replace(path: Path, content: memoryview) -> None:
-    """Put a file with `content` at `path`, at once or not at all."""
-    temporary = _temporary_beside(path)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            # Some file systems find out only now that they are full; and after a power failure the name must
-            # not lead to what was never written.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:  # an interruption leaves no half file either
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _not_written(path, error) from error
-        raise
-
-
-def _temporary_beside(path: Path) -> Path:
-    # Not made from the file's own name, which may already be as long as the file system allows.
-    return path.with_name(f".musicgen-{secrets.token_hex(8)}.part")
-
-
-def _mode(path: Path) -> int:
-    """The kind and permissions of what is at `path`, 0 for nothing."""
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError:
-        return 0
-
-
-def _not_written(path: Path, error: OSError) -> OutputError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = "free some space" if full else "choose another name or folder"
-    return OutputError(f"{path} can't be written: {error.strerror or error}; {hint}")
+def _blocks(audio: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, audio.shape[1], _SAMPLES_AT_ONCE):
+        yield audio[:, start : start + _SAMPLES_AT_ONCE]

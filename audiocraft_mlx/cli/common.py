@@ -33,8 +33,11 @@ def run(work: Callable[[list[str] | None], None], argv: list[str] | None, progra
         return _fail(program, str(error), error.exit_status)
     except MemoryError:
         return _fail(program, "out of memory; try a shorter --duration or a smaller --model", 1)
-    except KeyboardInterrupt:
-        return _fail(program, "interrupted", 130)
+    except BrokenPipeError:
+        # Whoever listened to the audio on standard output has heard enough.
+        drop_output()
+    except KeyboardInterrupt as error:
+        return _fail(program, str(error) or "interrupted", 130)
     return 0
 
 
@@ -45,12 +48,21 @@ def say(text: str, end: str = "\n") -> None:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
     except OSError as error:
-        # What is still buffered would be tried again, and complained about, when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         if not isinstance(error, BrokenPipeError):
             raise OutputError(
                 f"standard output can't be written: {error.strerror}; free some space"
             ) from error
+
+
+def note(text: str) -> None:
+    """Print to standard error, where standard output belongs to something else."""
+    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+def drop_output() -> None:
+    """Have no more of standard output: what is still buffered would be tried again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed_streams() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from audiocraft_mlx.audio.recipe import PROGRAM
+from audiocraft_mlx.audio.recipe import MUSICGEN
 from audiocraft_mlx.cli.common import say
 from audiocraft_mlx.errors import UsageError
 
@@ -23,11 +23,11 @@ def show_info(path: Path) -> None:
     say(f"{path}: {_describe(path)}")
     recipe = read_tags(path)
     if recipe is None:
-        say(f"it has no tags of {PROGRAM}")
+        say(f"it has no tags of {MUSICGEN.name}")
         return
-    say(f"made with {PROGRAM} {_shown(recipe.version)}")
+    say(f"made with {recipe.program} {_shown(recipe.version)}")
     shown = {
-        "prompt": recipe.prompt,
+        "prompt": recipe.prompt or None,
         "model": recipe.model,
         "seed": recipe.seed,
         "duration": f"{recipe.duration:g} s",
@@ -38,7 +38,7 @@ def show_info(path: Path) -> None:
         **recipe.options,
     }
     for name, value in shown.items():
-        if value is not None:  # else the model's own default
+        if value is not None:  # else the model's own default, or nothing
             say(f"  {_shown(name)}: {_shown(str(value))}")
     say(f"make it again: {recipe.command()}")
 
