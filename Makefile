@@ -5,7 +5,7 @@ PYTHON ?= python3
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/musicgen-mlx
 VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
-LINK := $(BIN)/musicgen-mlx
+COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench
 
 .PHONY: help demo train-demo install uninstall test native sanitize lint fuzz parity python
 
@@ -13,11 +13,13 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # A virtual environment of its own works where the system's Python takes no packages (PEP 668).
-install: python ## install the command musicgen-mlx for this user
-	@if [ -e "$(LINK)" ] || [ -L "$(LINK)" ]; then \
-	  [ "$$(readlink "$(LINK)")" = "$(VENV)/bin/musicgen-mlx" ] || { \
-	    echo "$(LINK) exists and is not from here; move it away, then run make install again" >&2; exit 1; }; \
-	fi
+install: python ## install the commands for this user
+	@for command in $(COMMANDS); do link="$(BIN)/$$command"; \
+	  if [ -e "$$link" ] || [ -L "$$link" ]; then \
+	    [ "$$(readlink "$$link")" = "$(VENV)/bin/$$command" ] || { \
+	      echo "$$link exists and is not from here; move it away, then run make install again" >&2; exit 1; }; \
+	  fi; \
+	done
 	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ]; then \
 	  echo "$(VENV) exists and is not from here; move it away, then run make install again" >&2; exit 1; \
 	fi
@@ -26,19 +28,21 @@ install: python ## install the command musicgen-mlx for this user
 	@"$(VENV)/bin/python" -m pip install --quiet .
 	@native/build.sh "$(VENV)/bin/python"
 	@mkdir -p "$(BIN)"
-	@ln -sfn "$(VENV)/bin/musicgen-mlx" "$(LINK)"
-	@echo "Installed $$("$(LINK)" --version): $(LINK)"
+	@for command in $(COMMANDS); do ln -sfn "$(VENV)/bin/$$command" "$(BIN)/$$command"; done
+	@echo "Installed $$("$(BIN)/musicgen-mlx" --version) into $(BIN): $(COMMANDS)"
 	@case ":$$PATH:" in *":$(BIN):"*) ;; *) \
 	  echo "$(BIN) is not on your PATH; add this line to your shell's profile:"; \
 	  echo '  export PATH="$(BIN):$$PATH"' ;; \
 	esac
 
 uninstall: ## remove what make install has put
-	@if [ "$$(readlink "$(LINK)")" = "$(VENV)/bin/musicgen-mlx" ]; then \
-	  rm "$(LINK)" && echo "Removed $(LINK)"; \
-	else \
-	  echo "No command of ours at $(LINK)"; \
-	fi
+	@for command in $(COMMANDS); do link="$(BIN)/$$command"; \
+	  if [ "$$(readlink "$$link")" = "$(VENV)/bin/$$command" ]; then \
+	    rm "$$link" && echo "Removed $$link"; \
+	  else \
+	    echo "No command of ours at $$link"; \
+	  fi; \
+	done
 	@if [ -e "$(VENV)/pyvenv.cfg" ]; then \
 	  rm -rf "$(VENV)" && echo "Removed $(VENV)"; \
 	else \

@@ -14,8 +14,8 @@ MOST_ROWS = 8
 """More make a step longer and bring little."""
 # Positions in front of the codes: a melody's frames and a long text.
 _PREFIX = 512
-# Measured: the codec's layers at work on a second of one channel.
-_CODEC_BYTES = 64 << 20
+# Measured: the released codec at work on a second of one channel.
+_CODEC_BYTES = 208 << 20
 
 
 def rows_at_once(model: GenModel, seconds: float, branches: int) -> int:

@@ -34,9 +34,12 @@ class MelodyConditioner:
 
     def encode(self, melodies: Sequence[mx.array | None]) -> list[mx.array]:
         """Tokens float32 `[length, dim]` of each melody, float `[C, T]` at the model's rate, or of None."""
-        return [
-            self.null() if melody is None else self.output_proj(self.chroma(melody)) for melody in melodies
-        ]
+        heard: dict[int, mx.array] = {}  # the same melody for several rows is heard once
+        for melody in melodies:
+            if id(melody) not in heard:
+                tokens = self.null() if melody is None else self.output_proj(self.chroma(melody))
+                heard[id(melody)] = tokens
+        return [heard[id(melody)] for melody in melodies]
 
     def null(self) -> mx.array:
         """The same for no melody: that of silence."""

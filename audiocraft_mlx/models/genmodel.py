@@ -340,16 +340,16 @@ class GenModel:
             raise UsageError(f"there are {len(descriptions)} descriptions, but {len(melody_wavs)} melodies")
         # No more is ever heard than one window behind the end.
         longest = max(self.duration, self.max_duration) + self.max_duration + 30
-        audios: list[mx.array | None] = []
-        for index, wav in enumerate(melody_wavs):
-            if wav is None:
-                audios.append(None)
+        wavs = list(melody_wavs)
+        clips: dict[int, mx.array | None] = {}  # one that several rows have stays one
+        for index, wav in enumerate(wavs):
+            if wav is None or id(wav) in clips:
                 continue
             name = f"melody {index + 1}"
             [clip] = self._clips([wav], melody_sample_rate, name, longest)
             check_audible(np.asarray(clip), name)
-            audios.append(clip)
-        return Told(descriptions, audios, seed)
+            clips[id(wav)] = clip
+        return Told(descriptions, [clips.get(id(wav)) for wav in wavs], seed)
 
     def _clips(
         self, audio: Audio | Sequence[Audio], rate: int | None, name: str, longest: float | None = None
@@ -468,7 +468,8 @@ class GenModel:
         if several:
             start = int(window.start / self.frame_rate * self.sample_rate)
             positions = mx.arange(start, start + int(self.max_duration * self.sample_rate))
-            audios = [None if clip is None else clip[:, positions % clip.shape[1]] for clip in audios]
+            cut = {id(clip): clip[:, positions % clip.shape[1]] for clip in audios if clip is not None}
+            audios = [cut.get(id(clip)) for clip in audios]
         return prepended(
             self._text,
             self._listener,
