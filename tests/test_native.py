@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
-from audiocraft_mlx.ops import attention, eight_bit, native, recurrence
+from audiocraft_mlx.ops import activations, attention, eight_bit, native, normalization, recurrence
 from audiocraft_mlx.ops.linear import linear
 
 if native.extension() is None:
@@ -108,6 +109,39 @@ def test_attention_over_a_part_of_the_cache(
     np.testing.assert_allclose(ours, wanted, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "queries", "length", "dim"),
+    [(1, 1, 2, 1, 1), (2, 3, 33, 70, 20), (1, 2, 5, 32, 64), (1, 2, 64, 31, 8)],
+)
+def test_attention_of_many_queries(batch: int, heads: int, queries: int, length: int, dim: int) -> None:
+    q = normal(batch, queries, heads, dim).transpose(0, 2, 1, 3)
+    k, v = 3 * normal(2, batch, heads, length + 3, dim)[..., :length, :]
+    assert "MusicgenAttendMany" in primitives(attention.attend(q, k, v, None))
+    np.testing.assert_allclose(*both(lambda: attention.attend(q, k, v, None)), atol=5e-6)
+
+
+@pytest.mark.parametrize("activation", [activations.elu, activations.gelu, activations.glu])
+@pytest.mark.parametrize("shape", [(2,), (3, 70), (2, 130, 200), (0, 4)])
+def test_activations(activation: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> None:
+    x = 10 * normal(*shape)
+    assert "Musicgen" in primitives(activation(x))
+    # Here the memory of what goes in may be what comes out.
+    for compute in (lambda: activation(x), lambda: activation(x + 1), lambda: activation(x[::-1])):
+        np.testing.assert_allclose(*both(compute), rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 70, 5), (2, 9000, 6), (1, 3, 5000)])
+def test_a_group_norm(shape: tuple[int, ...]) -> None:
+    x, gain, bias = normal(*shape) + 3, normal(shape[-1]), normal(shape[-1])
+    ours = np.array(normalization.group_norm(x, gain, bias, 1e-5))
+    assert "MusicgenGroupNorm" in primitives(normalization.group_norm(x, gain, bias, 1e-5))
+    exact = np.array(x).astype(np.float64)
+    mean, variance = (moment(exact, axis=(1, 2), keepdims=True) for moment in (np.mean, np.var))
+    wanted = (exact - mean) / np.sqrt(variance + 1e-5) * np.array(gain) + np.array(bias)
+    np.testing.assert_allclose(ours, wanted, atol=5e-6)
+    np.testing.assert_array_equal(np.array(normalization.group_norm(x + 0, gain, bias, 1e-5)), ours)
+
+
 def test_rows_in_8_bits() -> None:
     x = mx.concatenate([normal(5, 3, 40) * 7, mx.zeros((5, 1, 40))], axis=1)
     ours = eight_bit.rounded(x)
@@ -156,7 +190,13 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
         lambda e: e.attend(
             normal(1, 2, 1, 4), normal(1, 2, 5, 4), normal(1, 2, 5, 4), 1.0, mx.ones((1, 4), mx.bool_)
         ),
+        lambda e: e.attend_many(normal(1, 2, 5, 4), normal(1, 2, 5, 4), normal(1, 2, 6, 4), 1.0),
+        lambda e: e.attend_many(normal(1, 2, 5, 4), normal(1, 2, 5, 3), normal(1, 2, 5, 3), 1.0),
+        lambda e: e.attend_many(normal(1, 2, 5, 4), *[normal(1, 2, 5, 4).astype(mx.float16)] * 2, 1.0),
         lambda e: e.elu(mx.zeros(3, mx.float16)),
+        lambda e: e.glu(normal(2, 3)),
+        lambda e: e.group_norm(normal(2, 3), normal(2), normal(3), 1e-5),
+        lambda e: e.group_norm(normal(3), normal(3), normal(3), 1e-5),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 3), normal(1, 2), normal(1, 2)),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 2), normal(2, 2), normal(1, 2)),
     ],
@@ -166,14 +206,23 @@ def test_arrays_that_do_not_fit_are_refused(call: object) -> None:
         call(native.extension())
 
 
-def test_an_extension_for_another_mlx_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MLX_VERSION", "0.1.2", "it was built for MLX 0.1.2"),
+        ("INTERFACE", native.INTERFACE - 1, "it was built for another version of this program"),
+    ],
+)
+def test_an_extension_for_another_mlx_or_an_older_program_is_not_used(
+    name: str, value: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import audiocraft_mlx_native._built_for as built_for
 
-    monkeypatch.setattr(built_for, "MLX_VERSION", "0.1.2")
+    monkeypatch.setattr(built_for, name, value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert native.extension.__wrapped__() is None
-    assert "it was built for MLX 0.1.2" in str(caught[0].message)
+    assert message in str(caught[0].message)
     assert "\n" not in str(caught[0].message)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.ops import few_rows
-from audiocraft_mlx.ops.activations import elu
+from audiocraft_mlx.ops.activations import elu, gelu, glu
 from audiocraft_mlx.ops.blas import VARIABLE
 from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
 
@@ -66,6 +66,12 @@ def test_elu_is_mlx_own() -> None:
     np.testing.assert_allclose(elu(x), nn.elu(x), atol=1e-6)
 
 
+def test_gelu_and_glu_are_mlx_own() -> None:
+    x = mx.concatenate([10 * normal(1000), mx.array([0.0, -0.0, -200.0, 1e-8, -1e-8, 200.0])])
+    np.testing.assert_allclose(gelu(x), nn.gelu(x), atol=2e-6)
+    np.testing.assert_allclose(glu(x), nn.glu(x), rtol=1e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"), [(1, 7, 5), (2, 300, 1021), (2, 1024, 1536), (3, 40, 97), (8, 512, 640)]
@@ -78,11 +84,11 @@ def test_few_rows_times_a_matrix_in_blocks_and_parts(
     monkeypatch.setattr(few_rows, "PART", 1000)
     x, weight, bias = normal(rows, 1, inputs), normal(outputs, inputs), normal(outputs)
     wanted = x @ weight.T
-    for gelu in (False, True):
-        y = few_rows.product(x, weight, None, gelu)
-        np.testing.assert_allclose(y, nn.gelu(wanted) if gelu else wanted, atol=2e-4)
-        y = few_rows.product(x, weight, bias, gelu)
-        np.testing.assert_allclose(y, nn.gelu(wanted + bias) if gelu else wanted + bias, atol=2e-4)
+    for activated in (False, True):
+        y = few_rows.product(x, weight, None, activated)
+        np.testing.assert_allclose(y, nn.gelu(wanted) if activated else wanted, atol=2e-4)
+        y = few_rows.product(x, weight, bias, activated)
+        np.testing.assert_allclose(y, nn.gelu(wanted + bias) if activated else wanted + bias, atol=2e-4)
     few_rows._streams.cache_clear()
 
 

@@ -18,9 +18,11 @@ import numpy as np
 
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.models.weights import Weights, rename
+from audiocraft_mlx.ops.activations import gelu, glu
 from audiocraft_mlx.ops.attention import attend
 from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
 from audiocraft_mlx.ops.linear import linear
+from audiocraft_mlx.ops.normalization import group_norm, moments
 
 DEPTH = 4
 """Layers of each encoder and decoder; a layer has twice the channels of the one before it."""
@@ -129,32 +131,6 @@ class HTDemucsConfig:
         )
 
 
-def glu(x: mx.array) -> mx.array:
-    values, gates = mx.split(x, 2, axis=-1)
-    # On x86 MLX's power takes half the time of its sigmoid.
-    return values / (1 + mx.power(math.e, -gates))
-
-
-def group_norm(x: mx.array, gain: mx.array, bias: mx.array) -> mx.array:
-    """Normalise all of each `[T, C]` in `[N, T, C]` together, then scale and shift each channel."""
-    mean, variance = moments(x)
-    return (x - mean) * (mx.rsqrt(variance + EPS) * gain) + bias
-
-
-def moments(x: mx.array) -> tuple[mx.array, mx.array]:
-    """Mean and variance of all along the first axis, `[N, 1…]`."""
-    mean = _mean(x)
-    return mean, _mean(mx.square(x - mean))
-
-
-def _mean(x: mx.array) -> mx.array:
-    """Step by step: one sum in float32 of the millions that a segment has is wrong by percents."""
-    rows = x.sum(axis=-1).reshape(x.shape[0], -1)
-    rows = mx.pad(rows, [(0, 0), (0, -rows.shape[1] % 1024)]).reshape(x.shape[0], -1, 1024)
-    total = rows.sum(axis=-1).sum(axis=-1)
-    return (total / (x.size // x.shape[0])).reshape(-1, *[1] * (x.ndim - 1))
-
-
 def downsample(layer: nn.Conv1d, x: mx.array) -> mx.array:
     """A quarter of the frequencies, or of the samples (rounded up)."""
     if x.ndim == 4:
@@ -195,11 +171,11 @@ class Residual(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         padded = mx.pad(x, [(0, 0), (self.dilation, self.dilation), (0, 0)])
         y = conv1d(padded, self.squeeze.weight, self.squeeze.bias, 1, self.dilation)
-        y = nn.gelu(group_norm(y, self.squeeze_norm.weight, self.squeeze_norm.bias))
+        y = gelu(group_norm(y, self.squeeze_norm.weight, self.squeeze_norm.bias, EPS))
         # The scale of the branch goes to the half that the gates leave linear.
         scale = mx.concatenate([self.scale, mx.ones_like(self.scale)])
         norm = self.expand_norm
-        return x + glu(group_norm(linear(self.expand, y), norm.weight * scale, norm.bias * scale))
+        return x + glu(group_norm(linear(self.expand, y), norm.weight * scale, norm.bias * scale, EPS))
 
 
 def residuals(config: HTDemucsConfig, channels: int) -> list[Residual]:
@@ -225,7 +201,7 @@ class EncoderLayer(nn.Module):
         self.rewrite = nn.Linear(outputs, 2 * outputs)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return glu(linear(self.rewrite, through(self.residuals, nn.gelu(downsample(self.conv, x)))))
+        return glu(linear(self.rewrite, through(self.residuals, gelu(downsample(self.conv, x)))))
 
 
 class DecoderLayer(nn.Module):
@@ -241,7 +217,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x: mx.array, skip: mx.array, length: int) -> mx.array:
         y = through(self.residuals, glu(with_neighbours(self.rewrite, x + skip)))
         y = upsample(self.conv, y, length)
-        return y if self.last else nn.gelu(y)
+        return y if self.last else gelu(y)
 
 
 class Attention(nn.Module):
@@ -283,7 +259,7 @@ class Block(nn.Module):
         source = self.source_norm(other) if self.across else queries
         x = x + self.attention_scale * self.attention(queries, source)
         y = linear(self.ff_out, linear(self.ff_in, x, norm=self.ff_norm, gelu=True))
-        return group_norm(x + self.ff_scale * y, self.norm.weight, self.norm.bias)
+        return group_norm(x + self.ff_scale * y, self.norm.weight, self.norm.bias, EPS)
 
 
 class CrossTransformer(nn.Module):

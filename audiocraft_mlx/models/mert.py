@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.models.weights import Weights, pack, rename
+from audiocraft_mlx.ops.activations import gelu
 from audiocraft_mlx.ops.attention import attend
 from audiocraft_mlx.ops.convolution import conv1d
 from audiocraft_mlx.ops.linear import linear
@@ -106,7 +107,7 @@ class ConvLayer(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = conv1d(x, self.conv.weight, self.conv.get("bias"), self.stride, 1)
-        return nn.gelu(x if self.norm is None else self.norm(x))
+        return gelu(x if self.norm is None else self.norm(x))
 
 
 class PositionalConv(nn.Module):
@@ -121,7 +122,7 @@ class PositionalConv(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         # An even kernel makes one frame too many.
-        return nn.gelu(self.conv(x)[:, : x.shape[1]])
+        return gelu(self.conv(x)[:, : x.shape[1]])
 
 
 class Attention(nn.Module):

@@ -31,5 +31,8 @@ def attend(q: mx.array, k: Stored, v: Stored, mask: mx.array | str | None) -> mx
         k = k.values().astype(q.dtype)
     if isinstance(v, EightBit):
         v = v.values().astype(q.dtype)
+    if extension is not None and mask is None and q.dtype == k.dtype == mx.float32:
+        many: mx.array = extension.attend_many(q, k, v, scale)
+        return many
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     return out.transpose(0, 2, 1, 3).reshape(batch, length, -1)

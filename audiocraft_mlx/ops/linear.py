@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.ops import few_rows, native
+from audiocraft_mlx.ops import activations, few_rows, native
 from audiocraft_mlx.ops.few_rows import few_rows_on_a_cpu
 
 
@@ -28,5 +28,5 @@ def linear(
     elif type(layer) is nn.Linear and residual is not None and not gelu:
         return mx.addmm(residual if bias is None else residual + bias, x, layer.weight.T)
     else:
-        y = nn.gelu(layer(x)) if gelu else layer(x)
+        y = activations.gelu(layer(x)) if gelu else layer(x)
     return y if residual is None else residual + y

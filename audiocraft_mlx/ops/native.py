@@ -16,6 +16,8 @@ from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.few_rows import FEW_ROWS
 
 VARIABLE = "MUSICGEN_MLX_NATIVE"
+INTERFACE = 2
+"""What the extension's functions are and take: as in native/CMakeLists.txt."""
 GROUP_SIZE = 64
 """Weights that share a scale, in the quantised layers that the extension computes."""
 
@@ -24,17 +26,19 @@ GROUP_SIZE = 64
 def extension() -> ModuleType | None:
     """The extension's functions; None where there is none, or where `MUSICGEN_MLX_NATIVE` is `none`.
 
-    One that was built for another MLX is left alone, with a warning.
+    One that was built for another MLX or another version of this program is left alone, with a warning.
     """
     if os.environ.get(VARIABLE) == "none":
         return None
     try:
-        from audiocraft_mlx_native._built_for import MLX_VERSION
+        from audiocraft_mlx_native import _built_for
     except ImportError:
         return None
     try:
-        if version("mlx") != MLX_VERSION:
-            raise ImportError(f"it was built for MLX {MLX_VERSION}, this is {version('mlx')}")
+        if version("mlx") != _built_for.MLX_VERSION:
+            raise ImportError(f"it was built for MLX {_built_for.MLX_VERSION}, this is {version('mlx')}")
+        if getattr(_built_for, "INTERFACE", 1) != INTERFACE:
+            raise ImportError("it was built for another version of this program")
         from audiocraft_mlx_native import _extension
 
         _extension.instruction_set()  # refuses a processor that was named wrongly
@@ -51,6 +55,11 @@ def on_cpu() -> ModuleType | None:
     """The extension, where MLX computes on the CPU."""
     functions = extension()
     return functions if functions is not None and not on_gpu() else None
+
+
+def for_floats(x: mx.array) -> ModuleType | None:
+    """The extension, where it is used and takes `x`."""
+    return on_cpu() if x.dtype == mx.float32 else None
 
 
 def linear(

@@ -5,12 +5,14 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
+#include "mlx/backend/common/utils.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/mlx.h"
 #include "mlx/primitives.h"
@@ -41,6 +43,14 @@ T* scratch(size_t size) {
   thread_local std::vector<T> memory;
   if (memory.size() < size) memory.resize(size);
   return memory.data();
+}
+
+// Memory for `out`: that of `in`, if it is of the same size and nobody else needs it.
+void make_room(mx::array& out, const mx::array& in) {
+  if (in.size() == out.size() && mx::is_donatable(in, out))
+    out.copy_shared_buffer(in);
+  else
+    out.set_data(mx::allocator::malloc(out.nbytes()));
 }
 
 class CpuPrimitive : public mx::Primitive {
@@ -123,17 +133,19 @@ class LinearPrimitive : public CpuPrimitive {
     float* ordered = memory + size;
     float* x_sum = ordered + size;
     float* x_scale = x_sum + groups * a.rows;
-    if (!options.eight_bit_activations)
-      for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
-    if (options.bits == 4) {
-      for (int r = 0; r < a.rows; r++) k.split_even_odd(a.x + r * K, a.inputs, ordered + r * K);
-      a.x = ordered;
-    }
     if (options.eight_bit_activations) {
-      int8_t* x8 = scratch<int8_t>(size);
-      for (int r = 0; r < a.rows; r++)
+      int8_t *x8 = scratch<int8_t>(2 * size), *split = x8 + size;
+      for (int r = 0; r < a.rows; r++) {
         k.quantize(a.x + r * K, a.inputs, x8 + r * K, x_scale + r * groups, x_sum + r * groups);
-      a.x8 = x8;
+        if (options.bits == 4) k.split_pairs(x8 + r * K, a.inputs, split + r * K);
+      }
+      a.x8 = options.bits == 4 ? split : x8;
+    } else {
+      for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
+      if (options.bits == 4) {
+        for (int r = 0; r < a.rows; r++) k.split_even_odd(a.x + r * K, a.inputs, ordered + r * K);
+        a.x = ordered;
+      }
     }
     a.x_sum = x_sum;
     a.x_scale = x_scale;
@@ -141,6 +153,15 @@ class LinearPrimitive : public CpuPrimitive {
 
   LinearOptions options_;
 };
+
+constexpr const char* kOrder = "keys, values or queries lie in an order that isn't supported";
+
+// Elements of a head lie side by side, and keys and values alike: so does every view of a cache.
+void check_order(const mx::array& q, const mx::array& k, const mx::array& v) {
+  require((k.shape(3) == 1 || (q.strides(3) == 1 && k.strides(3) == 1 && v.strides(3) == 1)) &&
+              (k.shape(2) == 1 || k.strides(2) == v.strides(2)),
+          kOrder);
+}
 
 class AttendPrimitive : public CpuPrimitive {
  public:
@@ -165,13 +186,11 @@ class AttendPrimitive : public CpuPrimitive {
     const float* v_scales = eight_bit_ ? inputs[4].data<float>() : nullptr;
     const int64_t ksb = eight_bit_ ? inputs[3].strides(0) : 0, ksh = eight_bit_ ? inputs[3].strides(1) : 0;
     const uint8_t* mask = mask_ ? inputs.back().data<uint8_t>() : nullptr;
-    // Elements of a head lie side by side, and keys and values alike: so does every view of a cache.
-    bool fits = (dim == 1 || (q.strides(3) == 1 && k.strides(3) == 1 && v.strides(3) == 1)) &&
-                (length == 1 || k.strides(2) == v.strides(2));
+    check_order(q, k, v);
     if (eight_bit_)
-      fits = fits && inputs[4].strides(0) == ksb && inputs[4].strides(1) == ksh &&
-             (length == 1 || (inputs[3].strides(2) == 1 && inputs[4].strides(2) == 1));
-    if (!fits) throw std::invalid_argument("keys, values or queries lie in an order that isn't supported");
+      require(inputs[4].strides(0) == ksb && inputs[4].strides(1) == ksh &&
+                  (length == 1 || (inputs[3].strides(2) == 1 && inputs[4].strides(2) == 1)),
+              kOrder);
     float* out0 = out.data<float>();
     Head head{};
     head.format = eight_bit_ ? Format::int8 : format_of(k);
@@ -210,6 +229,53 @@ class AttendPrimitive : public CpuPrimitive {
   bool eight_bit_, mask_;
 };
 
+class AttendManyPrimitive : public CpuPrimitive {
+ public:
+  AttendManyPrimitive(mx::Stream stream, float scale) : CpuPrimitive(stream), scale_(scale) {}
+  const char* name() const override { return "MusicgenAttendMany"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return static_cast<const AttendManyPrimitive&>(other).scale_ == scale_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& out = outputs[0];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    const mx::array &q = inputs[0], &k = inputs[1], &v = inputs[2];
+    const int heads = q.shape(1);
+    Heads all{};
+    all.queries = q.shape(2);
+    all.length = k.shape(2);
+    all.dim = q.shape(3);
+    all.scale = scale_;
+    check_order(q, k, v);
+    all.q_stride = q.strides(2);
+    all.stride = k.strides(2);
+    all.out_stride = static_cast<size_t>(heads) * all.dim;
+    all.q = q.data<float>();
+    all.k = k.data<float>();
+    all.v = v.data<float>();
+    all.out = out.data<float>();
+    const int pieces = (all.queries + kQueries - 1) / kQueries, total = q.shape(0) * heads * pieces;
+    const auto qs = q.strides(), ks = k.strides(), vs = v.strides();
+    mx::cpu::get_command_encoder(stream()).dispatch([=]() {
+      Pool::get().run(total, [&](int i) {
+        const int first = i % pieces * kQueries, h = i / pieces % heads, b = i / pieces / heads;
+        Heads a = all;
+        a.q += b * qs[0] + h * qs[1] + first * a.q_stride;
+        a.k += b * ks[0] + h * ks[1];
+        a.v += b * vs[0] + h * vs[1];
+        a.out += (static_cast<size_t>(b) * a.queries + first) * a.out_stride + static_cast<size_t>(h) * a.dim;
+        a.queries = std::min(kQueries, a.queries - first);
+        a.memory = scratch<float>(memory_of_heads(a.dim));
+        kernels().attend_many(a);
+      });
+    });
+  }
+
+ private:
+  float scale_;
+};
+
 class RoundPrimitive : public CpuPrimitive {
  public:
   using CpuPrimitive::CpuPrimitive;
@@ -229,26 +295,95 @@ class RoundPrimitive : public CpuPrimitive {
   }
 };
 
-class EluPrimitive : public CpuPrimitive {
+using RowKernel = void (*Kernels::*)(const float*, float*, size_t, int);
+
+// A kernel over rows of `size` results, made of `size` or twice as many values.
+class RowsPrimitive : public CpuPrimitive {
  public:
-  using CpuPrimitive::CpuPrimitive;
-  const char* name() const override { return "MusicgenElu"; }
-  bool is_equivalent(const mx::Primitive&) const override { return true; }
+  RowsPrimitive(mx::Stream stream, const char* name, RowKernel kernel, int size)
+      : CpuPrimitive(stream), name_(name), kernel_(kernel), size_(size) {}
+  const char* name() const override { return name_; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    const auto& o = static_cast<const RowsPrimitive&>(other);
+    return o.kernel_ == kernel_ && o.size_ == size_;
+  }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const mx::array& in = inputs[0];
     auto& out = outputs[0];
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-    const float* x = inputs[0].data<float>();
+    make_room(out, in);
+    if (out.size() == 0) return;
+    const float* x = in.data<float>();
     float* y = out.data<float>();
-    const size_t size = out.size();
-    mx::cpu::get_command_encoder(stream()).dispatch([=]() {
-      constexpr size_t piece = 16384;
-      Pool::get().run(static_cast<int>((size + piece - 1) / piece), [&](int i) {
-        const size_t at = i * piece;
-        kernels().elu(x + at, y + at, std::min(piece, size - at));
+    const size_t rows = out.size() / size_, inputs_of_row = in.size() / rows;
+    mx::cpu::get_command_encoder(stream()).dispatch([=, size = size_, kernel = kernels().*kernel_]() {
+      const size_t piece = std::max(1, 16384 / size);
+      Pool::get().run(static_cast<int>((rows + piece - 1) / piece), [&](int i) {
+        const size_t row = i * piece;
+        kernel(x + row * inputs_of_row, y + row * size, std::min(piece, rows - row), size);
       });
     });
   }
+
+ private:
+  const char* name_;
+  RowKernel kernel_;
+  int size_;
+};
+
+// All of each x[n] normalised together, then each channel scaled and shifted.
+class GroupNormPrimitive : public CpuPrimitive {
+ public:
+  GroupNormPrimitive(mx::Stream stream, float eps) : CpuPrimitive(stream), eps_(eps) {}
+  const char* name() const override { return "MusicgenGroupNorm"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return static_cast<const GroupNormPrimitive&>(other).eps_ == eps_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& out = outputs[0];
+    make_room(out, inputs[0]);
+    if (out.size() == 0) return;
+    const float* x = inputs[0].data<float>();
+    const float* gain = inputs[1].data<float>();
+    const float* bias = inputs[2].data<float>();
+    float* y = out.data<float>();
+    const int channels = out.shape(-1);
+    const size_t groups = out.shape(0), size = out.size() / groups;
+    mx::cpu::get_command_encoder(stream()).dispatch([=, eps = eps_]() {
+      // Pieces of whole rows that fit the cache; gains and biases side by side for all of a piece.
+      const size_t piece = static_cast<size_t>(channels) * std::max(1, 4096 / channels);
+      const size_t pieces = (size + piece - 1) / piece;
+      float* gains = scratch<float>(2 * piece + 2 * groups * pieces + 2 * groups);
+      float *biases = gains + piece, *means = biases + piece, *squares = means + groups * pieces;
+      float *mean = squares + groups * pieces, *factor = mean + groups;
+      for (size_t i = 0; i < piece; i++) {
+        gains[i] = gain[i % channels];
+        biases[i] = bias[i % channels];
+      }
+      const auto length = [&](size_t i) { return static_cast<int>(std::min(piece, size - i % pieces * piece)); };
+      const auto start = [&](size_t i) { return i / pieces * size + i % pieces * piece; };
+      Pool& pool = Pool::get();
+      const int count = static_cast<int>(groups * pieces);
+      pool.run(count, [&](int i) { kernels().moments(x + start(i), length(i), means + i, squares + i); });
+      for (size_t n = 0; n < groups; n++) {
+        double total = 0, distances = 0;
+        for (size_t i = n * pieces; i < (n + 1) * pieces; i++) total += static_cast<double>(means[i]) * length(i);
+        const double middle = total / size;
+        for (size_t i = n * pieces; i < (n + 1) * pieces; i++)
+          distances += squares[i] + (means[i] - middle) * (means[i] - middle) * length(i);
+        mean[n] = static_cast<float>(middle);
+        factor[n] = static_cast<float>(1 / std::sqrt(distances / size + eps));
+      }
+      pool.run(count, [&](int i) {
+        const size_t at = start(i), n = i / pieces;
+        kernels().scale(x + at, gains, biases, y + at, length(i), mean[n], factor[n]);
+      });
+    });
+  }
+
+ private:
+  float eps_;
 };
 
 class LstmPrimitive : public CpuPrimitive {
@@ -368,6 +503,17 @@ mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, flo
                    std::make_shared<AttendPrimitive>(stream, scale, eight_bit, mask.has_value()), std::move(arrays));
 }
 
+// Any number of queries, which look at everything.
+mx::array attend_many(const mx::array& q, const mx::array& k, const mx::array& v, float scale) {
+  for (const auto& part : {q, k, v})
+    require(part.dtype() == mx::float32 && part.ndim() == 4, "q, k and v must be float32 [B, heads, length, dim]");
+  require(k.shape() == v.shape() && k.shape(0) == q.shape(0) && k.shape(1) == q.shape(1) &&
+              k.shape(3) == q.shape(3) && k.size() > 0,
+          "k and v don't fit q");
+  return mx::array({q.shape(0), q.shape(2), q.shape(1) * q.shape(3)}, mx::float32,
+                   std::make_shared<AttendManyPrimitive>(cpu(), scale), std::vector<mx::array>{q, k, v});
+}
+
 // The values in 8 bits, and the scale of each row of the last axis.
 std::vector<mx::array> round_rows(const mx::array& x) {
   require(x.dtype() == mx::float32 && x.ndim() > 1 && x.shape(-1) > 0, "x must be float32 [..., size]");
@@ -378,11 +524,37 @@ std::vector<mx::array> round_rows(const mx::array& x) {
                                 {row_contiguous(x, stream)});
 }
 
-mx::array elu(const mx::array& x) {
+// A kernel over the last axis of x, or over each value for itself: of rows of 1.
+mx::array over_rows(const mx::array& x, mx::Shape shape, const char* name, RowKernel kernel, int size) {
   require(x.dtype() == mx::float32, "x must be float32");
   const auto stream = cpu();
-  return mx::array(x.shape(), mx::float32, std::make_shared<EluPrimitive>(stream),
+  return mx::array(std::move(shape), mx::float32, std::make_shared<RowsPrimitive>(stream, name, kernel, size),
                    std::vector<mx::array>{row_contiguous(x, stream)});
+}
+
+mx::array elu(const mx::array& x) { return over_rows(x, x.shape(), "MusicgenElu", &Kernels::elu, 1); }
+
+mx::array gelu(const mx::array& x) { return over_rows(x, x.shape(), "MusicgenGelu", &Kernels::gelu, 1); }
+
+// The first half of the last axis times the sigmoid of the second.
+mx::array glu(const mx::array& x) {
+  require(x.ndim() > 0 && x.shape(-1) > 0 && x.shape(-1) % 2 == 0, "x must be [..., values and as many gates]");
+  auto shape = x.shape();
+  shape.back() /= 2;
+  const int size = shape.back();
+  return over_rows(x, std::move(shape), "MusicgenGlu", &Kernels::glu, size);
+}
+
+// x [N, ..., channels] with a mean of 0 and a deviation of 1 for each x[n], times gain, plus bias.
+mx::array group_norm(const mx::array& x, const mx::array& gain, const mx::array& bias, float eps) {
+  require(x.dtype() == mx::float32 && x.ndim() > 1 && x.shape(-1) > 0, "x must be float32 [N, ..., channels]");
+  const auto stream = cpu();
+  std::vector<mx::array> arrays{row_contiguous(x, stream)};
+  for (const auto& part : {gain, bias}) {
+    require(part.dtype() == mx::float32 && part.shape() == mx::Shape({x.shape(-1)}), "gain or bias doesn't fit x");
+    arrays.push_back(row_contiguous(part, stream));
+  }
+  return mx::array(x.shape(), mx::float32, std::make_shared<GroupNormPrimitive>(stream, eps), std::move(arrays));
 }
 
 // Hidden states [B, T, dim] and the last cell state [B, dim].
@@ -412,8 +584,12 @@ NB_MODULE(_extension, m) {
         "gelu"_a = false, "residual"_a = nb::none(), "eight_bit_activations"_a = false);
   m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none(),
         "k_scales"_a = nb::none(), "v_scales"_a = nb::none());
+  m.def("attend_many", &attend_many, "q"_a, "k"_a, "v"_a, "scale"_a);
   m.def("round_rows", &round_rows, "x"_a);
   m.def("elu", &elu, "x"_a);
+  m.def("gelu", &gelu, "x"_a);
+  m.def("glu", &glu, "x"_a);
+  m.def("group_norm", &group_norm, "x"_a, "gain"_a, "bias"_a, "eps"_a);
   m.def("lstm", &lstm, "projected"_a, "w"_a, "h"_a, "c"_a);
   m.def("instruction_set", [] { return std::string(kernels().name); });
   m.def("instruction_sets", [] {

@@ -118,27 +118,40 @@ inline float tanh_(float x) {
   return std::fabs(x) < 0.05f ? small : std::copysign((1.0f - e) / (1.0f + e), x);
 }
 
+void moments(const float* x, int size, float* mean, float* squares) {
+  Floats s{};
+  float rest = 0;
+  int k = 0;
+  for (; k + kLanes <= size; k += kLanes) s += load(x + k);
+  for (; k < size; k++) rest += x[k];
+  const float middle = (rest + sum(s)) / size;
+  Floats d2{};
+  rest = 0;
+  for (k = 0; k + kLanes <= size; k += kLanes) {
+    const Floats d = load(x + k) - middle;
+    d2 += d * d;
+  }
+  for (; k < size; k++) rest += (x[k] - middle) * (x[k] - middle);
+  *mean = middle;
+  *squares = rest + sum(d2);
+}
+
+// What is read may be what is written, value for value: said to compilers, which would go one by one then.
+#if defined(__clang__)
+#define MUSICGEN_IN_PLACE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define MUSICGEN_IN_PLACE _Pragma("GCC ivdep")
+#endif
+
+void scale(const float* x, const float* weight, const float* bias, float* y, int size, float mean, float factor) {
+  MUSICGEN_IN_PLACE
+  for (int k = 0; k < size; k++) y[k] = (x[k] - mean) * factor * weight[k] + bias[k];
+}
+
 void layer_norm(const float* x, const float* weight, const float* bias, float* y, int dim, float eps) {
-  float mean = 0, variance = 0;
-  {
-    Floats s{};
-    int k = 0;
-    for (; k + kLanes <= dim; k += kLanes) s += load(x + k);
-    for (; k < dim; k++) mean += x[k];
-    mean = (mean + sum(s)) / dim;
-  }
-  {
-    Floats s{};
-    int k = 0;
-    for (; k + kLanes <= dim; k += kLanes) {
-      const Floats d = load(x + k) - mean;
-      s += d * d;
-    }
-    for (; k < dim; k++) variance += (x[k] - mean) * (x[k] - mean);
-    variance = (variance + sum(s)) / dim;
-  }
-  const float factor = 1.0f / std::sqrt(variance + eps);
-  for (int k = 0; k < dim; k++) y[k] = (x[k] - mean) * factor * weight[k] + bias[k];
+  float mean, squares;
+  moments(x, dim, &mean, &squares);
+  scale(x, weight, bias, y, dim, mean, 1.0f / std::sqrt(squares / dim + eps));
 }
 
 void sum_groups(const float* x, int inputs, float* x_sum) {
@@ -157,10 +170,42 @@ void split_even_odd(const float* x, int inputs, float* y) {
     }
 }
 
+void split_pairs(const int8_t* x, int inputs, int8_t* y) {
+  for (int start = 0; start < inputs; start += 2 * kGroup) {
+    const int half = std::min(2 * kGroup, inputs - start) / 2;
+    for (int i = 0; i < half; i++) {
+      y[start + i] = x[start + 2 * i];
+      y[start + half + i] = x[start + 2 * i + 1];
+    }
+  }
+}
+
+// The least and the largest value, by hand: compilers mind NaNs too much to find them lane by lane.
+inline void extremes(const float* x, int size, float* least, float* largest) {
+  Floats low = Floats{} + x[0], high = low;
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const Floats v = load(x + i);
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+  }
+  *least = x[0];
+  *largest = x[0];
+  for (int lane = 0; lane < kLanes; lane++) {
+    *least = std::min(*least, low[lane]);
+    *largest = std::max(*largest, high[lane]);
+  }
+  for (; i < size; i++) {
+    *least = std::min(*least, x[i]);
+    *largest = std::max(*largest, x[i]);
+  }
+}
+
 // Values in 8 bits; returns the sum of what they are.
 int round_all(const float* x, int size, int8_t* x8, float* scale) {
-  float largest = 0;
-  for (int i = 0; i < size; i++) largest = std::max(largest, std::fabs(x[i]));
+  float low, high;
+  extremes(x, size, &low, &high);
+  const float largest = std::max(high, -low);
   const float factor = largest > 0 ? 127.0f / largest : 0.0f;
   int total = 0;
   for (int i = 0; i < size; i++) {
@@ -181,6 +226,9 @@ void quantize(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_s
   }
 }
 
+// Floats ahead of those in use that are asked for already: processors by themselves stop at the end of a page.
+constexpr int kAhead = 512;
+
 // Rows of activations that share one reading of the weights: R of them, and two outputs at a time.
 template <int R>
 void dense(const Linear& a, int row, int first, int last) {
@@ -193,6 +241,8 @@ void dense(const Linear& a, int row, int first, int last) {
     Floats s0[R] = {}, s1[R] = {};
     int k = 0;
     for (; k + kLanes <= K; k += kLanes) {
+      __builtin_prefetch(w0 + kAhead + k);
+      __builtin_prefetch(w1 + kAhead + k);
       const Floats a0 = load(w0 + k), a1 = load(w1 + k);
       for (int r = 0; r < R; r++) {
         const Floats b = load(x + static_cast<size_t>(r) * K + k);
@@ -246,46 +296,89 @@ inline void add_group(const uint8_t* w, const float* x, int K, float scale, Floa
   for (int r = 0; r < R; r++) s[r] += t[r] * scale;
 }
 
-// The same with activations in 8 bits; `scale` has a factor for each row.
+// The same with activations in 8 bits, `odd` places from even inputs to odd ones; `scale` has a factor for each row.
 template <Weights kind, int R>
-inline void add_group8(const uint8_t* w, const int8_t* x, int K, const float* const* scale, int g, Floats* s) {
-#ifdef __AVX512VNNI__
-  __m512i v;
-  if constexpr (kind == Weights::bits8) {
-    v = _mm512_loadu_si512(w);
-  } else {
-    const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-    const __m256i mask = _mm256_set1_epi8(15);
-    const __m256i even = _mm256_and_si256(pair, mask);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(pair, 4), mask);
-    v = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-  }
-  for (int r = 0; r < R; r++) {
-    const __m512i row = _mm512_loadu_si512(x + static_cast<size_t>(r) * K);
-    const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v, row);
-    s[r] += (Floats)_mm512_cvtepi32_ps(dot) * scale[r][g];
-  }
-#else
-  uint8_t wide[kGroup];
-  if constexpr (kind == Weights::bits8) {
-    std::memcpy(wide, w, kGroup);
-  } else {
-    for (int i = 0; i < kGroup / 2; i++) {
-      wide[i] = w[i] & 15;
-      wide[kGroup / 2 + i] = w[i] >> 4;
-    }
-  }
+inline void add_group8(const uint8_t* w, const int8_t* x, int odd, int K, const float* const* scale, int g,
+                       Floats* s) {
   for (int r = 0; r < R; r++) {
     const int8_t* row = x + static_cast<size_t>(r) * K;
+#ifdef __AVX512VNNI__
+    if constexpr (kind == Weights::bits8) {
+      const __m512i dot =
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(w), _mm512_loadu_si512(row));
+      s[r] += (Floats)_mm512_cvtepi32_ps(dot) * scale[r][g];
+      continue;
+    }
+#endif
     int32_t dot = 0;
-    for (int i = 0; i < kGroup; i++) dot += static_cast<int32_t>(wide[i]) * row[i];
+    if constexpr (kind == Weights::bits8) {
+      for (int i = 0; i < kGroup; i++) dot += static_cast<int32_t>(w[i]) * row[i];
+    } else {
+      for (int i = 0; i < kGroup / 2; i++)
+        dot += static_cast<int32_t>(w[i] & 15) * row[i] + static_cast<int32_t>(w[i] >> 4) * row[odd + i];
+    }
     s[r][0] += static_cast<float>(dot) * scale[r][g];
   }
-#endif
 }
+
+#ifdef __AVX512VNNI__
+inline Floats load_some(const float* p, __mmask16 some) { return (Floats)_mm512_maskz_loadu_ps(some, p); }
+inline Floats load_some(const _Float16* p, __mmask16 some) {
+  return (Floats)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, p));
+}
+
+// 4-bit weights and activations in 8 bits: two groups at a time, each in a half of the registers.
+template <class Scale, int R>
+void few_bits(const Linear& a, int row, int first, int last) {
+  const int K = a.inputs, groups = K / kGroup;
+  const int8_t* x = a.x8 + static_cast<size_t>(row) * K;
+  const __m512i mask = _mm512_set1_epi8(15);
+  const __m512i halves = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1);
+  for (int n = first; n < last; n++) {
+    const size_t of_output = static_cast<size_t>(n) * groups;
+    const uint8_t* w = static_cast<const uint8_t*>(a.w) + of_output * (kGroup / 2);
+    Floats s[R] = {};
+    for (int g0 = 0; g0 < groups; g0 += kLanes) {
+      const int count = std::min(kLanes, groups - g0);
+      const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
+      const Floats scales = load_some(static_cast<const Scale*>(a.scales) + of_output + g0, some);
+      const Floats biases = load_some(static_cast<const Scale*>(a.biases) + of_output + g0, some);
+      Floats factors[R];
+      for (int r = 0; r < R; r++) {
+        const size_t at = static_cast<size_t>(row + r) * groups + g0;
+        factors[r] = scales * load_some(a.x_scale + at, some);
+        s[r] += biases * load_some(a.x_sum + at, some);
+      }
+      for (int g = 0; g < count; g += 2) {
+        // A last group without another has its even inputs in one half, and its odd ones in the other.
+        const bool pair = g + 1 < count;
+        const uint8_t* group = w + static_cast<size_t>(g0 + g) * (kGroup / 2);
+        __builtin_prefetch(group + 1024);
+        const __m512i both = _mm512_maskz_loadu_epi64(pair ? 0xff : 0x0f, group);
+        __m512i even = _mm512_and_si512(both, mask);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+        if (!pair) even = _mm512_inserti64x4(even, _mm512_castsi512_si256(odd), 1);
+        const __m512i lanes = pair ? _mm512_add_epi32(halves, _mm512_set1_epi32(g)) : _mm512_set1_epi32(g);
+        for (int r = 0; r < R; r++) {
+          const int8_t* at = x + static_cast<size_t>(r) * K + static_cast<size_t>(g0 + g) * kGroup;
+          __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(at));
+          if (pair) dot = _mm512_dpbusd_epi32(dot, odd, _mm512_loadu_si512(at + kGroup));
+          s[r] += (Floats)_mm512_cvtepi32_ps(dot) * (Floats)_mm512_permutexvar_ps(lanes, (__m512)factors[r]);
+        }
+      }
+    }
+    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r]);
+  }
+}
+#endif
 
 template <Weights kind, int R>
 void quantized(const Linear& a, int row, int first, int last) {
+#ifdef __AVX512VNNI__
+  if (kind == Weights::bits4 && a.x8)
+    return a.scale_format == Format::float16 ? few_bits<_Float16, R>(a, row, first, last)
+                                             : few_bits<float, R>(a, row, first, last);
+#endif
   const int K = a.inputs, groups = K / kGroup;
   const int group_bytes = kind == Weights::bits8 ? kGroup : kGroup / 2;
   const float* x = a.x + static_cast<size_t>(row) * K;
@@ -319,10 +412,12 @@ void quantized(const Linear& a, int row, int first, int last) {
         const uint8_t* group = w + static_cast<size_t>(g0 + g) * group_bytes;
         const size_t k = static_cast<size_t>(g0 + g) * kGroup;
         __builtin_prefetch(group + 1024);
-        if (x8)
-          add_group8<kind, R>(group, x8 + k, K, factors, g, to);
-        else
+        if (!x8)
           add_group<kind, R>(group, x + k, K, scales[g], to);
+        else if (kind == Weights::bits8 || (groups % 2 && g0 + g == groups - 1))
+          add_group8<kind, R>(group, x8 + k, kGroup / 2, K, factors, g, to);
+        else  // one of two, whose inputs are split together
+          add_group8<kind, R>(group, x8 + k - g % 2 * (kGroup / 2), kGroup, K, factors, g, to);
       };
       int g = 0;
       for (; g + 2 <= count; g += 2) {
@@ -429,11 +524,104 @@ void attend(const Head& a) {
   }
 }
 
-void elu(const float* x, float* y, size_t size) {
-  for (size_t i = 0; i < size; i++) {
+constexpr int kTile = 2 * kLanes;  // queries at a time, each in a lane of its own
+static_assert(kTile <= kQueries);
+typedef float Tile[kTile];
+
+// to[j] = keep * to[j] + sum_i from[i] * b[i * per_i + j * per_j], for J rows.
+template <int J>
+inline void add_products(const Tile* from, int count, const float* b, size_t per_i, size_t per_j, const Tile& keep,
+                         Tile* to) {
+  Floats s0[J] = {}, s1[J] = {};
+  for (int i = 0; i < count; i++) {
+    const Floats a0 = load(from[i]), a1 = load(from[i] + kLanes);
+    for (int j = 0; j < J; j++) {
+      const float factor = b[i * per_i + j * per_j];
+      s0[j] += a0 * factor;
+      s1[j] += a1 * factor;
+    }
+  }
+  for (int j = 0; j < J; j++) {
+    store(to[j], load(keep) * load(to[j]) + s0[j]);
+    store(to[j] + kLanes, load(keep + kLanes) * load(to[j] + kLanes) + s1[j]);
+  }
+}
+
+void add_products(const Tile* from, int count, const float* b, size_t per_i, size_t per_j, const Tile& keep, Tile* to,
+                  int rows) {
+  constexpr int block = 8;
+  int j = 0;
+  for (; j + block <= rows; j += block) add_products<block>(from, count, b + j * per_j, per_i, per_j, keep, to + j);
+  for (; j < rows; j++) add_products<1>(from, count, b + j * per_j, per_i, per_j, keep, to + j);
+}
+
+// Softmax over some keys after others: what was found before counts for less, where a larger score is found.
+void attend_many(const Heads& a) {
+  Tile* queries = reinterpret_cast<Tile*>(a.memory);  // [dim]
+  Tile* found = queries + a.dim;                      // [dim]
+  Tile* scores = found + a.dim;                       // [kKeys]
+  // Rows that are a power of two apart would drive each other out of the cache.
+  float* together = reinterpret_cast<float*>(scores + kKeys);  // [kKeys, dim]
+  const auto gather = [&](const float* rows, int count) {
+    for (int i = 0; i < count; i++) std::copy_n(rows + i * a.stride, a.dim, together + i * a.dim);
+    return together;
+  };
+  constexpr Tile nothing = {};
+  for (int first = 0; first < a.queries; first += kTile) {
+    const int count = std::min(kTile, a.queries - first);
+    for (int d = 0; d < a.dim; d++)
+      for (int i = 0; i < kTile; i++) {
+        queries[d][i] = i < count ? a.scale * a.q[(first + i) * a.q_stride + d] : 0;
+        found[d][i] = 0;
+      }
+    Tile largest, total = {}, keep;
+    std::fill_n(largest, kTile, -INFINITY);
+    for (int t = 0; t < a.length; t += kKeys) {
+      const int keys = std::min(kKeys, a.length - t);
+      std::memset(scores, 0, keys * sizeof(Tile));
+      add_products(queries, a.dim, gather(a.k + t * a.stride, keys), 1, a.dim, nothing, scores, keys);
+      for (int i = 0; i < kTile; i += kLanes) {
+        const Floats before = load(largest + i);
+        Floats most = before;
+        for (int key = 0; key < keys; key++) {
+          const Floats score = load(scores[key] + i);
+          most = score > most ? score : most;
+        }
+        store(largest + i, most);
+        store(keep + i, before - most);
+      }
+      for (int i = 0; i < kTile; i++) {
+        keep[i] = exp_below_zero(keep[i]);
+        total[i] *= keep[i];
+      }
+      for (int key = 0; key < keys; key++)
+        for (int i = 0; i < kTile; i++) {
+          scores[key][i] = exp_below_zero(scores[key][i] - largest[i]);
+          total[i] += scores[key][i];
+        }
+      add_products(scores, keys, gather(a.v + t * a.stride, keys), a.dim, 1, keep, found, a.dim);
+    }
+    for (int i = 0; i < count; i++)
+      for (int d = 0; d < a.dim; d++) a.out[(first + i) * a.out_stride + d] = found[d][i] / total[i];
+  }
+}
+
+void elu(const float* x, float* y, size_t rows, int size) {
+  MUSICGEN_IN_PLACE
+  for (size_t i = 0; i < rows * size; i++) {
     const float below = exp_below_zero(std::min(x[i], 0.0f)) - 1.0f;
     y[i] = x[i] > 0 ? x[i] : below;
   }
+}
+
+void gelu(const float* x, float* y, size_t rows, int size) {
+  MUSICGEN_IN_PLACE
+  for (size_t i = 0; i < rows * size; i++) y[i] = gelu(x[i]);
+}
+
+void glu(const float* x, float* y, size_t rows, int size) {
+  for (size_t row = 0; row < rows; row++, x += 2 * size, y += size)
+    for (int i = 0; i < size; i++) y[i] = x[i] * sigmoid(x[size + i]);
 }
 
 void lstm(const LstmStep& a, int first, int last) {
@@ -448,6 +636,8 @@ void lstm(const LstmStep& a, int first, int last) {
         Floats s0{}, s1{};
         int k = 0;
         for (; k + 2 * kLanes <= dim; k += 2 * kLanes) {
+          __builtin_prefetch(w + kAhead + k);
+          __builtin_prefetch(w + kAhead + k + kLanes);
           s0 += load(w + k) * load(a.h + k);
           s1 += load(w + k + kLanes) * load(a.h + k + kLanes);
         }
@@ -468,8 +658,8 @@ void lstm(const LstmStep& a, int first, int last) {
 #define MUSICGEN_STRING2(x) #x
 #define MUSICGEN_STRING(x) MUSICGEN_STRING2(x)
 extern const Kernels table;
-const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), layer_norm, sum_groups, split_even_odd, quantize,
-                    round_row, linear, attend, elu, lstm};
+const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), moments, scale, layer_norm, sum_groups, split_even_odd, split_pairs, quantize,
+                    round_row, linear, attend, attend_many, elu, gelu, glu, lstm};
 
 }  // namespace MUSICGEN_ISA
 }  // namespace musicgen

@@ -19,7 +19,7 @@ struct Linear {
   const void* biases;
   Format scale_format;
   const float* x;       // [M, K]; of 4-bit weights each group's even inputs, then its odd ones
-  const int8_t* x8;     // the same in 8 bits, or null: activations stay exact
+  const int8_t* x8;     // the same in 8 bits, or null: activations stay exact; of 4-bit weights in split_pairs' order
   const float* x_scale; // [M, K / kGroup], of x8
   const float* x_sum;   // [M, K / kGroup]: sums of x over each group
   const float* bias;    // or null
@@ -44,6 +44,20 @@ struct Head {
   float* scores;        // scratch, `length` floats
 };
 
+// Many queries over the same keys and values, all float32; rows lie as far apart as the strides say.
+struct Heads {
+  int queries, length, dim;
+  size_t q_stride, stride, out_stride;
+  float scale;
+  const float* q;
+  const float* k;
+  const float* v;
+  float* out;
+  float* memory;  // scratch, `memory_of_heads(dim)` floats
+};
+constexpr int kQueries = 32, kKeys = 32;  // at a time, at most
+constexpr size_t memory_of_heads(int dim) { return static_cast<size_t>(kQueries) * (2 * dim + kKeys) + kKeys * dim; }
+
 // A range of an LSTM layer's units, one step: gates in torch's order (input, forget, cell, output).
 struct LstmStep {
   int dim;
@@ -56,16 +70,26 @@ struct LstmStep {
 
 struct Kernels {
   const char* name;
+  // The mean, and the sum of the squared distances from it.
+  void (*moments)(const float* x, int size, float* mean, float* squares);
+  // (x - mean) * factor * weight + bias; x and y may be the same.
+  void (*scale)(const float* x, const float* weight, const float* bias, float* y, int size, float mean, float factor);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* y, int dim, float eps);
   void (*sum_groups)(const float* x, int inputs, float* x_sum);
   void (*split_even_odd)(const float* x, int inputs, float* y);
+  // Of each two groups the even inputs, then the odd ones; so too of a last one without another.
+  void (*split_pairs)(const int8_t* x, int inputs, int8_t* y);
   // 8 bits a value, of the values and the sums that they stand for.
   void (*quantize)(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum);
   // A row in 8 bits, with one scale.
   void (*round_row)(const float* x, int size, int8_t* x8, float* scale);
   void (*linear)(const Linear& linear, int first, int last);  // outputs first … last - 1
   void (*attend)(const Head& head);
-  void (*elu)(const float* x, float* y, size_t size);
+  void (*attend_many)(const Heads& heads);
+  // Value by value, or row by row of `size` results; x and y may be the same, but not of glu.
+  void (*elu)(const float* x, float* y, size_t rows, int size);
+  void (*gelu)(const float* x, float* y, size_t rows, int size);
+  void (*glu)(const float* x, float* y, size_t rows, int size);  // values, then their gates: 2 * size of x a row
   void (*lstm)(const LstmStep& step, int first, int last);
 };
 

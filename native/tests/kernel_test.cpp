@@ -112,16 +112,17 @@ void test_quantized(const Kernels& k) {
   compare_linear(k, a, x, dense, bits == 8 ? 2e-4 : 2e-5, "quantized");
 
   // With inputs in 8 bits: what they stand for is what must come out.
-  for (int m = 0; m < a.rows; m++)
-    k.quantize(a.x + m * a.inputs, a.inputs, &x8[m * a.inputs], &x_scale[m * groups], &x_sum[m * groups]);
+  auto split = x8;
+  for (int m = 0; m < a.rows; m++) {
+    k.quantize(&x[m * a.inputs], a.inputs, &x8[m * a.inputs], &x_scale[m * groups], &x_sum[m * groups]);
+    k.split_pairs(&x8[m * a.inputs], a.inputs, &split[m * a.inputs]);
+  }
   std::vector<float> rounded(x.size());
   for (size_t i = 0; i < x.size(); i++) {
-    const size_t in_group = i % kGroup, start = i - in_group;
-    const size_t place = bits == 8 ? i : start + in_group / 2 + (in_group & 1) * kGroup / 2;
-    rounded[i] = x8[place] * x_scale[i / kGroup];
+    rounded[i] = x8[i] * x_scale[i / kGroup];
     check(k.name, "rounding", rounded[i], x[i], 0.51 * x_scale[i / kGroup]);
   }
-  a.x8 = x8.data();
+  a.x8 = bits == 4 ? split.data() : x8.data();
   a.x_scale = x_scale.data();
   compare_linear(k, a, rounded, dense, bits == 8 ? 2e-4 : 2e-5, "8-bit activations");
 }
@@ -174,6 +175,39 @@ void test_attend(const Kernels& k) {
   }
 }
 
+void test_attend_many(const Kernels& k) {
+  Heads a{};
+  a.queries = between(1, kQueries);
+  a.length = between(1, 90);
+  a.dim = between(1, 80);
+  a.q_stride = a.dim + between(0, 5);
+  a.stride = a.dim + between(0, 5);
+  a.out_stride = a.dim + between(0, 5);
+  a.scale = 0.3f;
+  // Exactly as long as what may be read and written.
+  const auto rows = [&](int count, size_t stride) { return random_floats(stride * (count - 1) + a.dim); };
+  const auto q = rows(a.queries, a.q_stride), keys = rows(a.length, a.stride), values = rows(a.length, a.stride);
+  std::vector<float> out(a.out_stride * (a.queries - 1) + a.dim, NAN), memory(memory_of_heads(a.dim), NAN);
+  a.q = q.data();
+  a.k = keys.data();
+  a.v = values.data();
+  a.out = out.data();
+  a.memory = memory.data();
+  k.attend_many(a);
+  for (int i = 0; i < a.queries; i++) {
+    std::vector<double> sum(a.dim);
+    double total = 0;
+    for (int t = 0; t < a.length; t++) {
+      double dot = 0;
+      for (int d = 0; d < a.dim; d++) dot += static_cast<double>(q[i * a.q_stride + d]) * keys[t * a.stride + d];
+      const double weight = std::exp(dot * a.scale);
+      total += weight;
+      for (int d = 0; d < a.dim; d++) sum[d] += weight * values[t * a.stride + d];
+    }
+    for (int d = 0; d < a.dim; d++) check(k.name, "attend many", out[i * a.out_stride + d], sum[d] / total, 2e-5);
+  }
+}
+
 void test_rest(const Kernels& k) {
   const int dim = between(1, 200);
   const auto x = random_floats(dim), weight = random_floats(dim), bias = random_floats(dim);
@@ -187,9 +221,21 @@ void test_rest(const Kernels& k) {
 
   auto wide = x;
   for (auto& value : wide) value *= 20;
-  k.elu(wide.data(), y.data(), dim);
+  k.elu(wide.data(), y.data(), 1, dim);
   for (int i = 0; i < dim; i++)
     check(k.name, "elu", y[i], wide[i] > 0 ? wide[i] : std::expm1(static_cast<double>(wide[i])), 1e-6);
+
+  k.gelu(wide.data(), wide.data(), dim, 1);  // in place
+  for (int i = 0; i < dim; i++) check(k.name, "gelu", wide[i], plain_gelu(20 * static_cast<double>(x[i])), 3e-6);
+
+  const int rows = between(1, 5);
+  const auto gated = random_floats(2 * dim * rows);
+  std::vector<float> open(dim * rows, NAN);
+  k.glu(gated.data(), open.data(), rows, dim);
+  for (int i = 0; i < dim * rows; i++) {
+    const float* value = &gated[i + i / dim * dim];
+    check(k.name, "glu", open[i], value[0] * plain_sigmoid(value[dim]), 2e-6);
+  }
 
   const auto w = random_floats(4 * dim * dim), projected = random_floats(4 * dim), h = random_floats(dim);
   auto c = random_floats(dim);
@@ -239,6 +285,7 @@ int main() {
       test_attend<float>(*tables[i]);
       test_attend<_Float16>(*tables[i]);
       test_attend<int8_t>(*tables[i]);
+      test_attend_many(*tables[i]);
       test_rest(*tables[i]);
     }
     std::printf("%s: checked\n", tables[i]->name);
