@@ -18,6 +18,8 @@ import pytest
 _HF_HOME = Path(tempfile.mkdtemp(prefix="musicgen-mlx-hf-"))
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ.update(HF_HOME=str(_HF_HOME), HF_HUB_OFFLINE="1")
+# Small products: a BLAS' threads would mostly wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
     os.environ.pop(_name, None)
 

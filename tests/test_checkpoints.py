@@ -404,7 +404,8 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_runs_nothing(
         ),
         ("    flatten_first: 0\n", "    flatten_first: 2\n", "flatten_first"),
         ("    model: t5\n", "    model: clap\n", "clap"),
-        ("  description:\n    model: t5\n", "  self_wav:\n    model: chroma_stem\n", "chroma_stem"),
+        ("  description:\n    model: t5\n", "  self_wav:\n    model: clap\n", "clap"),
+        ("  description:\n    model: t5\n", "  self_wav:\n    model: style\n", "conditioners.description"),
         ("      finetune: false\n", "      finetune: true\n", "finetune"),
         ("    normalize_text: false\n", "    normalize_text: true\n", "normalize_text"),
         ("  cross:\n  - description\n", "  cross: []\n", "cross"),
@@ -426,7 +427,7 @@ def test_configurations_of_other_networks_are_refused_by_name(
     ("path", "value", "said"),
     [
         (("model_type",), "bert", "bert"),
-        (("model_type",), "musicgen_melody", "musicgen_melody"),
+        (("model_type",), "musicgen_melody", "audio_enc_to_dec_proj"),
         (("decoder",), None, "'decoder' in its configuration is missing"),
         (("decoder", "hidden_size"), "x", "hidden_size"),
         (("decoder", "num_attention_heads"), 7, "num_attention_heads"),

@@ -658,8 +658,8 @@ void lstm(const LstmStep& a, int first, int last) {
 #define MUSICGEN_STRING2(x) #x
 #define MUSICGEN_STRING(x) MUSICGEN_STRING2(x)
 extern const Kernels table;
-const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), moments, scale, layer_norm, sum_groups, split_even_odd, split_pairs, quantize,
-                    round_row, linear, attend, attend_many, elu, gelu, glu, lstm};
+const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), moments, scale, layer_norm, sum_groups, split_even_odd,
+                    split_pairs, quantize, round_row, linear, attend, attend_many, elu, gelu, glu, lstm};
 
 }  // namespace MUSICGEN_ISA
 }  // namespace musicgen
