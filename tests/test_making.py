@@ -120,7 +120,7 @@ def test_batches_are_as_large_as_memory_allows(fake: FakeModel, monkeypatch: pyt
 
 def test_memory_is_shared_out(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     row = memory.row_bytes(fake, 10, 2)
-    assert row == 2 * 2 * 2 * 8 * (500 + 512) * 4 + 2 * (64 << 20)
+    assert row == 2 * 2 * 2 * 8 * (500 + 512) * 4 + 2 * (208 << 20)
     assert memory.row_bytes(fake, 1000, 2) == memory.row_bytes(fake, 30, 2) > row
     monkeypatch.setattr(mx, "get_active_memory", lambda: 1000)
     for room, rows in ((0, 1), (2.9, 2), (8.5, 8), (50, 8)):
