@@ -75,10 +75,9 @@ class Results:
         """The clip's picture, if it gets one. Raises `OutputError`."""
         if clip.picture is not None:
             audio, rate = self._finished(recording)
-            whole = audio.read() if isinstance(audio, Recording) else audio
             # The melody begins with the new music, and where that is the original's end only the ear says.
             melody = None if self._original is not None else self._melody
-            plot(clip.picture, whole, rate, clip.recipe.prompt, melody)
+            plot(clip.picture, _whole(audio), rate, clip.recipe.prompt, melody)
 
     def _finished(self, recording: Recording) -> tuple[np.ndarray | Recording, int]:
         """The clip as it is heard, and its sample rate; in memory only if it is changed."""

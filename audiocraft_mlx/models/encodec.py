@@ -25,6 +25,7 @@ from audiocraft_mlx.models.piecewise import (
     Skip,
     TransposedConvolution,
 )
+from audiocraft_mlx.models.residual import quantize_residually
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.activations import elu
 
@@ -263,14 +264,7 @@ class ResidualQuantizer(nn.Module):
 
     def encode(self, latents: mx.array, num_codebooks: int) -> mx.array:
         """Codes int32 `[B, K, F]` of `latents` `[B, F, dimension]`: the nearest entries."""
-        residual, codes = latents, []
-        for codebook in self.codebooks[:num_codebooks]:
-            # |x - e|² without |x|², which is the same for all entries.
-            distance = (codebook * codebook).sum(axis=-1) - 2 * (residual @ codebook.T)
-            nearest = mx.argmin(distance, axis=-1)
-            residual = residual - codebook[nearest]
-            codes.append(nearest)
-        return mx.stack(codes, axis=1).astype(mx.int32)
+        return quantize_residually(latents, self.codebooks[:num_codebooks])[0]
 
     def decode(self, codes: mx.array) -> mx.array:
         """Latents `[B, F, dimension]` of `codes` `[B, K, F]`."""

@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from audiocraft_mlx.configs import Section
 from audiocraft_mlx.models.lm import sinusoidal_embedding
+from audiocraft_mlx.models.residual import quantize_residually
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.attention import attend
 from audiocraft_mlx.ops.linear import linear
@@ -119,13 +120,8 @@ class Bottleneck(nn.Module):
 
     def __call__(self, latents: mx.array, num_codebooks: int) -> tuple[mx.array, mx.array]:
         """`latents` `[B, F, dim]` as the first codebooks have them, and their codes int `[B, K, F]`."""
-        residual, codes = latents, []
-        for codebook in self.codebooks[:num_codebooks]:
-            # |x - e|² without |x|², which is the same for all entries.
-            distance = (codebook * codebook).sum(axis=-1) - 2 * (residual @ codebook.T)
-            codes.append(mx.argmin(distance, axis=-1))
-            residual = residual - codebook[codes[-1]]
-        return latents - residual, mx.stack(codes, axis=1)
+        codes, residual = quantize_residually(latents, self.codebooks[:num_codebooks])
+        return latents - residual, codes
 
 
 class StyleEncoder(nn.Module):
