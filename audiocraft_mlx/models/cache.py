@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from audiocraft_mlx.ops.attention import Stored
+from audiocraft_mlx.ops.block import Rest, remember
 from audiocraft_mlx.ops.eight_bit import EightBit, rounded
 
 Between = Callable[[mx.array, mx.array], tuple[mx.array, ...]]
@@ -52,6 +53,14 @@ class KVCache:
             EightBit(codes[:, heads:, :end], scales[:, heads:, :end]),
         )
 
+    def step(self, x: mx.array, asked: mx.array, rest: Rest, mask: mx.array | None) -> mx.array:
+        """A step through the rest of a layer, which looks at what was written so far and at itself."""
+        self._store = remember(self._store, asked, self._length)
+        if self._scales is not None:
+            self._scales = remember(self._scales, asked, self._length)
+        self._length += 1
+        return rest(x, asked, self._store, self._scales, self._length, mask)
+
 
 @dataclass
 class LMState:
@@ -70,5 +79,7 @@ class LMState:
     """What is computed from one layer's look at all so far to the next one's."""
     between_single: list[Between]
     """The same for a single step, compiled: a call costs the host little."""
+    rests: list[Rest] | None
+    """A single step through most of each layer as one operation, where there is one."""
     offset: int = 0
     """Positions read so far, the prefix and its padding included."""

@@ -16,6 +16,7 @@ from audiocraft_mlx.models.cache import Between, KVCache, LMState
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.weights import Weights, pack, rename
 from audiocraft_mlx.ops.attention import attend
+from audiocraft_mlx.ops.block import Rest, rest_of_step
 from audiocraft_mlx.ops.linear import linear
 from audiocraft_mlx.ops.native import cache_dtype
 
@@ -303,6 +304,7 @@ class LM(nn.Module):
             contexts=contexts,
             between=between,
             between_single=[mx.compile(function) for function in between],
+            rests=self._rests(conditions.batch, contexts, mask),
         )
 
     def _between(
@@ -316,6 +318,18 @@ class LM(nn.Module):
             return (x, *following[0].before(x)) if following else (x,)
 
         return between
+
+    def _rests(
+        self, rows: int, contexts: list[tuple[mx.array, mx.array] | None], mask: mx.array | None
+    ) -> list[Rest] | None:
+        if self.config.rotary_positions:
+            return None
+        rests = [
+            rest_of_step(layer, rows, context, mask)
+            for layer, context in zip(self.layers, contexts, strict=True)
+        ]
+        found = [rest for rest in rests if rest is not None]
+        return found if len(found) == len(rests) else None
 
     def __call__(self, codes: mx.array, state: LMState) -> mx.array:
         """Logits `[B, K, S, card]` for the step after each of the next steps `codes`, int `[B, K, S]`.
@@ -345,12 +359,18 @@ class LM(nn.Module):
             if config.rotary_positions
             else None,
         )
-        between = state.between_single if length == 1 else state.between
-        q, kv = self.layers[0].before(x)
-        for layer, cache, function in zip(self.layers, state.caches, between, strict=True):
-            x, *rest = function(x, layer.self_attn.look_back(q, kv, cache, place))
-            if rest:
-                q, kv = rest
+        if length == 1 and state.rests is not None:
+            visible = None if padding is None else place.mask.reshape(batch, -1)
+            for layer, cache, rest in zip(self.layers, state.caches, state.rests, strict=True):
+                asked = linear(layer.self_attn.qkv_proj, x, norm=layer.norm1)
+                x = cache.step(x, asked, rest, visible)
+        else:
+            between = state.between_single if length == 1 else state.between
+            q, kv = self.layers[0].before(x)
+            for layer, cache, function in zip(self.layers, state.caches, between, strict=True):
+                x, *rest = function(x, layer.self_attn.look_back(q, kv, cache, place))
+                if rest:
+                    q, kv = rest
         state.offset += length
         logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
         return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)

@@ -20,6 +20,9 @@ from audiocraft_mlx.errors import UsageError
 
 VARIABLE = "MUSICGEN_MLX_BLAS"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+WAIT = ("OPENBLAS_THREAD_TIMEOUT", "16")
+"""How long OpenBLAS's threads wait awake for their next product: 2^16 cycles, some microseconds. By itself it
+takes 2^26, in which they hold the processors that the other operations' threads want."""
 PREFIXES = ("scipy_", "")
 """scipy-openblas32 puts its name in front of each symbol, so as not to meet another BLAS by accident."""
 
@@ -38,6 +41,7 @@ def use_fast_blas() -> str | None:
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted == "none" or sys.platform != "linux":
         return None
+    os.environ.setdefault(*WAIT)  # it looks there when it is loaded
     mlx = _mlx_library()
     path = _openblas() if wanted == "auto" else wanted
     if mlx is None or path is None:

@@ -16,7 +16,7 @@ from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.few_rows import FEW_ROWS
 
 VARIABLE = "MUSICGEN_MLX_NATIVE"
-INTERFACE = 2
+INTERFACE = 3
 """What the extension's functions are and take: as in native/CMakeLists.txt."""
 GROUP_SIZE = 64
 """Weights that share a scale, in the quantised layers that the extension computes."""
@@ -62,30 +62,35 @@ def for_floats(x: mx.array) -> ModuleType | None:
     return on_cpu() if x.dtype == mx.float32 else None
 
 
-def linear(
-    layer: nn.Module, x: mx.array, norm: nn.LayerNorm | None, gelu: bool, residual: mx.array | None
-) -> mx.array | None:
-    """`ops.linear.linear`, in one pass over the weights; None where MLX does better, or must do it."""
-    functions = on_cpu()
-    if functions is None or x.dtype != mx.float32:
-        return None
+def weights(layer: nn.Module, rows: int) -> dict[str, Any] | None:
+    """What the extension takes a linear layer's weights as; None where MLX does better, or must do it."""
     if isinstance(layer, nn.QuantizedLinear):
         if layer.group_size != GROUP_SIZE or layer.bits not in (4, 8) or layer.scales.dtype == mx.bfloat16:
             return None
-        weights: dict[str, Any] = {
+        return {
             "w": layer.weight,
             "scales": layer.scales,
             "biases": layer.biases,
             "bits": layer.bits,
             "eight_bit_activations": getattr(layer, "eight_bit_activations", False),
+            "bias": layer.get("bias"),
         }
-    elif layer.weight.dtype == mx.float32 and x.size <= FEW_ROWS * x.shape[-1]:
-        weights = {"w": layer.weight}
-    else:
+    if layer.weight.dtype == mx.float32 and rows <= FEW_ROWS:
+        return {"w": layer.weight, "bias": layer.get("bias")}
+    return None
+
+
+def linear(
+    layer: nn.Module, x: mx.array, norm: nn.LayerNorm | None, gelu: bool, residual: mx.array | None
+) -> mx.array | None:
+    """`ops.linear.linear`, in one pass over the weights; None where MLX does better, or must do it."""
+    functions = for_floats(x)
+    own = None if functions is None else weights(layer, x.size // x.shape[-1])
+    if functions is None or own is None:
         return None
     if norm is not None:
-        weights.update(norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
-    y: mx.array = functions.linear(x, bias=layer.get("bias"), gelu=gelu, residual=residual, **weights)
+        own.update(norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+    y: mx.array = functions.linear(x, gelu=gelu, residual=residual, **own)
     return y
 
 

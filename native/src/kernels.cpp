@@ -43,6 +43,9 @@ inline Floats load(const _Float16* p) {
 inline Floats load(const int8_t* p) {
   return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+inline void store_halves(uint16_t* p, Floats v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline Floats widen(Bytes b) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)b)); }
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 #elif defined(__AVX2__)
@@ -51,6 +54,9 @@ inline Floats load(const _Float16* p) {
 }
 inline Floats load(const int8_t* p) {
   return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store_halves(uint16_t* p, Floats v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 inline Floats widen(Bytes b) {
   return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)b)));
@@ -70,6 +76,10 @@ inline Floats load(const int8_t* p) {
   SignedBytes b;
   std::memcpy(&b, p, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats);
+}
+inline void store_halves(uint16_t* p, Floats v) {
+  const Halves h = __builtin_convertvector(v, Halves);
+  std::memcpy(p, &h, sizeof h);
 }
 inline Floats widen(Bytes b) { return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats); }
 inline float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
@@ -218,6 +228,15 @@ int round_all(const float* x, int size, int8_t* x8, float* scale) {
 }
 
 void round_row(const float* x, int size, int8_t* x8, float* scale) { round_all(x, size, x8, scale); }
+
+void halve(const float* x, int size, uint16_t* y) {
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) store_halves(y + i, load(x + i));
+  for (; i < size; i++) {
+    const _Float16 half = static_cast<_Float16>(x[i]);
+    std::memcpy(y + i, &half, sizeof half);
+  }
+}
 
 void quantize(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum) {
   for (int g = 0; g < inputs / kGroup; g++) {
@@ -464,6 +483,8 @@ void linear(const Linear& a, int first, int last) {
   }
 }
 
+constexpr int kPositionsAhead = 16;
+
 template <class Value>
 void attend_as(const Head& a) {
   const Value* k = static_cast<const Value*>(a.k);
@@ -472,6 +493,7 @@ void attend_as(const Head& a) {
   float largest = -INFINITY;
   for (int t = 0; t < a.length; t++) {
     const Value* key = k + t * a.stride;
+    for (int d = 0; d < a.dim; d += 64 / sizeof(Value)) __builtin_prefetch(key + kPositionsAhead * a.stride + d);
     Floats s0{}, s1{};
     int at = 0;
     for (; at + 2 * kLanes <= vectors; at += 2 * kLanes) {
@@ -501,8 +523,12 @@ void attend_as(const Head& a) {
     const int count = std::min(block, (vectors - d0) / kLanes);
     Floats s[block] = {};
     if (count == block) {
-      for (int t = 0; t < a.length; t++)
-        for (int j = 0; j < block; j++) s[j] += a.scores[t] * load(v + t * a.stride + d0 + j * kLanes);
+      for (int t = 0; t < a.length; t++) {
+        const Value* value = v + t * a.stride + d0;
+        for (int j = 0; j < block * kLanes; j += 64 / sizeof(Value))
+          __builtin_prefetch(value + kPositionsAhead * a.stride + j);
+        for (int j = 0; j < block; j++) s[j] += a.scores[t] * load(value + j * kLanes);
+      }
     } else {
       for (int t = 0; t < a.length; t++)
         for (int j = 0; j < count; j++) s[j] += a.scores[t] * load(v + t * a.stride + d0 + j * kLanes);
@@ -659,7 +685,7 @@ void lstm(const LstmStep& a, int first, int last) {
 #define MUSICGEN_STRING(x) MUSICGEN_STRING2(x)
 extern const Kernels table;
 const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), moments, scale, layer_norm, sum_groups, split_even_odd,
-                    split_pairs, quantize, round_row, linear, attend, attend_many, elu, gelu, glu, lstm};
+                    split_pairs, quantize, round_row, halve, linear, attend, attend_many, elu, gelu, glu, lstm};
 
 }  // namespace MUSICGEN_ISA
 }  // namespace musicgen

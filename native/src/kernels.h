@@ -83,6 +83,8 @@ struct Kernels {
   void (*quantize)(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum);
   // A row in 8 bits, with one scale.
   void (*round_row)(const float* x, int size, int8_t* x8, float* scale);
+  // A row in half precision.
+  void (*halve)(const float* x, int size, uint16_t* y);
   void (*linear)(const Linear& linear, int first, int last);  // outputs first … last - 1
   void (*attend)(const Head& head);
   void (*attend_many)(const Heads& heads);

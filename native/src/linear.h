@@ -1,0 +1,166 @@
+// A linear layer with the norm in front of it, and GELU and residual behind.
+#pragma once
+#include "operation.h"
+
+namespace musicgen {
+
+// All outputs, on all threads. A norm has a weight and a bias, or there is none.
+struct Norm {
+  const float* weight;
+  const float* bias;
+  float eps;
+};
+
+// The activations as the kernel wants them: normalised, and in 8 bits or reordered if the weights are quantised.
+inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
+  const Kernels& k = kernels();
+  const size_t K = a.inputs, size = K * a.rows, groups = K / kGroup;
+  float* memory = scratch<float, Linear>(2 * size + 2 * groups * a.rows);
+  if (norm.weight) {
+    for (int r = 0; r < a.rows; r++)
+      k.layer_norm(a.x + r * K, norm.weight, norm.bias, memory + r * K, a.inputs, norm.eps);
+    a.x = memory;
+  }
+  if (a.kind == Weights::dense) return;
+  float* ordered = memory + size;
+  float* x_sum = ordered + size;
+  float* x_scale = x_sum + groups * a.rows;
+  if (eight_bit_activations) {
+    int8_t *x8 = scratch<int8_t, Linear>(2 * size), *split = x8 + size;
+    for (int r = 0; r < a.rows; r++) {
+      k.quantize(a.x + r * K, a.inputs, x8 + r * K, x_scale + r * groups, x_sum + r * groups);
+      if (a.kind == Weights::bits4) k.split_pairs(x8 + r * K, a.inputs, split + r * K);
+    }
+    a.x8 = a.kind == Weights::bits4 ? split : x8;
+  } else {
+    for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
+    if (a.kind == Weights::bits4) {
+      for (int r = 0; r < a.rows; r++) k.split_even_odd(a.x + r * K, a.inputs, ordered + r * K);
+      a.x = ordered;
+    }
+  }
+  a.x_sum = x_sum;
+  a.x_scale = x_scale;
+}
+
+inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
+  prepare(a, norm, eight_bit_activations);
+  Pool& pool = Pool::get();
+  // Pieces of some 64 KB of weights, at least a few for each thread.
+  const int bits = a.kind == Weights::dense ? 32 : a.kind == Weights::bits8 ? 8 : 4;
+  const size_t row_bytes = static_cast<size_t>(a.inputs) * bits / 8;
+  const int most = (a.outputs + pool.size() * 4 - 1) / (pool.size() * 4);
+  int piece = std::min(most, static_cast<int>(65536 / std::max<size_t>(row_bytes, 1)));
+  piece = std::max(16, (piece + 15) / 16 * 16);
+  pool.run((a.outputs + piece - 1) / piece, [&](int i) {
+    kernels().linear(a, i * piece, std::min(a.outputs, (i + 1) * piece));
+  });
+}
+
+struct LinearOptions {
+  int bits;  // 0: float32
+  bool norm, bias, gelu, residual, eight_bit_activations;
+  float eps;
+  bool operator==(const LinearOptions&) const = default;
+};
+
+inline Weights weights_of(int bits) {
+  require(bits == 0 || bits == 4 || bits == 8, "bits must be 0, 4 or 8");
+  return bits == 0 ? Weights::dense : bits == 8 ? Weights::bits8 : Weights::bits4;
+}
+
+class LinearPrimitive : public CpuPrimitive {
+ public:
+  LinearPrimitive(mx::Stream stream, LinearOptions options) : CpuPrimitive(stream), options_(options) {}
+  const char* name() const override { return "MusicgenLinear"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return options_ == static_cast<const LinearPrimitive&>(other).options_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& out = outputs[0];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    if (out.size() == 0) return;
+    const mx::array& x = inputs[0];
+    const mx::array& w = inputs[1];
+    size_t next = 2;
+    const auto floats = [&] { return inputs[next++].data<float>(); };
+
+    Linear a{};
+    a.inputs = x.shape(-1);
+    a.rows = static_cast<int>(x.size() / a.inputs);
+    a.outputs = w.shape(0);
+    a.kind = weights_of(options_.bits);
+    a.w = w.data<void>();
+    if (options_.bits) {
+      a.scale_format = format_of(inputs[next]);
+      a.scales = inputs[next++].data<void>();
+      a.biases = inputs[next++].data<void>();
+    }
+    Norm norm{nullptr, nullptr, options_.eps};
+    if (options_.norm) {
+      norm.weight = floats();
+      norm.bias = floats();
+    }
+    a.bias = options_.bias ? floats() : nullptr;
+    a.residual = options_.residual ? floats() : nullptr;
+    a.gelu = options_.gelu;
+    a.x = x.data<float>();
+    a.y = out.data<float>();
+    mx::cpu::get_command_encoder(stream()).dispatch(
+        [a, norm, eight_bit = options_.eight_bit_activations] { compute(a, norm, eight_bit); });
+  }
+
+ private:
+  LinearOptions options_;
+};
+
+// Whether these are the weights of a layer for so many inputs, quantised or not.
+inline void check_weights(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, int inputs) {
+  require(w.ndim() == 2, "w must be a matrix");
+  weights_of(bits);
+  if (!bits) return require(w.dtype() == mx::float32 && w.shape(1) == inputs, "w doesn't fit x");
+  require(scales && biases && inputs % kGroup == 0, "quantised weights need scales and biases for groups of 64");
+  require(w.dtype() == mx::uint32 && w.shape(1) == inputs * bits / 32, "w doesn't fit x");
+  for (const auto& part : {*scales, *biases}) {
+    require(part.ndim() == 2 && part.shape(0) == w.shape(0) && part.shape(1) == inputs / kGroup &&
+                part.dtype() == scales->dtype(),
+            "scales and biases don't fit w");
+    format_of(part);
+  }
+}
+
+inline mx::array linear(const mx::array& x, const mx::array& w, const Maybe& scales, const Maybe& biases, int bits,
+                 const Maybe& norm_weight, const Maybe& norm_bias, float eps, const Maybe& bias, bool gelu,
+                 const Maybe& residual, bool eight_bit_activations) {
+  require(x.dtype() == mx::float32 && x.ndim() > 0, "x must be float32");
+  const int inputs = x.shape(-1);
+  require(inputs > 0, "x has no inputs");
+  check_weights(w, scales, biases, bits, inputs);
+  const int outputs = w.shape(0);
+  const auto stream = cpu();
+  std::vector<mx::array> arrays{row_contiguous(x, stream), row_contiguous(w, stream)};
+  if (bits)
+    for (const auto& part : {*scales, *biases}) arrays.push_back(row_contiguous(part, stream));
+  const auto vector = [&](const mx::array& a, int size, const char* what) {
+    require(a.dtype() == mx::float32 && a.ndim() == 1 && a.shape(0) == size, what);
+    arrays.push_back(row_contiguous(a, stream));
+  };
+  require(norm_weight.has_value() == norm_bias.has_value(), "a norm has a weight and a bias");
+  if (norm_weight) {
+    vector(*norm_weight, inputs, "the norm's weight doesn't fit x");
+    vector(*norm_bias, inputs, "the norm's bias doesn't fit x");
+  }
+  if (bias) vector(*bias, outputs, "the bias doesn't fit w");
+  auto shape = x.shape();
+  shape.back() = outputs;
+  if (residual) {
+    require(residual->dtype() == mx::float32 && residual->shape() == shape, "the residual doesn't fit");
+    arrays.push_back(row_contiguous(*residual, stream));
+  }
+  const LinearOptions options{bits, norm_weight.has_value(), bias.has_value(), gelu, residual.has_value(),
+                              eight_bit_activations && bits != 0, eps};
+  return mx::array(shape, mx::float32, std::make_shared<LinearPrimitive>(stream, options), std::move(arrays));
+}
+
+}  // namespace musicgen
