@@ -6,12 +6,15 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
+from audiocraft_mlx.models.conditions import Conditions
+from audiocraft_mlx.models.lm import LM, LMConfig
 from audiocraft_mlx.ops import activations, attention, eight_bit, native, normalization, recurrence
 from audiocraft_mlx.ops.linear import linear
 
@@ -56,6 +59,65 @@ def test_a_dense_layer(rows: int, inputs: int, outputs: int, surrounded: bool, b
     more = {"norm": norm, "gelu": True, "residual": residual} if surrounded else {}
     assert "MusicgenLinear" in primitives(linear(layer, x, **more))
     np.testing.assert_allclose(*both(lambda: linear(layer, x, **more)), atol=2e-5)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 5, 3), (3, 64, 17), (40, 200, 61)])
+def test_a_dense_layer_in_half_precision(rows: int, inputs: int, outputs: int) -> None:
+    layer, x = nn.Linear(inputs, outputs), normal(rows, inputs)
+    layer.weight = layer.weight.astype(mx.float16)
+    ours = linear(layer, x)
+    assert "MusicgenLinear" in primitives(ours)
+    wanted = x @ layer.weight.astype(mx.float32).T + layer.bias
+    np.testing.assert_allclose(np.array(ours), np.array(wanted), atol=2e-5)
+
+
+def test_weights_are_kept_in_half_precision_where_that_changes_none_of_them() -> None:
+    exact, inexact = nn.Linear(8, 8), nn.Linear(8, 8)
+    exact.weight = exact.weight.astype(mx.float16).astype(mx.float32)
+    inexact.weight = inexact.weight + 1e-6
+    before = [np.array(layer.weight) for layer in (exact, inexact)]
+    native.keep_halves(nn.Sequential(exact, inexact))
+    assert (exact.weight.dtype, inexact.weight.dtype) == (mx.float16, mx.float32)
+    for layer, weight in zip((exact, inexact), before, strict=True):
+        np.testing.assert_array_equal(np.array(layer.weight.astype(mx.float32)), weight)
+
+
+@pytest.mark.parametrize("padding", [None, mx.array([0, 2])])
+@pytest.mark.parametrize("cross_attention", [True, False])
+@pytest.mark.parametrize(("quantized", "cache_bits"), [(False, None), (True, None), (True, 8), (False, 8)])
+def test_most_of_a_block_as_one_operation(
+    quantized: bool, cache_bits: int | None, cross_attention: bool, padding: mx.array | None
+) -> None:
+    """Equal to the operations one after the other, from the same cache."""
+    config = LMConfig(2, 16, 64, 4, 2, 128, (0, 1), cross_attention, bias_attention=True, bias_ff=True)
+    lm = LM(config)
+    if quantized:
+        nn.quantize(lm, 64, 4, class_predicate=lambda path, layer: isinstance(layer, nn.Linear))
+    lm.cache_bits = cache_bits
+    conditions = Conditions(
+        cross=normal(2, 5, 64) if cross_attention else None,
+        cross_mask=mx.array([[True] * 5, [True, True, False, False, False]]) if cross_attention else None,
+        prefix=normal(2, 3, 64),
+        prefix_padding=padding,
+    )
+    fused, apart = lm.start(conditions, 6), lm.start(conditions, 6)
+    apart.rests = None
+    codes = mx.random.randint(0, 16, (2, 2, 6))
+    for step in range(6):
+        ours = lm(codes[:, :, step : step + 1], fused)
+        assert ("MusicgenBlock" in primitives(ours)) == (step > 0)
+        theirs = lm(codes[:, :, step : step + 1], apart)
+        np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_a_cache_is_written_in_place_unless_somebody_still_holds_it(dtype: mx.Dtype) -> None:
+    cache, asked = normal(2, 4, 7, 8).astype(dtype), normal(2, 1, 48)
+    before = np.array(cache)
+    written = np.array(native.extension().remember(cache, asked, 3))
+    np.testing.assert_array_equal(np.array(cache), before)
+    before[:, :, 3] = np.array(asked[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
+    np.testing.assert_array_equal(written, before)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -197,6 +259,19 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
         lambda e: e.glu(normal(2, 3)),
         lambda e: e.group_norm(normal(2, 3), normal(2), normal(3), 1e-5),
         lambda e: e.group_norm(normal(3), normal(3), normal(3), 1e-5),
+        lambda e: e.remember(normal(1, 4, 7, 8), normal(1, 1, 48), 7),
+        lambda e: e.remember(normal(1, 4, 7, 8), normal(1, 1, 40), 0),
+        lambda e: e.remember(normal(2, 4, 7, 8), normal(1, 1, 48), 0),
+        lambda e: e.BlockNorm(normal(3), normal(4), 1e-5),
+        lambda e: e.BlockLinear(normal(3)),
+        lambda e: e.BlockLinear(normal(3, 4), bias=normal(4)),
+        lambda e: block_of(e, heads=3),
+        lambda e: block_of(e, hidden=9),
+        lambda e: block_of(e)(normal(1, 1, 7), normal(1, 1, 24), normal(1, 4, 5, 4), None, 1),
+        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 16), normal(1, 4, 5, 4), None, 1),
+        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 3), None, 1),
+        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, 6),
+        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), normal(1, 4, 5), 1),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 3), normal(1, 2), normal(1, 2)),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 2), normal(2, 2), normal(1, 2)),
     ],
@@ -245,6 +320,16 @@ def test_results_are_the_same_from_run_to_run() -> None:
     first = np.array(linear(layer, x))
     for _ in range(20):
         np.testing.assert_array_equal(np.array(linear(layer, x)), first)
+
+
+def block_of(extension: ModuleType, heads: int = 2, hidden: int = 16) -> Callable[..., mx.array]:
+    """Of 8 values, with a feed-forward of 16."""
+    out, linear1, linear2 = (
+        extension.BlockLinear(normal(*shape)) for shape in ((8, 8), (hidden, 8), (8, 16))
+    )
+    return extension.Block(
+        heads, out, None, extension.BlockNorm(normal(8), normal(8), 1e-5), linear1, linear2
+    )
 
 
 def primitives(array: mx.array) -> str:

@@ -109,12 +109,12 @@ def _randomize(network: nn.Module, key: mx.array, dtype: mx.Dtype) -> None:
 
 
 def _random(name: str, wanted: tuple[int, ...], key: mx.array) -> mx.array:
-    """A tensor such that what goes through it neither grows nor vanishes."""
+    """Such that what goes through it neither grows nor vanishes; in half precision, as releases are."""
     size = math.prod(wanted)
     noise = mx.random.normal((min(size, _NOISE),), key=key)
-    noise = mx.tile(noise, -(-size // _NOISE))[:size].reshape(wanted)
     if len(wanted) == 1:
-        return 0.01 * noise + (1 if name.endswith("weight") else 0)  # a norm's gain, or a bias
-    if "embed" in name or "codebooks" in name:
-        return noise
-    return noise / math.sqrt(math.prod(wanted[1:]))
+        noise = 0.01 * noise + (1 if name.endswith("weight") else 0)  # a norm's gain, or a bias
+    elif "embed" not in name and "codebooks" not in name:
+        noise = noise / math.sqrt(math.prod(wanted[1:]))
+    noise = noise.astype(mx.float16)
+    return mx.tile(noise, -(-size // _NOISE))[:size].reshape(wanted)

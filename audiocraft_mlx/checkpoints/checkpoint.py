@@ -27,6 +27,7 @@ from audiocraft_mlx.models.lm import LM, LMConfig
 from audiocraft_mlx.models.t5 import T5Config
 from audiocraft_mlx.models.weights import Weights, load_strict, parameters
 from audiocraft_mlx.ops.device import on_gpu
+from audiocraft_mlx.ops.native import keep_halves
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -60,6 +61,7 @@ class Checkpoint:
 
     def evaluate(self) -> None:
         """Compute every weight that is only promised yet, one at a time: the peak stays near what is kept."""
+        keep_halves(self.lm)
         for network in self._networks():
             for weight in parameters(network).values():
                 mx.eval(weight)

@@ -360,7 +360,7 @@ class LM(nn.Module):
             else None,
         )
         if length == 1 and state.rests is not None:
-            visible = None if padding is None else place.mask.reshape(batch, -1)
+            visible = place.mask.reshape(batch, -1) if isinstance(place.mask, mx.array) else None
             for layer, cache, rest in zip(self.layers, state.caches, state.rests, strict=True):
                 asked = linear(layer.self_attn.qkv_proj, x, norm=layer.norm1)
                 x = cache.step(x, asked, rest, visible)
@@ -368,9 +368,9 @@ class LM(nn.Module):
             between = state.between_single if length == 1 else state.between
             q, kv = self.layers[0].before(x)
             for layer, cache, function in zip(self.layers, state.caches, between, strict=True):
-                x, *rest = function(x, layer.self_attn.look_back(q, kv, cache, place))
-                if rest:
-                    q, kv = rest
+                x, *next_asked = function(x, layer.self_attn.look_back(q, kv, cache, place))
+                if next_asked:
+                    q, kv = next_asked
         state.offset += length
         logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
         return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)

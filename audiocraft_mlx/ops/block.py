@@ -13,15 +13,16 @@ import mlx.nn as nn
 from audiocraft_mlx.ops import native
 
 Rest = Callable[[mx.array, mx.array, mx.array, mx.array | None, int, mx.array | None], mx.array]
-"""From what the self-attention asks for to the block's end: `x` `[B, 1, dim]`, queries, keys and values in one
-`[B, 1, 3 * dim]`, the cache `[B, 2 * heads, capacity, head_dim]` and, if it is in 8 bits, its scales; how many of its
-positions are looked at, the step's own included; bool `[B, length]`, False where it may not look, or None."""
+"""From what the self-attention asks for to the block's end: `x` `[B, 1, dim]`; queries, keys and values in
+one `[B, 1, 3 * dim]`; the cache `[B, 2 * heads, capacity, head_dim]` and, if it is in 8 bits, its scales; how
+many of its positions are looked at, the step's own included; bool `[B, length]`, False where it may not look,
+or None."""
 
 
 def rest_of_step(
     layer: nn.Module, rows: int, context: tuple[mx.array, mx.array] | None, context_mask: mx.array | None
 ) -> Rest | None:
-    """Single steps of `rows` rows through `layer`, a `models.lm.Block`; None where there is no such operation.
+    """Single steps of `rows` rows through `layer`, a `models.lm.Block`; None where there is no such thing.
 
     `context` are keys and values of the cross-attention, `context_mask` is bool `[B, 1, 1, T]`.
     """

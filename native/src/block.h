@@ -56,7 +56,7 @@ class BlockLinear {
   void operator()(int rows, const float* x, float* y, const Norm& norm, bool gelu = false,
                   const float* residual = nullptr) const {
     Linear a{};
-    a.kind = weights_of(bits_);
+    a.kind = weights_of(w_, bits_);
     a.rows = rows;
     a.outputs = outputs();
     a.inputs = inputs();

@@ -245,23 +245,23 @@ void quantize(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_s
   }
 }
 
-// Floats ahead of those in use that are asked for already: processors by themselves stop at the end of a page.
-constexpr int kAhead = 512;
+// How far ahead weights are asked for: processors by themselves stop at the end of a page.
+constexpr int kBytesAhead = 4096;
 
 // Rows of activations that share one reading of the weights: R of them, and two outputs at a time.
-template <int R>
+template <class Value, int R>
 void dense(const Linear& a, int row, int first, int last) {
   const int K = a.inputs;
   const float* x = a.x + static_cast<size_t>(row) * K;
   for (int n = first; n < last; n += 2) {
     const bool pair = n + 1 < last;
-    const float* w0 = static_cast<const float*>(a.w) + static_cast<size_t>(n) * K;
-    const float* w1 = pair ? w0 + K : w0;
+    const Value* w0 = static_cast<const Value*>(a.w) + static_cast<size_t>(n) * K;
+    const Value* w1 = pair ? w0 + K : w0;
     Floats s0[R] = {}, s1[R] = {};
     int k = 0;
     for (; k + kLanes <= K; k += kLanes) {
-      __builtin_prefetch(w0 + kAhead + k);
-      __builtin_prefetch(w1 + kAhead + k);
+      __builtin_prefetch(w0 + kBytesAhead / sizeof(Value) + k);
+      __builtin_prefetch(w1 + kBytesAhead / sizeof(Value) + k);
       const Floats a0 = load(w0 + k), a1 = load(w1 + k);
       for (int r = 0; r < R; r++) {
         const Floats b = load(x + static_cast<size_t>(r) * K + k);
@@ -272,8 +272,8 @@ void dense(const Linear& a, int row, int first, int last) {
     for (int r = 0; r < R; r++) {
       float y0 = sum(s0[r]), y1 = sum(s1[r]);
       for (int t = k; t < K; t++) {
-        y0 += w0[t] * x[static_cast<size_t>(r) * K + t];
-        y1 += w1[t] * x[static_cast<size_t>(r) * K + t];
+        y0 += static_cast<float>(w0[t]) * x[static_cast<size_t>(r) * K + t];
+        y1 += static_cast<float>(w1[t]) * x[static_cast<size_t>(r) * K + t];
       }
       float* y = a.y + static_cast<size_t>(row + r) * a.outputs + n;
       y[0] = y0;
@@ -340,12 +340,14 @@ inline void add_group8(const uint8_t* w, const int8_t* x, int odd, int K, const 
   }
 }
 
-#ifdef __AVX512VNNI__
+#ifdef __AVX512F__
 inline Floats load_some(const float* p, __mmask16 some) { return (Floats)_mm512_maskz_loadu_ps(some, p); }
 inline Floats load_some(const _Float16* p, __mmask16 some) {
   return (Floats)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, p));
 }
+#endif
 
+#ifdef __AVX512VNNI__
 // 4-bit weights and activations in 8 bits: two groups at a time, each in a half of the registers.
 template <class Scale, int R>
 void few_bits(const Linear& a, int row, int first, int last) {
@@ -372,7 +374,7 @@ void few_bits(const Linear& a, int row, int first, int last) {
         // A last group without another has its even inputs in one half, and its odd ones in the other.
         const bool pair = g + 1 < count;
         const uint8_t* group = w + static_cast<size_t>(g0 + g) * (kGroup / 2);
-        __builtin_prefetch(group + 1024);
+        __builtin_prefetch(group + kBytesAhead);
         const __m512i both = _mm512_maskz_loadu_epi64(pair ? 0xff : 0x0f, group);
         __m512i even = _mm512_and_si512(both, mask);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
@@ -391,8 +393,50 @@ void few_bits(const Linear& a, int row, int first, int last) {
 }
 #endif
 
+#ifdef __AVX512F__
+// 8-bit weights and activations as they are.
+template <class Scale, int R>
+void many_bits(const Linear& a, int row, int first, int last) {
+  const int K = a.inputs, groups = K / kGroup;
+  const float* x = a.x + static_cast<size_t>(row) * K;
+  for (int n = first; n < last; n++) {
+    const size_t of_output = static_cast<size_t>(n) * groups;
+    const uint8_t* w = static_cast<const uint8_t*>(a.w) + of_output * kGroup;
+    Floats s[R] = {}, offsets[R] = {};
+    for (int g0 = 0; g0 < groups; g0 += kLanes) {
+      const int count = std::min(kLanes, groups - g0);
+      const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
+      float scales[kLanes];
+      store(scales, load_some(static_cast<const Scale*>(a.scales) + of_output + g0, some));
+      const Floats biases = load_some(static_cast<const Scale*>(a.biases) + of_output + g0, some);
+      for (int r = 0; r < R; r++)
+        offsets[r] += biases * load_some(a.x_sum + static_cast<size_t>(row + r) * groups + g0, some);
+      for (int g = 0; g < count; g++) {
+        const size_t k = static_cast<size_t>(g0 + g) * kGroup;
+        __builtin_prefetch(w + k + kBytesAhead);
+        Floats t[R];
+        for (int i = 0; i < kGroup; i += kLanes) {
+          const Floats v = widen(load_bytes(w + k + i));
+          for (int r = 0; r < R; r++) {
+            const Floats product = v * load(x + static_cast<size_t>(r) * K + k + i);
+            t[r] = i ? t[r] + product : product;
+          }
+        }
+        for (int r = 0; r < R; r++) s[r] += t[r] * scales[g];
+      }
+    }
+    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r] + offsets[r]);
+  }
+}
+#endif
+
 template <Weights kind, int R>
 void quantized(const Linear& a, int row, int first, int last) {
+#ifdef __AVX512F__
+  if (kind == Weights::bits8 && !a.x8)
+    return a.scale_format == Format::float16 ? many_bits<_Float16, R>(a, row, first, last)
+                                             : many_bits<float, R>(a, row, first, last);
+#endif
 #ifdef __AVX512VNNI__
   if (kind == Weights::bits4 && a.x8)
     return a.scale_format == Format::float16 ? few_bits<_Float16, R>(a, row, first, last)
@@ -430,7 +474,7 @@ void quantized(const Linear& a, int row, int first, int last) {
       const auto add = [&](int g, Floats* to) {
         const uint8_t* group = w + static_cast<size_t>(g0 + g) * group_bytes;
         const size_t k = static_cast<size_t>(g0 + g) * kGroup;
-        __builtin_prefetch(group + 1024);
+        __builtin_prefetch(group + kBytesAhead);
         if (!x8)
           add_group<kind, R>(group, x + k, K, scales[g], to);
         else if (kind == Weights::bits8 || (groups % 2 && g0 + g == groups - 1))
@@ -452,7 +496,8 @@ void quantized(const Linear& a, int row, int first, int last) {
 template <int R>
 void rows(const Linear& a, int row, int first, int last) {
   switch (a.kind) {
-    case Weights::dense: return dense<R>(a, row, first, last);
+    case Weights::floats: return dense<float, R>(a, row, first, last);
+    case Weights::halves: return dense<_Float16, R>(a, row, first, last);
     case Weights::bits8: return quantized<Weights::bits8, R>(a, row, first, last);
     case Weights::bits4: return quantized<Weights::bits4, R>(a, row, first, last);
   }
@@ -483,7 +528,7 @@ void linear(const Linear& a, int first, int last) {
   }
 }
 
-constexpr int kPositionsAhead = 16;
+constexpr int kPositionsAhead = 16;  // whose keys, or values, are asked for already
 
 template <class Value>
 void attend_as(const Head& a) {
@@ -662,8 +707,8 @@ void lstm(const LstmStep& a, int first, int last) {
         Floats s0{}, s1{};
         int k = 0;
         for (; k + 2 * kLanes <= dim; k += 2 * kLanes) {
-          __builtin_prefetch(w + kAhead + k);
-          __builtin_prefetch(w + kAhead + k + kLanes);
+          __builtin_prefetch(w + kBytesAhead / sizeof(float) + k);
+          __builtin_prefetch(w + kBytesAhead / sizeof(float) + k + kLanes);
           s0 += load(w + k) * load(a.h + k);
           s1 += load(w + k + kLanes) * load(a.h + k + kLanes);
         }

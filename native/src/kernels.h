@@ -6,7 +6,7 @@
 namespace musicgen {
 
 enum class Format : int { float32, float16, int8 };  // of quantisation scales (not int8), and of keys and values
-enum class Weights : int { dense, bits8, bits4 };
+enum class Weights : int { floats, halves, bits8, bits4 };
 
 constexpr int kGroup = 64;  // weights that share a scale and a bias
 
@@ -14,7 +14,7 @@ constexpr int kGroup = 64;  // weights that share a scale and a bias
 struct Linear {
   Weights kind;
   int rows, outputs, inputs;
-  const void* w;        // float32 [N, K], or MLX's affine layout: 8 or 4 bits each, lowest first
+  const void* w;        // float32 or float16 [N, K], or MLX's affine layout: 8 or 4 bits each, lowest first
   const void* scales;   // [N, K / kGroup]
   const void* biases;
   Format scale_format;

@@ -21,7 +21,7 @@ inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
       k.layer_norm(a.x + r * K, norm.weight, norm.bias, memory + r * K, a.inputs, norm.eps);
     a.x = memory;
   }
-  if (a.kind == Weights::dense) return;
+  if (a.kind == Weights::floats || a.kind == Weights::halves) return;
   float* ordered = memory + size;
   float* x_sum = ordered + size;
   float* x_scale = x_sum + groups * a.rows;
@@ -47,8 +47,8 @@ inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
   prepare(a, norm, eight_bit_activations);
   Pool& pool = Pool::get();
   // Pieces of some 64 KB of weights, at least a few for each thread.
-  const int bits = a.kind == Weights::dense ? 32 : a.kind == Weights::bits8 ? 8 : 4;
-  const size_t row_bytes = static_cast<size_t>(a.inputs) * bits / 8;
+  constexpr int bits[] = {32, 16, 8, 4};
+  const size_t row_bytes = static_cast<size_t>(a.inputs) * bits[static_cast<int>(a.kind)] / 8;
   const int most = (a.outputs + pool.size() * 4 - 1) / (pool.size() * 4);
   int piece = std::min(most, static_cast<int>(65536 / std::max<size_t>(row_bytes, 1)));
   piece = std::max(16, (piece + 15) / 16 * 16);
@@ -58,15 +58,16 @@ inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
 }
 
 struct LinearOptions {
-  int bits;  // 0: float32
+  int bits;  // 0: not quantised
   bool norm, bias, gelu, residual, eight_bit_activations;
   float eps;
   bool operator==(const LinearOptions&) const = default;
 };
 
-inline Weights weights_of(int bits) {
+inline Weights weights_of(const mx::array& w, int bits) {
   require(bits == 0 || bits == 4 || bits == 8, "bits must be 0, 4 or 8");
-  return bits == 0 ? Weights::dense : bits == 8 ? Weights::bits8 : Weights::bits4;
+  if (bits) return bits == 8 ? Weights::bits8 : Weights::bits4;
+  return format_of(w) == Format::float16 ? Weights::halves : Weights::floats;
 }
 
 class LinearPrimitive : public CpuPrimitive {
@@ -90,7 +91,7 @@ class LinearPrimitive : public CpuPrimitive {
     a.inputs = x.shape(-1);
     a.rows = static_cast<int>(x.size() / a.inputs);
     a.outputs = w.shape(0);
-    a.kind = weights_of(options_.bits);
+    a.kind = weights_of(w, options_.bits);
     a.w = w.data<void>();
     if (options_.bits) {
       a.scale_format = format_of(inputs[next]);
@@ -118,8 +119,8 @@ class LinearPrimitive : public CpuPrimitive {
 // Whether these are the weights of a layer for so many inputs, quantised or not.
 inline void check_weights(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, int inputs) {
   require(w.ndim() == 2, "w must be a matrix");
-  weights_of(bits);
-  if (!bits) return require(w.dtype() == mx::float32 && w.shape(1) == inputs, "w doesn't fit x");
+  weights_of(w, bits);
+  if (!bits) return require(w.shape(1) == inputs, "w doesn't fit x");
   require(scales && biases && inputs % kGroup == 0, "quantised weights need scales and biases for groups of 64");
   require(w.dtype() == mx::uint32 && w.shape(1) == inputs * bits / 32, "w doesn't fit x");
   for (const auto& part : {*scales, *biases}) {

@@ -60,14 +60,22 @@ void compare_linear(const Kernels& k, Linear a, const std::vector<float>& x, con
 
 void test_dense(const Kernels& k) {
   Linear a{};
-  a.kind = Weights::dense;
+  a.kind = between(0, 1) ? Weights::floats : Weights::halves;
   a.rows = between(1, 9);
   a.outputs = between(1, 70);
   a.inputs = between(1, 300);
-  const auto x = random_floats(a.rows * a.inputs), w = random_floats(a.outputs * a.inputs);
+  const auto x = random_floats(a.rows * a.inputs);
+  auto w = random_floats(a.outputs * a.inputs);
+  std::vector<uint16_t> halves(w.size());
+  if (a.kind == Weights::halves)
+    for (size_t i = 0; i < w.size(); i++) {
+      const _Float16 half = static_cast<_Float16>(w[i]);
+      std::memcpy(&halves[i], &half, sizeof half);
+      w[i] = static_cast<float>(half);
+    }
   const auto bias = random_floats(a.outputs), residual = random_floats(a.rows * a.outputs);
   a.x = x.data();
-  a.w = w.data();
+  a.w = a.kind == Weights::halves ? static_cast<const void*>(halves.data()) : w.data();
   if (between(0, 1)) a.bias = bias.data();
   if (between(0, 1)) a.residual = residual.data();
   a.gelu = between(0, 1);
@@ -212,6 +220,13 @@ void test_rest(const Kernels& k) {
   const int dim = between(1, 200);
   const auto x = random_floats(dim), weight = random_floats(dim), bias = random_floats(dim);
   std::vector<float> y(dim);
+  std::vector<uint16_t> halves(dim);
+  k.halve(x.data(), dim, halves.data());
+  for (int i = 0; i < dim; i++) {
+    _Float16 half;
+    std::memcpy(&half, &halves[i], sizeof half);
+    check(k.name, "halve", static_cast<float>(half), static_cast<float>(static_cast<_Float16>(x[i])), 0);
+  }
   k.layer_norm(x.data(), weight.data(), bias.data(), y.data(), dim, 1e-5f);
   const double mean = std::accumulate(x.begin(), x.end(), 0.0) / dim;
   double variance = 0;
