@@ -112,13 +112,22 @@ def test_a_chunk_is_at_least_a_frame(mono: MusicGen, seconds: object) -> None:
 
 
 def test_every_duration_has_its_frames(mono: MusicGen, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The plan decides; the longest runs go through the networks in another test.
+    # The plan decides; runs in windows go through the networks in the next test.
     mono.max_duration = 30.0
     for tenths in range(1, 1801):
         mono.set_generation_params(duration=tenths / 10)
         frames = int(tenths / 10 * 50)
         counted = _planned(mono, frames)
         assert counted == frames
+
+
+def test_every_duration_has_its_frames_through_the_networks(mono: MusicGen) -> None:
+    mono.max_duration = 1.0
+    for tenths in range(1, 41):
+        mono.set_generation_params(duration=tenths / 10, extend_stride=0.6, seed=0)
+        audio, codes = mono.generate(["rock"], return_tokens=True)
+        frames = int(tenths / 10 * 50)
+        assert (codes.shape[2], audio.shape[2]) == (frames, frames * 640)
 
 
 def _planned(model: MusicGen, frames: int) -> int:
