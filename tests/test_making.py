@@ -206,8 +206,12 @@ def test_a_file_that_cannot_be_heard_is_refused_before_the_model_is_loaded(
     assert fake.asked == {}
 
 
-def test_a_silent_melody_is_refused(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    soundfile.write("tune.wav", np.zeros(RATE), RATE)
+@pytest.mark.parametrize("right", [0.0, -1.0], ids=["silence", "channels that cancel each other"])
+def test_a_silent_melody_is_refused(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], right: float
+) -> None:
+    left = np.full(RATE, abs(right) / 2)
+    soundfile.write("tune.wav", np.stack([left, right * left], axis=1), RATE)
     assert main(["piano", "-m", "melody", "--melody", "tune.wav"]) == 2
     assert "tune.wav is silent" in capsys.readouterr().err
 
