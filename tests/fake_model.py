@@ -23,6 +23,7 @@ class FakeModel:
     frame_rate = 50
     audio_channels = 2
     max_duration = 30.0
+    longest_heard = 90.0
     lm = SimpleNamespace(config=SimpleNamespace(num_layers=2, dim=8), dtype=SimpleNamespace(size=4))
 
     def __init__(self) -> None:

@@ -17,10 +17,11 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.normalize import fade_out, normalize_audio
 from audiocraft_mlx.audio.tags import read_tags
 from audiocraft_mlx.checkpoints import demucs
-from audiocraft_mlx.cli import audiogen, memory
+from audiocraft_mlx.cli import audiogen, memory, results
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.errors import CheckpointError
 
 from .fake_model import FakeModel, install, raiser
@@ -402,6 +403,31 @@ def test_pictures_are_numbered_like_their_clips(
         assert data.startswith(b"\x89PNG")
         heights.append(int.from_bytes(data[20:24], "big"))
     assert heights[0] > heights[1], "the melody has a panel of its own"
+
+
+def test_a_picture_shows_what_was_heard_of_a_style(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each clip its own excerpt, of the audio that the model hears, in its place in the file."""
+    tone("tune.wav")
+    fake.hears = frozenset({"style"})
+    fake._style = StyleParams(excerpt_length=0.25)
+    shown = []
+    monkeypatch.setattr(results, "plot", lambda *arguments: shown.append(arguments[-1]))
+
+    class Listener(StyleConditioner):
+        def __init__(self) -> None:
+            self.sample_rate = RATE
+
+        def excerpt_start(self, room: int, seed: int, window: int) -> int:
+            assert (room, window) == (RATE * 3 // 4, 0)
+            return seed * 100
+
+    fake._listener = Listener()
+    arguments = ["a", "-n", "2", "-d", "0.1", "-m", "style", "--style", "tune.wav", "--plot", "p.png"]
+    assert main([*arguments, "--seed", "3"]) == 0
+    assert [(len(one.audio), one.sample_rate, one.start) for one in shown] == [
+        (RATE // 4, RATE, 300 / RATE),
+        (RATE // 4, RATE, 400 / RATE),
+    ]
 
 
 # Standard output

@@ -7,7 +7,7 @@ import pytest
 
 from audiocraft_mlx import OutputError, UsageError
 from audiocraft_mlx.audio import picture
-from audiocraft_mlx.audio.picture import mel_spectrogram, plot
+from audiocraft_mlx.audio.picture import Chroma, Excerpt, mel_spectrogram, plot
 
 RATE = 32000
 
@@ -41,6 +41,15 @@ def test_a_picture_is_a_png(tmp_path: Path, channels: int) -> None:
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     assert width > 800
     assert height > 400
+
+
+def test_what_was_heard_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    heights = []
+    heard = [None, Chroma(np.eye(12, dtype=np.float32), 0.1), Excerpt(tone(440), RATE, 4.0)]
+    for index, one in enumerate(heard):
+        plot(tmp_path / f"{index}.png", tone(440)[None], RATE, "piano", one)
+        heights.append(int.from_bytes((tmp_path / f"{index}.png").read_bytes()[20:24], "big"))
+    assert heights[0] < heights[1] == heights[2]
 
 
 def test_silence_and_a_very_short_clip_have_pictures_too(tmp_path: Path) -> None:

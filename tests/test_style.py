@@ -220,6 +220,15 @@ def test_an_excerpt_comes_from_its_own_seed_and_window_alone(golden: SimpleNames
     assert not any(np.array_equal(other, alone[0]) for other in others)
 
 
+def test_an_excerpt_is_part_of_the_audio_in_mono(golden: SimpleNamespace) -> None:
+    audio = mx.concatenate([golden.audios[0], -0.5 * golden.audios[0]])
+    excerpt, start = golden.conditioner.excerpt(audio, StyleParams(excerpt_length=1.5), seed=3)
+    assert excerpt.shape == (48000,)
+    np.testing.assert_allclose(
+        np.array(excerpt), np.array(golden.audios[0][0, start : start + 48000]) / 4, atol=1e-6
+    )
+
+
 def test_excerpts_are_drawn_from_everywhere(golden: SimpleNamespace) -> None:
     drawn = {golden.conditioner.excerpt_start(3, seed, 0) for seed in range(100)}
     assert drawn == {0, 1, 2, 3}

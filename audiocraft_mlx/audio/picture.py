@@ -1,4 +1,4 @@
-"""A picture of a clip: its waveform, its mel spectrogram, and the melody that it was given."""
+"""A picture of a clip: its waveform, its mel spectrogram, and what was heard of a melody or a style."""
 
 from __future__ import annotations
 
@@ -50,10 +50,21 @@ class Chroma:
     hop: float
 
 
-def plot(path: Path, audio: np.ndarray, sample_rate: int, title: str, melody: Chroma | None = None) -> None:
+@dataclass(frozen=True)
+class Excerpt:
+    """What a model hears of a style: mono `audio` float32 `[samples]`, from second `start` on."""
+
+    audio: np.ndarray
+    sample_rate: int
+    start: float
+
+
+def plot(
+    path: Path, audio: np.ndarray, sample_rate: int, title: str, heard: Chroma | Excerpt | None = None
+) -> None:
     """Draw `audio` float32 `[channels, samples]` into a PNG file, with `title` above.
 
-    With a `melody` its chroma is drawn below.
+    What was `heard` is drawn below: a melody's chroma, or the mel spectrogram of a style's excerpt.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -63,31 +74,36 @@ def plot(path: Path, audio: np.ndarray, sample_rate: int, title: str, melody: Ch
     from matplotlib.figure import Figure
 
     seconds = np.arange(audio.shape[1]) / sample_rate
-    heights = (1, 2) if melody is None else (1, 2, 1.2)
+    heights = (1, 2) if heard is None else (1, 2, 1.2)
     figure = Figure(figsize=(11, 2 * sum(heights)), layout="constrained")
-    wave, spectrum, *rest = panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    wave, spectrum, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
+    spectrum.sharex(wave)
     figure.suptitle(title, wrap=True, parse_math=False)
     for channel, name in zip(audio, ("left", "right") if len(audio) == 2 else ("mono",), strict=True):
         wave.plot(seconds, channel, linewidth=0.4, alpha=0.8, label=name)
     wave.set(ylabel="amplitude", xlim=(0, audio.shape[1] / sample_rate))
+    wave.tick_params(labelbottom=False)
     if len(audio) == 2:
         wave.legend(loc="upper right")
-    levels, centres = mel_spectrogram(audio.mean(axis=0), sample_rate)
-    drawn = spectrum.pcolormesh(
-        np.arange(levels.shape[1]) * _HOP / sample_rate,
-        np.arange(_MELS),
-        levels,
-        cmap="magma",
-        rasterized=True,
-    )
-    ticks = [hertz for hertz in (100, 300, 1000, 3000, 10000) if hertz < centres[-1]]
-    spectrum.set_yticks(np.interp(ticks, centres, np.arange(_MELS)), [f"{hertz:,}" for hertz in ticks])
-    spectrum.set(ylabel="mel frequency (Hz)")
+    drawn = _draw_spectrum(spectrum, audio.mean(axis=0), sample_rate)
     figure.colorbar(drawn, ax=spectrum, label="level (dB)")
-    if melody is not None:
-        _draw_chroma(rest[0], melody, audio.shape[1] / sample_rate)
-    panels[-1].set(xlabel="time (s)")
+    spectrum.set(ylabel="mel frequency (Hz)", xlabel="time (s)")
+    if isinstance(heard, Chroma):
+        rest[0].sharex(wave)
+        _draw_chroma(rest[0], heard, audio.shape[1] / sample_rate)
+    elif heard is not None:
+        _draw_spectrum(rest[0], heard.audio, heard.sample_rate, heard.start)
+        rest[0].set(ylabel="style heard (Hz)", xlabel="time in the style's file (s)")
     replace_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _draw_spectrum(panel: Any, audio: np.ndarray, sample_rate: int, start: float = 0.0) -> Any:
+    """The mel spectrogram of mono `audio`, which begins at second `start`; what a colour bar is for."""
+    levels, centres = mel_spectrogram(audio, sample_rate)
+    ticks = [hertz for hertz in (100, 300, 1000, 3000, 10000) if hertz < centres[-1]]
+    panel.set_yticks(np.interp(ticks, centres, np.arange(_MELS)), [f"{hertz:,}" for hertz in ticks])
+    times = start + np.arange(levels.shape[1]) * _HOP / sample_rate
+    return panel.pcolormesh(times, np.arange(_MELS), levels, cmap="magma", rasterized=True)
 
 
 def _draw_chroma(panel: Any, melody: Chroma, seconds: float) -> None:
@@ -100,4 +116,4 @@ def _draw_chroma(panel: Any, melody: Chroma, seconds: float) -> None:
         rasterized=True,
     )
     panel.set_yticks(np.arange(len(_PITCHES)), _PITCHES)
-    panel.set(ylabel="melody (pitch class)")
+    panel.set(ylabel="melody (pitch class)", xlabel="time (s)")

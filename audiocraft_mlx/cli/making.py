@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.audio.picture import Chroma
+from audiocraft_mlx.audio.picture import Chroma, Excerpt
 from audiocraft_mlx.audio.recording import Recording
 from audiocraft_mlx.audio.write import check_size
 from audiocraft_mlx.cli.arguments import PROMPT_SECONDS, STREAM
@@ -26,6 +26,7 @@ from audiocraft_mlx.cli.results import Results, Written
 from audiocraft_mlx.cli.streaming import ClipStream
 
 if TYPE_CHECKING:
+    from audiocraft_mlx.conditioning.melody import MelodyConditioner
     from audiocraft_mlx.models.genmodel import GenModel
     from audiocraft_mlx.models.htdemucs import HTDemucs
 
@@ -55,7 +56,8 @@ class Making:
         self._frames = int(arguments.duration * model.frame_rate)
         self._seconds = self._frames * self._hop / model.sample_rate
         self._prompt = None if original is None else self._tail(original)
-        self._results = Results(arguments, model.sample_rate, original, separator, self._chroma())
+        self._melody: Chroma | None = None
+        self._results = Results(arguments, model.sample_rate, original, separator, self._picture_of_heard)
         self._say_what_is_off()
 
     def make(self, batch: Sequence[Clip], total: int) -> list[Path]:
@@ -235,20 +237,39 @@ class Making:
         seconds = self._arguments.prompt_seconds or PROMPT_SECONDS
         return original.tail(seconds, self._model.sample_rate, self._model.audio_channels, self._hop)
 
-    def _chroma(self) -> Chroma | None:
-        """What the model hears of the melody, if there is a picture to draw it into."""
-        if self._arguments.plot is None or self._arguments.melody is None or self._heard is None:
+    def _picture_of_heard(self, seed: int) -> Chroma | Excerpt | None:
+        """What the model hears, for the clip of that seed, of the melody or style that it was given."""
+        if self._heard is None:
             return None
-        from audiocraft_mlx.audio.resample import convert_audio
         from audiocraft_mlx.conditioning.melody import MelodyConditioner
+        from audiocraft_mlx.conditioning.style import StyleConditioner
 
         model = self._model
         listener = model._listener
-        if not isinstance(listener, MelodyConditioner):
+        if isinstance(listener, MelodyConditioner):
+            return self._chroma(listener)
+        if not isinstance(listener, StyleConditioner):
             return None
-        wav = convert_audio(self._heard.audio, self._heard.rate, model.sample_rate, model.audio_channels)
-        config = listener.config
-        return Chroma(np.asarray(listener.chroma(wav)), config.hop_length / config.sample_rate)
+        audio = self._heard_by_model()
+        if self._seconds > model.max_duration:  # the first window's
+            audio = audio[:, mx.arange(int(model.max_duration * model.sample_rate)) % audio.shape[1]]
+        excerpt, start = listener.excerpt(audio, model._style, seed)
+        return Excerpt(np.asarray(excerpt), model.sample_rate, start / model.sample_rate)
+
+    def _chroma(self, listener: MelodyConditioner) -> Chroma:
+        if self._melody is None:  # the same for all clips
+            config = listener.config
+            frames = np.asarray(listener.chroma(self._heard_by_model()))
+            self._melody = Chroma(frames, config.hop_length / config.sample_rate)
+        return self._melody
+
+    def _heard_by_model(self) -> mx.array:
+        assert self._heard is not None
+        from audiocraft_mlx.audio.resample import convert_audio
+
+        model = self._model
+        audio = self._heard.audio[:, : int(model.longest_heard * self._heard.rate)]
+        return convert_audio(audio, self._heard.rate, model.sample_rate, model.audio_channels)
 
     def _tell_peak(self, written: Written) -> None:
         if written.peak > 1:

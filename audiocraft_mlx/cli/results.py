@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiocraft_mlx.audio.normalize import fade_out, normalize_audio
-from audiocraft_mlx.audio.picture import Chroma, plot
+from audiocraft_mlx.audio.picture import Chroma, Excerpt, plot
 from audiocraft_mlx.audio.recording import Recording
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.audio.write import write_audio
@@ -47,11 +48,12 @@ class Results:
         model_rate: int,
         original: Original | None = None,
         separator: HTDemucs | None = None,
-        melody: Chroma | None = None,
+        picture_of_heard: Callable[[int], Chroma | Excerpt | None] = lambda seed: None,
     ) -> None:
         self._arguments = arguments
         self._model_rate = model_rate
-        self._original, self._separator, self._melody = original, separator, melody
+        self._original, self._separator = original, separator
+        self._picture_of_heard = picture_of_heard
         self._format = arguments.chosen_format
         if original is not None:
             self._format = original.format(self._format, arguments.bit_depth)
@@ -75,9 +77,9 @@ class Results:
         """The clip's picture, if it gets one. Raises `OutputError`."""
         if clip.picture is not None:
             audio, rate = self._finished(recording)
-            # The melody begins with the new music, and where that is the original's end only the ear says.
-            melody = None if self._original is not None else self._melody
-            plot(clip.picture, _whole(audio), rate, clip.recipe.prompt, melody)
+            # A melody begins with the new music, and where that is the original's end only the ear says.
+            heard = None if self._original is not None else self._picture_of_heard(clip.recipe.seed)
+            plot(clip.picture, _whole(audio), rate, clip.recipe.prompt, heard)
 
     def _finished(self, recording: Recording) -> tuple[np.ndarray | Recording, int]:
         """The clip as it is heard, and its sample rate; in memory only if it is changed."""

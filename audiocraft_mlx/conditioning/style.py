@@ -117,15 +117,21 @@ class StyleConditioner:
         ds_factor = params.ds_factor or self.encoder.config.ds_factor
         return self.encoder(self.mert(excerpt[None]), params.eval_q, ds_factor)[0]
 
+    def excerpt(
+        self, audio: mx.array, params: StyleParams, seed: int, window: int = 0
+    ) -> tuple[mx.array, int]:
+        """What is heard of `audio` float `[C, T]`, mono float32 `[t]`, and its first sample's place there."""
+        length = int(params.excerpt_length * self.sample_rate)
+        start = self.excerpt_start(audio.shape[1] - length, seed, window)
+        return audio[:, start : start + length].astype(mx.float32).mean(axis=0), start
+
     def _excerpt(self, audio: mx.array, row: int, params: StyleParams, seed: int, window: int) -> mx.array:
         """Mono float32 `[T]` at MERT's rate."""
         if audio.ndim != 2 or audio.shape[0] < 1:
             raise UsageError(
                 f"style audio {row} must be of shape [channels, samples], not {list(audio.shape)}"
             )
-        length = int(params.excerpt_length * self.sample_rate)
-        start = self.excerpt_start(audio.shape[1] - length, seed + row, window)
-        excerpt = audio[:, start : start + length].astype(mx.float32).mean(axis=0)
+        excerpt, _ = self.excerpt(audio, params, seed + row, window)
         config = self.mert.config
         if excerpt.shape[0] * config.sample_rate // self.sample_rate < config.span:
             raise UsageError(

@@ -151,6 +151,11 @@ class GenModel:
         )
         self._max_duration = float(seconds)
 
+    @property
+    def longest_heard(self) -> float:
+        """Seconds of a melody or a style that are heard at most: one window behind the end."""
+        return max(self.duration, self.max_duration) + self.max_duration + 30
+
     def set_generation_params(
         self,
         use_sampling: bool | None = None,
@@ -338,15 +343,13 @@ class GenModel:
             melody_wavs = [melody_wavs]
         if len(melody_wavs) != len(descriptions):
             raise UsageError(f"there are {len(descriptions)} descriptions, but {len(melody_wavs)} melodies")
-        # No more is ever heard than one window behind the end.
-        longest = max(self.duration, self.max_duration) + self.max_duration + 30
         wavs = list(melody_wavs)
         clips: dict[int, mx.array | None] = {}  # one that several rows have stays one
         for index, wav in enumerate(wavs):
             if wav is None or id(wav) in clips:
                 continue
             name = f"melody {index + 1}"
-            [clip] = self._clips([wav], melody_sample_rate, name, longest)
+            [clip] = self._clips([wav], melody_sample_rate, name, self.longest_heard)
             check_audible(np.asarray(clip), name)
             clips[id(wav)] = clip
         return Told(descriptions, [clips.get(id(wav)) for wav in wavs], seed)
