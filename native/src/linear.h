@@ -4,7 +4,7 @@
 
 namespace musicgen {
 
-// All outputs, on all threads. A norm has a weight and a bias, or there is none.
+// A layer norm in front; without a weight there is none.
 struct Norm {
   const float* weight;
   const float* bias;
@@ -43,6 +43,7 @@ inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
   a.x_scale = x_scale;
 }
 
+// All outputs, on all threads.
 inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
   prepare(a, norm, eight_bit_activations);
   Pool& pool = Pool::get();
