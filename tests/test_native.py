@@ -118,6 +118,12 @@ def test_a_cache_is_written_in_place_unless_somebody_still_holds_it(dtype: mx.Dt
     np.testing.assert_array_equal(np.array(cache), before)
     before[:, :, 3] = np.array(asked[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
     np.testing.assert_array_equal(written, before)
+    address = np.asarray(cache).ctypes.data
+    there = native.extension().remember(cache, asked, 3)
+    del cache
+    mx.eval(there)
+    assert np.asarray(there).ctypes.data == address
+    np.testing.assert_array_equal(np.asarray(there), before)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

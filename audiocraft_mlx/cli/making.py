@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from audiocraft_mlx.cli.results import Results, Written
 from audiocraft_mlx.cli.streaming import ClipStream
 
 if TYPE_CHECKING:
-    from audiocraft_mlx.conditioning.melody import MelodyConditioner
     from audiocraft_mlx.models.genmodel import GenModel
     from audiocraft_mlx.models.htdemucs import HTDemucs
 
@@ -56,7 +56,6 @@ class Making:
         self._frames = int(arguments.duration * model.frame_rate)
         self._seconds = self._frames * self._hop / model.sample_rate
         self._prompt = None if original is None else self._tail(original)
-        self._melody: Chroma | None = None
         self._results = Results(arguments, model.sample_rate, original, separator, self._picture_of_heard)
         self._say_what_is_off()
 
@@ -247,22 +246,27 @@ class Making:
         model = self._model
         listener = model._listener
         if isinstance(listener, MelodyConditioner):
-            return self._chroma(listener)
+            return self._chroma
         if not isinstance(listener, StyleConditioner):
             return None
-        audio = self._heard_by_model()
+        audio = self._heard_by_model
         if self._seconds > model.max_duration:  # the first window's
             audio = audio[:, mx.arange(int(model.max_duration * model.sample_rate)) % audio.shape[1]]
         excerpt, start = listener.excerpt(audio, model._style, seed)
         return Excerpt(np.asarray(excerpt), model.sample_rate, start / model.sample_rate)
 
-    def _chroma(self, listener: MelodyConditioner) -> Chroma:
-        if self._melody is None:  # the same for all clips
-            config = listener.config
-            frames = np.asarray(listener.chroma(self._heard_by_model()))
-            self._melody = Chroma(frames, config.hop_length / config.sample_rate)
-        return self._melody
+    @cached_property
+    def _chroma(self) -> Chroma:
+        from audiocraft_mlx.conditioning.melody import MelodyConditioner
 
+        listener = self._model._listener
+        assert isinstance(listener, MelodyConditioner)
+        config = listener.config
+        return Chroma(
+            np.asarray(listener.chroma(self._heard_by_model)), config.hop_length / config.sample_rate
+        )
+
+    @cached_property
     def _heard_by_model(self) -> mx.array:
         assert self._heard is not None
         from audiocraft_mlx.audio.resample import convert_audio

@@ -26,9 +26,8 @@ struct Attention {
   int64_t q_row, q_head, k_row, k_head, v_row, v_head, scales_row, scales_head;
 };
 
-// `before(row, head)` comes first, in the same thread.
-template <class Before>
-void compute(const Attention& a, const Before& before) {
+// All rows and heads, on all threads.
+inline void compute(const Attention& a) {
   const int length = a.head.length, pieces = a.batch * a.heads;
   const int each = length > 64 ? 1 : 8;  // too little work to share out singly
   const int item = a.head.format == Format::float32 ? 4 : a.head.format == Format::float16 ? 2 : 1;
@@ -36,7 +35,6 @@ void compute(const Attention& a, const Before& before) {
     float* scores = scratch<float, Attention>(length);
     for (int i = piece * each; i < std::min(pieces, (piece + 1) * each); i++) {
       const int row = i / a.heads, h = i % a.heads;
-      before(row, h);
       Head head = a.head;
       head.q = a.q + row * a.q_row + h * a.q_head;
       head.k = a.k + (row * a.k_row + h * a.k_head) * item;
@@ -51,9 +49,6 @@ void compute(const Attention& a, const Before& before) {
       kernels().attend(head);
     }
   });
-}
-inline void compute(const Attention& a) {
-  compute(a, [](int, int) {});
 }
 
 // Over keys and values `[B, heads, T, dim]`, or views of such.
@@ -161,7 +156,7 @@ class AttendManyPrimitive : public CpuPrimitive {
 };
 
 inline mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Maybe& mask,
-                 const Maybe& k_scales, const Maybe& v_scales) {
+                        const Maybe& k_scales, const Maybe& v_scales) {
   require(q.dtype() == mx::float32 && q.ndim() == 4 && q.shape(2) == 1, "q must be float32 [B, heads, 1, dim]");
   require(k.ndim() == 4 && k.shape() == v.shape() && k.dtype() == v.dtype(), "k and v must be alike");
   require(k.shape(0) == q.shape(0) && k.shape(1) == q.shape(1) && k.shape(3) == q.shape(3), "k doesn't fit q");

@@ -241,7 +241,8 @@ class Block {
       format_of(cache);
     }
     if (mask) {
-      require(mask->dtype() == mx::bool_ && mask->shape() == mx::Shape({rows, length}), "the mask must be bool [B, length]");
+      require(mask->dtype() == mx::bool_ && mask->shape() == mx::Shape({rows, length}),
+              "the mask must be bool [B, length]");
       inputs.push_back(row_contiguous(*mask, stream));
     }
     return mx::array(x.shape(), mx::float32,
@@ -253,7 +254,8 @@ class Block {
 };
 
 // A step's keys and values in a cache, or their scales in an int8 cache's: written in place, unless somebody still
-// wants to know what was there before.
+// wants to know what was there before. One or the other, though both are rounded at once: of operations with two
+// results MLX gives neither its input's memory.
 class RememberPrimitive : public CpuPrimitive {
  public:
   RememberPrimitive(mx::Stream stream, int position) : CpuPrimitive(stream), position_(position) {}

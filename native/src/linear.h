@@ -133,8 +133,8 @@ inline void check_weights(const mx::array& w, const Maybe& scales, const Maybe& 
 }
 
 inline mx::array linear(const mx::array& x, const mx::array& w, const Maybe& scales, const Maybe& biases, int bits,
-                 const Maybe& norm_weight, const Maybe& norm_bias, float eps, const Maybe& bias, bool gelu,
-                 const Maybe& residual, bool eight_bit_activations) {
+                        const Maybe& norm_weight, const Maybe& norm_bias, float eps, const Maybe& bias, bool gelu,
+                        const Maybe& residual, bool eight_bit_activations) {
   require(x.dtype() == mx::float32 && x.ndim() > 0, "x must be float32");
   const int inputs = x.shape(-1);
   require(inputs > 0, "x has no inputs");
