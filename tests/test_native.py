@@ -71,6 +71,14 @@ def test_a_dense_layer_in_half_precision(rows: int, inputs: int, outputs: int) -
     np.testing.assert_allclose(np.array(ours), np.array(wanted), atol=2e-5)
 
 
+def test_weights_of_other_types_are_left_to_mlx() -> None:
+    layer, x = nn.Linear(8, 5), normal(2, 8)
+    layer.weight = layer.weight.astype(mx.bfloat16)
+    assert native.weights(layer, 2) is None
+    wanted = x @ layer.weight.astype(mx.float32).T + layer.bias
+    np.testing.assert_allclose(np.array(linear(layer, x)), np.array(wanted), atol=2e-5)
+
+
 def test_weights_are_kept_in_half_precision_where_that_changes_none_of_them() -> None:
     exact, inexact = nn.Linear(8, 8), nn.Linear(8, 8)
     exact.weight = exact.weight.astype(mx.float16).astype(mx.float32)

@@ -1,6 +1,6 @@
 """Most of a transformer block's step as one operation: the native extension's, on a CPU.
 
-An operation costs MLX some microseconds to start, and a step has thousands of them.
+An operation costs MLX some microseconds to start, and one by one a step has hundreds of them.
 """
 
 from __future__ import annotations

@@ -77,9 +77,9 @@ def weights(layer: nn.Module, rows: int) -> dict[str, Any] | None:
             "eight_bit_activations": getattr(layer, "eight_bit_activations", False),
             "bias": layer.get("bias"),
         }
-    if rows <= (FEW_HALF_ROWS if layer.weight.dtype == mx.float16 else FEW_ROWS):
-        return {"w": layer.weight, "bias": layer.get("bias")}
-    return None
+    if rows > {mx.float32: FEW_ROWS, mx.float16: FEW_HALF_ROWS}.get(layer.weight.dtype, 0):
+        return None
+    return {"w": layer.weight, "bias": layer.get("bias")}
 
 
 def linear(
