@@ -27,7 +27,7 @@ from audiocraft_mlx.models.lm import LM, LMConfig
 from audiocraft_mlx.models.t5 import T5Config
 from audiocraft_mlx.models.weights import Weights, load_strict, parameters
 from audiocraft_mlx.ops.device import on_gpu
-from audiocraft_mlx.ops.native import keep_halves
+from audiocraft_mlx.ops.native import arrange, keep_halves
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -60,9 +60,13 @@ class Checkpoint:
         return self.codec.mono if isinstance(self.codec, StereoEncodec) else self.codec
 
     def evaluate(self) -> None:
-        """Compute every weight that is only promised yet, one at a time: the peak stays near what is kept."""
+        """Compute every weight that is only promised yet, one at a time: the peak stays near what is kept.
+
+        From then on they are in the order that suits this machine, no longer in that of the files.
+        """
         keep_halves(self.lm)
         for network in self._networks():
+            arrange(network)
             for weight in parameters(network).values():
                 mx.eval(weight)
 

@@ -16,12 +16,14 @@ from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.few_rows import FEW_ROWS
 
 VARIABLE = "MUSICGEN_MLX_NATIVE"
-INTERFACE = 3
+INTERFACE = 4
 """What the extension's functions are and take: as in native/CMakeLists.txt."""
 FEW_HALF_ROWS = 64
 """Up to so many rows the extension is faster than MLX, which first widens a layer's weights to float32."""
 GROUP_SIZE = 64
 """Weights that share a scale, in the quantised layers that the extension computes."""
+TILE = 16
+"""Outputs whose quantised weights lie side by side."""
 
 
 @cache
@@ -67,7 +69,7 @@ def for_floats(x: mx.array) -> ModuleType | None:
 def weights(layer: nn.Module, rows: int) -> dict[str, Any] | None:
     """What the extension takes a linear layer's weights as; None where MLX does better, or must do it."""
     if isinstance(layer, nn.QuantizedLinear):
-        if layer.group_size != GROUP_SIZE or layer.bits not in (4, 8) or layer.scales.dtype == mx.bfloat16:
+        if layer.weight.ndim == 2:  # not in tiles
             return None
         return {
             "w": layer.weight,
@@ -94,6 +96,34 @@ def linear(
         own.update(norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
     y: mx.array = functions.linear(x, gelu=gelu, residual=residual, **own)
     return y
+
+
+def arrange(network: nn.Module) -> None:
+    """Bring quantised layers into the order that the extension reads them in, which MLX knows nothing of.
+
+    In tiles: where several outputs' weights lie side by side, a processor multiplies them at once.
+    """
+    if on_cpu() is None:
+        return
+    for layer in network.modules():
+        if isinstance(layer, nn.QuantizedLinear) and _fits_tiles(layer):
+            for part in ("weight", "scales", "biases"):
+                layer[part] = _tiles(layer[part])
+
+
+def _fits_tiles(layer: nn.QuantizedLinear) -> bool:
+    return (
+        layer.group_size == GROUP_SIZE
+        and layer.bits in (4, 8)
+        and layer.scales.dtype in (mx.float16, mx.float32)
+        and layer.weight.ndim == 2
+        and layer.weight.shape[0] % TILE == 0
+    )
+
+
+def _tiles(part: mx.array) -> mx.array:
+    """`[outputs, n]` → `[outputs / TILE, n, TILE]`."""
+    return mx.contiguous(part.reshape(-1, TILE, part.shape[1]).swapaxes(1, 2))
 
 
 def keep_halves(network: nn.Module) -> None:

@@ -38,7 +38,7 @@ class BlockLinear {
   BlockLinear(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, bool eight_bit_activations,
               const Maybe& bias)
       : w_(at_hand(w)), bits_(bits), eight_bit_activations_(eight_bit_activations && bits) {
-    require(w.ndim() == 2, "w must be a matrix");
+    require(w.ndim() > 1, "w must be a matrix, or tiles if it is quantised");
     check_weights(w, scales, biases, bits, inputs());
     if (bits) {
       scales_ = at_hand(*scales);
@@ -50,7 +50,7 @@ class BlockLinear {
       bias_ = at_hand(*bias);
     }
   }
-  int outputs() const { return w_.shape(0); }
+  int outputs() const { return outputs_of(w_, bits_); }
   int inputs() const { return bits_ ? w_.shape(1) * 32 / bits_ : w_.shape(1); }
 
   void operator()(int rows, const float* x, float* y, const Norm& norm, bool gelu = false,

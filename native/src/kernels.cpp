@@ -1,6 +1,6 @@
 // The kernels, once for each instruction set: this file is compiled several times, with other flags and another
 // MUSICGEN_ISA. Vectors are the compiler's own (GCC's and clang's vector_size), as wide as the flags allow.
-// Intrinsics stand only where compilers don't find the instruction: widening, sums over lanes, 8-bit dot products.
+// Intrinsics stand only where compilers don't find the instruction: half precision, sums over lanes, 8-bit dot products.
 #include "kernels.h"
 
 #include <algorithm>
@@ -26,7 +26,6 @@ constexpr int kLanes = kBytes / sizeof(float);
 
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
 typedef _Float16 Halves __attribute__((vector_size(kLanes * 2)));
 
@@ -46,7 +45,6 @@ inline Floats load(const int8_t* p) {
 inline void store_halves(uint16_t* p, Floats v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline Floats widen(Bytes b) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)b)); }
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 #elif defined(__AVX2__)
 inline Floats load(const _Float16* p) {
@@ -57,9 +55,6 @@ inline Floats load(const int8_t* p) {
 }
 inline void store_halves(uint16_t* p, Floats v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-}
-inline Floats widen(Bytes b) {
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)b)));
 }
 inline float sum(Floats v) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
@@ -81,14 +76,8 @@ inline void store_halves(uint16_t* p, Floats v) {
   const Halves h = __builtin_convertvector(v, Halves);
   std::memcpy(p, &h, sizeof h);
 }
-inline Floats widen(Bytes b) { return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats); }
 inline float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 #endif
-inline Bytes load_bytes(const uint8_t* p) {
-  Bytes b;
-  std::memcpy(&b, p, sizeof b);
-  return b;
-}
 
 inline float exp_below_zero(float x) {
   // Cephes' expf for x <= 0: within 2 units in the last place; below -87 it is 0 for all purposes.
@@ -172,24 +161,6 @@ void sum_groups(const float* x, int inputs, float* x_sum) {
   }
 }
 
-void split_even_odd(const float* x, int inputs, float* y) {
-  for (int start = 0; start < inputs; start += kGroup)
-    for (int i = 0; i < kGroup / 2; i++) {
-      y[start + i] = x[start + 2 * i];
-      y[start + kGroup / 2 + i] = x[start + 2 * i + 1];
-    }
-}
-
-void split_pairs(const int8_t* x, int inputs, int8_t* y) {
-  for (int start = 0; start < inputs; start += 2 * kGroup) {
-    const int half = std::min(2 * kGroup, inputs - start) / 2;
-    for (int i = 0; i < half; i++) {
-      y[start + i] = x[start + 2 * i];
-      y[start + half + i] = x[start + 2 * i + 1];
-    }
-  }
-}
-
 // The least and the largest value, by hand: compilers mind NaNs too much to find them lane by lane.
 inline void extremes(const float* x, int size, float* least, float* largest) {
   Floats low = Floats{} + x[0], high = low;
@@ -211,23 +182,20 @@ inline void extremes(const float* x, int size, float* least, float* largest) {
   }
 }
 
-// Values in 8 bits; returns the sum of what they are.
-int round_all(const float* x, int size, int8_t* x8, float* scale) {
+// The largest of all distances from zero.
+inline float furthest(const float* x, int size) {
   float low, high;
   extremes(x, size, &low, &high);
-  const float largest = std::max(high, -low);
-  const float factor = largest > 0 ? 127.0f / largest : 0.0f;
-  int total = 0;
-  for (int i = 0; i < size; i++) {
-    const int q = static_cast<int>(x[i] * factor + (x[i] >= 0 ? 0.5f : -0.5f));
-    x8[i] = static_cast<int8_t>(q);
-    total += q;
-  }
-  *scale = largest / 127.0f;
-  return total;
+  return std::max(high, -low);
 }
 
-void round_row(const float* x, int size, int8_t* x8, float* scale) { round_all(x, size, x8, scale); }
+inline int nearest(float x) { return static_cast<int>(x + (x >= 0 ? 0.5f : -0.5f)); }
+
+void round_row(const float* x, int size, int8_t* x8, float* scale) {
+  const float largest = furthest(x, size), factor = largest > 0 ? 127.0f / largest : 0.0f;
+  for (int i = 0; i < size; i++) x8[i] = static_cast<int8_t>(nearest(x[i] * factor));
+  *scale = largest / 127.0f;
+}
 
 void halve(const float* x, int size, uint16_t* y) {
   int i = 0;
@@ -238,10 +206,38 @@ void halve(const float* x, int size, uint16_t* y) {
   }
 }
 
-void quantize(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum) {
-  for (int g = 0; g < inputs / kGroup; g++) {
-    const int total = round_all(x + g * kGroup, kGroup, x8 + g * kGroup, x_scale + g);
-    x_sum[g] = x_scale[g] * total;
+// A group in `count` digits to the base of 256, each from -128 to 127, the first for the most. The digits of the
+// largest value are 127 each, so that none is larger.
+template <int count>
+inline void group_digits(const float* x, const uint8_t* order, size_t apart, int8_t* digits, float* scale,
+                         float* x_sum) {
+  constexpr int most = count == 1 ? 127 : 127 * 0x10101;
+  static_assert(count == 1 || count == 3);
+  const float largest = furthest(x, kGroup), factor = largest > 0 ? most / largest : 0.0f;
+  int32_t whole[kGroup], total = 0;
+  for (int i = 0; i < kGroup; i++) {
+    whole[i] = std::min(std::max(nearest(x[order[i]] * factor), -most), most);
+    total += whole[i];
+  }
+  for (int d = count - 1; d > 0; d--)
+    for (int i = 0; i < kGroup; i++) {
+      const int8_t digit = static_cast<int8_t>(whole[i]);
+      digits[d * apart + i] = digit;
+      whole[i] = (whole[i] - digit) >> 8;
+    }
+  for (int i = 0; i < kGroup; i++) digits[i] = static_cast<int8_t>(whole[i]);
+  *scale = largest / most;
+  *x_sum = *scale * total;
+}
+
+void to_digits(const float* x, int inputs, int bits, int count, int8_t* digits, float* x_scale, float* x_sum) {
+  uint8_t order[kGroup];
+  for (int i = 0; i < kGroup; i++) order[i] = bits == 8 ? i : i / 8 * 8 + i % 4 * 2 + i / 4 % 2;
+  for (int g = 0; g < inputs / kGroup; g++, x += kGroup, digits += kGroup, x_scale++, x_sum++) {
+    if (count == 1)
+      group_digits<1>(x, order, inputs, digits, x_scale, x_sum);
+    else
+      group_digits<3>(x, order, inputs, digits, x_scale, x_sum);
   }
 }
 
@@ -282,215 +278,114 @@ void dense(const Linear& a, int row, int first, int last) {
   }
 }
 
-template <class Scale>
-inline void to_float(const void* from, size_t offset, int count, float* to) {
-  const Scale* p = static_cast<const Scale*>(from) + offset;
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(to + i, load(p + i));
-  for (; i < count; i++) to[i] = static_cast<float>(p[i]);
-}
+// Quantised weights lie in tiles: words of kTile outputs side by side, so that each lane has an output of its own.
+constexpr int kTileVectors = kTile / kLanes;
 
-constexpr int kMaxGroups = 64;  // groups whose scales are widened at a time
-
-// The dot products of one group of weights with R rows, added lane by lane to s, times its scale.
-template <Weights kind, int R>
-inline void add_group(const uint8_t* w, const float* x, int K, float scale, Floats* s) {
-  Floats t[R] = {};
-  if constexpr (kind == Weights::bits8) {
-    for (int i = 0; i < kGroup; i += kLanes) {
-      const Floats v = widen(load_bytes(w + i));
-      for (int r = 0; r < R; r++) t[r] += v * load(x + static_cast<size_t>(r) * K + i);
-    }
-  } else {
-    for (int i = 0; i < kGroup / 2; i += kLanes) {
-      const Bytes pair = load_bytes(w + i);
-      const Floats even = widen(pair & 15), odd = widen(pair >> 4);
-      for (int r = 0; r < R; r++) {
-        const float* row = x + static_cast<size_t>(r) * K + i;
-        t[r] += even * load(row);
-        t[r] += odd * load(row + kGroup / 2);
-      }
-    }
-  }
-  for (int r = 0; r < R; r++) s[r] += t[r] * scale;
-}
-
-// The same with activations in 8 bits, `odd` places from even inputs to odd ones; `scale` has a factor for each row.
-template <Weights kind, int R>
-inline void add_group8(const uint8_t* w, const int8_t* x, int odd, int K, const float* const* scale, int g,
-                       Floats* s) {
-  for (int r = 0; r < R; r++) {
-    const int8_t* row = x + static_cast<size_t>(r) * K;
-#ifdef __AVX512VNNI__
-    if constexpr (kind == Weights::bits8) {
-      const __m512i dot =
-          _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(w), _mm512_loadu_si512(row));
-      s[r] += (Floats)_mm512_cvtepi32_ps(dot) * scale[r][g];
-      continue;
-    }
-#endif
-    int32_t dot = 0;
-    if constexpr (kind == Weights::bits8) {
-      for (int i = 0; i < kGroup; i++) dot += static_cast<int32_t>(w[i]) * row[i];
-    } else {
-      for (int i = 0; i < kGroup / 2; i++)
-        dot += static_cast<int32_t>(w[i] & 15) * row[i] + static_cast<int32_t>(w[i] >> 4) * row[odd + i];
-    }
-    s[r][0] += static_cast<float>(dot) * scale[r][g];
-  }
-}
-
-#ifdef __AVX512F__
-inline Floats load_some(const float* p, __mmask16 some) { return (Floats)_mm512_maskz_loadu_ps(some, p); }
-inline Floats load_some(const _Float16* p, __mmask16 some) {
-  return (Floats)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, p));
-}
-#endif
-
-#ifdef __AVX512VNNI__
-// 4-bit weights and activations in 8 bits: two groups at a time, each in a half of the registers.
-template <class Scale, int R>
-void few_bits(const Linear& a, int row, int first, int last) {
+// Activations as they are, each widened weight for all R rows.
+template <int bits, class Scale, int R>
+void tiles(const Linear& a, int row, int first, int last) {
+  constexpr int per_word = 32 / bits, mask = (1 << bits) - 1;
   const int K = a.inputs, groups = K / kGroup;
-  const int8_t* x = a.x8 + static_cast<size_t>(row) * K;
-  const __m512i mask = _mm512_set1_epi8(15);
-  const __m512i halves = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1);
-  for (int n = first; n < last; n++) {
-    const size_t of_output = static_cast<size_t>(n) * groups;
-    const uint8_t* w = static_cast<const uint8_t*>(a.w) + of_output * (kGroup / 2);
-    Floats s[R] = {};
-    for (int g0 = 0; g0 < groups; g0 += kLanes) {
-      const int count = std::min(kLanes, groups - g0);
-      const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
-      const Floats scales = load_some(static_cast<const Scale*>(a.scales) + of_output + g0, some);
-      const Floats biases = load_some(static_cast<const Scale*>(a.biases) + of_output + g0, some);
-      Floats factors[R];
-      for (int r = 0; r < R; r++) {
-        const size_t at = static_cast<size_t>(row + r) * groups + g0;
-        factors[r] = scales * load_some(a.x_scale + at, some);
-        s[r] += biases * load_some(a.x_sum + at, some);
-      }
-      for (int g = 0; g < count; g += 2) {
-        // A last group without another has its even inputs in one half, and its odd ones in the other.
-        const bool pair = g + 1 < count;
-        const uint8_t* group = w + static_cast<size_t>(g0 + g) * (kGroup / 2);
-        __builtin_prefetch(group + kBytesAhead);
-        const __m512i both = _mm512_maskz_loadu_epi64(pair ? 0xff : 0x0f, group);
-        __m512i even = _mm512_and_si512(both, mask);
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-        if (!pair) even = _mm512_inserti64x4(even, _mm512_castsi512_si256(odd), 1);
-        const __m512i lanes = pair ? _mm512_add_epi32(halves, _mm512_set1_epi32(g)) : _mm512_set1_epi32(g);
-        for (int r = 0; r < R; r++) {
-          const int8_t* at = x + static_cast<size_t>(r) * K + static_cast<size_t>(g0 + g) * kGroup;
-          __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(at));
-          if (pair) dot = _mm512_dpbusd_epi32(dot, odd, _mm512_loadu_si512(at + kGroup));
-          s[r] += (Floats)_mm512_cvtepi32_ps(dot) * (Floats)_mm512_permutexvar_ps(lanes, (__m512)factors[r]);
-        }
-      }
-    }
-    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r]);
-  }
-}
-#endif
-
-#ifdef __AVX512F__
-// 8-bit weights and activations as they are.
-template <class Scale, int R>
-void many_bits(const Linear& a, int row, int first, int last) {
-  const int K = a.inputs, groups = K / kGroup;
-  const float* x = a.x + static_cast<size_t>(row) * K;
-  for (int n = first; n < last; n++) {
-    const size_t of_output = static_cast<size_t>(n) * groups;
-    const uint8_t* w = static_cast<const uint8_t*>(a.w) + of_output * kGroup;
-    Floats s[R] = {}, offsets[R] = {};
-    for (int g0 = 0; g0 < groups; g0 += kLanes) {
-      const int count = std::min(kLanes, groups - g0);
-      const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
-      float scales[kLanes];
-      store(scales, load_some(static_cast<const Scale*>(a.scales) + of_output + g0, some));
-      const Floats biases = load_some(static_cast<const Scale*>(a.biases) + of_output + g0, some);
-      for (int r = 0; r < R; r++)
-        offsets[r] += biases * load_some(a.x_sum + static_cast<size_t>(row + r) * groups + g0, some);
-      for (int g = 0; g < count; g++) {
-        const size_t k = static_cast<size_t>(g0 + g) * kGroup;
-        __builtin_prefetch(w + k + kBytesAhead);
-        Floats t[R];
-        for (int i = 0; i < kGroup; i += kLanes) {
-          const Floats v = widen(load_bytes(w + k + i));
-          for (int r = 0; r < R; r++) {
-            const Floats product = v * load(x + static_cast<size_t>(r) * K + k + i);
-            t[r] = i ? t[r] + product : product;
+  for (int n = first; n < last; n += kTile) {
+    const uint32_t* w = static_cast<const uint32_t*>(a.w) + static_cast<size_t>(n) * (K / per_word);
+    const Scale* scales = static_cast<const Scale*>(a.scales) + static_cast<size_t>(n) * groups;
+    const Scale* biases = static_cast<const Scale*>(a.biases) + static_cast<size_t>(n) * groups;
+    Floats s[kTileVectors][R] = {};
+    for (int g = 0; g < groups; g++) {
+      Floats t[kTileVectors][R][2] = {};  // of even and odd weights: one alone would wait for itself
+      for (int i = 0; i < kGroup; i += per_word, w += kTile) {
+        const float* x = a.x + static_cast<size_t>(row) * K + g * kGroup + i;
+        __builtin_prefetch(w + kBytesAhead / sizeof *w);
+        for (int v = 0; v < kTileVectors; v++) {
+          Ints words;
+          std::memcpy(&words, w + v * kLanes, sizeof words);
+          for (int b = 0; b < per_word; b++) {
+            const Floats weights = __builtin_convertvector((words >> (b * bits)) & mask, Floats);
+            for (int r = 0; r < R; r++) t[v][r][b % 2] += weights * x[static_cast<size_t>(r) * K + b];
           }
         }
-        for (int r = 0; r < R; r++) s[r] += t[r] * scales[g];
+      }
+      for (int v = 0; v < kTileVectors; v++) {
+        const Floats scale = load(scales + g * kTile + v * kLanes), bias = load(biases + g * kTile + v * kLanes);
+        for (int r = 0; r < R; r++)
+          s[v][r] += (t[v][r][0] + t[v][r][1]) * scale + bias * a.x_sum[static_cast<size_t>(row + r) * groups + g];
       }
     }
-    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r] + offsets[r]);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < kTileVectors; v++)
+        store(a.y + static_cast<size_t>(row + r) * a.outputs + n + v * kLanes, s[v][r]);
+  }
+}
+
+#ifdef __AVX512VNNI__
+// Activations in digits: whole-number products of 64 weights at a time, which needn't be widened.
+template <int bits, class Scale, int digits, int R>
+void tiles_of_digits(const Linear& a, int row, int first, int last) {
+  const int K = a.inputs, groups = K / kGroup;
+  constexpr int words = kGroup * bits / 32;
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (int n = first; n < last; n += kTile) {
+    const uint8_t* w = static_cast<const uint8_t*>(a.w) + static_cast<size_t>(n) * (K * bits / 8);
+    const Scale* scales = static_cast<const Scale*>(a.scales) + static_cast<size_t>(n) * groups;
+    const Scale* biases = static_cast<const Scale*>(a.biases) + static_cast<size_t>(n) * groups;
+    Floats s[R] = {};
+    for (int g = 0; g < groups; g++) {
+      __m512i dots[R][digits];
+      for (int r = 0; r < R; r++)
+        for (int d = 0; d < digits; d++) dots[r][d] = _mm512_setzero_si512();
+      const int8_t* x = a.digits + static_cast<size_t>(row) * digits * K + g * kGroup;
+      // Four inputs of each of 16 outputs.
+      const auto add = [&](__m512i weights, int i) {
+        for (int r = 0; r < R; r++)
+          for (int d = 0; d < digits; d++) {
+            int32_t four;
+            std::memcpy(&four, x + static_cast<size_t>(r * digits + d) * K + 4 * i, sizeof four);
+            dots[r][d] = _mm512_dpbusd_epi32(dots[r][d], weights, _mm512_set1_epi32(four));
+          }
+      };
+      for (int i = 0; i < words; i++, w += kTile * 4) {
+        __builtin_prefetch(w + kBytesAhead);
+        const __m512i weights = _mm512_loadu_si512(w);
+        if constexpr (bits == 8) {
+          add(weights, i);
+        } else {
+          add(_mm512_and_si512(weights, mask), 2 * i);
+          add(_mm512_and_si512(_mm512_srli_epi16(weights, 4), mask), 2 * i + 1);
+        }
+      }
+      const Floats scale = load(scales + g * kTile), bias = load(biases + g * kTile);
+      for (int r = 0; r < R; r++) {
+        const size_t at = static_cast<size_t>(row + r) * groups + g;
+        Floats dot;
+        if constexpr (digits == 1) {
+          dot = (Floats)_mm512_cvtepi32_ps(dots[r][0]);
+        } else {
+          const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(dots[r][0], 8), dots[r][1]);
+          dot = (Floats)_mm512_cvtepi32_ps(high) * 256.0f + (Floats)_mm512_cvtepi32_ps(dots[r][2]);
+        }
+        s[r] += dot * (scale * a.x_scale[at]) + bias * a.x_sum[at];
+      }
+    }
+    for (int r = 0; r < R; r++) store(a.y + static_cast<size_t>(row + r) * a.outputs + n, s[r]);
   }
 }
 #endif
 
-template <Weights kind, int R>
+template <int bits, class Scale, int R>
 void quantized(const Linear& a, int row, int first, int last) {
-#ifdef __AVX512F__
-  if (kind == Weights::bits8 && !a.x8)
-    return a.scale_format == Format::float16 ? many_bits<_Float16, R>(a, row, first, last)
-                                             : many_bits<float, R>(a, row, first, last);
-#endif
 #ifdef __AVX512VNNI__
-  if (kind == Weights::bits4 && a.x8)
-    return a.scale_format == Format::float16 ? few_bits<_Float16, R>(a, row, first, last)
-                                             : few_bits<float, R>(a, row, first, last);
+  if (a.digit_count == 1) return tiles_of_digits<bits, Scale, 1, R>(a, row, first, last);
+  if (a.digit_count == 3) return tiles_of_digits<bits, Scale, 3, R>(a, row, first, last);
 #endif
-  const int K = a.inputs, groups = K / kGroup;
-  const int group_bytes = kind == Weights::bits8 ? kGroup : kGroup / 2;
-  const float* x = a.x + static_cast<size_t>(row) * K;
-  const int8_t* x8 = a.x8 ? a.x8 + static_cast<size_t>(row) * K : nullptr;
-  for (int n = first; n < last; n++) {
-    const uint8_t* w = static_cast<const uint8_t*>(a.w) + static_cast<size_t>(n) * groups * group_bytes;
-    Floats s[R] = {}, t[R] = {};  // of even and odd groups: one alone would wait for itself
-    float offsets[R] = {};
-    for (int g0 = 0; g0 < groups; g0 += kMaxGroups) {
-      const int count = std::min(kMaxGroups, groups - g0);
-      float scales[kMaxGroups], biases[kMaxGroups], products[R][kMaxGroups];
-      const float* factors[R];
-      const size_t offset = static_cast<size_t>(n) * groups + g0;
-      if (a.scale_format == Format::float16) {
-        to_float<_Float16>(a.scales, offset, count, scales);
-        to_float<_Float16>(a.biases, offset, count, biases);
-      } else {
-        to_float<float>(a.scales, offset, count, scales);
-        to_float<float>(a.biases, offset, count, biases);
-      }
-      for (int r = 0; r < R; r++) {
-        const size_t at = static_cast<size_t>(row + r) * groups + g0;
-        float total = 0;
-        for (int g = 0; g < count; g++) total += biases[g] * a.x_sum[at + g];
-        offsets[r] += total;
-        if (x8)
-          for (int g = 0; g < count; g++) products[r][g] = scales[g] * a.x_scale[at + g];
-        factors[r] = products[r];
-      }
-      const auto add = [&](int g, Floats* to) {
-        const uint8_t* group = w + static_cast<size_t>(g0 + g) * group_bytes;
-        const size_t k = static_cast<size_t>(g0 + g) * kGroup;
-        __builtin_prefetch(group + kBytesAhead);
-        if (!x8)
-          add_group<kind, R>(group, x + k, K, scales[g], to);
-        else if (kind == Weights::bits8 || (groups % 2 && g0 + g == groups - 1))
-          add_group8<kind, R>(group, x8 + k, kGroup / 2, K, factors, g, to);
-        else  // one of two, whose inputs are split together
-          add_group8<kind, R>(group, x8 + k - g % 2 * (kGroup / 2), kGroup, K, factors, g, to);
-      };
-      int g = 0;
-      for (; g + 2 <= count; g += 2) {
-        add(g, s);
-        add(g + 1, t);
-      }
-      if (g < count) add(g, s);
-    }
-    for (int r = 0; r < R; r++) a.y[static_cast<size_t>(row + r) * a.outputs + n] = sum(s[r] + t[r]) + offsets[r];
-  }
+  tiles<bits, Scale, R>(a, row, first, last);
+}
+
+template <int bits, int R>
+void quantized(const Linear& a, int row, int first, int last) {
+  if (a.scale_format == Format::float16)
+    quantized<bits, _Float16, R>(a, row, first, last);
+  else
+    quantized<bits, float, R>(a, row, first, last);
 }
 
 template <int R>
@@ -498,16 +393,15 @@ void rows(const Linear& a, int row, int first, int last) {
   switch (a.kind) {
     case Weights::floats: return dense<float, R>(a, row, first, last);
     case Weights::halves: return dense<_Float16, R>(a, row, first, last);
-    case Weights::bits8: return quantized<Weights::bits8, R>(a, row, first, last);
-    case Weights::bits4: return quantized<Weights::bits4, R>(a, row, first, last);
+    case Weights::bits8: return quantized<8, R>(a, row, first, last);
+    case Weights::bits4: return quantized<4, R>(a, row, first, last);
   }
 }
 
 void linear(const Linear& a, int first, int last) {
   // So few outputs at a time that their weights stay in the cache for all rows.
-  constexpr int tile = 16;
-  for (int n = first; n < last; n += tile) {
-    const int end = std::min(n + tile, last);
+  for (int n = first; n < last; n += kTile) {
+    const int end = std::min(n + kTile, last);
     int row = 0;
     for (; row + 4 <= a.rows; row += 4) rows<4>(a, row, n, end);
     switch (a.rows - row) {
@@ -595,9 +489,9 @@ void attend(const Head& a) {
   }
 }
 
-constexpr int kTile = 2 * kLanes;  // queries at a time, each in a lane of its own
-static_assert(kTile <= kQueries);
-typedef float Tile[kTile];
+constexpr int kTogether = 2 * kLanes;  // queries at a time, each in a lane of its own
+static_assert(kTogether <= kQueries);
+typedef float Tile[kTogether];
 
 // to[j] = keep * to[j] + sum_i from[i] * b[i * per_i + j * per_j], for J rows.
 template <int J>
@@ -638,20 +532,20 @@ void attend_many(const Heads& a) {
     return together;
   };
   constexpr Tile nothing = {};
-  for (int first = 0; first < a.queries; first += kTile) {
-    const int count = std::min(kTile, a.queries - first);
+  for (int first = 0; first < a.queries; first += kTogether) {
+    const int count = std::min(kTogether, a.queries - first);
     for (int d = 0; d < a.dim; d++)
-      for (int i = 0; i < kTile; i++) {
+      for (int i = 0; i < kTogether; i++) {
         queries[d][i] = i < count ? a.scale * a.q[(first + i) * a.q_stride + d] : 0;
         found[d][i] = 0;
       }
     Tile largest, total = {}, keep;
-    std::fill_n(largest, kTile, -INFINITY);
+    std::fill_n(largest, kTogether, -INFINITY);
     for (int t = 0; t < a.length; t += kKeys) {
       const int keys = std::min(kKeys, a.length - t);
       std::memset(scores, 0, keys * sizeof(Tile));
       add_products(queries, a.dim, gather(a.k + t * a.stride, keys), 1, a.dim, nothing, scores, keys);
-      for (int i = 0; i < kTile; i += kLanes) {
+      for (int i = 0; i < kTogether; i += kLanes) {
         const Floats before = load(largest + i);
         Floats most = before;
         for (int key = 0; key < keys; key++) {
@@ -661,12 +555,12 @@ void attend_many(const Heads& a) {
         store(largest + i, most);
         store(keep + i, before - most);
       }
-      for (int i = 0; i < kTile; i++) {
+      for (int i = 0; i < kTogether; i++) {
         keep[i] = exp_below_zero(keep[i]);
         total[i] *= keep[i];
       }
       for (int key = 0; key < keys; key++)
-        for (int i = 0; i < kTile; i++) {
+        for (int i = 0; i < kTogether; i++) {
           scores[key][i] = exp_below_zero(scores[key][i] - largest[i]);
           total[i] += scores[key][i];
         }
@@ -729,8 +623,13 @@ void lstm(const LstmStep& a, int first, int last) {
 #define MUSICGEN_STRING2(x) #x
 #define MUSICGEN_STRING(x) MUSICGEN_STRING2(x)
 extern const Kernels table;
-const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), moments, scale, layer_norm, sum_groups, split_even_odd,
-                    split_pairs, quantize, round_row, halve, linear, attend, attend_many, elu, gelu, glu, lstm};
+#ifdef __AVX512VNNI__
+constexpr bool kDigits = true;
+#else
+constexpr bool kDigits = false;
+#endif
+const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), kDigits, moments, scale, layer_norm, sum_groups, to_digits,
+                    round_row, halve, linear, attend, attend_many, elu, gelu, glu, lstm};
 
 }  // namespace MUSICGEN_ISA
 }  // namespace musicgen

@@ -9,19 +9,23 @@ enum class Format : int { float32, float16, int8 };  // of quantisation scales (
 enum class Weights : int { floats, halves, bits8, bits4 };
 
 constexpr int kGroup = 64;  // weights that share a scale and a bias
+constexpr int kTile = 16;   // outputs whose quantised weights lie side by side
 
 // y[m, n] = residual[m, n] + gelu(sum_k w[n, k] x[m, k] + bias[n]), all rows contiguous.
 struct Linear {
   Weights kind;
   int rows, outputs, inputs;
-  const void* w;        // float32 or float16 [N, K], or MLX's affine layout: 8 or 4 bits each, lowest first
-  const void* scales;   // [N, K / kGroup]
+  // float32 or float16 [N, K]; or MLX's affine layout, 8 or 4 bits each, lowest first, in tiles: the 32-bit words
+  // [N / kTile, K * bits / 32, kTile]. Of those the kernels want whole tiles.
+  const void* w;
+  const void* scales;    // [N / kTile, K / kGroup, kTile]
   const void* biases;
   Format scale_format;
-  const float* x;       // [M, K]; of 4-bit weights each group's even inputs, then its odd ones
-  const int8_t* x8;     // the same in 8 bits, or null: activations stay exact; of 4-bit weights in split_pairs' order
-  const float* x_scale; // [M, K / kGroup], of x8
-  const float* x_sum;   // [M, K / kGroup]: sums of x over each group
+  const float* x;        // [M, K]; not used where there are digits
+  const int8_t* digits;  // [M, digit_count, K], from to_digits
+  int digit_count;       // 0: activations are taken as they are
+  const float* x_scale;  // [M, K / kGroup], of the last digits
+  const float* x_sum;    // [M, K / kGroup]: sums of x over each group
   const float* bias;    // or null
   const float* residual;
   bool gelu;
@@ -70,17 +74,16 @@ struct LstmStep {
 
 struct Kernels {
   const char* name;
+  bool digits;  // whether quantised layers are faster with their activations in digits
   // The mean, and the sum of the squared distances from it.
   void (*moments)(const float* x, int size, float* mean, float* squares);
   // (x - mean) * factor * weight + bias; x and y may be the same.
   void (*scale)(const float* x, const float* weight, const float* bias, float* y, int size, float mean, float factor);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* y, int dim, float eps);
   void (*sum_groups)(const float* x, int inputs, float* x_sum);
-  void (*split_even_odd)(const float* x, int inputs, float* y);
-  // Of each two groups the even inputs, then the odd ones; so too of a last one without another.
-  void (*split_pairs)(const int8_t* x, int inputs, int8_t* y);
-  // 8 bits a value, of the values and the sums that they stand for.
-  void (*quantize)(const float* x, int inputs, int8_t* x8, float* x_scale, float* x_sum);
+  // A row in 1 or 3 digits to the base of 256 [count, inputs], for weights of so many bits: whole numbers with a scale
+  // for each group, of 8 or of 24 bits, which is what float32 has. With the sums of what they stand for.
+  void (*to_digits)(const float* x, int inputs, int bits, int count, int8_t* digits, float* x_scale, float* x_sum);
   // A row in 8 bits, with one scale.
   void (*round_row)(const float* x, int size, int8_t* x8, float* scale);
   // A row in half precision.

@@ -11,33 +11,27 @@ struct Norm {
   float eps;
 };
 
-// The activations as the kernel wants them: normalised, and in 8 bits or reordered if the weights are quantised.
+// The activations as the kernel wants them: normalised, and in digits if the weights are quantised.
 inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
   const Kernels& k = kernels();
   const size_t K = a.inputs, size = K * a.rows, groups = K / kGroup;
-  float* memory = scratch<float, Linear>(2 * size + 2 * groups * a.rows);
+  float* memory = scratch<float, Linear>(size + 2 * groups * a.rows);
   if (norm.weight) {
     for (int r = 0; r < a.rows; r++)
       k.layer_norm(a.x + r * K, norm.weight, norm.bias, memory + r * K, a.inputs, norm.eps);
     a.x = memory;
   }
   if (a.kind == Weights::floats || a.kind == Weights::halves) return;
-  float* ordered = memory + size;
-  float* x_sum = ordered + size;
-  float* x_scale = x_sum + groups * a.rows;
-  if (eight_bit_activations) {
-    int8_t *x8 = scratch<int8_t, Linear>(2 * size), *split = x8 + size;
-    for (int r = 0; r < a.rows; r++) {
-      k.quantize(a.x + r * K, a.inputs, x8 + r * K, x_scale + r * groups, x_sum + r * groups);
-      if (a.kind == Weights::bits4) k.split_pairs(x8 + r * K, a.inputs, split + r * K);
-    }
-    a.x8 = a.kind == Weights::bits4 ? split : x8;
+  float *x_sum = memory + size, *x_scale = x_sum + groups * a.rows;
+  if (k.digits) {
+    a.digit_count = eight_bit_activations ? 1 : 3;
+    int8_t* digits = scratch<int8_t, Linear>(a.digit_count * size);
+    for (int r = 0; r < a.rows; r++)
+      k.to_digits(a.x + r * K, a.inputs, a.kind == Weights::bits8 ? 8 : 4, a.digit_count,
+                  digits + r * a.digit_count * K, x_scale + r * groups, x_sum + r * groups);
+    a.digits = digits;
   } else {
     for (int r = 0; r < a.rows; r++) k.sum_groups(a.x + r * K, a.inputs, x_sum + r * groups);
-    if (a.kind == Weights::bits4) {
-      for (int r = 0; r < a.rows; r++) k.split_even_odd(a.x + r * K, a.inputs, ordered + r * K);
-      a.x = ordered;
-    }
   }
   a.x_sum = x_sum;
   a.x_scale = x_scale;
@@ -52,7 +46,7 @@ inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
   const size_t row_bytes = static_cast<size_t>(a.inputs) * bits[static_cast<int>(a.kind)] / 8;
   const int most = (a.outputs + pool.size() * 4 - 1) / (pool.size() * 4);
   int piece = std::min(most, static_cast<int>(65536 / std::max<size_t>(row_bytes, 1)));
-  piece = std::max(16, (piece + 15) / 16 * 16);
+  piece = std::max(kTile, (piece + kTile - 1) / kTile * kTile);
   pool.run((a.outputs + piece - 1) / piece, [&](int i) {
     kernels().linear(a, i * piece, std::min(a.outputs, (i + 1) * piece));
   });
@@ -70,6 +64,8 @@ inline Weights weights_of(const mx::array& w, int bits) {
   if (bits) return bits == 8 ? Weights::bits8 : Weights::bits4;
   return format_of(w) == Format::float16 ? Weights::halves : Weights::floats;
 }
+
+inline int outputs_of(const mx::array& w, int bits) { return bits ? w.shape(0) * kTile : w.shape(0); }
 
 class LinearPrimitive : public CpuPrimitive {
  public:
@@ -91,7 +87,7 @@ class LinearPrimitive : public CpuPrimitive {
     Linear a{};
     a.inputs = x.shape(-1);
     a.rows = static_cast<int>(x.size() / a.inputs);
-    a.outputs = w.shape(0);
+    a.outputs = outputs_of(w, options_.bits);
     a.kind = weights_of(w, options_.bits);
     a.w = w.data<void>();
     if (options_.bits) {
@@ -117,16 +113,15 @@ class LinearPrimitive : public CpuPrimitive {
   LinearOptions options_;
 };
 
-// Whether these are the weights of a layer for so many inputs, quantised or not.
+// Whether these are the weights of a layer for so many inputs: [N, K], or quantised ones in tiles.
 inline void check_weights(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, int inputs) {
-  require(w.ndim() == 2, "w must be a matrix");
+  require(w.ndim() == (bits ? 3 : 2), "w must be a matrix, or tiles if it is quantised");
   weights_of(w, bits);
   if (!bits) return require(w.shape(1) == inputs, "w doesn't fit x");
   require(scales && biases && inputs % kGroup == 0, "quantised weights need scales and biases for groups of 64");
-  require(w.dtype() == mx::uint32 && w.shape(1) == inputs * bits / 32, "w doesn't fit x");
+  require(w.dtype() == mx::uint32 && w.shape(1) == inputs * bits / 32 && w.shape(2) == kTile, "w doesn't fit x");
   for (const auto& part : {*scales, *biases}) {
-    require(part.ndim() == 2 && part.shape(0) == w.shape(0) && part.shape(1) == inputs / kGroup &&
-                part.dtype() == scales->dtype(),
+    require(part.shape() == mx::Shape({w.shape(0), inputs / kGroup, kTile}) && part.dtype() == scales->dtype(),
             "scales and biases don't fit w");
     format_of(part);
   }
@@ -139,7 +134,7 @@ inline mx::array linear(const mx::array& x, const mx::array& w, const Maybe& sca
   const int inputs = x.shape(-1);
   require(inputs > 0, "x has no inputs");
   check_weights(w, scales, biases, bits, inputs);
-  const int outputs = w.shape(0);
+  const int outputs = outputs_of(w, bits);
   const auto stream = cpu();
   std::vector<mx::array> arrays{row_contiguous(x, stream), row_contiguous(w, stream)};
   if (bits)

@@ -40,8 +40,9 @@ void compare_linear(const Kernels& k, Linear a, const std::vector<float>& x, con
                     double tolerance, const char* what) {
   std::vector<float> y(static_cast<size_t>(a.rows) * a.outputs, NAN);
   a.y = y.data();
+  const bool tiles = a.kind == Weights::bits8 || a.kind == Weights::bits4;
   for (int n = 0; n < a.outputs;) {
-    const int end = std::min(a.outputs, n + between(1, 40));
+    const int end = std::min(a.outputs, n + (tiles ? kTile * between(1, 2) : between(1, 40)));
     k.linear(a, n, end);
     n = end;
   }
@@ -87,10 +88,11 @@ void test_quantized(const Kernels& k) {
   const int bits = between(0, 1) ? 8 : 4;
   a.kind = bits == 8 ? Weights::bits8 : Weights::bits4;
   a.rows = between(1, 9);
-  a.outputs = between(1, 40);
+  a.outputs = kTile * between(1, 3);
   const int groups = between(1, 70);
   a.inputs = groups * kGroup;
   auto x = random_floats(a.rows * a.inputs);
+  std::fill_n(x.begin() + between(0, a.rows * groups - 1) * kGroup, kGroup, 0.0f);  // a group of nothing
   std::vector<uint8_t> w(static_cast<size_t>(a.outputs) * a.inputs * bits / 8);
   for (auto& byte : w) byte = between(0, 255);
   const auto scales = random_floats(a.outputs * groups), biases = random_floats(a.outputs * groups);
@@ -101,38 +103,46 @@ void test_quantized(const Kernels& k) {
   a.scales = half ? static_cast<const void*>(scales16.data()) : scales.data();
   a.biases = half ? static_cast<const void*>(biases16.data()) : biases.data();
   std::vector<float> dense(static_cast<size_t>(a.outputs) * a.inputs);
+  const int words = a.inputs * bits / 32;
   for (int n = 0; n < a.outputs; n++)
     for (int i = 0; i < a.inputs; i++) {
-      const size_t at = static_cast<size_t>(n) * a.inputs + i, g = static_cast<size_t>(n) * groups + i / kGroup;
-      const int q = bits == 8 ? w[at] : (w[at / 2] >> (4 * (at & 1))) & 15;
-      const float scale = half ? static_cast<float>(scales16[g]) : scales[g];
-      const float bias = half ? static_cast<float>(biases16[g]) : biases[g];
-      dense[at] = scale * q + bias;
+      const int tile = n / kTile, lane = n % kTile, bit = i * bits % 32;
+      const size_t word = (static_cast<size_t>(tile) * words + i * bits / 32) * kTile + lane;
+      const size_t g = (static_cast<size_t>(tile) * groups + i / kGroup) * kTile + lane;
+      const int q = (w[word * 4 + bit / 8] >> bit % 8) & ((1 << bits) - 1);
+      dense[static_cast<size_t>(n) * a.inputs + i] =
+          (half ? static_cast<float>(scales16[g]) : scales[g]) * q + (half ? static_cast<float>(biases16[g]) : biases[g]);
     }
-  std::vector<float> ordered(x.size()), x_sum(a.rows * groups), x_scale(a.rows * groups);
-  std::vector<int8_t> x8(x.size());
-  for (int m = 0; m < a.rows; m++) {
-    k.sum_groups(&x[m * a.inputs], a.inputs, &x_sum[m * groups]);
-    k.split_even_odd(&x[m * a.inputs], a.inputs, &ordered[m * a.inputs]);
-  }
-  a.x = bits == 4 ? ordered.data() : x.data();
+  std::vector<float> x_sum(a.rows * groups), x_scale(a.rows * groups);
   a.x_sum = x_sum.data();
-  compare_linear(k, a, x, dense, bits == 8 ? 2e-4 : 2e-5, "quantized");
-
-  // With inputs in 8 bits: what they stand for is what must come out.
-  auto split = x8;
-  for (int m = 0; m < a.rows; m++) {
-    k.quantize(&x[m * a.inputs], a.inputs, &x8[m * a.inputs], &x_scale[m * groups], &x_sum[m * groups]);
-    k.split_pairs(&x8[m * a.inputs], a.inputs, &split[m * a.inputs]);
-  }
-  std::vector<float> rounded(x.size());
-  for (size_t i = 0; i < x.size(); i++) {
-    rounded[i] = x8[i] * x_scale[i / kGroup];
-    check(k.name, "rounding", rounded[i], x[i], 0.51 * x_scale[i / kGroup]);
-  }
-  a.x8 = bits == 4 ? split.data() : x8.data();
   a.x_scale = x_scale.data();
-  compare_linear(k, a, rounded, dense, bits == 8 ? 2e-4 : 2e-5, "8-bit activations");
+  const double tolerance = bits == 8 ? 2e-4 : 2e-5;
+  if (!k.digits) {
+    for (int m = 0; m < a.rows; m++) k.sum_groups(&x[m * a.inputs], a.inputs, &x_sum[m * groups]);
+    a.x = x.data();
+    return compare_linear(k, a, x, dense, tolerance, "quantized");
+  }
+  // What the digits stand for is what must come out. Three of them hold what float32 does.
+  for (const int count : {1, 3}) {
+    std::vector<int8_t> digits(x.size() * count);
+    std::vector<float> rounded(x.size());
+    for (int m = 0; m < a.rows; m++) {
+      int8_t* row = &digits[m * count * a.inputs];
+      k.to_digits(&x[m * a.inputs], a.inputs, bits, count, row, &x_scale[m * groups], &x_sum[m * groups]);
+      for (int i = 0; i < a.inputs; i++) {
+        double value = 0;
+        for (int d = 0; d < count; d++) value = value * 256 + row[d * a.inputs + i];
+        // Of 4 bits the even inputs of each eight come first.
+        const int at = m * a.inputs + (bits == 8 ? i : i / 8 * 8 + i % 4 * 2 + i / 4 % 2);
+        const float scale = x_scale[at / kGroup];
+        rounded[at] = static_cast<float>(value * scale);
+        check(k.name, "rounding", rounded[at], x[at], 0.51 * scale + (count == 3 ? 1e-7 : 0));
+      }
+    }
+    a.digits = digits.data();
+    a.digit_count = count;
+    compare_linear(k, a, count == 3 ? x : rounded, dense, tolerance, count == 3 ? "quantized" : "8-bit activations");
+  }
 }
 
 template <class Value>
