@@ -16,7 +16,7 @@ import pytest
 from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.lm import LM, LMConfig
 from audiocraft_mlx.ops import activations, attention, eight_bit, native, normalization, recurrence
-from audiocraft_mlx.ops.linear import linear
+from audiocraft_mlx.ops.linear import arrange, linear
 
 if native.extension() is None:
     pytest.skip("the native extension isn't built", allow_module_level=True)
@@ -101,7 +101,7 @@ def test_most_of_a_block_as_one_operation(
     lm = LM(config)
     if quantized:
         nn.quantize(lm, 64, 4, class_predicate=lambda path, layer: isinstance(layer, nn.Linear))
-        native.arrange(lm)
+        arrange(lm)
     lm.cache_bits = cache_bits
     conditions = Conditions(
         cross=normal(2, 5, 64) if cross_attention else None,

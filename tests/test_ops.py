@@ -14,6 +14,7 @@ from audiocraft_mlx.ops import few_rows
 from audiocraft_mlx.ops.activations import elu, gelu, glu
 from audiocraft_mlx.ops.blas import VARIABLE
 from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
+from audiocraft_mlx.ops.linear import linear
 
 
 def normal(*shape: int) -> mx.array:
@@ -74,22 +75,33 @@ def test_gelu_and_glu_are_mlx_own() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 7, 5), (2, 300, 1021), (2, 1024, 1536), (3, 40, 97), (8, 512, 640)]
+    ("rows", "inputs", "outputs", "width"),
+    [(1, 7, 16, 16), (2, 300, 1024, 32), (8, 4100, 64, 16), (3, 40, 96, 32), (70, 512, 640, 32)],
 )
-def test_few_rows_times_a_matrix_in_blocks_and_parts(
-    rows: int, inputs: int, outputs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+def test_rows_times_a_matrix_in_tiles(
+    rows: int, inputs: int, outputs: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_rows._streams.cache_clear()
     monkeypatch.setattr(few_rows, "_threads", lambda: threads)
     monkeypatch.setattr(few_rows, "PART", 1000)
-    x, weight, bias = normal(rows, 1, inputs), normal(outputs, inputs), normal(outputs)
-    wanted = x @ weight.T
-    for activated in (False, True):
-        y = few_rows.product(x, weight, None, activated)
-        np.testing.assert_allclose(y, nn.gelu(wanted) if activated else wanted, atol=2e-4)
-        y = few_rows.product(x, weight, bias, activated)
-        np.testing.assert_allclose(y, nn.gelu(wanted + bias) if activated else wanted + bias, atol=2e-4)
+    layer, x = nn.Linear(inputs, outputs), normal(rows, 1, inputs)
+    norm, residual = nn.LayerNorm(inputs), normal(rows, 1, outputs)
+    wanted = layer(norm(x))
+    few_rows.arrange(layer)
+    assert layer.weight.shape == (outputs / width, inputs, width)
+    np.testing.assert_allclose(linear(layer, x, norm=norm), wanted, atol=2e-4)
+    surrounded = linear(layer, x, norm=norm, gelu=True, residual=residual)
+    np.testing.assert_allclose(surrounded, nn.gelu(wanted) + residual, atol=2e-4)
     few_rows._streams.cache_clear()
+
+
+def test_layers_that_fit_no_tiles_stay_as_they_are() -> None:
+    odd, half, quantized = nn.Linear(8, 24), nn.Linear(8, 32), nn.QuantizedLinear(64, 32)
+    half.weight = half.weight.astype(mx.float16)
+    for layer in (odd, half, quantized):
+        before = layer.weight
+        few_rows.arrange(layer)
+        assert layer.weight is before
 
 
 MULTIPLY = """

@@ -30,7 +30,10 @@ class Exported:
 
 
 def export(checkpoint: Checkpoint) -> Exported:
-    """Raises `UsageError` for a model that transformers can't have."""
+    """Of a model as it was read, its weights in the order of the files.
+
+    Raises `UsageError` for one that transformers can't have.
+    """
     lm, t5, codec = checkpoint.lm, checkpoint.conditioner.t5, checkpoint.mono_codec
     projection = checkpoint.conditioner.output_proj
     if quantization_of(lm) is not None:

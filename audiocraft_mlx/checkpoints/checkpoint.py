@@ -27,7 +27,8 @@ from audiocraft_mlx.models.lm import LM, LMConfig
 from audiocraft_mlx.models.t5 import T5Config
 from audiocraft_mlx.models.weights import Weights, load_strict, parameters
 from audiocraft_mlx.ops.device import on_gpu
-from audiocraft_mlx.ops.native import arrange, keep_halves
+from audiocraft_mlx.ops.linear import arrange
+from audiocraft_mlx.ops.native import keep_halves
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -65,8 +66,9 @@ class Checkpoint:
         From then on they are in the order that suits this machine, no longer in that of the files.
         """
         keep_halves(self.lm)
+        arrange(self.lm)
+        arrange(self.conditioner.t5)
         for network in self._networks():
-            arrange(network)
             for weight in parameters(network).values():
                 mx.eval(weight)
 

@@ -28,8 +28,20 @@ def _elu(x: mx.array) -> mx.array:
 
 def gelu(x: mx.array) -> mx.array:
     """`x` times the share of the normal distribution that is below it."""
+    if on_gpu():
+        return nn.gelu(x)
     extension = native.for_floats(x)
-    return nn.gelu(x) if extension is None else extension.gelu(x)
+    return _gelu(x) if extension is None else extension.gelu(x)
+
+
+@partial(mx.compile, shapeless=True)
+def _gelu(x: mx.array) -> mx.array:
+    # As Abramowitz & Stegun 7.1.26 have erf, within 1.5e-7; MLX's own takes four times as long on CPUs.
+    size = mx.abs(x)
+    z = size * 0.5**0.5
+    t = 1 / (1 + 0.3275911 * z)
+    p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return 0.5 * (x + size * (1 - p * mx.power(math.e, -z * z)))
 
 
 def glu(x: mx.array) -> mx.array:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.ops import activations, few_rows, native
-from audiocraft_mlx.ops.few_rows import few_rows_on_a_cpu
+from audiocraft_mlx.ops.device import on_gpu
 
 
 def linear(
@@ -17,16 +17,31 @@ def linear(
     residual: mx.array | None = None,
 ) -> mx.array:
     """`layer(norm(x))`, then GELU, then added to `residual`, as far as they are given: `[..., outputs]`."""
-    fused = native.linear(layer, x, norm, gelu, residual)
+    in_tiles = few_rows.in_tiles(layer)
+    fused = None if in_tiles else native.linear(layer, x, norm, gelu, residual)
     if fused is not None:
         return fused
     if norm is not None:
         x = norm(x)
     bias = layer.get("bias")
-    if type(layer) is nn.Linear and few_rows_on_a_cpu(x):
-        y = few_rows.product(x, layer.weight, bias, gelu)
+    if in_tiles:
+        y = few_rows.product(x, layer.weight)
+        y = y if bias is None else y + bias
     elif type(layer) is nn.Linear and residual is not None and not gelu:
         return mx.addmm(residual if bias is None else residual + bias, x, layer.weight.T)
     else:
-        y = activations.gelu(layer(x)) if gelu else layer(x)
+        y = layer(x)
+    y = activations.gelu(y) if gelu else y
     return y if residual is None else residual + y
+
+
+def arrange(network: nn.Module) -> None:
+    """Bring the weights of linear layers into the order that is read fastest here.
+
+    For good, and only `linear` knows these orders: for networks that are loaded to be used.
+    """
+    if on_gpu():
+        return
+    own = few_rows if native.extension() is None else native
+    for layer in network.modules():
+        own.arrange(layer)

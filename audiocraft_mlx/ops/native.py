@@ -98,27 +98,21 @@ def linear(
     return y
 
 
-def arrange(network: nn.Module) -> None:
-    """Bring quantised layers into the order that the extension reads them in, which MLX knows nothing of.
+def arrange(layer: nn.Module) -> None:
+    """Bring a quantised layer into tiles, if the extension is to compute it; MLX can't do so any more.
 
-    In tiles: where several outputs' weights lie side by side, a processor multiplies them at once.
+    Where several outputs' weights lie side by side, a processor multiplies them at once.
     """
-    if on_cpu() is None:
-        return
-    for layer in network.modules():
-        if isinstance(layer, nn.QuantizedLinear) and _fits_tiles(layer):
-            for part in ("weight", "scales", "biases"):
-                layer[part] = _tiles(layer[part])
-
-
-def _fits_tiles(layer: nn.QuantizedLinear) -> bool:
-    return (
-        layer.group_size == GROUP_SIZE
-        and layer.bits in (4, 8)
-        and layer.scales.dtype in (mx.float16, mx.float32)
+    if (
+        isinstance(layer, nn.QuantizedLinear)
         and layer.weight.ndim == 2
         and layer.weight.shape[0] % TILE == 0
-    )
+        and layer.group_size == GROUP_SIZE
+        and layer.bits in (4, 8)
+        and layer.scales.dtype in (mx.float16, mx.float32)
+    ):
+        for part in ("weight", "scales", "biases"):
+            layer[part] = _tiles(layer[part])
 
 
 def _tiles(part: mx.array) -> mx.array:
