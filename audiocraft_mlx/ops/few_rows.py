@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from functools import cache
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +24,8 @@ WIDTHS = (32, 16)
 """Outputs of a tile."""
 PART = 2**20
 """Elements of a matrix for which a thread of its own pays: one that waits takes a while to begin."""
+HEAD_START = 1.25
+"""What the first thread computes while the others wake up: so many times as much as each of them."""
 MOST_PARTS = 4
 """By then memory is as busy as it gets."""
 
@@ -55,11 +58,12 @@ def product(x: mx.array, tiles: mx.array) -> mx.array:
 
 
 def _in_parts(rows: mx.array, tiles: mx.array, parts: int) -> mx.array:
+    shares = [HEAD_START, *[1.0] * (parts - 1)]
+    ends = [round(len(tiles) * share / sum(shares)) for share in accumulate(shares)]
     products = []
-    for part, stream in zip(range(parts), _streams(), strict=False):
-        own = tiles[len(tiles) * part // parts : len(tiles) * (part + 1) // parts]
+    for start, end, stream in zip([0, *ends], ends, _streams(), strict=False):
         with nullcontext() if stream is None else mx.stream(stream):
-            products.append(rows @ own)
+            products.append(rows @ tiles[start:end])
     return mx.concatenate(products)
 
 
