@@ -200,7 +200,7 @@ def _add_model(parser: Parser, program: Program) -> None:
     add(
         "--fast",
         action="store_true",
-        help="on a Linux CPU, calculate a quantized model's steps with 8-bit inputs too: less exact",
+        help="calculate a quantized model's steps with 8-bit inputs too, on Linux CPUs that do: less exact",
     )
     add(
         "--cache-bits",

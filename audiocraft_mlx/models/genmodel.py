@@ -96,7 +96,7 @@ class GenModel:
             revision: branch, tag or commit on the Hub.
             quantize: 4 or 8: keep the weights of the linear layers in so many bits.
             fast: calculate a quantized model's layers with 8-bit activations, where the native extension
-                for Linux CPUs does it (docs/QUANTIZATION.md says what it costs).
+                and the processor do it (AVX-512 VNNI; docs/QUANTIZATION.md says what it costs).
             cache_bits: 8: keep the keys and values of what was made in 8 bits; long clips are faster then
                 where the native extension reads them.
 
