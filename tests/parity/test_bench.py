@@ -15,7 +15,7 @@ from audiocraft_mlx.benchmark.shapes import random_checkpoint
 from audiocraft_mlx.benchmark.side import PROMPT
 from audiocraft_mlx.benchmark.theirs import Theirs
 from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
-from audiocraft_mlx.checkpoints.upstream import load
+from audiocraft_mlx.checkpoints.upstream import load, read
 from audiocraft_mlx.cli.bench import main
 
 from .pair import relative_error
@@ -32,8 +32,13 @@ def side(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Theirs:
 def test_both_have_the_same_model(
     model: str, transformers_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = random_checkpoint("demo") if model == "demo" else load(str(transformers_folder(model)))
-    theirs = side(ours, monkeypatch)
+    if model == "demo":
+        as_read, ours = random_checkpoint("demo"), random_checkpoint("demo")
+        ours.evaluate()
+    else:
+        folder = str(transformers_folder(model))
+        as_read, ours = read(folder), load(folder)
+    theirs = side(as_read, monkeypatch)
     rng = np.random.default_rng(0)
     steps, codebooks = 5, ours.lm.config.num_codebooks
     codes = rng.integers(0, ours.lm.config.cardinality, (1, codebooks, steps))
