@@ -92,7 +92,7 @@ lint: .venv/installed ## check style and types
 	.venv/bin/mypy
 
 fuzz: .venv/installed ## throw damaged and hostile files at the reader of torch files
-	.venv/bin/python tests/fuzz_pickles.py --runs 100000
+	.venv/bin/python tests/fuzz_torch_pickle.py --runs 100000
 
 parity: .venv-parity/installed ## compare with PyTorch, number by number (fetches torch and transformers)
 	.venv-parity/bin/python -m pytest tests/parity

@@ -4,12 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, OutputError, UsageError
+from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
     from audiocraft_mlx.models.audiogen import AudioGen
     from audiocraft_mlx.models.musicgen import MusicGen
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AudioGen",

@@ -13,7 +13,7 @@ from audiocraft_mlx.errors import CheckpointError
 _REQUIRED: Any = object()
 
 
-class Section:
+class ConfigSection:
     """One mapping inside a checkpoint's configuration, of either upstream format.
 
     Every reader takes the value that upstream's code falls back to as `default`; without one the key
@@ -27,7 +27,7 @@ class Section:
         self._path = path
 
     @classmethod
-    def from_yaml(cls, text: str, where: str) -> Section:
+    def from_yaml(cls, text: str, where: str) -> ConfigSection:
         """Parse the YAML text of audiocraft's `xp.cfg`. Raises `CheckpointError`."""
         try:
             values = OmegaConf.create(text)
@@ -42,22 +42,22 @@ class Section:
         return self._get(key, None) is not None
 
     @property
-    def names(self) -> list[str]:
+    def keys(self) -> list[str]:
         return [str(key) for key in self._values]
 
-    def section(self, key: str) -> Section:
+    def section(self, key: str) -> ConfigSection:
         """The mapping under `key`; an absent one reads as empty, so that its keys take their defaults."""
         value = self._get(key, None)
         if value is None:
             value = {}
         if not isinstance(value, (Mapping, DictConfig)):
             raise self.error(key, "is not a mapping")
-        return Section(value, self._where, self._full(key))
+        return ConfigSection(value, self._where, self._full(key))
 
-    def integer(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
+    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise self.error(key, f"is {value!r}, not a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**31:
+            raise self.error(key, f"is {value!r}, not a whole number of at least {minimum}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
@@ -72,16 +72,18 @@ class Section:
             raise self.error(key, f"is {value!r}, not true or false")
         return value
 
-    def text(self, key: str, default: Any = _REQUIRED) -> str:
+    def string(self, key: str, default: Any = _REQUIRED) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
             raise self.error(key, f"is {value!r}, not a text")
         return value
 
-    def integers(self, key: str, default: Any = _REQUIRED, least: int = 0) -> tuple[int, ...]:
+    def integers(self, key: str, default: Any = _REQUIRED, minimum: int = 0) -> tuple[int, ...]:
         value = self._list(key, default)
-        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= least for item in value):
-            raise self.error(key, f"is {value!r}, not a list of whole numbers of at least {least}")
+        if not all(
+            isinstance(item, int) and not isinstance(item, bool) and item >= minimum for item in value
+        ):
+            raise self.error(key, f"is {value!r}, not a list of whole numbers of at least {minimum}")
         return tuple(value)
 
     def numbers(self, key: str, default: Any = _REQUIRED) -> tuple[float, ...]:
@@ -90,7 +92,7 @@ class Section:
             raise self.error(key, f"is {value!r}, not a list of numbers")
         return tuple(float(item) for item in value)
 
-    def texts(self, key: str, default: Any = _REQUIRED) -> tuple[str, ...]:
+    def strings(self, key: str, default: Any = _REQUIRED) -> tuple[str, ...]:
         value = self._list(key, default)
         if not all(isinstance(item, str) for item in value):
             raise self.error(key, f"is {value!r}, not a list of texts")

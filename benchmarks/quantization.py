@@ -22,15 +22,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
-from audiocraft_mlx.checkpoints.upstream import load, read
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.load import load, read
+from audiocraft_mlx.checkpoints.quantization import BITS, GROUP_SIZES, enable_int8_activations, quantize
 from audiocraft_mlx.cli.common import say
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.encodec import Encodec
-from audiocraft_mlx.models.quantization import BITS, GROUP_SIZES, quantize, use_eight_bit_activations
-from audiocraft_mlx.models.weights import dtype_name, parameters
-from audiocraft_mlx.ops import native
+from audiocraft_mlx.networks.encodec import Encodec
+from audiocraft_mlx.networks.weights import dtype_name, parameters
+from audiocraft_mlx.ops.cpu import extension
 
 TESTS = Path(__file__).parent.parent / "tests"
 FOLLOWED_BY = 25
@@ -130,17 +130,17 @@ def language_model_losses(case: Case) -> Iterator[Loss]:
                 quantize(checkpoint, bits, group_size)
             except UsageError:
                 continue  # no layer of so small a model can be divided into such groups
-            checkpoint.evaluate()
+            checkpoint.materialize()
             yield loss(case, f"{bits} bits, group {group_size}", checkpoint, reference)
-            if group_size == native.GROUP_SIZE and native.on_cpu() is not None:
-                use_eight_bit_activations(checkpoint.lm)
+            if group_size == extension.GROUP_SIZE and extension.cpu_extension() is not None:
+                enable_int8_activations(checkpoint.lm)
                 yield loss(case, f"{bits} bits, group {group_size}, --fast", checkpoint, reference)
     checkpoint = load(case.model)
     checkpoint.lm.cache_bits = 8
     yield loss(case, "float32, --cache-bits 8", checkpoint, reference)
 
 
-def loss(case: Case, what: str, checkpoint: Checkpoint, reference: np.ndarray) -> Loss:
+def loss(case: Case, what: str, checkpoint: ModelBundle, reference: np.ndarray) -> Loss:
     left, stored = linear_sizes(checkpoint.lm)
     total = linear_sizes(read(case.model).lm)[0]
     found = log_probabilities(checkpoint, case)
@@ -167,13 +167,13 @@ def linear_sizes(network: nn.Module) -> tuple[int, int]:
     return plain, quantized
 
 
-def log_probabilities(checkpoint: Checkpoint, case: Case) -> np.ndarray:
+def log_probabilities(checkpoint: ModelBundle, case: Case) -> np.ndarray:
     """Of each next code, float64 `[B * K * T, card]`, with the music so far given (teacher forcing)."""
     lm = checkpoint.lm
     frames = case.codes.shape[2]
     pattern = DelayPattern(lm.config.delays, frames)
-    sequence = pattern.build(mx.array(case.codes), lm.special_token)
-    conditions = checkpoint.conditioner.encode(case.captions)
+    sequence = pattern.build(mx.array(case.codes), lm.special_token_id)
+    conditions = checkpoint.text_conditioner.encode(case.captions)
     logits = np.array(lm(sequence[:, :, :-1], lm.start(conditions, pattern.steps - 1)), np.float64)
     logits = np.stack(
         [logits[:, k, delay : delay + frames] for k, delay in enumerate(lm.config.delays)], axis=1

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.audio.picture import Chroma, plot
+from audiocraft_mlx.audio.plot import Chroma, plot
 from audiocraft_mlx.conditioning.chroma import ChromaConfig, chroma
 
 RATE = 32000

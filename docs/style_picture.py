@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from audiocraft_mlx import MusicGen
-from audiocraft_mlx.audio.picture import Excerpt, plot
+from audiocraft_mlx.audio.plot import StyleExcerpt, plot
 
 PROMPT = "slow happy piano with a dance beat"
 START, SECONDS = 4.2, 3.0
@@ -26,5 +26,5 @@ plot(
     audio,
     rate,
     "Ten seconds of music, and below what a style model hears of it",
-    Excerpt(heard, rate, START),
+    StyleExcerpt(heard, rate, START),
 )

@@ -19,7 +19,7 @@ trap 'rm -rf "$scratch"' EXIT
 "$python" -c 'from importlib.metadata import version; print("mlx==" + version("mlx"))' > "$scratch/constraints"
 export PIP_CONSTRAINT="$scratch/constraints" PIP_BUILD_CONSTRAINT="$scratch/constraints"
 if "$python" -m pip install --quiet --force-reinstall --no-deps "$source" > "$scratch/log" 2>&1 &&
-  set="$("$python" -c 'from audiocraft_mlx.ops.native import extension; print(extension().instruction_set())' 2>> "$scratch/log")"
+  set="$("$python" -c 'from audiocraft_mlx.ops.cpu.extension import load_extension; print(load_extension().instruction_set())' 2>> "$scratch/log")"
 then
   echo "native extension: built for $(cat "$scratch/constraints"), using $set"
 else

@@ -23,7 +23,7 @@ class FakeModel:
     frame_rate = 50
     audio_channels = 2
     max_duration = 30.0
-    longest_heard = 90.0
+    max_condition_duration = 90.0
     lm = SimpleNamespace(config=SimpleNamespace(num_layers=2, dim=8), dtype=SimpleNamespace(size=4))
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class FakeModel:
         self.prompts: list[str | None] = []
         self.heard: dict[str, Any] = {}
         self.seeds: list[int] = []
-        self.hears = frozenset({"text"})
+        self.condition_types = frozenset({"text"})
         self.peak = 0.5
         self.during: Callable[[], None] = lambda: None
         self.frames = 0

@@ -23,14 +23,14 @@ from audiocraft_mlx.benchmark.shapes import random_checkpoint, shape
 from audiocraft_mlx.benchmark.subject import Subject
 from audiocraft_mlx.benchmark.suite import Row
 from audiocraft_mlx.benchmark.traffic import cache_bytes, weight_bytes
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
-from audiocraft_mlx.checkpoints.upstream import load, read
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.load import load, read
+from audiocraft_mlx.checkpoints.quantization import Quantization, quantization_of
 from audiocraft_mlx.cli.bench import main
 from audiocraft_mlx.errors import MusicGenError, UsageError
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.lm import LM, LMConfig
-from audiocraft_mlx.models.quantization import Quantization, quantization_of
-from audiocraft_mlx.models.weights import parameters
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.networks.weights import parameters
 
 POINTS = (0, 10, 20, 30)
 ROWS = [
@@ -58,9 +58,9 @@ TINY = LMConfig(
 
 
 @pytest.fixture(scope="module")
-def demo() -> Checkpoint:
+def demo() -> ModelBundle:
     checkpoint = random_checkpoint("demo")
-    checkpoint.evaluate()
+    checkpoint.materialize()
     return checkpoint
 
 
@@ -173,8 +173,8 @@ def test_kernels_are_counted_without_views() -> None:
     assert count_kernels(shared * mx.sin(shared)) == 3
 
 
-def test_kernels_of_a_layer_are_what_a_layer_adds(demo: Checkpoint) -> None:
-    conditions = demo.conditioner.encode(["a tune"])
+def test_kernels_of_a_layer_are_what_a_layer_adds(demo: ModelBundle) -> None:
+    conditions = demo.text_conditioner.encode(["a tune"])
     layers = len(demo.lm.layers)
     of_layer, of_step = kernels_of_layer(demo.lm, conditions), kernels_of_step(demo.lm, conditions)
     assert len(demo.lm.layers) == layers
@@ -189,12 +189,12 @@ def test_bytes_of_a_step() -> None:
     layers = 3 * (norms + attention + cross + feed_forward)
     heads, last_norm, gathered = 8 * 20, 2 * 8, 2 * 2 * 8
     assert weight_bytes(lm, rows=2) == 4 * (layers + heads + last_norm + gathered)
-    state = lm.start(Conditions(cross=mx.zeros((2, 5, 8))), steps=12)
+    state = lm.start(ConditionTensors(cross=mx.zeros((2, 5, 8))), steps=12)
     # Keys and values, layers, rows, positions, width.
     assert cache_bytes(state, positions=7) == 4 * (2 * 3 * 2 * 7 * 8 + 2 * 3 * 2 * 5 * 8)
 
 
-def test_a_late_step_reads_more(demo: Checkpoint) -> None:
+def test_a_late_step_reads_more(demo: ModelBundle) -> None:
     ours = Ours("demo", demo)
     width, layers, rate = demo.lm.config.dim, demo.lm.config.num_layers, 50
     assert ours.bytes_of_step(30) - ours.bytes_of_step(20) == 4 * 2 * layers * 2 * 10 * rate * width
@@ -202,13 +202,13 @@ def test_a_late_step_reads_more(demo: Checkpoint) -> None:
 
 def test_a_late_model_goes_on_from_its_offset() -> None:
     lm = LM(TINY)
-    conditions = Conditions(cross=mx.ones((1, 3, 8)))
+    conditions = ConditionTensors(cross=mx.ones((1, 3, 8)))
     late = LateLM(lm, offset=6, capacity=9)
     codes = mx.zeros((1, 2, 1), mx.int32)
     state = late.start(conditions, steps=2)
     logits = late(codes, state)
     assert (state.offset, state.positions.shape[0]) == (7, 9)
-    assert late.special_token == 10
+    assert late.special_token_id == 10
     # It looks at all that is behind it, and stands elsewhere than at the start.
     assert not mx.allclose(logits, lm(codes, lm.start(conditions, 2)))
 
@@ -286,7 +286,7 @@ def test_ratios_say_how_many_times_as_good_ours_is() -> None:
 
 def test_a_shape_is_run_with_what_a_model_is_run_with(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr(subject, "use_fast_blas", lambda: called.append(True))
+    monkeypatch.setattr(subject, "patch_mlx_blas", lambda: called.append(True))
     assert quantization_of(Subject("demo", random=True).load(4).lm) == Quantization(4)
     assert called
 

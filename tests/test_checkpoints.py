@@ -16,12 +16,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from audiocraft_mlx import CheckpointError, DownloadError
-from audiocraft_mlx.checkpoints.pickles import read_torch_file
-from audiocraft_mlx.checkpoints.upstream import Checkpoint, load
-from audiocraft_mlx.decoding.guidance import Guidance
-from audiocraft_mlx.decoding.sampling import Sampling
-from audiocraft_mlx.models.encodec import StereoEncodec
+from audiocraft_mlx.checkpoints.load import ModelBundle, load
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
+from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.encodec import InterleavedStereoCodec
 
 from .conftest import add_to_hub_cache
 from .torch_files import Opcodes, write_torch_file
@@ -72,11 +72,13 @@ def refusal(folder: Path) -> str:
     return message
 
 
-def weights_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    codec = checkpoint.codec.mono if isinstance(checkpoint.codec, StereoEncodec) else checkpoint.codec
-    parts = {"lm": checkpoint.lm, "codec": codec, "t5": checkpoint.conditioner.t5}
-    if checkpoint.conditioner.output_proj is not None:
-        parts["proj"] = checkpoint.conditioner.output_proj
+def weights_of(checkpoint: ModelBundle) -> dict[str, np.ndarray]:
+    codec = (
+        checkpoint.codec.mono if isinstance(checkpoint.codec, InterleavedStereoCodec) else checkpoint.codec
+    )
+    parts = {"lm": checkpoint.lm, "codec": codec, "t5": checkpoint.text_conditioner.t5}
+    if checkpoint.text_conditioner.output_proj is not None:
+        parts["proj"] = checkpoint.text_conditioner.output_proj
     return {
         f"{part}.{name}": np.array(value)
         for part, module in parts.items()
@@ -163,7 +165,7 @@ def test_a_config_without_what_transformers_defaults(published: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_takes_that_of_t5_base(published: Path, hub_cache: Path) -> None:
     (published / "tokenizer.json").unlink()
-    tokens, _ = load(str(published)).conditioner.tokenize(["happy rock"])
+    tokens, _ = load(str(published)).text_conditioner.tokenize(["happy rock"])
     assert tokens.shape == (1, 3)
 
 
@@ -175,12 +177,12 @@ def test_a_models_own_sampling_defaults(published: Path) -> None:
 
     edit_json(published / "generation_config.json", own)
     checkpoint = load(str(published))
-    assert checkpoint.sampling == Sampling(top_k=20, temperature=0.8)
-    assert checkpoint.guidance == Guidance(1.5)
+    assert checkpoint.sampling == SamplingParams(top_k=20, temperature=0.8)
+    assert checkpoint.guidance == GuidanceParams(1.5)
     assert checkpoint.max_duration == 8.0
     (published / "generation_config.json").unlink()
     checkpoint = load(str(published))
-    assert checkpoint.sampling == Sampling()
+    assert checkpoint.sampling == SamplingParams()
     assert checkpoint.max_duration == 30.0
 
 
@@ -190,7 +192,7 @@ def test_half_precision_files_are_read_in_single_precision_on_a_cpu(
     checkpoint = load(str(transformers_folder("stereo")))
     wanted = mx.float16 if mx.default_device() == mx.gpu else mx.float32
     assert checkpoint.lm.dtype == wanted
-    assert checkpoint.conditioner.t5.norm.weight.dtype == mx.float32
+    assert checkpoint.text_conditioner.t5.norm.weight.dtype == mx.float32
 
 
 # Files that are not there

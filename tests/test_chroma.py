@@ -9,8 +9,8 @@ import pytest
 from audiocraft_mlx.audio.read import read_audio
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.audio.write import write_wav
-from audiocraft_mlx.checkpoints.pickles import read_torch_file
 from audiocraft_mlx.checkpoints.tensors import read_json
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.conditioning.chroma import (
     ChromaConfig,
     chroma,
@@ -18,7 +18,7 @@ from audiocraft_mlx.conditioning.chroma import (
     melody_chroma,
     null_chroma,
 )
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, UsageError
 
 ONE_HOT = ChromaConfig()
@@ -146,9 +146,9 @@ def test_a_melody_is_heard_alike_at_any_rate_and_number_of_channels(tmp_path: Pa
 
 def test_both_upstream_configs_describe_the_released_chroma(goldens: Path) -> None:
     package = read_torch_file(goldens / "goldens" / "melody" / "state_dict.bin")
-    audiocraft = ChromaConfig.from_audiocraft(Section.from_yaml(package["xp.cfg"], "melody"))
+    audiocraft = ChromaConfig.from_audiocraft(ConfigSection.from_yaml(package["xp.cfg"], "melody"))
     path = goldens / "goldens_hf" / "melody" / "config.json"
-    transformers = ChromaConfig.from_transformers(Section(read_json(path), str(path)))
+    transformers = ChromaConfig.from_transformers(ConfigSection(read_json(path), str(path)))
     assert audiocraft == transformers == ONE_HOT
 
 
@@ -161,7 +161,7 @@ conditioners: {self_wav: {model: chroma_stem, chroma_stem: {sample_rate: "${samp
 
 
 def test_another_config_is_followed() -> None:
-    config = ChromaConfig.from_audiocraft(Section.from_yaml(YAML, "other"))
+    config = ChromaConfig.from_audiocraft(ConfigSection.from_yaml(YAML, "other"))
     assert config == ChromaConfig(16000, 12, 4096, 1024, 157, one_hot=False)
     assert null_chroma(config).shape == (1, 157, 12)
 
@@ -178,4 +178,4 @@ def test_another_config_is_followed() -> None:
 )
 def test_unsupported_configs_are_named(old: str, new: str, key: str) -> None:
     with pytest.raises(CheckpointError, match=key):
-        ChromaConfig.from_audiocraft(Section.from_yaml(YAML.replace(old, new), "other"))
+        ChromaConfig.from_audiocraft(ConfigSection.from_yaml(YAML.replace(old, new), "other"))

@@ -16,14 +16,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from audiocraft_mlx.checkpoints import native
+from audiocraft_mlx.checkpoints import mlx_format
+from audiocraft_mlx.checkpoints.load import load, read
 from audiocraft_mlx.checkpoints.model_card import model_card
-from audiocraft_mlx.checkpoints.upstream import load, read
+from audiocraft_mlx.checkpoints.quantization import Quantization, quantization_of, quantize
 from audiocraft_mlx.cli.convert import main
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
-from audiocraft_mlx.models.quantization import Quantization, quantization_of, quantize
-from audiocraft_mlx.models.weights import Weights, parameters
+from audiocraft_mlx.networks.weights import Weights, parameters
 
 from .conftest import _HF_HOME, add_to_hub_cache
 
@@ -58,7 +58,7 @@ def copy(converted: Path, tmp_path: Path) -> Path:
 
 def greedy(model: MusicGen) -> np.ndarray:
     model.set_generation_params(use_sampling=False, duration=0.5, seed=1)
-    if model.hears != {"text"}:
+    if model.condition_types != {"text"}:
         audio = 0.3 * mx.random.normal((1, 50000), key=mx.random.key(4))
         return np.array(
             model.generate_with_chroma(PROMPTS, [audio, None, audio], 32000, return_tokens=True)[1]
@@ -70,8 +70,8 @@ def all_parameters(name: str, bits: int | None = None) -> dict[str, np.ndarray]:
     checkpoint = load(name, None, bits)
     networks = {
         "lm": checkpoint.lm,
-        "t5": checkpoint.conditioner.t5,
-        "output_proj": checkpoint.conditioner.output_proj,
+        "t5": checkpoint.text_conditioner.t5,
+        "output_proj": checkpoint.text_conditioner.output_proj,
         "codec": checkpoint.mono_codec,
     }
     return {
@@ -100,8 +100,8 @@ def test_a_converted_model_is_the_model(source: Callable[[str], str], tmp_path: 
     assert main([source(name), "-o", str(tmp_path / "made"), "--dtype", "float32"]) == 0
     before, after = MusicGen.get_pretrained(source(name)), MusicGen.get_pretrained(str(tmp_path / "made"))
     assert after.lm.config == before.lm.config
-    assert after._text.t5.config == before._text.t5.config
-    assert after.hears == before.hears
+    assert after.text_conditioner.t5.config == before.text_conditioner.t5.config
+    assert after.condition_types == before.condition_types
     for value in ("sampling", "guidance", "max_duration"):
         assert getattr(after._defaults, value) == getattr(before._defaults, value)
     assert (after.sample_rate, after.frame_rate, after.audio_channels) == (
@@ -181,20 +181,20 @@ def test_a_folder_that_is_not_quantized_can_be_converted_again(
 
 def test_the_quantized_model_computes_with_its_quantized_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not with a cache in half precision, as the native extension has it.
-    monkeypatch.setattr("audiocraft_mlx.models.lm.cache_dtype", lambda quantized, dtype: dtype)
+    monkeypatch.setattr("audiocraft_mlx.networks.lm.kv_cache_dtype", lambda quantized, dtype: dtype)
     quantized, plain = read("demo"), load("demo")
     quantize(quantized, 4, 32)
-    networks = [(quantized.lm, plain.lm), (quantized.conditioner.t5, plain.conditioner.t5)]
+    networks = [(quantized.lm, plain.lm), (quantized.text_conditioner.t5, plain.text_conditioner.t5)]
     for network, equal in networks:
-        rounded = [
+        quantize_int8 = [
             (f"{name}.weight", mx.dequantize(*exact(layer), group_size=layer.group_size, bits=layer.bits))
             for name, layer in network.named_modules()
             if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
         ]
-        assert rounded
-        equal.load_weights(rounded, strict=False)
+        assert quantize_int8
+        equal.load_weights(quantize_int8, strict=False)
     prompts = ["slow happy piano", "a fast sad organ with drums"]
-    ours, theirs = (checkpoint.conditioner.encode(prompts) for checkpoint in (quantized, plain))
+    ours, theirs = (checkpoint.text_conditioner.encode(prompts) for checkpoint in (quantized, plain))
     assert ours.cross.dtype == mx.float32
     np.testing.assert_allclose(ours.cross, theirs.cross, atol=1e-4)
     codes = mx.array(np.random.default_rng(0).integers(0, 512, (2, 4, 20), dtype=np.int32))
@@ -217,8 +217,8 @@ def test_linear_layers_and_the_table_of_words_are_quantized_and_nothing_else() -
     assert kinds == {nn.QuantizedLinear}
     assert isinstance(checkpoint.lm.heads, nn.QuantizedLinear)
     assert type(checkpoint.lm.embed) is nn.Embedding
-    assert isinstance(checkpoint.conditioner.t5.embed, nn.QuantizedEmbedding)
-    assert type(checkpoint.conditioner.t5.relative_bias) is nn.Embedding
+    assert isinstance(checkpoint.text_conditioner.t5.embed, nn.QuantizedEmbedding)
+    assert type(checkpoint.text_conditioner.t5.relative_bias) is nn.Embedding
     assert {
         layer.scales.dtype for layer in checkpoint.lm.modules() if isinstance(layer, nn.QuantizedLinear)
     } == {mx.float16}
@@ -249,7 +249,7 @@ def test_another_number_of_bits_is_refused(bits: Any) -> None:
 def test_a_quantized_folder_is_small(converted: Path, source: Callable[[str], str], tmp_path: Path) -> None:
     assert main([source("audiocraft/mono"), "-o", str(tmp_path / "plain")]) == 0
     plain, quantized = (
-        (folder / native.LM_FILE).stat().st_size for folder in (tmp_path / "plain", converted)
+        (folder / mlx_format.LM_FILE).stat().st_size for folder in (tmp_path / "plain", converted)
     )
     assert quantized < 0.5 * plain
 
@@ -258,13 +258,13 @@ def test_it_loads_from_the_hub(converted: Path, hub_cache: Path) -> None:
     add_to_hub_cache(_HF_HOME / "hub", "somebody/tiny-4bit", converted)
     checkpoint = load("somebody/tiny-4bit")
     assert quantization_of(checkpoint.lm) == Quantization(4, 64)
-    assert checkpoint.origin == "somebody/tiny-4bit"
+    assert checkpoint.source_repo == "somebody/tiny-4bit"
 
 
 def test_the_origin_is_kept_from_one_conversion_to_the_next(tmp_path: Path) -> None:
     assert main(["demo", "-o", str(tmp_path / "first")]) == 0
     assert main([str(tmp_path / "first"), "-o", str(tmp_path / "second"), "-q", "8"]) == 0
-    assert load(str(tmp_path / "second")).origin == "demo"
+    assert load(str(tmp_path / "second")).source_repo == "demo"
     assert "license: cc0-1.0" in (tmp_path / "second" / "README.md").read_text()
 
 
@@ -374,28 +374,28 @@ def change(path: Path, how: Callable[[Weights], object]) -> None:
 @pytest.mark.parametrize(
     ("file", "how", "message"),
     [
-        (native.LM_FILE, lambda w: w.pop("heads.scales"), "heads.scales is missing"),
-        (native.LM_FILE, lambda w: w.update(more=mx.zeros(1)), "more is unexpected"),
+        (mlx_format.LM_FILE, lambda w: w.pop("heads.scales"), "heads.scales is missing"),
+        (mlx_format.LM_FILE, lambda w: w.update(more=mx.zeros(1)), "more is unexpected"),
         (
-            native.LM_FILE,
+            mlx_format.LM_FILE,
             lambda w: w.update({"heads.weight": w["heads.weight"].astype(mx.float32)}),
             "heads.weight is of type float32 instead of uint32",
         ),
         (
-            native.LM_FILE,
+            mlx_format.LM_FILE,
             lambda w: w.update({"heads.scales": w["heads.scales"].astype(mx.bfloat16)}),
             "heads.scales is of type bfloat16 instead of float16",
         ),
         (
-            native.LM_FILE,
+            mlx_format.LM_FILE,
             lambda w: w.update({"out_norm.weight": w["out_norm.weight"].astype(mx.int32)}),
             "out_norm.weight is of type int32 instead of float32",
         ),
-        (native.TEXT_FILE, lambda w: w.pop("t5.norm.weight"), "norm.weight is missing"),
-        (native.TEXT_FILE, lambda w: w.pop("output_proj.bias"), "bias is missing"),
-        (native.TEXT_FILE, lambda w: w.update(t6=mx.zeros(1)), "t6 is unexpected"),
+        (mlx_format.TEXT_FILE, lambda w: w.pop("t5.norm.weight"), "norm.weight is missing"),
+        (mlx_format.TEXT_FILE, lambda w: w.pop("output_proj.bias"), "bias is missing"),
+        (mlx_format.TEXT_FILE, lambda w: w.update(t6=mx.zeros(1)), "t6 is unexpected"),
         (
-            native.CODEC_FILE,
+            mlx_format.CODEC_FILE,
             lambda w: w.update({"quantizer.codebooks": mx.zeros((1, 2, 3))}),
             "quantizer.codebooks has shape",
         ),
@@ -410,7 +410,9 @@ def test_a_tensor_that_does_not_belong_is_named(
         load(str(copy))
 
 
-@pytest.mark.parametrize("file", [native.LM_FILE, native.TEXT_FILE, native.CODEC_FILE, "tokenizer.json"])
+@pytest.mark.parametrize(
+    "file", [mlx_format.LM_FILE, mlx_format.TEXT_FILE, mlx_format.CODEC_FILE, "tokenizer.json"]
+)
 def test_a_file_that_is_missing_or_cut_short_is_named(copy: Path, file: str) -> None:
     data = (copy / file).read_bytes()
     (copy / file).write_bytes(data[:-10])
@@ -448,7 +450,7 @@ def test_a_mistake_is_one_line_and_status_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("audiocraft_mlx.checkpoints.upstream.read", no_loading)
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.load.read", no_loading)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -474,7 +476,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("audiocraft_mlx.checkpoints.upstream.read", no_loading)
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.load.read", no_loading)
     Path("full").mkdir()
     Path("full/file").write_text("mine")
     assert main(["demo", "-o", output]) == 1
@@ -505,16 +507,16 @@ def test_a_quantized_model_is_not_quantized_again(
 
 def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
     checkpoint = load("demo")
-    checkpoint.conditioner.t5.embed.weight = checkpoint.conditioner.t5.embed.weight + 70000
+    checkpoint.text_conditioner.t5.embed.weight = checkpoint.text_conditioner.t5.embed.weight + 70000
     with pytest.raises(UsageError, match=r"t5\.embed\.weight has values that float16 can't hold; .*float32"):
-        native.write(checkpoint, tmp_path / "made", mx.float16)
+        mlx_format.write(checkpoint, tmp_path / "made", mx.float16)
     assert os.listdir(tmp_path) == []
 
 
 def test_an_interruption_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save, saved = native._save, []
+    save, saved = mlx_format._save, []
 
     def interrupted(path: Path, weights: Weights) -> None:
         if saved:
@@ -523,7 +525,7 @@ def test_an_interruption_leaves_nothing(
         save(path, weights)
         saved.append(path)
 
-    monkeypatch.setattr(native, "_save", interrupted)
+    monkeypatch.setattr(mlx_format, "_save", interrupted)
     assert main(["demo", "-o", str(tmp_path / "made")]) == 130
     assert capsys.readouterr().err == "musicgen-mlx-convert: error: interrupted\n"
     assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ import pytest
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.models.musicgen import MusicGen
 
-from .audiocraft_copy import write_audiocraft_release
+from .audiocraft_reference import write_audiocraft_release
 from .conftest import add_to_hub_cache
 
 HERE = Path(__file__).parent
@@ -79,8 +79,8 @@ def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None
         codes, captions, expected = file["codes"].astype(np.int32), list(file["captions"]), file["nats"]
     lm = demo.lm
     pattern = DelayPattern(lm.config.delays, codes.shape[2])
-    sequence = pattern.build(mx.array(codes), lm.special_token)
-    conditions = demo._text.encode([str(caption) for caption in captions])
+    sequence = pattern.build_sequence(mx.array(codes), lm.special_token_id)
+    conditions = demo.text_conditioner.encode([str(caption) for caption in captions])
     logits = np.array(lm(sequence[:, :, :-1], lm.start(conditions, pattern.steps - 1)))
     nats = []
     for k, delay in enumerate(lm.config.delays):

@@ -24,7 +24,7 @@ import pytest
 import soundfile
 
 import audiocraft_mlx
-from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 
 from . import hub_server
 from .conftest import add_to_hub_cache

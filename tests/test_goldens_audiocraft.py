@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.decoding.frames import generate_frames
-from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.pattern import DelayPattern
-from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.models.audiogen import AudioGen
-from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 
 from .conftest import load_arrays
 
@@ -59,14 +59,14 @@ def test_the_model_is_described_as_the_reference_describes_it(golden: SimpleName
     assert fresh.duration == meta["default_duration"]
     assert fresh.extend_stride == meta["extend_stride"]
     defaults = meta["defaults"]
-    assert fresh.sampling == Sampling(
+    assert fresh.sampling == SamplingParams(
         defaults["use_sampling"], defaults["top_k"], defaults["top_p"], defaults["temp"]
     )
-    assert fresh.guidance == Guidance(defaults["cfg_coef"], defaults["two_step_cfg"])
+    assert fresh.guidance == GuidanceParams(defaults["cfg_coef"], defaults["two_step_cfg"])
 
 
 def test_text_conditions(golden: SimpleNamespace) -> None:
-    conditions = golden.model._text.encode(golden.prompts)
+    conditions = golden.model.text_conditioner.encode(golden.prompts)
     wanted = golden.values["cond.description"]
     np.testing.assert_allclose(conditions.cross, wanted[:3], atol=TOLERANCE)
     np.testing.assert_allclose(conditions.null.cross, wanted[3:], atol=TOLERANCE)
@@ -76,7 +76,7 @@ def test_text_conditions(golden: SimpleNamespace) -> None:
 @pytest.mark.parametrize("prefill", [16, 5, 1])
 def test_raw_logits_in_one_pass_and_step_by_step(golden: SimpleNamespace, branch: str, prefill: int) -> None:
     rows = {"cond": slice(0, 3), "null": slice(3, 6), "both": slice(0, 6)}[branch]
-    conditions = Conditions(cross=mx.array(golden.values["cond.description"][rows]))
+    conditions = ConditionTensors(cross=mx.array(golden.values["cond.description"][rows]))
     sequence = golden.values["seq"]
     sequence = mx.array(np.concatenate([sequence] * 2) if branch == "both" else sequence)
     steps = sequence.shape[2]
@@ -92,8 +92,8 @@ def test_raw_logits_in_one_pass_and_step_by_step(golden: SimpleNamespace, branch
 def test_predictions_for_given_codes(golden: SimpleNamespace) -> None:
     codes, lm = golden.values["codes"], golden.model.lm
     pattern = DelayPattern(lm.config.delays, codes.shape[2])
-    sequence = pattern.build(mx.array(codes), lm.special_token)
-    conditions = Conditions(cross=mx.array(golden.values["cond.description"][:3]))
+    sequence = pattern.build_sequence(mx.array(codes), lm.special_token_id)
+    conditions = ConditionTensors(cross=mx.array(golden.values["cond.description"][:3]))
     logits = lm(sequence, lm.start(conditions, pattern.steps))
     # The logits at a step predict the codes of the next.
     predicted = np.stack(
@@ -174,10 +174,10 @@ def test_codes_continue_a_prompt_of_codes(golden: SimpleNamespace) -> None:
     prompt = mx.array(golden.values["cont.prompt_codes"][:1])
     frames = generate_frames(
         model.lm,
-        model._text.encode([None]),
+        model.text_conditioner.encode([None]),
         wanted.shape[2],
-        Sampling(use_sampling=False),
-        Guidance(),
+        SamplingParams(use_sampling=False),
+        GuidanceParams(),
         prompt=prompt,
     )
     np.testing.assert_array_equal(mx.stack(list(frames), axis=2), wanted)

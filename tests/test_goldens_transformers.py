@@ -39,7 +39,7 @@ def greedy(
 
 
 def test_tokens_and_hidden_states(golden: SimpleNamespace) -> None:
-    conditioner, values = golden.model._text, golden.values
+    conditioner, values = golden.model.text_conditioner, golden.values
     tokens, mask = conditioner.tokenize(golden.prompts[:2])
     np.testing.assert_array_equal(tokens, values["input_ids"])
     np.testing.assert_array_equal(mask, values["attention_mask"])
@@ -51,7 +51,7 @@ def test_logits_of_a_padded_batch_and_of_one_prompt(golden: SimpleNamespace) -> 
     lm, values = golden.model.lm, golden.values
     sequence = mx.array(values["seq"])
     for prompts, wanted in ((golden.prompts[:2], "logits"), (golden.prompts[:1], "logits_single")):
-        state = lm.start(golden.model._text.encode(prompts), sequence.shape[2])
+        state = lm.start(golden.model.text_conditioner.encode(prompts), sequence.shape[2])
         logits = lm(sequence[: len(prompts)], state)
         np.testing.assert_allclose(logits, values[wanted], atol=TOLERANCE)
 

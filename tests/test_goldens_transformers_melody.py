@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.decoding.windows import Window
-from audiocraft_mlx.models.conditions import Conditions
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 
 from .conftest import load_arrays
 
@@ -42,12 +42,14 @@ def heard(golden: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[mx.a
         frames = mx.array(features[round(melody.max().item()) - 1])
         return mx.tile(frames, (235 // len(frames) + 1, 1))[:235]
 
-    monkeypatch.setattr(golden.model._listener, "chroma", chroma)
+    monkeypatch.setattr(golden.model.audio_conditioner, "chroma", chroma)
     return melodies
 
 
-def in_front(golden: SimpleNamespace, prompts: list[str], melodies: list[mx.array | None]) -> Conditions:
-    told = golden.model._told(prompts, melodies, 32000)
+def in_front(
+    golden: SimpleNamespace, prompts: list[str], melodies: list[mx.array | None]
+) -> ConditionTensors:
+    told = golden.model._prepare_inputs(prompts, melodies, 32000)
     return golden.model._conditions(told, Window(0, 0, 50, 0), several=False)
 
 

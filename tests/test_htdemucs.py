@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.checkpoints.demucs import FILE, REPOSITORY, VARIABLE, load_htdemucs
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, DownloadError
-from audiocraft_mlx.models.htdemucs import HTDemucs, HTDemucsConfig, moments, spectrum, waveform
+from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig, moments, spectrum, waveform
 
 from .conftest import add_to_hub_cache
 from .torch_files import Opcodes, write_torch_file
@@ -39,7 +39,7 @@ TINY = {
 
 
 def config(**changes: Any) -> HTDemucsConfig:
-    return HTDemucsConfig.from_demucs(Section({**TINY, **changes}, "a file"))
+    return HTDemucsConfig.from_demucs(ConfigSection({**TINY, **changes}, "a file"))
 
 
 @pytest.fixture(scope="module")

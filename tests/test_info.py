@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.formats import Format
-from audiocraft_mlx.audio.recipe import Recipe
+from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.cli.info import show_info
+from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import UsageError
 
-RECIPE = Recipe("happy rock", "small", 42, 0.1, top_k=5, options={"fast": True}, version="9.8.7")
+RECIPE = GenerationMetadata("happy rock", "small", 42, 0.1, top_k=5, options={"fast": True}, version="9.8.7")
 SILENCE = np.zeros((2, 3200), np.float32)
 
 
@@ -26,7 +26,7 @@ def shown(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.flac"
-    write_audio(path, SILENCE, 32000, Format("flac", 24), RECIPE)
+    write_audio(path, SILENCE, 32000, AudioFormat("flac", 24), RECIPE)
     assert shown(path, capsys) == [
         f"{path}: FLAC, 24 bits, 32000 Hz, stereo, 0.10 s",
         "made with musicgen-mlx 9.8.7",
@@ -43,14 +43,14 @@ def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("format", "described"),
     [
-        (Format("wav", 16), "WAV, 16 bits, 32000 Hz, mono, 0.10 s"),
-        (Format("wav", 32), "WAV, 32 bits (float), 32000 Hz, mono, 0.10 s"),
-        (Format("mp3", None), "MP3, 32000 Hz, mono, 0.10 s"),
-        (Format("ogg", None), "OGG, 32000 Hz, mono, 0.10 s"),
+        (AudioFormat("wav", 16), "WAV, 16 bits, 32000 Hz, mono, 0.10 s"),
+        (AudioFormat("wav", 32), "WAV, 32 bits (float), 32000 Hz, mono, 0.10 s"),
+        (AudioFormat("mp3", None), "MP3, 32000 Hz, mono, 0.10 s"),
+        (AudioFormat("ogg", None), "OGG, 32000 Hz, mono, 0.10 s"),
     ],
 )
 def test_a_foreign_file_has_no_tags_of_ours(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: Format, described: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: AudioFormat, described: str
 ) -> None:
     path = tmp_path / f"a.{format.name}"
     write_audio(path, SILENCE[:1], 32000, format)
@@ -65,8 +65,8 @@ def test_other_kinds_of_audio_are_described_too(tmp_path: Path, capsys: pytest.C
 
 def test_a_terminal_obeys_nothing_in_the_tags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b]0;x\x07\r\n\u202e"
-    recipe = Recipe(hostile, hostile, 1, 1.0, options={hostile: hostile}, version=hostile)
-    write_audio(tmp_path / "a.wav", SILENCE, 32000, recipe=recipe)
+    metadata = GenerationMetadata(hostile, hostile, 1, 1.0, options={hostile: hostile}, version=hostile)
+    write_audio(tmp_path / "a.wav", SILENCE, 32000, metadata=metadata)
     assert all(line.isprintable() for line in shown(tmp_path / "a.wav", capsys))
 
 

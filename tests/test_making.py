@@ -14,11 +14,12 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
-from audiocraft_mlx.audio.normalize import fade_out, normalize_audio
+from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.audio.tags import read_tags
 from audiocraft_mlx.checkpoints import demucs
-from audiocraft_mlx.cli import audiogen, memory, results
+from audiocraft_mlx.cli import audiogen
 from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.clips import finishing, memory
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
@@ -65,10 +66,10 @@ def test_several_prompts_become_numbered_files(fake: FakeModel, capsys: pytest.C
         f"wrote musicgen_output-{row + 1}.wav: stereo, 0.10 s, 32000 Hz, seed {7 + row}" for row in range(3)
     ]
     assert re.fullmatch(r"3 clips, \d+\.\d s to make, \d+\.\d\dx real time", out[3])
-    recipe = read_tags(Path("musicgen_output-2.wav"))
-    assert recipe is not None
-    assert (recipe.prompt, recipe.seed) == ("drums", 8)
-    assert recipe.command() == "musicgen-mlx drums --duration 0.1 --seed 8"
+    metadata = read_tags(Path("musicgen_output-2.wav"))
+    assert metadata is not None
+    assert (metadata.prompt, metadata.seed) == ("drums", 8)
+    assert metadata.to_command() == "musicgen-mlx drums --duration 0.1 --seed 8"
 
 
 def test_takes_stand_side_by_side_and_seeds_go_round(fake: FakeModel) -> None:
@@ -76,7 +77,7 @@ def test_takes_stand_side_by_side_and_seeds_go_round(fake: FakeModel) -> None:
     assert fake.prompts == ["piano", "piano", "drums", "drums"]
     recipes = [read_tags(Path(name)) for name in names()]
     assert names() == [f"out-{number}.flac" for number in (1, 2, 3, 4)]
-    assert [recipe.seed for recipe in recipes if recipe] == [2**32 - 1, 0, 1, 2]
+    assert [metadata.seed for metadata in recipes if metadata] == [2**32 - 1, 0, 1, 2]
 
 
 def test_prompts_come_from_a_file(fake: FakeModel) -> None:
@@ -113,21 +114,21 @@ def test_numbered_files_never_take_a_place(fake: FakeModel) -> None:
 
 
 def test_batches_are_as_large_as_memory_allows(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "rows_at_once", lambda *_: 2)
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: 2)
     assert main(["piano", "-n", "5", "-d", "0.1", "--seed", "7"]) == 0
     assert fake.seeds == [7, 9, 11]
     assert len(names()) == 5
 
 
 def test_memory_is_shared_out(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = memory.row_bytes(fake, 10, 2)
+    row = memory.bytes_per_clip(fake, 10, 2)
     assert row == 2 * 2 * 2 * 8 * (500 + 512) * 4 + 2 * (208 << 20)
-    assert memory.row_bytes(fake, 1000, 2) == memory.row_bytes(fake, 30, 2) > row
+    assert memory.bytes_per_clip(fake, 1000, 2) == memory.bytes_per_clip(fake, 30, 2) > row
     monkeypatch.setattr(mx, "get_active_memory", lambda: 1000)
     for room, rows in ((0, 1), (2.9, 2), (8.5, 8), (50, 8)):
         total = 2 * int(room * row + 1000)
         monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": total, "SC_PAGE_SIZE": 1}.get)
-        assert memory.rows_at_once(fake, 10, 2) == rows
+        assert memory.max_batch_size(fake, 10, 2) == rows
 
 
 def test_audiogen_has_its_own_defaults(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,27 +146,27 @@ def test_audiogen_has_its_own_defaults(fake: FakeModel, capsys: pytest.CaptureFi
 
 def test_a_melody_reaches_the_model_with_or_without_a_prompt(fake: FakeModel) -> None:
     audio = tone("tune.wav")
-    fake.hears = frozenset({"text", "melody"})
+    fake.condition_types = frozenset({"text", "melody"})
     assert main(["piano", "-m", "melody", "--melody", "tune.wav", "-d", "0.1", "-n", "2"]) == 0
     assert fake.heard["melody_sample_rate"] == 44100
     assert len(fake.heard["melody_wavs"]) == 2
     np.testing.assert_array_equal(fake.heard["melody_wavs"][1], audio)
     assert main(["-m", "melody", "--melody", "tune.wav", "-d", "0.1", "-o", "a.wav"]) == 0
     assert fake.prompts[2:] == [None]
-    recipe = read_tags(Path("a.wav"))
-    assert recipe is not None
-    assert recipe.options == {"melody": "tune.wav"}
+    metadata = read_tags(Path("a.wav"))
+    assert metadata is not None
+    assert metadata.options == {"melody": "tune.wav"}
 
 
 def test_style_and_its_weight_reach_the_model(fake: FakeModel) -> None:
     tone("tune.wav")
-    fake.hears = frozenset({"text", "style"})
+    fake.condition_types = frozenset({"text", "style"})
     assert main(["-m", "style", "--style", "tune.wav", "--style-coef", "5", "-d", "0.1", "-o", "a.wav"]) == 0
     assert "melody_wavs" in fake.heard
     assert fake.asked["cfg_coef_beta"] == 5
-    recipe = read_tags(Path("a.wav"))
-    assert recipe is not None
-    assert recipe.options == {"style": "tune.wav", "style-coef": 5.0}
+    metadata = read_tags(Path("a.wav"))
+    assert metadata is not None
+    assert metadata.options == {"style": "tune.wav", "style-coef": 5.0}
 
 
 @pytest.mark.parametrize("kind", ["melody", "style"])
@@ -219,7 +220,7 @@ def test_a_silent_melody_is_refused(
 
 def test_of_a_long_melody_only_what_may_be_heard_is_read(fake: FakeModel) -> None:
     soundfile.write("tune.wav", np.full(1000 * 300, 0.5), 1000)
-    fake.hears = frozenset({"melody"})
+    fake.condition_types = frozenset({"melody"})
     assert main(["-m", "melody", "--melody", "tune.wav", "-d", "10"]) == 0
     assert fake.heard["melody_wavs"][0].shape == (1, 1000 * 100)
 
@@ -248,9 +249,9 @@ def test_the_original_stays_as_it_is(fake: FakeModel, subtype: str, bits: int, n
     np.testing.assert_allclose(after[:, :44100], before, atol=2**-24 if name == "o.flac" else 0)
     assert np.abs(after[:, 44100:]).max() > 0.9
     assert np.abs(np.diff(after))[:, 44099].max() < 0.01  # no click
-    recipe = read_tags(Path(name))
-    assert recipe is not None
-    assert recipe.options["continue"] == "song.wav"
+    metadata = read_tags(Path(name))
+    assert metadata is not None
+    assert metadata.options["continue"] == "song.wav"
 
 
 def test_the_model_hears_whole_frames_of_its_end(fake: FakeModel) -> None:
@@ -305,10 +306,10 @@ def test_each_format_is_written_by_its_name_or_ending_and_tagged(fake: FakeModel
     assert main(["piano", "-d", "0.1", "-o", f"clip.{name}", "--seed", "3"]) == 0
     for stem in ("musicgen_output", "clip"):
         assert soundfile.info(f"{stem}.{name}").format == name.upper()
-        recipe = read_tags(Path(f"{stem}.{name}"))
-        assert recipe is not None
-        assert recipe.options == ({} if name == "wav" else {"format": name})
-        assert (recipe.prompt, recipe.seed, recipe.model) == ("piano", 3, "facebook/musicgen-small")
+        metadata = read_tags(Path(f"{stem}.{name}"))
+        assert metadata is not None
+        assert metadata.options == ({} if name == "wav" else {"format": name})
+        assert (metadata.prompt, metadata.seed, metadata.model) == ("piano", 3, "facebook/musicgen-small")
 
 
 def test_what_made_a_clip_makes_it_again(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,9 +383,9 @@ def test_pictures_are_numbered_like_their_clips(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tone("tune.wav")
-    fake.hears = frozenset({"melody"})
+    fake.condition_types = frozenset({"melody"})
 
-    class Listener(MelodyConditioner):
+    class AudioConditioner(MelodyConditioner):
         def __init__(self) -> None:
             self.config = ChromaConfig()
 
@@ -392,7 +393,7 @@ def test_pictures_are_numbered_like_their_clips(
             assert melody.shape == (2, RATE)
             return mx.zeros((235, 12))
 
-    fake._listener = Listener()
+    fake.audio_conditioner = AudioConditioner()
     assert main(["a", "b", "-d", "0.1", "-m", "melody", "--melody", "tune.wav", "--plot", "p.png"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line for line in out if line.startswith("drew")] == ["drew p-1.png", "drew p-2.png"]
@@ -408,12 +409,12 @@ def test_pictures_are_numbered_like_their_clips(
 def test_a_picture_shows_what_was_heard_of_a_style(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each clip its own excerpt, of the audio that the model hears, in its place in the file."""
     tone("tune.wav")
-    fake.hears = frozenset({"style"})
-    fake._style = StyleParams(excerpt_length=0.25)
+    fake.condition_types = frozenset({"style"})
+    fake.style_params = StyleParams(excerpt_length=0.25)
     shown = []
-    monkeypatch.setattr(results, "plot", lambda *arguments: shown.append(arguments[-1]))
+    monkeypatch.setattr(finishing, "plot", lambda *arguments: shown.append(arguments[-1]))
 
-    class Listener(StyleConditioner):
+    class AudioConditioner(StyleConditioner):
         def __init__(self) -> None:
             self.sample_rate = RATE
 
@@ -421,7 +422,7 @@ def test_a_picture_shows_what_was_heard_of_a_style(fake: FakeModel, monkeypatch:
             assert (room, window) == (RATE * 3 // 4, 0)
             return seed * 100
 
-    fake._listener = Listener()
+    fake.audio_conditioner = AudioConditioner()
     arguments = ["a", "-n", "2", "-d", "0.1", "-m", "style", "--style", "tune.wav", "--plot", "p.png"]
     assert main([*arguments, "--seed", "3"]) == 0
     assert [(len(one.audio), one.sample_rate, one.start) for one in shown] == [

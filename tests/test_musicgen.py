@@ -62,17 +62,17 @@ def test_windows_make_every_number_of_frames(longest: int, prompt: int) -> None:
     for frames in range(prompt + 1, 200):
         for stride in (1, longest // 2, longest - 1):
             windows = plan_windows(frames, longest, stride, prompt)
-            assert windows[0].known == prompt
-            assert all(0 <= w.known < w.frames <= longest for w in windows)
-            assert prompt + sum(w.frames - w.known for w in windows) == frames
+            assert windows[0].context_frames == prompt
+            assert all(0 <= w.context_frames < w.frames <= longest for w in windows)
+            assert prompt + sum(w.frames - w.context_frames for w in windows) == frames
 
 
 @pytest.mark.parametrize("prompt", [50, 51, 120, 1999])
 def test_windows_go_on_from_a_prompt_of_any_length(prompt: int) -> None:
     windows = plan_windows(2000, 50, 30, prompt)
-    assert prompt == windows[0].start + windows[0].known
-    assert windows[0].known >= 50 - 30 or windows[0].start == 0
-    assert all(0 <= w.known < w.frames <= 50 for w in windows)
+    assert prompt == windows[0].start + windows[0].context_frames
+    assert windows[0].context_frames >= 50 - 30 or windows[0].start == 0
+    assert all(0 <= w.context_frames < w.frames <= 50 for w in windows)
     assert windows[-1].start + windows[-1].frames == 2000
 
 
@@ -121,7 +121,7 @@ def test_the_callback_is_called_once_a_step(model: MusicGen, duration: float, st
     model.set_custom_progress_callback(lambda done, total: calls.append((done, total)))
     model.generate(["rock"], progress=True)
     windows = plan_windows(int(duration * 50), 50, 25)
-    assert len(calls) == sum(w.frames - w.known + 3 for w in windows)
+    assert len(calls) == sum(w.frames - w.context_frames + 3 for w in windows)
     assert [done for done, _ in calls] == list(range(1, len(calls) + 1))
     assert {total for _, total in calls} == {len(calls)}
 

@@ -13,12 +13,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.lm import LM, LMConfig
-from audiocraft_mlx.ops import activations, attention, eight_bit, native, normalization, recurrence
-from audiocraft_mlx.ops.linear import arrange, linear
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.ops import activations, attention, int8_rows, lstm, normalization
+from audiocraft_mlx.ops.cpu import extension
+from audiocraft_mlx.ops.linear import linear, optimize_layout
 
-if native.extension() is None:
+if extension.load_extension() is None:
     pytest.skip("the native extension isn't built", allow_module_level=True)
 
 
@@ -37,7 +38,7 @@ class Pure:
 
     def __enter__(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(native, "on_cpu", lambda: None)
+        self.patch.setattr(extension, "cpu_extension", lambda: None)
 
     def __exit__(self, *_: object) -> None:
         self.patch.undo()
@@ -74,7 +75,7 @@ def test_a_dense_layer_in_half_precision(rows: int, inputs: int, outputs: int) -
 def test_weights_of_other_types_are_left_to_mlx() -> None:
     layer, x = nn.Linear(8, 5), normal(2, 8)
     layer.weight = layer.weight.astype(mx.bfloat16)
-    assert native.weights(layer, 2) is None
+    assert extension.weights(layer, 2) is None
     wanted = x @ layer.weight.astype(mx.float32).T + layer.bias
     np.testing.assert_allclose(np.array(linear(layer, x)), np.array(wanted), atol=2e-5)
 
@@ -84,7 +85,7 @@ def test_weights_are_kept_in_half_precision_where_that_changes_none_of_them() ->
     exact.weight = exact.weight.astype(mx.float16).astype(mx.float32)
     inexact.weight = inexact.weight + 1e-6
     before = [np.array(layer.weight) for layer in (exact, inexact)]
-    native.keep_halves(nn.Sequential(exact, inexact))
+    extension.store_fp16_if_exact(nn.Sequential(exact, inexact))
     assert (exact.weight.dtype, inexact.weight.dtype) == (mx.float16, mx.float32)
     for layer, weight in zip((exact, inexact), before, strict=True):
         np.testing.assert_array_equal(np.array(layer.weight.astype(mx.float32)), weight)
@@ -101,9 +102,9 @@ def test_most_of_a_block_as_one_operation(
     lm = LM(config)
     if quantized:
         nn.quantize(lm, 64, 4, class_predicate=lambda path, layer: isinstance(layer, nn.Linear))
-        arrange(lm)
+        optimize_layout(lm)
     lm.cache_bits = cache_bits
-    conditions = Conditions(
+    conditions = ConditionTensors(
         cross=normal(2, 5, 64) if cross_attention else None,
         cross_mask=mx.array([[True] * 5, [True, True, False, False, False]]) if cross_attention else None,
         prefix=normal(2, 3, 64),
@@ -123,12 +124,12 @@ def test_most_of_a_block_as_one_operation(
 def test_a_cache_is_written_in_place_unless_somebody_still_holds_it(dtype: mx.Dtype) -> None:
     cache, asked = normal(2, 4, 7, 8).astype(dtype), normal(2, 1, 48)
     before = np.array(cache)
-    written = np.array(native.extension().remember(cache, asked, 3))
+    written = np.array(extension.load_extension().write_kv(cache, asked, 3))
     np.testing.assert_array_equal(np.array(cache), before)
     before[:, :, 3] = np.array(asked[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
     np.testing.assert_array_equal(written, before)
     address = np.asarray(cache).ctypes.data
-    there = native.extension().remember(cache, asked, 3)
+    there = extension.load_extension().write_kv(cache, asked, 3)
     del cache
     mx.eval(there)
     assert np.asarray(there).ctypes.data == address
@@ -138,7 +139,7 @@ def test_a_cache_is_written_in_place_unless_somebody_still_holds_it(dtype: mx.Dt
 def quantized(inputs: int, outputs: int, bits: int, group_size: int = 64) -> nn.QuantizedLinear:
     """In the order of a loaded model's."""
     layer = nn.QuantizedLinear.from_linear(nn.Linear(inputs, outputs), group_size, bits)
-    native.arrange(layer)
+    extension.optimize_layout(layer)
     return layer
 
 
@@ -154,7 +155,7 @@ def test_a_quantized_layer(rows: int, inputs: int, outputs: int, scales: mx.Dtyp
         layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), 64, bits
     )
     wanted = norm(x) @ dense.T + layer.bias + residual
-    native.arrange(layer)
+    extension.optimize_layout(layer)
     ours = linear(layer, x, norm=norm, residual=residual)
     assert "MusicgenLinear" in primitives(ours)
     np.testing.assert_allclose(ours, wanted, atol=5e-5)
@@ -168,7 +169,7 @@ def test_exact_activations_are_as_exact_as_float32(bits: int) -> None:
     parts = (layer.scales, mx.zeros_like(layer.biases)), (mx.zeros_like(layer.scales), layer.biases)
     dense = [np.array(mx.dequantize(layer.weight, *part, 64, bits), np.float64) for part in parts]
     x = normal(2, 1024).at[:, 100].multiply(1000)
-    native.arrange(layer)
+    extension.optimize_layout(layer)
     error = np.array(linear(layer, x)) - np.array(x, np.float64) @ sum(dense).T
     terms = np.abs(np.array(x, np.float64)) @ sum(map(np.abs, dense)).T
     assert np.abs(error / terms).max() < 2e-7
@@ -178,10 +179,10 @@ def test_exact_activations_are_as_exact_as_float32(bits: int) -> None:
 def test_activations_in_8_bits_cost_what_the_documents_say(bits: int) -> None:
     layer, x = quantized(1024, 512, bits), normal(2, 1024)
     exact = linear(layer, x)
-    layer.eight_bit_activations = True
+    layer.int8_activations = True
     error = linear(layer, x) - exact
     relative = (mx.linalg.norm(error) / mx.linalg.norm(exact)).item()
-    if "vnni" in native.extension().instruction_set():
+    if "vnni" in extension.load_extension().instruction_set():
         assert 1e-4 < relative < 0.01
     else:
         assert relative == 0
@@ -206,10 +207,10 @@ def test_attention_over_a_part_of_the_cache(
     k, v = (normal(batch, heads, length + 5, dim).astype(dtype)[:, :, :length] for _ in range(2))
     mask = mx.arange(length) >= mx.arange(batch)[:, None] if masked and length > batch else None
     mask = None if mask is None else mask[:, None, None]
-    assert "MusicgenAttend" in primitives(attention.attend(q, k, v, mask))
-    ours = attention.attend(q, k, v, mask)
+    assert "MusicgenAttend" in primitives(attention.attention(q, k, v, mask))
+    ours = attention.attention(q, k, v, mask)
     with Pure():
-        wanted = attention.attend(q, k.astype(mx.float32), v.astype(mx.float32), mask)
+        wanted = attention.attention(q, k.astype(mx.float32), v.astype(mx.float32), mask)
     np.testing.assert_allclose(ours, wanted, atol=2e-6)
 
 
@@ -220,8 +221,8 @@ def test_attention_over_a_part_of_the_cache(
 def test_attention_of_many_queries(batch: int, heads: int, queries: int, length: int, dim: int) -> None:
     q = normal(batch, queries, heads, dim).transpose(0, 2, 1, 3)
     k, v = 3 * normal(2, batch, heads, length + 3, dim)[..., :length, :]
-    assert "MusicgenAttendMany" in primitives(attention.attend(q, k, v, None))
-    np.testing.assert_allclose(*both(lambda: attention.attend(q, k, v, None)), atol=5e-6)
+    assert "MusicgenAttendMany" in primitives(attention.attention(q, k, v, None))
+    np.testing.assert_allclose(*both(lambda: attention.attention(q, k, v, None)), atol=5e-6)
 
 
 @pytest.mark.parametrize("activation", [activations.elu, activations.gelu, activations.glu])
@@ -248,20 +249,20 @@ def test_a_group_norm(shape: tuple[int, ...]) -> None:
 
 def test_rows_in_8_bits() -> None:
     x = mx.concatenate([normal(5, 3, 40) * 7, mx.zeros((5, 1, 40))], axis=1)
-    ours = eight_bit.rounded(x)
+    ours = int8_rows.quantize_int8(x)
     with Pure():
-        wanted = eight_bit.rounded(x)
+        wanted = int8_rows.quantize_int8(x)
     np.testing.assert_allclose(ours.scales, wanted.scales, rtol=1e-6)
-    assert np.abs(np.array(ours.codes).astype(int) - np.array(wanted.codes)).max() <= 1
-    assert mx.all(mx.abs(ours.values() - x) <= 0.501 * ours.scales[..., None]).item()
+    assert np.abs(np.array(ours.data).astype(int) - np.array(wanted.data)).max() <= 1
+    assert mx.all(mx.abs(ours.dequantize() - x) <= 0.501 * ours.scales[..., None]).item()
 
 
 def test_attention_over_keys_and_values_in_8_bits() -> None:
     q = normal(2, 3, 1, 20)
-    k, v = (eight_bit.rounded(normal(2, 3, 33, 20)) for _ in range(2))
-    k, v = (eight_bit.EightBit(part.codes[:, :, :30], part.scales[:, :, :30]) for part in (k, v))
-    assert "MusicgenAttend" in primitives(attention.attend(q, k, v, None))
-    np.testing.assert_allclose(*both(lambda: attention.attend(q, k, v, None)), atol=2e-6)
+    k, v = (int8_rows.quantize_int8(normal(2, 3, 33, 20)) for _ in range(2))
+    k, v = (int8_rows.Int8Rows(part.data[:, :, :30], part.scales[:, :, :30]) for part in (k, v))
+    assert "MusicgenAttend" in primitives(attention.attention(q, k, v, None))
+    np.testing.assert_allclose(*both(lambda: attention.attention(q, k, v, None)), atol=2e-6)
 
 
 @pytest.mark.parametrize(("batch", "length", "inputs", "dim"), [(1, 1, 3, 1), (2, 30, 48, 80), (3, 5, 7, 65)])
@@ -270,10 +271,10 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
     state = normal(batch, dim), normal(batch, dim)
 
     def ends() -> mx.array:
-        hidden, (last, cell) = recurrence.lstm(layer, x, state)
+        hidden, (last, cell) = lstm.lstm(layer, x, state)
         return mx.concatenate([hidden, last[:, None], cell[:, None]], axis=1)
 
-    np.testing.assert_allclose(*both(lambda: recurrence.lstm(layer, x, None)[0]), atol=2e-6)
+    np.testing.assert_allclose(*both(lambda: lstm.lstm(layer, x, None)[0]), atol=2e-6)
     np.testing.assert_allclose(*both(ends), atol=2e-6)
 
 
@@ -290,22 +291,22 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
         lambda e: e.linear(normal(2, 64), tiles(8), *[normal(1, 2, 16)] * 2, bits=4),
         lambda e: e.linear(normal(2, 64), tiles(8)[..., :8], *[normal(1, 1, 8)] * 2, bits=4),
         lambda e: e.linear(normal(2, 64), mx.zeros((16, 8), mx.uint32), *[normal(16, 1)] * 2, bits=4),
-        lambda e: e.attend(normal(1, 2, 2, 4), normal(1, 2, 5, 4), normal(1, 2, 5, 4), 1.0),
-        lambda e: e.attend(normal(1, 2, 1, 4), normal(1, 2, 5, 4), normal(1, 2, 6, 4), 1.0),
-        lambda e: e.attend(normal(1, 2, 1, 4), normal(1, 3, 5, 4), normal(1, 3, 5, 4), 1.0),
-        lambda e: e.attend(
+        lambda e: e.attention(normal(1, 2, 2, 4), normal(1, 2, 5, 4), normal(1, 2, 5, 4), 1.0),
+        lambda e: e.attention(normal(1, 2, 1, 4), normal(1, 2, 5, 4), normal(1, 2, 6, 4), 1.0),
+        lambda e: e.attention(normal(1, 2, 1, 4), normal(1, 3, 5, 4), normal(1, 3, 5, 4), 1.0),
+        lambda e: e.attention(
             normal(1, 2, 1, 4), normal(1, 2, 5, 4), normal(1, 2, 5, 4), 1.0, mx.ones((1, 4), mx.bool_)
         ),
-        lambda e: e.attend_many(normal(1, 2, 5, 4), normal(1, 2, 5, 4), normal(1, 2, 6, 4), 1.0),
-        lambda e: e.attend_many(normal(1, 2, 5, 4), normal(1, 2, 5, 3), normal(1, 2, 5, 3), 1.0),
-        lambda e: e.attend_many(normal(1, 2, 5, 4), *[normal(1, 2, 5, 4).astype(mx.float16)] * 2, 1.0),
+        lambda e: e.attention_full(normal(1, 2, 5, 4), normal(1, 2, 5, 4), normal(1, 2, 6, 4), 1.0),
+        lambda e: e.attention_full(normal(1, 2, 5, 4), normal(1, 2, 5, 3), normal(1, 2, 5, 3), 1.0),
+        lambda e: e.attention_full(normal(1, 2, 5, 4), *[normal(1, 2, 5, 4).astype(mx.float16)] * 2, 1.0),
         lambda e: e.elu(mx.zeros(3, mx.float16)),
         lambda e: e.glu(normal(2, 3)),
         lambda e: e.group_norm(normal(2, 3), normal(2), normal(3), 1e-5),
         lambda e: e.group_norm(normal(3), normal(3), normal(3), 1e-5),
-        lambda e: e.remember(normal(1, 4, 7, 8), normal(1, 1, 48), 7),
-        lambda e: e.remember(normal(1, 4, 7, 8), normal(1, 1, 40), 0),
-        lambda e: e.remember(normal(2, 4, 7, 8), normal(1, 1, 48), 0),
+        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 48), 7),
+        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 40), 0),
+        lambda e: e.write_kv(normal(2, 4, 7, 8), normal(1, 1, 48), 0),
         lambda e: e.BlockNorm(normal(3), normal(4), 1e-5),
         lambda e: e.BlockLinear(normal(3)),
         lambda e: e.BlockLinear(normal(3, 4), bias=normal(4)),
@@ -322,14 +323,14 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
 )
 def test_arrays_that_do_not_fit_are_refused(call: object) -> None:
     with pytest.raises(ValueError, match=r"."):
-        call(native.extension())
+        call(extension.load_extension())
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("MLX_VERSION", "0.1.2", "it was built for MLX 0.1.2"),
-        ("INTERFACE", native.INTERFACE - 1, "it was built for another version of this program"),
+        ("ABI_VERSION", extension.ABI_VERSION - 1, "it was built for another version of this program"),
     ],
 )
 def test_an_extension_for_another_mlx_or_an_older_program_is_not_used(
@@ -340,15 +341,15 @@ def test_an_extension_for_another_mlx_or_an_older_program_is_not_used(
     monkeypatch.setattr(built_for, name, value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert native.extension.__wrapped__() is None
+        assert extension.load_extension.__wrapped__() is None
     assert message in str(caught[0].message)
     assert "\n" not in str(caught[0].message)
 
 
-@pytest.mark.parametrize("name", native.extension().instruction_sets())
+@pytest.mark.parametrize("name", extension.load_extension().instruction_sets())
 def test_every_instruction_set_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "import mlx.core as mx; from audiocraft_mlx.ops.native import extension; e = extension();"
+        "import mlx.core as mx; from audiocraft_mlx.ops.cpu.extension import load_extension; e = load_extension();"
         "mx.random.seed(1); x = mx.random.normal((2, 128)); w = mx.random.normal((48, 128));"
         "q = mx.quantize(w, 64, 4); t = [p.reshape(3, 16, -1).swapaxes(1, 2) for p in q];"
         "print(e.instruction_set(), mx.abs(e.linear(x, w) - x @ w.T).max().item() < 1e-4,"
@@ -367,7 +368,7 @@ def test_results_are_the_same_from_run_to_run() -> None:
 
 
 def tiles(words: int) -> mx.array:
-    return mx.zeros((1, words, native.TILE), mx.uint32)
+    return mx.zeros((1, words, extension.TILE), mx.uint32)
 
 
 def block_of(extension: ModuleType, heads: int = 2, hidden: int = 16) -> Callable[..., mx.array]:

@@ -10,19 +10,25 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from audiocraft_mlx.checkpoints.hub import open_source
-from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.checkpoints.model_files import resolve_model
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
-from audiocraft_mlx.checkpoints.upstream import load
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.pattern import DelayPattern
-from audiocraft_mlx.decoding.sampling import Sampling, gumbel_noise, next_codes, probabilities, step_keys
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.encodec import Encodec, EncodecConfig, StereoEncodec
-from audiocraft_mlx.models.lm import LM, LMConfig
-from audiocraft_mlx.models.t5 import T5Config, T5Encoder
-from audiocraft_mlx.models.weights import load_strict
+from audiocraft_mlx.decoding.sampling import (
+    SamplingParams,
+    gumbel_noise,
+    row_keys,
+    sample_codes,
+    sampling_distribution,
+)
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig, InterleavedStereoCodec
+from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
+from audiocraft_mlx.networks.weights import load_strict
 
 from .conftest import load_arrays
 
@@ -34,11 +40,13 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def text(goldens: Path) -> TextConditioner:
-    source = open_source(str(goldens / "goldens" / "t5"))
-    t5 = T5Encoder(T5Config.from_transformers(Section(read_json(source.path("config.json")), "t5")))
+    source = resolve_model(str(goldens / "goldens" / "t5"))
+    t5 = T5Encoder(
+        T5Config.from_transformers(ConfigSection(read_json(source.local_path("config.json")), "t5"))
+    )
     weights = read_transformers_weights(source, T5Encoder.is_encoder_weight)
     load_strict(t5, t5.sanitize(weights), mx.float32, "t5")
-    return TextConditioner(Tokenizer.from_file(str(source.path("tokenizer.json"))), t5, None)
+    return TextConditioner(Tokenizer.from_file(str(source.local_path("tokenizer.json"))), t5, None)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +97,13 @@ def test_prepended_conditions(goldens: Path) -> None:
     """The melody model's transformer: no cross-attention, conditions in front of the codes."""
     folder = goldens / "goldens"
     package = read_torch_file(folder / "melody" / "state_dict.bin")
-    config = LMConfig.from_audiocraft(Section.from_yaml(package["xp.cfg"], "melody"))
+    config = LMConfig.from_audiocraft(ConfigSection.from_yaml(package["xp.cfg"], "melody"))
     state = {k: v for k, v in package["best_state"].items() if not k.startswith("condition_provider.")}
     lm = LM(config)
     load_strict(lm, lm.sanitize(load_state_dict(state, "melody")), mx.float32, "melody")
     values = load_arrays(folder / "melody.npz")
     prefix = np.concatenate([values["cond.self_wav"], values["cond.description"]], axis=1)
-    conditions = Conditions(prefix=mx.array(prefix))
+    conditions = ConditionTensors(prefix=mx.array(prefix))
     sequence, wanted = mx.array(values["seq"]), values["raw_logits.both"]
     steps = sequence.shape[2]
     whole = lm(sequence, lm.start(conditions, steps))
@@ -125,15 +133,15 @@ def test_padding_in_front_of_a_prefix_changes_nothing(positions: str) -> None:
         lm.rotary_frequencies = mx.array([1.0, 0.1, 0.01, 0.001])
     prefix, codes = mx.random.normal((1, 5, 16)), mx.random.randint(0, 8, (1, 2, 6))
 
-    def logits(conditions: Conditions) -> np.ndarray:
+    def logits(conditions: ConditionTensors) -> np.ndarray:
         state = lm.start(conditions, 6)
         rows = mx.concatenate([codes] * conditions.batch)
         return np.array(mx.concatenate([lm(rows[:, :, :4], state), lm(rows[:, :, 4:], state)], axis=2))
 
-    alone = logits(Conditions(prefix=prefix))
+    alone = logits(ConditionTensors(prefix=prefix))
     padded = mx.concatenate([mx.random.normal((1, 3, 16)), prefix], axis=1)
     other = mx.random.normal((1, 8, 16))
-    both = logits(Conditions(prefix=mx.concatenate([padded, other]), prefix_padding=mx.array([3, 0])))
+    both = logits(ConditionTensors(prefix=mx.concatenate([padded, other]), prefix_padding=mx.array([3, 0])))
     np.testing.assert_allclose(both[0], alone[0], atol=1e-5)
     assert np.abs(both[1] - alone[0]).max() > 1e-2
 
@@ -144,12 +152,14 @@ def test_padding_in_front_of_a_prefix_changes_nothing(positions: str) -> None:
 def codec_from(goldens: Path, name: str) -> Encodec:
     folder = goldens / "goldens"
     if name == "codec":
-        source = open_source(str(folder / "encodec_32khz"))
-        codec = Encodec(EncodecConfig.from_transformers(Section(read_json(source.path("config.json")), name)))
+        source = resolve_model(str(folder / "encodec_32khz"))
+        codec = Encodec(
+            EncodecConfig.from_transformers(ConfigSection(read_json(source.local_path("config.json")), name))
+        )
         weights = read_transformers_weights(source)
     else:
         package = read_torch_file(folder / "audiogen" / "compression_state_dict.bin")
-        codec = Encodec(EncodecConfig.from_audiocraft(Section.from_yaml(package["xp.cfg"], name)))
+        codec = Encodec(EncodecConfig.from_audiocraft(ConfigSection.from_yaml(package["xp.cfg"], name)))
         weights = load_state_dict(package["best_state"], name)
     load_strict(codec, codec.sanitize(weights), mx.float32, name)
     return codec
@@ -164,7 +174,7 @@ def test_codec_encodes_and_decodes_every_length(goldens: Path, name: str) -> Non
         codes = mx.array(values[f"{case}.codes"])
         if f"{case}.wav" in values:
             audio = mx.array(values[f"{case}.wav"])
-            latents = codec.encoder.start().push(audio.transpose(0, 2, 1), last=True).transpose(0, 2, 1)
+            latents = codec.encoder.start().step(audio.transpose(0, 2, 1), is_last=True).transpose(0, 2, 1)
             np.testing.assert_allclose(latents, values[f"{case}.latent"], atol=TOLERANCE)
             np.testing.assert_array_equal(codec.encode(audio), codes)
         else:
@@ -175,7 +185,7 @@ def test_codec_encodes_and_decodes_every_length(goldens: Path, name: str) -> Non
 
 def test_stereo_interleaves_left_and_right(goldens: Path) -> None:
     mono = codec_from(goldens, "codec")
-    stereo = StereoEncodec(mono)
+    stereo = InterleavedStereoCodec(mono)
     audio = mx.random.normal((2, 2, 3000), key=mx.random.key(1)) * 0.1
     codes = stereo.encode(audio)
     assert codes.shape == (2, 8, 5)
@@ -196,8 +206,8 @@ def test_delay_pattern(goldens: Path, name: str) -> None:
     skipped = 1 if name == "parallel" else 0
     pattern = DelayPattern(delays, codes.shape[2])
     special = int(values["mono.keep0.seq"][0, 0, 0])
-    sequence = pattern.build(mx.array(codes), special)
-    np.testing.assert_array_equal(pattern.revert(sequence), codes)
+    sequence = pattern.build_sequence(mx.array(codes), special)
+    np.testing.assert_array_equal(pattern.revert_sequence(sequence), codes)
     for keep, steps in (("keep0", pattern.steps), ("keep1", pattern.steps - pattern.max_delay)):
         wanted = values[f"{name}.{keep}.seq"]
         np.testing.assert_array_equal(sequence[:, :, skipped:steps], wanted)
@@ -223,12 +233,12 @@ def test_distributions_after_temperature_top_k_and_top_p(goldens: Path) -> None:
     for name in names:
         # temp0.7.top_k3.probs, temp1.0.top_p0.9.probs, temp1.5.probs
         temperature, _, cut = name.removeprefix("temp").removesuffix(".probs").partition(".top_")
-        sampling = Sampling(
+        sampling = SamplingParams(
             temperature=float(temperature),
             top_k=int(cut[1:]) if cut.startswith("k") else 0,
             top_p=float(cut[1:]) if cut.startswith("p") else 0.0,
         )
-        ours, wanted = np.array(probabilities(logits, sampling)), values[name]
+        ours, wanted = np.array(sampling_distribution(logits, sampling)), values[name]
         if sampling.top_p:
             # Which of several equally likely codes crosses top_p is up to torch's unstable sort.
             ours, wanted = (in_order_of(np.array(logits), value) for value in (ours, wanted))
@@ -237,44 +247,46 @@ def test_distributions_after_temperature_top_k_and_top_p(goldens: Path) -> None:
 
 def test_top_k_keeps_all_that_tie_with_the_last() -> None:
     logits = mx.array([[[3.0, 1.0, 2.0, 2.0, 0.0]]])
-    kept = np.array(probabilities(logits, Sampling(top_k=2)))[0, 0] > 0
+    kept = np.array(sampling_distribution(logits, SamplingParams(top_k=2)))[0, 0] > 0
     np.testing.assert_array_equal(kept, [True, False, True, True, False])
 
 
 def test_top_k_of_one_is_the_most_likely_code() -> None:
     logits = mx.random.normal((3, 4, 50), key=mx.random.key(0))
-    drawn = next_codes(logits, Sampling(top_k=1), gumbel_noise(step_keys(5, 3, 1), 4, 50)[:, 0])
+    drawn = sample_codes(logits, SamplingParams(top_k=1), gumbel_noise(row_keys(5, 3, 1), 4, 50)[:, 0])
     np.testing.assert_array_equal(drawn, mx.argmax(logits, axis=-1))
 
 
 def test_top_p_keeps_the_code_that_crosses_it() -> None:
     logits = mx.log(mx.array([[[0.5, 0.3, 0.15, 0.05]]]))
     np.testing.assert_allclose(
-        probabilities(logits, Sampling(top_p=0.6))[0, 0], [0.625, 0.375, 0, 0], atol=1e-6
+        sampling_distribution(logits, SamplingParams(top_p=0.6))[0, 0], [0.625, 0.375, 0, 0], atol=1e-6
     )
 
 
 def test_a_top_k_beyond_all_codes_keeps_all() -> None:
     logits = mx.random.normal((1, 1, 20), key=mx.random.key(0))
     np.testing.assert_allclose(
-        probabilities(logits, Sampling(top_k=250)), mx.softmax(logits, axis=-1), atol=1e-6
+        sampling_distribution(logits, SamplingParams(top_k=250)), mx.softmax(logits, axis=-1), atol=1e-6
     )
 
 
 def test_codes_are_drawn_from_the_distribution() -> None:
-    sampling = Sampling(top_k=3, temperature=0.8)
+    sampling = SamplingParams(top_k=3, temperature=0.8)
     logits = mx.array([[[1.0, 0.5, 0.0, -0.5, 2.0]]])
-    noise = gumbel_noise(step_keys(0, 1, 20000), 1, 5)[0]
-    drawn = next_codes(mx.broadcast_to(logits, (20000, 1, 5)), sampling, noise)
+    noise = gumbel_noise(row_keys(0, 1, 20000), 1, 5)[0]
+    drawn = sample_codes(mx.broadcast_to(logits, (20000, 1, 5)), sampling, noise)
     frequency = np.bincount(np.array(drawn)[:, 0], minlength=5) / 20000
-    np.testing.assert_allclose(frequency, np.array(probabilities(logits, sampling))[0, 0], atol=0.015)
+    np.testing.assert_allclose(frequency, np.array(sampling_distribution(logits, sampling))[0, 0], atol=0.015)
 
 
 def test_a_row_draws_with_its_own_key() -> None:
     logits = mx.random.normal((1, 4, 100), key=mx.random.key(0))
-    noise = gumbel_noise(step_keys(seed=7, rows=3, steps=5), 4, 100)
-    together = next_codes(mx.broadcast_to(logits, (3, 4, 100)), Sampling(), noise[:, 2])
-    alone = next_codes(logits, Sampling(), gumbel_noise(step_keys(seed=9, rows=1, steps=3), 4, 100)[:, 2])
+    noise = gumbel_noise(row_keys(seed=7, rows=3, steps=5), 4, 100)
+    together = sample_codes(mx.broadcast_to(logits, (3, 4, 100)), SamplingParams(), noise[:, 2])
+    alone = sample_codes(
+        logits, SamplingParams(), gumbel_noise(row_keys(seed=9, rows=1, steps=3), 4, 100)[:, 2]
+    )
     np.testing.assert_array_equal(together[2:], alone)
     assert np.any(np.array(together[0]) != np.array(together[1]))
 
@@ -283,7 +295,7 @@ def test_a_cache_in_8_bits_takes_a_quarter_and_changes_little(goldens: Path, hub
     lm = load(str(goldens / "goldens" / "mono")).lm
     shape = (2, lm.config.num_codebooks, 30)
     codes = mx.random.randint(0, lm.config.cardinality, shape, key=mx.random.key(1))
-    conditions = Conditions(cross=mx.random.normal((2, 3, lm.config.dim), key=mx.random.key(2)))
+    conditions = ConditionTensors(cross=mx.random.normal((2, 3, lm.config.dim), key=mx.random.key(2)))
     exact = lm.start(conditions, 30)
     whole = np.array(lm(codes, exact))
     lm.cache_bits = 8

@@ -10,10 +10,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from audiocraft_mlx.ops import few_rows
 from audiocraft_mlx.ops.activations import elu, gelu, glu
-from audiocraft_mlx.ops.blas import VARIABLE
 from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
+from audiocraft_mlx.ops.cpu import tiled_linear
+from audiocraft_mlx.ops.cpu.blas import VARIABLE
 from audiocraft_mlx.ops.linear import linear
 
 
@@ -81,18 +81,18 @@ def test_gelu_and_glu_are_mlx_own() -> None:
 def test_rows_times_a_matrix_in_tiles(
     rows: int, inputs: int, outputs: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few_rows._streams.cache_clear()
-    monkeypatch.setattr(few_rows, "_threads", lambda: threads)
-    monkeypatch.setattr(few_rows, "PART", 1000)
+    tiled_linear._streams.cache_clear()
+    monkeypatch.setattr(tiled_linear, "_threads", lambda: threads)
+    monkeypatch.setattr(tiled_linear, "ELEMENTS_PER_THREAD", 1000)
     layer, x = nn.Linear(inputs, outputs), normal(rows, 1, inputs)
     norm, residual = nn.LayerNorm(inputs), normal(rows, 1, outputs)
     wanted = layer(norm(x))
-    few_rows.arrange(layer)
+    tiled_linear.optimize_layout(layer)
     assert layer.weight.shape == (outputs / width, inputs, width)
     np.testing.assert_allclose(linear(layer, x, norm=norm), wanted, atol=2e-4)
     surrounded = linear(layer, x, norm=norm, gelu=True, residual=residual)
     np.testing.assert_allclose(surrounded, nn.gelu(wanted) + residual, atol=2e-4)
-    few_rows._streams.cache_clear()
+    tiled_linear._streams.cache_clear()
 
 
 def test_layers_that_fit_no_tiles_stay_as_they_are() -> None:
@@ -100,14 +100,14 @@ def test_layers_that_fit_no_tiles_stay_as_they_are() -> None:
     half.weight = half.weight.astype(mx.float16)
     for layer in (odd, half, quantized):
         before = layer.weight
-        few_rows.arrange(layer)
+        tiled_linear.optimize_layout(layer)
         assert layer.weight is before
 
 
 MULTIPLY = """
 import mlx.core as mx, numpy as np
-from audiocraft_mlx.ops.blas import use_fast_blas
-print(use_fast_blas())
+from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
+print(patch_mlx_blas())
 a = mx.random.normal((70, 130)); b = mx.random.normal((90, 130))
 np.testing.assert_allclose(a @ b.T, np.array(a) @ np.array(b).T, atol=1e-4)
 c = a.astype(mx.complex64) * (1 + 2j)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.read import check_audible, read_audio
+from audiocraft_mlx.audio.read import read_audio, require_non_silent
 from audiocraft_mlx.errors import UsageError
 
 RATE = 8000
@@ -206,11 +206,11 @@ def test_silence_is_refused_where_something_must_be_heard(peak: float) -> None:
     audio = np.zeros((2, 100), np.float32)
     audio[1, 3] = peak
     with pytest.raises(UsageError, match=r"^hum\.wav is silent"):
-        check_audible(audio, "hum.wav")
+        require_non_silent(audio, "hum.wav")
 
 
 @pytest.mark.parametrize("peak", [1e-3, -1e-3])
 def test_quiet_audio_can_be_heard(peak: float) -> None:
     audio = np.zeros((2, 100), np.float32)
     audio[1, 3] = peak
-    check_audible(audio, "hum.wav")
+    require_non_silent(audio, "hum.wav")

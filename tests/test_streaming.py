@@ -55,8 +55,8 @@ def test_the_first_chunk_comes_as_soon_as_the_codec_can_tell_it(
         next(model.stream(["rock"], chunk_seconds=frames / 50, progress=True))
     finally:
         model.set_custom_progress_callback(None)
-    look_ahead = model.compression_model.start_decoding().look_ahead
-    assert steps[-1] <= frames + look_ahead + max(model.lm.config.delays)
+    lookahead_frames = model.compression_model.make_decoder_stream().lookahead_frames
+    assert steps[-1] <= frames + lookahead_frames + max(model.lm.config.delays)
 
 
 def test_a_continuation_streams_what_is_new(mono: MusicGen) -> None:
@@ -136,7 +136,7 @@ def _planned(model: MusicGen, frames: int) -> int:
     windows = plan_windows(
         frames, int(model.max_duration * model.frame_rate), int(model.extend_stride * model.frame_rate)
     )
-    return sum(window.frames - window.known for window in windows)
+    return sum(window.frames - window.context_frames for window in windows)
 
 
 def test_memory_does_not_grow_with_the_length() -> None:

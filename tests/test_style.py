@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.audio.resample import resample
-from audiocraft_mlx.checkpoints.hub import open_source
-from audiocraft_mlx.checkpoints.pickles import read_torch_file
+from audiocraft_mlx.checkpoints.model_files import resolve_model
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, UsageError
-from audiocraft_mlx.models import style
-from audiocraft_mlx.models.mert import MERT, MERTConfig
-from audiocraft_mlx.models.style import StyleConfig, StyleEncoder
-from audiocraft_mlx.models.weights import Weights, load_strict
+from audiocraft_mlx.networks import style_encoder
+from audiocraft_mlx.networks.mert import MERT, MERTConfig
+from audiocraft_mlx.networks.style_encoder import StyleConfig, StyleEncoder
+from audiocraft_mlx.networks.weights import Weights, load_strict
 
 from .conftest import load_arrays
 
@@ -30,11 +30,11 @@ PREFIX = "condition_provider.conditioners.self_wav."
 
 def mert_config(goldens: Path, **changes: object) -> MERTConfig:
     config = read_json(goldens / "goldens" / "mert" / "config.json")
-    return MERTConfig.from_transformers(Section({**config, **changes}, "mert"))
+    return MERTConfig.from_transformers(ConfigSection({**config, **changes}, "mert"))
 
 
 def mert_weights(goldens: Path) -> Weights:
-    return read_transformers_weights(open_source(str(goldens / "goldens" / "mert")))
+    return read_transformers_weights(resolve_model(str(goldens / "goldens" / "mert")))
 
 
 def loaded_mert(goldens: Path, weights: Weights) -> MERT:
@@ -45,9 +45,9 @@ def loaded_mert(goldens: Path, weights: Weights) -> MERT:
 
 def style_config(package: dict, changed: str = "", to: str = "") -> StyleConfig:
     assert changed in package["xp.cfg"]
-    config = Section.from_yaml(package["xp.cfg"].replace(changed, to), "style")
+    config = ConfigSection.from_yaml(package["xp.cfg"].replace(changed, to), "style")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(style.SCALES, "xsmall", (256, 8, 2))  # the golden has two layers of the four
+        patch.setitem(style_encoder.SCALES, "xsmall", (256, 8, 2))  # the golden has two layers of the four
         return StyleConfig.from_audiocraft(config, feature_dim=32)
 
 
@@ -71,7 +71,7 @@ def golden(goldens: Path, package: dict) -> SimpleNamespace:
         values=values,
         mert=mert,
         encoder=encoder,
-        conditioner=StyleConditioner(mert, encoder, 32000),
+        text_conditioner=StyleConditioner(mert, encoder, 32000),
         audios=[mx.array(audio) for audio in values["wav"]],
         features=mert(resample(values["wav"][:, 0], 32000, 24000)),
     )
@@ -100,7 +100,7 @@ def test_mert_takes_both_spellings_of_weight_norm(golden: SimpleNamespace, golde
 
 def test_mert_has_its_first_frame_when_its_span_is_full(golden: SimpleNamespace) -> None:
     config = golden.mert.config
-    assert (config.span, config.hop_length) == (400, 320)
+    assert (config.receptive_field, config.hop_length) == (400, 320)
     for samples, frames in ((400, 1), (719, 1), (720, 2)):
         assert golden.mert(mx.zeros((1, samples))).shape == (1, frames, config.dim)
 
@@ -180,7 +180,7 @@ def test_a_style_encoder_of_another_structure_is_refused(package: dict, changed:
 
 @pytest.mark.parametrize(("eval_q", "name"), [(3, "cond"), (1, "cond_eval_q1"), (6, "cond_eval_q6")])
 def test_style_condition_of_audio(golden: SimpleNamespace, eval_q: int, name: str) -> None:
-    tokens, mask = golden.conditioner.encode(golden.audios, StyleParams(eval_q=eval_q), seed=0)
+    tokens, mask = golden.text_conditioner.encode(golden.audios, StyleParams(eval_q=eval_q), seed=0)
     close(tokens, golden.values[f"style.{name}"])
     np.testing.assert_array_equal(mask, golden.values["style.mask"])
 
@@ -195,24 +195,24 @@ def test_style_condition_of_the_middle_and_of_a_given_place(
     close(tokens, golden.values["style.middle_1.5s.cond"])
     np.testing.assert_array_equal(mask, golden.values["style.middle_1.5s.mask"])
     start = int(golden.values["style.random_1.5s.start"])
-    monkeypatch.setattr(golden.conditioner, "excerpt_start", lambda room, seed, window: start)
-    tokens, _ = golden.conditioner.encode(golden.audios, params, seed=0)
+    monkeypatch.setattr(golden.text_conditioner, "excerpt_start", lambda room, seed, window: start)
+    tokens, _ = golden.text_conditioner.encode(golden.audios, params, seed=0)
     close(tokens, golden.values["style.random_1.5s.cond"])
 
 
 def test_rows_without_style_are_zero_and_masked(golden: SimpleNamespace) -> None:
     first, second = golden.audios
-    tokens, mask = golden.conditioner.encode([first, None, second], StyleParams(), seed=0)
+    tokens, mask = golden.text_conditioner.encode([first, None, second], StyleParams(), seed=0)
     close(tokens, golden.values["cond_mixed.self_wav"][:3])
     np.testing.assert_array_equal(mask, golden.values["cond_mixed.self_wav.mask"][:3])
-    tokens, mask = golden.conditioner.encode([None] * 3, StyleParams(), seed=0)
+    tokens, mask = golden.text_conditioner.encode([None] * 3, StyleParams(), seed=0)
     np.testing.assert_array_equal(tokens, golden.values["cond_textonly.self_wav"][:3])
     np.testing.assert_array_equal(mask, golden.values["cond_textonly.self_wav.mask"][:3])
 
 
 def test_an_excerpt_comes_from_its_own_seed_and_window_alone(golden: SimpleNamespace) -> None:
     long = mx.concatenate([*golden.audios, *golden.audios], axis=1)
-    encode, params = golden.conditioner.encode, StyleParams(excerpt_length=1.5)
+    encode, params = golden.text_conditioner.encode, StyleParams(excerpt_length=1.5)
     batch, _ = encode([golden.audios[0], long, long], params, seed=7)
     alone, _ = encode([long], params, seed=8)
     np.testing.assert_array_equal(batch[1], alone[0])
@@ -222,7 +222,7 @@ def test_an_excerpt_comes_from_its_own_seed_and_window_alone(golden: SimpleNames
 
 def test_an_excerpt_is_part_of_the_audio_in_mono(golden: SimpleNamespace) -> None:
     audio = mx.concatenate([golden.audios[0], -0.5 * golden.audios[0]])
-    excerpt, start = golden.conditioner.excerpt(audio, StyleParams(excerpt_length=1.5), seed=3)
+    excerpt, start = golden.text_conditioner.excerpt(audio, StyleParams(excerpt_length=1.5), seed=3)
     assert excerpt.shape == (48000,)
     np.testing.assert_allclose(
         np.array(excerpt), np.array(golden.audios[0][0, start : start + 48000]) / 4, atol=1e-6
@@ -230,16 +230,16 @@ def test_an_excerpt_is_part_of_the_audio_in_mono(golden: SimpleNamespace) -> Non
 
 
 def test_excerpts_are_drawn_from_everywhere(golden: SimpleNamespace) -> None:
-    drawn = {golden.conditioner.excerpt_start(3, seed, 0) for seed in range(100)}
+    drawn = {golden.text_conditioner.excerpt_start(3, seed, 0) for seed in range(100)}
     assert drawn == {0, 1, 2, 3}
-    assert golden.conditioner.excerpt_start(-5, 0, 0) == 0
-    assert golden.conditioner.excerpt_start(3, -1, 0) in drawn
+    assert golden.text_conditioner.excerpt_start(-5, 0, 0) == 0
+    assert golden.text_conditioner.excerpt_start(3, -1, 0) in drawn
 
 
 def test_of_audio_shorter_than_the_excerpt_all_is_heard(golden: SimpleNamespace) -> None:
     short = golden.audios[1][:, :48000]
-    tokens, mask = golden.conditioner.encode([golden.audios[0], short], StyleParams(), seed=0)
-    alone, _ = golden.conditioner.encode([short], StyleParams(excerpt_length=1.5), seed=0)
+    tokens, mask = golden.text_conditioner.encode([golden.audios[0], short], StyleParams(), seed=0)
+    alone, _ = golden.text_conditioner.encode([short], StyleParams(excerpt_length=1.5), seed=0)
     np.testing.assert_array_equal(mask.sum(axis=1), [15, 8])
     np.testing.assert_array_equal(tokens[1, :8], alone[0])
     assert not np.array(tokens[1, 8:]).any()
@@ -247,22 +247,22 @@ def test_of_audio_shorter_than_the_excerpt_all_is_heard(golden: SimpleNamespace)
 
 def test_stereo_is_heard_as_the_mean_of_its_channels(golden: SimpleNamespace) -> None:
     first, second = golden.audios
-    stereo, _ = golden.conditioner.encode([mx.concatenate([first, second])], StyleParams(), seed=0)
-    mono, _ = golden.conditioner.encode([(first + second) / 2], StyleParams(), seed=0)
+    stereo, _ = golden.text_conditioner.encode([mx.concatenate([first, second])], StyleParams(), seed=0)
+    mono, _ = golden.text_conditioner.encode([(first + second) / 2], StyleParams(), seed=0)
     close(stereo, np.array(mono))
 
 
 def test_ds_factor_takes_every_so_manyth_frame(golden: SimpleNamespace) -> None:
-    tokens, mask = golden.conditioner.encode(golden.audios, StyleParams(ds_factor=5), seed=0)
+    tokens, mask = golden.text_conditioner.encode(golden.audios, StyleParams(ds_factor=5), seed=0)
     assert tokens.shape[1] == mask.shape[1] == 45
     close(tokens[:, ::3], golden.values["style.cond"])
 
 
 def test_params_as_the_release_file_has_them(package: dict) -> None:
-    assert StyleParams.from_audiocraft(Section.from_yaml(package["xp.cfg"], "style")) == StyleParams()
+    assert StyleParams.from_audiocraft(ConfigSection.from_yaml(package["xp.cfg"], "style")) == StyleParams()
     absurd = package["xp.cfg"].replace("length: 3.0", "length: -1.0")
     with pytest.raises(CheckpointError, match="excerpt_length"):
-        StyleParams.from_audiocraft(Section.from_yaml(absurd, "style"))
+        StyleParams.from_audiocraft(ConfigSection.from_yaml(absurd, "style"))
 
 
 @pytest.mark.parametrize(
@@ -285,10 +285,10 @@ def test_senseless_params_are_refused(params: dict) -> None:
 
 def test_more_codebooks_than_the_model_has_are_refused(golden: SimpleNamespace) -> None:
     with pytest.raises(UsageError, match="eval_q must be at most 6"):
-        golden.conditioner.encode([None], StyleParams(eval_q=7), seed=0)
+        golden.text_conditioner.encode([None], StyleParams(eval_q=7), seed=0)
 
 
 @pytest.mark.parametrize("shape", [(100,), (1, 1, 100), (0, 96000), (1, 0), (1, 500)])
 def test_audio_of_a_wrong_shape_or_too_short_is_refused(golden: SimpleNamespace, shape: tuple) -> None:
     with pytest.raises(UsageError, match="style audio 1"):
-        golden.conditioner.encode([None, mx.zeros(shape)], StyleParams(), seed=0)
+        golden.text_conditioner.encode([None, mx.zeros(shape)], StyleParams(), seed=0)

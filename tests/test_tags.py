@@ -15,17 +15,17 @@ import soundfile
 from mutagen.id3 import TXXX
 from mutagen.wave import WAVE
 
-from audiocraft_mlx.audio.formats import BIT_DEPTHS, Format, choose_format
-from audiocraft_mlx.audio.recipe import AUDIOGEN, MUSICGEN, Program, Recipe
+from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
 from audiocraft_mlx.audio.tags import add_tags, read_tags
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.cli.arguments import parse
+from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults, GenerationMetadata
 from audiocraft_mlx.errors import UsageError
 
-FORMATS = [Format(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
+FORMATS = [AudioFormat(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 3201)).astype(np.float32)
-PLAIN = Recipe("happy rock", "facebook/musicgen-small", 42, 8.0)
-FULL = Recipe(
+PLAIN = GenerationMetadata("happy rock", "facebook/musicgen-small", 42, 8.0)
+FULL = GenerationMetadata(
     "80s „pop“ with 鼓 🥁,\n'quoted' \\ \"twice\"",
     "./my models/large",
     4294967295,
@@ -39,37 +39,39 @@ FULL = Recipe(
 )
 
 
-def write(folder: Path, name: str, recipe: Recipe | None) -> Path:
+def write(folder: Path, name: str, metadata: GenerationMetadata | None) -> Path:
     path = folder / name
-    write_audio(path, NOISE, 32000, choose_format(path), recipe)
+    write_audio(path, NOISE, 32000, choose_format(path), metadata)
     return path
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("recipe", [PLAIN, FULL])
-def test_what_was_written_is_read_back(tmp_path: Path, format: Format, recipe: Recipe) -> None:
+@pytest.mark.parametrize("metadata", [PLAIN, FULL])
+def test_what_was_written_is_read_back(
+    tmp_path: Path, format: AudioFormat, metadata: GenerationMetadata
+) -> None:
     path = tmp_path / f"a.{format.name}"
-    write_audio(path, NOISE, 32000, format, recipe)
-    assert read_tags(path) == recipe
+    write_audio(path, NOISE, 32000, format, metadata)
+    assert read_tags(path) == metadata
 
 
 @pytest.mark.parametrize("name", BIT_DEPTHS)
 def test_prompts_may_be_long(tmp_path: Path, name: str) -> None:
-    recipe = Recipe("ünd " * 25_000, "small", 1, 8)
-    assert read_tags(write(tmp_path, f"a.{name}", recipe)) == recipe
+    metadata = GenerationMetadata("ünd " * 25_000, "small", 1, 8)
+    assert read_tags(write(tmp_path, f"a.{name}", metadata)) == metadata
 
 
 @pytest.mark.parametrize("name", BIT_DEPTHS)
 @pytest.mark.parametrize("prompt", ["a\0b", "lone \udc80 surrogate"])
 def test_no_text_breaks_a_tag(tmp_path: Path, name: str, prompt: str) -> None:
-    recipe = Recipe(prompt, "small", 1, 8)
-    assert read_tags(write(tmp_path, f"a.{name}", recipe)) == recipe
+    metadata = GenerationMetadata(prompt, "small", 1, 8)
+    assert read_tags(write(tmp_path, f"a.{name}", metadata)) == metadata
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_tags_leave_the_audio_as_it_is(tmp_path: Path, format: Format) -> None:
-    for name, recipe in (("plain", None), ("tagged", FULL)):
-        write_audio(tmp_path / f"{name}.{format.name}", NOISE, 32000, format, recipe)
+def test_tags_leave_the_audio_as_it_is(tmp_path: Path, format: AudioFormat) -> None:
+    for name, metadata in (("plain", None), ("tagged", FULL)):
+        write_audio(tmp_path / f"{name}.{format.name}", NOISE, 32000, format, metadata)
     plain, tagged = (soundfile.read(tmp_path / f"{name}.{format.name}")[0] for name in ("plain", "tagged"))
     np.testing.assert_array_equal(tagged, plain)
 
@@ -158,10 +160,10 @@ def test_a_file_that_breaks_off_is_an_error_or_has_no_tags(tmp_path: Path, name:
     for size in range(0, len(data) - 1, 97):
         (tmp_path / f"b.{name}").write_bytes(data[:size])
         try:
-            recipe = read_tags(tmp_path / f"b.{name}")
+            metadata = read_tags(tmp_path / f"b.{name}")
         except UsageError:
             continue
-        assert recipe in (None, PLAIN)
+        assert metadata in (None, PLAIN)
 
 
 @pytest.mark.parametrize("name", BIT_DEPTHS)
@@ -183,7 +185,7 @@ def test_a_missing_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_later_versions_additions_are_left_out() -> None:
-    assert Recipe.from_json(PLAIN.to_json().replace("{", '{"mood": 7, ', 1)) == PLAIN
+    assert GenerationMetadata.from_json(PLAIN.to_json().replace("{", '{"mood": 7, ', 1)) == PLAIN
 
 
 def test_no_format_without_tags_is_taken() -> None:
@@ -196,15 +198,15 @@ def test_no_format_without_tags_is_taken() -> None:
 )
 def test_a_recipe_of_other_values_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="is not"):
-        Recipe(**{"prompt": "rock", "model": "small", "seed": 1, "duration": 8.0, **wrong})
+        GenerationMetadata(**{"prompt": "rock", "model": "small", "seed": 1, "duration": 8.0, **wrong})
 
 
 def test_the_command_has_only_what_is_not_the_default() -> None:
-    assert PLAIN.command() == "musicgen-mlx 'happy rock' --seed 42"
+    assert PLAIN.to_command() == "musicgen-mlx 'happy rock' --seed 42"
 
 
 def test_the_command_has_all_that_was_asked_for() -> None:
-    recipe = Recipe(
+    metadata = GenerationMetadata(
         "rock",
         "melody",
         7,
@@ -215,20 +217,20 @@ def test_the_command_has_all_that_was_asked_for() -> None:
         cfg_coef=-2.0,
         options={"quantize": 8, "fast": True, "open": False, "melody": "my tune.wav", "lufs": -14.5},
     )
-    assert recipe.command() == (
+    assert metadata.to_command() == (
         "musicgen-mlx rock --model melody --duration 12.5 --seed 7 --top-k 0 --top-p 0.9 --temperature 1 "
         "--cfg-coef=-2 --quantize 8 --fast --melody 'my tune.wav' --lufs=-14.5"
     )
 
 
 def test_a_prompt_is_never_taken_for_an_option() -> None:
-    command = Recipe("--fast rock", "small", 7, 8.0).command()
+    command = GenerationMetadata("--fast rock", "small", 7, 8.0).to_command()
     assert command == "musicgen-mlx --model small --seed 7 -- '--fast rock'"
 
 
 @pytest.mark.parametrize("prompt", ["two\nlines", "\x1b[31mred", "no\u00a0break", "it's\t\\"])
 def test_the_command_is_one_line_that_no_terminal_obeys(prompt: str) -> None:
-    assert Recipe(prompt, "small", 7, 8.0).command().isprintable()
+    assert GenerationMetadata(prompt, "small", 7, 8.0).to_command().isprintable()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -244,14 +246,16 @@ def test_the_command_is_one_line_that_no_terminal_obeys(prompt: str) -> None:
     ],
 )
 def test_a_shell_reads_the_command_as_it_is_meant(prompt: str) -> None:
-    command = Recipe(prompt, "small", 7, 8.0).command().replace("musicgen-mlx", "printf '%s|'", 1)
+    command = (
+        GenerationMetadata(prompt, "small", 7, 8.0).to_command().replace("musicgen-mlx", "printf '%s|'", 1)
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True)
     assert done.stdout.decode() == f"{prompt}|--model|small|--seed|7|"
 
 
 def test_the_command_line_understands_the_command() -> None:
-    recipe = Recipe("-x", "-m", 7, 0.5, top_k=0, top_p=0.9, temperature=0.0, cfg_coef=-1e-05)
-    arguments = parse(shlex.split(recipe.command())[1:])
+    metadata = GenerationMetadata("-x", "-m", 7, 0.5, top_k=0, top_p=0.9, temperature=0.0, cfg_coef=-1e-05)
+    arguments = parse(shlex.split(metadata.to_command())[1:])
     assert {name: getattr(arguments, name) for name in ("prompts", "model", "seed", "duration", "top_k")} == {
         "prompts": ["-x"],
         "model": "-m",
@@ -263,9 +267,9 @@ def test_the_command_line_understands_the_command() -> None:
 
 
 @pytest.mark.parametrize("program", [MUSICGEN, AUDIOGEN])
-def test_the_defaults_are_those_of_the_command_line(program: Program) -> None:
+def test_the_defaults_are_those_of_the_command_line(program: CommandDefaults) -> None:
     arguments = parse(["rock"], program)
     assert (arguments.model, arguments.duration) == (program.model, program.duration)
-    recipe = Recipe("rain", program.model, 1, program.duration, program=program.name)
-    assert recipe.command() == f"{program.name} rain --seed 1"
-    assert f"made with {program.name} " in recipe.summary()
+    metadata = GenerationMetadata("rain", program.model, 1, program.duration, program=program.name)
+    assert metadata.to_command() == f"{program.name} rain --seed 1"
+    assert f"made with {program.name} " in metadata.summary()

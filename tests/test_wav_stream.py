@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.cli.streaming import WavStream
+from audiocraft_mlx.audio.wav_stream import WavStream
 from audiocraft_mlx.errors import OutputError
 
 from .fake_model import raiser

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.files import check_writable, unused_path
-from audiocraft_mlx.audio.formats import BIT_DEPTHS, Format, choose_format
-from audiocraft_mlx.audio.recipe import Recipe
-from audiocraft_mlx.audio.write import check_size, write_audio, write_wav
+from audiocraft_mlx.audio.files import check_writable, next_free_path
+from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
+from audiocraft_mlx.audio.write import check_wav_size, write_audio, write_wav
+from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import OutputError, UsageError
 
-FORMATS = [Format(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
+FORMATS = [AudioFormat(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
 
 
 def sine(channels: int = 1, samples: int = 640, peak: float = 0.5) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_audio_beyond_full_scale_is_scaled_down_as_a_whole(tmp_path: Path) -> No
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("channels", "rate"), [(1, 16000), (2, 32000)])
 def test_each_format_holds_the_audio_as_exactly_as_it_can(
-    tmp_path: Path, format: Format, channels: int, rate: int
+    tmp_path: Path, format: AudioFormat, channels: int, rate: int
 ) -> None:
     audio = sine(channels, samples=3200)
     path = tmp_path / f"a.{format.name}"
@@ -71,14 +71,14 @@ def test_each_format_holds_the_audio_as_exactly_as_it_can(
 def test_24_bits_reach_full_scale_without_wrapping_around(tmp_path: Path) -> None:
     for name in ("wav", "flac"):
         write_audio(
-            tmp_path / f"a.{name}", np.array([[1.0, -1.0, 0.25]], np.float32), 32000, Format(name, 24)
+            tmp_path / f"a.{name}", np.array([[1.0, -1.0, 0.25]], np.float32), 32000, AudioFormat(name, 24)
         )
         read, _ = soundfile.read(tmp_path / f"a.{name}", dtype="int32")
         assert (read >> 8).tolist() == [8388607, -8388608, 2097152]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_audio_beyond_full_scale_is_scaled_down_in_each_format(tmp_path: Path, format: Format) -> None:
+def test_audio_beyond_full_scale_is_scaled_down_in_each_format(tmp_path: Path, format: AudioFormat) -> None:
     path = tmp_path / f"a.{format.name}"
     assert write_audio(path, sine(2, 3200, peak=3), 32000, format) == pytest.approx(3)
     read, _ = soundfile.read(path)
@@ -90,10 +90,10 @@ def test_minutes_of_ogg_can_be_written(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 import numpy as np
-from audiocraft_mlx.audio.formats import Format
+from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.write import write_audio
 silence = np.zeros((2, 8_000_000), np.float32)
-write_audio(Path({str(tmp_path / "a.ogg")!r}), silence, 32000, Format("ogg", None))
+write_audio(Path({str(tmp_path / "a.ogg")!r}), silence, 32000, AudioFormat("ogg", None))
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
     assert soundfile.info(tmp_path / "a.ogg").frames == 8_000_000
@@ -101,24 +101,24 @@ write_audio(Path({str(tmp_path / "a.ogg")!r}), silence, 32000, Format("ogg", Non
 
 def test_what_a_format_has_no_room_for_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.mp3: mp3 can't hold this audio .*; try wav$"):
-        write_audio(tmp_path / "a.mp3", sine(5), 32000, Format("mp3", None))
+        write_audio(tmp_path / "a.mp3", sine(5), 32000, AudioFormat("mp3", None))
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("name", "format", "bits", "chosen"),
     [
-        ("a.wav", None, None, Format("wav", 16)),
-        ("a.b.FLAC", None, None, Format("flac", 16)),
-        ("a.mp3", None, None, Format("mp3", None)),
-        ("a.ogg", "ogg", None, Format("ogg", None)),
-        ("a", "flac", 24, Format("flac", 24)),
-        ("a.wav", None, 32, Format("wav", 32)),
-        ("a.tmp", "mp3", None, Format("mp3", None)),
+        ("a.wav", None, None, AudioFormat("wav", 16)),
+        ("a.b.FLAC", None, None, AudioFormat("flac", 16)),
+        ("a.mp3", None, None, AudioFormat("mp3", None)),
+        ("a.ogg", "ogg", None, AudioFormat("ogg", None)),
+        ("a", "flac", 24, AudioFormat("flac", 24)),
+        ("a.wav", None, 32, AudioFormat("wav", 32)),
+        ("a.tmp", "mp3", None, AudioFormat("mp3", None)),
     ],
 )
 def test_the_name_or_the_ending_says_which_format(
-    name: str, format: str | None, bits: int | None, chosen: Format
+    name: str, format: str | None, bits: int | None, chosen: AudioFormat
 ) -> None:
     assert choose_format(Path(name), format, bits) == chosen
 
@@ -163,10 +163,10 @@ def test_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
 
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     for bits, samples in ((16, 2**30), (24, 2**32 // 6), (32, 2**29)):
-        check_size(tmp_path / "a.wav", Format("wav", bits), 2, samples - 2**18)
+        check_wav_size(tmp_path / "a.wav", AudioFormat("wav", bits), 2, samples - 2**18)
         with pytest.raises(OutputError, match="4 GiB"):
-            check_size(tmp_path / "a.wav", Format("wav", bits), 2, samples)
-    check_size(tmp_path / "a.flac", Format("flac", 16), 2, 2**30)
+            check_wav_size(tmp_path / "a.wav", AudioFormat("wav", bits), 2, samples)
+    check_wav_size(tmp_path / "a.flac", AudioFormat("flac", 16), 2, 2**30)
 
 
 def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ except OutputError as error:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
-@pytest.mark.parametrize("format", [Format("wav", 16), Format("flac", 24)])
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, format: Format) -> None:
+@pytest.mark.parametrize("format", [AudioFormat("wav", 16), AudioFormat("flac", 24)])
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, format: AudioFormat) -> None:
     # One process without threads, so that it may fork the writers that it kills: two clips in turn, both of
     # which are whole when their length is that of the reference.
     path = tmp_path / f"a.{format.name}"
@@ -229,14 +229,14 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, format: Format) -> 
 import os, random, signal, time
 from pathlib import Path
 import numpy as np
-from audiocraft_mlx.audio.formats import Format
-from audiocraft_mlx.audio.recipe import Recipe
+from audiocraft_mlx.audio.formats import AudioFormat
+from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.audio.write import write_audio
 path, format = Path({str(path)!r}), {format!r}
 noise = np.random.default_rng(0).uniform(-1, 1, (2, 48000)).astype(np.float32)
 clips = [noise[:, :24000], noise]
 def write(clip):
-    write_audio(path, clip, 32000, format, Recipe("rock", "small", 1, 1.0))
+    write_audio(path, clip, 32000, format, GenerationMetadata("rock", "small", 1, 1.0))
 whole = set()
 for clip in clips:
     write(clip)
@@ -264,7 +264,7 @@ for turn in range(25):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_failure_leaves_the_old_file_in_each_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: AudioFormat
 ) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -273,7 +273,7 @@ def test_a_failure_leaves_the_old_file_in_each_format(
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match=r"can't be written: No space left on device; free some space$"):
-        write_audio(path, sine(), 32000, format, Recipe("rock", "small", 1, 1.0))
+        write_audio(path, sine(), 32000, format, GenerationMetadata("rock", "small", 1, 1.0))
     assert names(tmp_path) == [path.name]
     assert path.read_text() == "old"
 
@@ -346,11 +346,11 @@ def test_an_unused_name_counts_up(tmp_path: Path) -> None:
     path = tmp_path / "clip.v1.wav"
     taken = []
     for _ in range(3):
-        taken.append(unused_path(path).name)
-        unused_path(path).touch()
+        taken.append(next_free_path(path).name)
+        next_free_path(path).touch()
     assert taken == ["clip.v1.wav", "clip.v1-2.wav", "clip.v1-3.wav"]
 
 
 def test_a_dangling_link_counts_as_used(tmp_path: Path) -> None:
     (tmp_path / "clip.wav").symlink_to(tmp_path / "nowhere")
-    assert unused_path(tmp_path / "clip.wav").name == "clip-2.wav"
+    assert next_free_path(tmp_path / "clip.wav").name == "clip-2.wav"

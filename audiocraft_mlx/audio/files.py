@@ -14,7 +14,7 @@ from typing import BinaryIO
 from audiocraft_mlx.errors import OutputError
 
 
-def unused_path(path: Path) -> Path:
+def next_free_path(path: Path) -> Path:
     """`path`, or if that exists the first free one of `name-2.wav`, `name-3.wav`, … beside it."""
     free, number = path, 2
     while os.path.lexists(free):
@@ -44,7 +44,7 @@ def check_writable(path: Path) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise not_written(path, error) from error
+        raise write_error(path, error) from error
 
 
 def replace_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
@@ -65,11 +65,11 @@ def replace_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise not_written(path, error) from error
+            raise write_error(path, error) from error
         raise
 
 
-def not_written(path: Path, error: OSError) -> OutputError:
+def write_error(path: Path, error: OSError) -> OutputError:
     """What to say of a file that can't be written at `path`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     hint = "free some space" if full else "choose another name or folder"

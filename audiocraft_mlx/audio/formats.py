@@ -12,17 +12,17 @@ BIT_DEPTHS: dict[str, tuple[int, ...]] = {"wav": (16, 24, 32), "flac": (16, 24),
 
 
 @dataclass(frozen=True)
-class Format:
+class AudioFormat:
     """A format by its usual ending, and its bits per sample: None where it has none (mp3, ogg)."""
 
     name: str
     bits: int | None
 
 
-WAV = Format("wav", 16)
+WAV = AudioFormat("wav", 16)
 
 
-def choose_format(path: Path, name: str | None = None, bits: int | None = None) -> Format:
+def choose_format(path: Path, name: str | None = None, bits: int | None = None) -> AudioFormat:
     """The format called `name`, or without one that of `path`'s ending, with `bits` per sample.
 
     Raises:
@@ -42,4 +42,4 @@ def choose_format(path: Path, name: str | None = None, bits: int | None = None) 
     if bits is not None and bits not in depths:
         wanted = f"has {' or '.join(map(str, depths))} bits per sample" if depths else "has no bit depth"
         raise UsageError(f"{chosen} {wanted}; {bits} can't be chosen")
-    return Format(chosen, bits or next(iter(depths), None))
+    return AudioFormat(chosen, bits or next(iter(depths), None))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiocraft_mlx.arguments import check_number
-from audiocraft_mlx.audio.resample import HIGHEST_RATE, LOWEST_RATE
+from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.validation import validate_number
 
 # Frames that are read at a time: a file's header may promise more than there is, or than fits into memory.
 _BLOCK = 1 << 20
@@ -31,9 +31,9 @@ def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = No
         UsageError: there is no such file, it is empty, damaged or not audio, has values that are no numbers,
             or ends before `offset`.
     """
-    check_number("offset", offset, "a number of seconds", lambda _: True)
+    validate_number("offset", offset, "a number of seconds", lambda _: True)
     if seconds is not None:
-        check_number("seconds", seconds, "None or more than 0", lambda length: length > 0)
+        validate_number("seconds", seconds, "None or more than 0", lambda length: length > 0)
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -48,7 +48,7 @@ def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = No
         ) from error
 
 
-def check_audible(audio: np.ndarray, name: str) -> None:
+def require_non_silent(audio: np.ndarray, name: str) -> None:
     """Refuse with `UsageError` audio that is silent: a melody or a style can't be heard in it.
 
     `name` is the file's, or what else the user knows it by.
@@ -66,9 +66,10 @@ def _read(path: Path, descriptor: int, offset: float, seconds: float | None) -> 
         ) from error
     with file:
         rate, frames = file.samplerate, file.frames
-        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
             raise UsageError(
-                f"{path} is at {rate} Hz; convert it to a sample rate from {LOWEST_RATE} to {HIGHEST_RATE} Hz"
+                f"{path} is at {rate} Hz; convert it to a sample rate from {MIN_SAMPLE_RATE}"
+                f" to {MAX_SAMPLE_RATE} Hz"
             )
         if frames == 0:
             raise UsageError(f"{path} has no samples; give an audio file that isn't empty")

@@ -14,10 +14,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from audiocraft_mlx.arguments import check_whole
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.validation import validate_int
 
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
 """Hz. The filters' size grows with the ratio of two rates."""
 # The filter reaches so many zero crossings to each side, and lets pass so much of the lower rate's band.
 _ZEROS = 24
@@ -61,11 +61,11 @@ def resample(wav: mx.array | np.ndarray, from_rate: int, to_rate: int) -> mx.arr
     Outside of `wav` its first and last samples are held. Raises `UsageError` as `convert_audio`.
     """
     for rate in (from_rate, to_rate):
-        check_whole(
+        validate_int(
             "a sample rate",
             rate,
-            f"a whole number of hertz from {LOWEST_RATE} to {HIGHEST_RATE}",
-            lambda hertz: LOWEST_RATE <= hertz <= HIGHEST_RATE,
+            f"a whole number of hertz from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
+            lambda hertz: MIN_SAMPLE_RATE <= hertz <= MAX_SAMPLE_RATE,
         )
     if from_rate == to_rate:
         return mx.array(wav).astype(mx.float32)

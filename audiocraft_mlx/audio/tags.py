@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from audiocraft_mlx.audio.recipe import Recipe
+from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 _COMMENT, _OURS = "COMMENT", "MUSICGEN_MLX"
 
 
-def add_tags(file: BinaryIO, recipe: Recipe) -> None:
-    """Write `recipe` into the tags of the WAV, FLAC, MP3 or Ogg Vorbis file in `file`."""
+def add_tags(file: BinaryIO, metadata: GenerationMetadata) -> None:
+    """Write `metadata` into the tags of the WAV, FLAC, MP3 or Ogg Vorbis file in `file`."""
     from mutagen import MutagenError
     from mutagen.id3 import COMM, ID3, TXXX, Encoding
 
     # Comments can hold neither lone surrogates nor, in ID3, the end of a string; JSON escapes them.
-    comment = recipe.summary().encode("utf-8", "replace").decode().replace("\0", " ")
+    comment = metadata.summary().encode("utf-8", "replace").decode().replace("\0", " ")
     audio = _open(file)
     if audio is None:
         raise ValueError("the file is of a format that can't be tagged")
@@ -28,9 +28,9 @@ def add_tags(file: BinaryIO, recipe: Recipe) -> None:
         audio.add_tags()
     if isinstance(audio.tags, ID3):
         audio.tags.add(COMM(encoding=Encoding.UTF8, lang="eng", text=comment))
-        audio.tags.add(TXXX(encoding=Encoding.UTF8, desc=_OURS, text=recipe.to_json()))
+        audio.tags.add(TXXX(encoding=Encoding.UTF8, desc=_OURS, text=metadata.to_json()))
     else:
-        audio.update({_COMMENT: comment, _OURS: recipe.to_json()})
+        audio.update({_COMMENT: comment, _OURS: metadata.to_json()})
     file.seek(0)
     try:
         audio.save(file)
@@ -40,7 +40,7 @@ def add_tags(file: BinaryIO, recipe: Recipe) -> None:
         raise
 
 
-def read_tags(path: Path) -> Recipe | None:
+def read_tags(path: Path) -> GenerationMetadata | None:
     """How the clip in the file `path` was made; None if it has no tags of ours.
 
     Raises:
@@ -55,7 +55,7 @@ def read_tags(path: Path) -> Recipe | None:
         if audio is None or audio.tags is None:
             return None
         found = audio.tags.get(f"TXXX:{_OURS}" if isinstance(audio.tags, ID3) else _OURS)
-        return Recipe.from_json(found[0]) if found else None
+        return GenerationMetadata.from_json(found[0]) if found else None
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror or error}; give an audio file") from error
     except (MutagenError, ValueError, IndexError) as error:  # the last from mutagen too, for a damaged Ogg

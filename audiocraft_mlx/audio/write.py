@@ -10,10 +10,10 @@ import numpy as np
 import soundfile
 
 from audiocraft_mlx.audio.files import replace_file
-from audiocraft_mlx.audio.formats import WAV, Format
-from audiocraft_mlx.audio.recipe import Recipe
-from audiocraft_mlx.audio.recording import Recording
+from audiocraft_mlx.audio.formats import WAV, AudioFormat
+from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import add_tags
+from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import OutputError, UsageError
 
 # How libsndfile calls the encodings.
@@ -34,7 +34,7 @@ _MOST_WAV_BYTES = 2**32 - 2**20
 _SAMPLES_AT_ONCE = 2**16
 
 
-def check_size(path: Path, format: Format, channels: int, samples: int) -> None:
+def check_wav_size(path: Path, format: AudioFormat, channels: int, samples: int) -> None:
     """Make sure that so much audio fits into one file of the format.
 
     Raises:
@@ -48,12 +48,12 @@ def check_size(path: Path, format: Format, channels: int, samples: int) -> None:
 
 def write_audio(
     path: Path,
-    audio: np.ndarray | Recording,
+    audio: np.ndarray | AudioSpool,
     sample_rate: int,
-    format: Format = WAV,
-    recipe: Recipe | None = None,
+    format: AudioFormat = WAV,
+    metadata: GenerationMetadata | None = None,
 ) -> float:
-    """Write `audio`, float32 [channels, samples] nominally in [-1, 1], with `recipe` in the file's tags.
+    """Write `audio`, float32 [channels, samples] nominally in [-1, 1], with `metadata` in the file's tags.
 
     The file appears at once, replacing what had its name, or not at all. Audio that goes beyond full
     scale is scaled down as a whole. In 16 and 24 bits a sample counts 2**15 and 2**23 to full scale, as in
@@ -66,24 +66,24 @@ def write_audio(
         OutputError: the audio isn't finite or doesn't suit the format, or the file can't be written.
         UsageError: `audio` has another shape or no samples.
     """
-    if isinstance(audio, Recording):
+    if isinstance(audio, AudioSpool):
         shape, peak = (audio.channels, audio.samples), audio.peak
     else:
         shape, peak = audio.shape, float(np.abs(audio).max(initial=0))
     if len(shape) != 2 or 0 in shape:
         raise UsageError(f"{path}: audio must be [channels, samples] and not empty, but is {list(shape)}")
-    check_size(path, format, *shape)
+    check_wav_size(path, format, *shape)
     if not np.isfinite(peak):
         raise OutputError(f"{path}: the audio has values that are no finite numbers; try another seed")
-    blocks = audio.blocks() if isinstance(audio, Recording) else _blocks(audio)
+    blocks = audio.blocks() if isinstance(audio, AudioSpool) else _blocks(audio)
 
     def fill(file: BinaryIO) -> None:
         try:
             _encode(file, (block / max(peak, 1.0) for block in blocks), shape[0], sample_rate, format)
         except soundfile.SoundFileError as error:
             raise OutputError(f"{path}: {format.name} can't hold this audio ({error}); try wav") from error
-        if recipe:
-            add_tags(file, recipe)
+        if metadata:
+            add_tags(file, metadata)
 
     replace_file(path, fill)
     return peak
@@ -94,13 +94,13 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> float:
     return write_audio(path, audio, sample_rate)
 
 
-def as_integers(audio: np.ndarray, bits: int) -> np.ndarray:
+def to_pcm(audio: np.ndarray, bits: int) -> np.ndarray:
     """Samples, nominally in [-1, 1], as int32 of so many bits; what goes beyond full scale is cut off."""
     full = 2 ** (bits - 1)
     return np.clip(np.rint(audio * float(full)), -full, full - 1).astype(np.int32)
 
 
-class _Sink:
+class _ErrorCapturingFile:
     """A file that libsndfile writes into, which knows that writing may fail, but not how to say why."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -118,10 +118,10 @@ class _Sink:
 
 
 def _encode(
-    file: BinaryIO, blocks: Iterable[np.ndarray], channels: int, sample_rate: int, format: Format
+    file: BinaryIO, blocks: Iterable[np.ndarray], channels: int, sample_rate: int, format: AudioFormat
 ) -> None:
     """Write the whole file, without tags."""
-    sink = _Sink(file)
+    sink = _ErrorCapturingFile(file)
     with soundfile.SoundFile(
         sink,
         "w",
@@ -133,7 +133,7 @@ def _encode(
     ) as encoder:
         for block in blocks:
             if format.bits in (16, 24):
-                block = as_integers(block, format.bits) << 32 - format.bits  # libsndfile takes the upper bits
+                block = to_pcm(block, format.bits) << 32 - format.bits  # libsndfile takes the upper bits
             for start in range(0, block.shape[1], _SAMPLES_AT_ONCE):
                 encoder.write(block[:, start : start + _SAMPLES_AT_ONCE].T)
             if sink.error:

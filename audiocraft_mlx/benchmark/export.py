@@ -8,13 +8,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.quantization import quantization_of
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.encodec import ConvTranspose1d, Encodec, StereoEncodec
-from audiocraft_mlx.models.lm import LM
-from audiocraft_mlx.models.quantization import quantization_of
-from audiocraft_mlx.models.t5 import T5Encoder
-from audiocraft_mlx.models.weights import Weights, parameters, rename
+from audiocraft_mlx.networks.encodec import ConvTranspose1d, Encodec, InterleavedStereoCodec
+from audiocraft_mlx.networks.lm import LM
+from audiocraft_mlx.networks.t5 import T5Encoder
+from audiocraft_mlx.networks.weights import Weights, parameters, rename
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Exported:
     """The state dict of `MusicgenForConditionalGeneration`."""
 
 
-def export(checkpoint: Checkpoint) -> Exported:
+def export(checkpoint: ModelBundle) -> Exported:
     """Of a model as it was read, its weights in the order of the files.
 
     Raises `UsageError` for one that transformers can't have.
     """
-    lm, t5, codec = checkpoint.lm, checkpoint.conditioner.t5, checkpoint.mono_codec
-    projection = checkpoint.conditioner.output_proj
+    lm, t5, codec = checkpoint.lm, checkpoint.text_conditioner.t5, checkpoint.mono_codec
+    projection = checkpoint.text_conditioner.output_proj
     if quantization_of(lm) is not None:
         raise UsageError("--compare needs a model that isn't quantized; give the one that it was made from")
-    channels = 2 if isinstance(checkpoint.codec, StereoEncodec) else 1
+    channels = 2 if isinstance(checkpoint.codec, InterleavedStereoCodec) else 1
     delays = tuple(k // channels for k in range(lm.config.num_codebooks))
     if lm.config.delays != delays or lm.config.rotary_positions or lm.config.bias_attention:
         raise UsageError("--compare needs a model of the released kind, which transformers can run, too")
@@ -48,8 +48,8 @@ def export(checkpoint: Checkpoint) -> Exported:
     return Exported(
         decoder={
             "vocab_size": lm.config.cardinality,
-            "pad_token_id": lm.special_token,
-            "bos_token_id": lm.special_token,
+            "pad_token_id": lm.special_token_id,
+            "bos_token_id": lm.special_token_id,
             "num_hidden_layers": lm.config.num_layers,
             "ffn_dim": lm.config.hidden_dim,
             "num_attention_heads": lm.config.num_heads,

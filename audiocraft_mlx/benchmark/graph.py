@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from audiocraft_mlx.benchmark.side import GUIDANCE, SAMPLING, STEPS
-from audiocraft_mlx.decoding.guidance import Predictor
-from audiocraft_mlx.decoding.sampling import next_codes
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.lm import LM
+from audiocraft_mlx.decoding.guidance import GuidedDecoder
+from audiocraft_mlx.decoding.sampling import sample_codes
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM
 
 VIEWS = frozenset(
     {
@@ -45,21 +45,21 @@ def count_kernels(array: mx.array) -> int:
     return sum(operation not in VIEWS for operation in operations)
 
 
-def kernels_of_step(lm: LM, conditions: Conditions) -> int:
+def kernels_of_step(lm: LM, conditions: ConditionTensors) -> int:
     """Operations of a guided step, the draw of its codes included."""
     stepper = _Stepper(lm, conditions, steps=2)
     mx.eval(stepper.next())
     return count_kernels(stepper.next())
 
 
-def kernels_of_layer(lm: LM, conditions: Conditions) -> int:
+def kernels_of_layer(lm: LM, conditions: ConditionTensors) -> int:
     """Operations of a step that are one layer's: what a model with a layer less doesn't have."""
     with _without_a_layer(lm):
         fewer = kernels_of_step(lm, conditions)
     return kernels_of_step(lm, conditions) - fewer
 
 
-def host_time(lm: LM, conditions: Conditions) -> float:
+def host_time(lm: LM, conditions: ConditionTensors) -> float:
     """Seconds that building a step takes, none of it evaluated."""
     stepper = _Stepper(lm, conditions, 1 + STEPS)
     mx.eval(stepper.next())
@@ -72,16 +72,16 @@ def host_time(lm: LM, conditions: Conditions) -> float:
 class _Stepper:
     """Guided steps one after the other, for which `frames.generate_frames` would wait each time."""
 
-    def __init__(self, lm: LM, conditions: Conditions, steps: int) -> None:
+    def __init__(self, lm: LM, conditions: ConditionTensors, steps: int) -> None:
         config = lm.config
-        self._predict = Predictor(lm, conditions, steps, GUIDANCE)
-        self._codes = mx.full((conditions.batch, config.num_codebooks), lm.special_token, mx.int32)
+        self._predict = GuidedDecoder(lm, conditions, steps, GUIDANCE)
+        self._codes = mx.full((conditions.batch, config.num_codebooks), lm.special_token_id, mx.int32)
         self._noise = mx.zeros((conditions.batch, config.num_codebooks, config.cardinality))
         mx.eval(self._codes, self._noise)
 
     def next(self) -> mx.array:
         """The codes of the next step, not evaluated."""
-        self._codes = next_codes(self._predict(self._codes[:, :, None]), SAMPLING, self._noise)
+        self._codes = sample_codes(self._predict(self._codes[:, :, None]), SAMPLING, self._noise)
         return self._codes
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from audiocraft_mlx.models.cache import LMState
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.lm import LM
+from audiocraft_mlx.networks.cache import DecoderState
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM
 
 
 class LateLM:
@@ -26,10 +26,10 @@ class LateLM:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lm, name)
 
-    def __call__(self, codes: mx.array, state: LMState) -> mx.array:
+    def __call__(self, codes: mx.array, state: DecoderState) -> mx.array:
         return self._lm(codes, state)
 
-    def start(self, conditions: Conditions, steps: int) -> LMState:
+    def start(self, conditions: ConditionTensors, steps: int) -> DecoderState:
         config = self._lm.config
         state = self._lm.start(conditions, max(self._capacity, self._offset + steps))
         if self._offset:

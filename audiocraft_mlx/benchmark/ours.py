@@ -10,21 +10,21 @@ import mlx.core as mx
 from audiocraft_mlx.benchmark import graph, measure, traffic
 from audiocraft_mlx.benchmark.late import LateLM
 from audiocraft_mlx.benchmark.side import GUIDANCE, PROMPT, SAMPLING, STEPS, WARM_UP_STEPS
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.decoding.frames import generate_frames
 from audiocraft_mlx.decoding.pattern import DelayPattern
-from audiocraft_mlx.decoding.sampling import step_keys
-from audiocraft_mlx.models.lm import LM
+from audiocraft_mlx.decoding.sampling import row_keys
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.lm import LM
 
 
 class Ours:
     """See `Side`; further what only this side can say about itself."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+    def __init__(self, name: str, checkpoint: ModelBundle) -> None:
         self._lm = checkpoint.lm
         self._codec = checkpoint.codec
-        self._conditioner = checkpoint.conditioner
+        self._conditioner = checkpoint.text_conditioner
         self._model = MusicGen(name, checkpoint)
         self._conditions = self._conditioner.encode([PROMPT])
         longest = int(checkpoint.max_duration * self._codec.frame_rate)
@@ -48,7 +48,7 @@ class Ours:
             frames,
             SAMPLING,
             GUIDANCE,
-            keys=step_keys(0, 1, steps),
+            keys=row_keys(0, 1, steps),
             on_step=lambda step, total: done.append(time.perf_counter()),
         ):
             pass

@@ -9,10 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from audiocraft_mlx import __version__
 from audiocraft_mlx.benchmark.measure import Sample, cores
 from audiocraft_mlx.benchmark.subject import Subject
 from audiocraft_mlx.benchmark.suite import Row, Settings
+from audiocraft_mlx.version import __version__
 
 _NAME, _UNIT, _VALUE, _RATIO = 28, 8, 30, 8
 

@@ -12,16 +12,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint, fit_codec, lm_dtype, read_config
-from audiocraft_mlx.checkpoints.hub import DEMO, open_source
+from audiocraft_mlx.checkpoints.bundle import ModelBundle, lm_dtype, read_config, select_codebooks
+from audiocraft_mlx.checkpoints.model_files import DEMO, resolve_model
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import Section
-from audiocraft_mlx.decoding.guidance import Guidance
-from audiocraft_mlx.decoding.sampling import Sampling
-from audiocraft_mlx.models.encodec import Encodec, EncodecConfig
-from audiocraft_mlx.models.lm import LM, LMConfig
-from audiocraft_mlx.models.t5 import T5Config, T5Encoder
-from audiocraft_mlx.models.weights import load_strict, parameters
+from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.sampling import SamplingParams
+from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
+from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
+from audiocraft_mlx.networks.weights import load_strict, parameters
 
 MAX_DURATION = 30.0
 
@@ -56,13 +56,13 @@ class Shape:
 def shape(name: str) -> Shape:
     """The shape called `name`, one of `SHAPES`."""
     if name == DEMO:
-        config = read_config(open_source(DEMO))
+        config = read_config(resolve_model(DEMO))
     else:
         # What these don't say is as transformers' classes have it, which are made after the small model.
         stereo = {"audio_channels": 2, "num_codebooks": 8} if name.startswith("stereo-") else {}
         size = _SIZES[name.removeprefix("stereo-")]
         values = {"decoder": size | stereo, "text_encoder": T5_BASE, "audio_encoder": ENCODEC_32KHZ}
-        config = Section(values, name)
+        config = ConfigSection(values, name)
     decoder = config.section("decoder")
     return Shape(
         lm=LMConfig.from_transformers(decoder),
@@ -72,7 +72,7 @@ def shape(name: str) -> Shape:
     )
 
 
-def random_checkpoint(name: str) -> Checkpoint:
+def random_checkpoint(name: str) -> ModelBundle:
     """A model of the shape `name`, its weights always the same and only promised yet.
 
     Its tokenizer makes one token of each word.
@@ -90,13 +90,13 @@ def random_checkpoint(name: str) -> Checkpoint:
         _randomize(network, key, lm_dtype() if network is lm else mx.float32)
     tokenizer = Tokenizer(WordLevel({"<unk>": 1}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    return Checkpoint(
+    return ModelBundle(
         lm=lm,
-        codec=fit_codec(codec, wanted.lm, wanted.stereo, None, name),
-        conditioner=TextConditioner(tokenizer, t5, projection),
+        codec=select_codebooks(codec, wanted.lm, wanted.stereo, None, name),
+        text_conditioner=TextConditioner(tokenizer, t5, projection),
         max_duration=MAX_DURATION,
-        sampling=Sampling(),
-        guidance=Guidance(),
+        sampling=SamplingParams(),
+        guidance=GuidanceParams(),
     )
 
 

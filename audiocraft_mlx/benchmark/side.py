@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from audiocraft_mlx.decoding.guidance import Guidance
-from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.sampling import SamplingParams
 
 PROMPT = "an energetic drum and bass track with a deep bass line, bright synths and a catchy melody"
-SAMPLING = Sampling()
-GUIDANCE = Guidance()
+SAMPLING = SamplingParams()
+GUIDANCE = GuidanceParams()
 WARM_UP_STEPS = 2
 STEPS = 16
 """Steps whose time is taken. Ours makes its random numbers for so many at once."""

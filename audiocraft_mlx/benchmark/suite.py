@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from audiocraft_mlx.arguments import check_number, check_whole
 from audiocraft_mlx.benchmark import measure
 from audiocraft_mlx.benchmark.companion import companion, require_transformers
 from audiocraft_mlx.benchmark.measure import Sample
 from audiocraft_mlx.benchmark.ours import Ours
 from audiocraft_mlx.benchmark.side import Side
 from audiocraft_mlx.benchmark.subject import Subject
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.validation import validate_int, validate_number
 
 SECONDS = (0, 10, 20, 30)
 """Where in the music the transformer's speed is measured: the further, the more there is to look back at."""
@@ -40,8 +40,10 @@ class Settings:
     """Whether with transformers."""
 
     def __post_init__(self) -> None:
-        check_number("duration", self.duration, "from 0.1 to 1000 s", lambda seconds: 0.1 <= seconds <= 1000)
-        check_whole("runs", self.runs, "a whole number of at least 1", lambda runs: runs >= 1)
+        validate_number(
+            "duration", self.duration, "from 0.1 to 1000 s", lambda seconds: 0.1 <= seconds <= 1000
+        )
+        validate_int("runs", self.runs, "a whole number of at least 1", lambda runs: runs >= 1)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def measure_all(subject: Subject, settings: Settings) -> Iterator[Row]:
     yield from _limits(ours, rates)
 
 
-def _load(subject: Subject, settings: Settings) -> tuple[Checkpoint, Sample]:
+def _load(subject: Subject, settings: Settings) -> tuple[ModelBundle, Sample]:
     checkpoint = subject.read()  # downloads what isn't there yet
     times = []
     for _ in range(settings.runs):

@@ -28,13 +28,13 @@ from audiocraft_mlx.benchmark import measure
 from audiocraft_mlx.benchmark.export import Exported, export
 from audiocraft_mlx.benchmark.side import GUIDANCE, PROMPT, SAMPLING, STEPS, WARM_UP_STEPS
 from audiocraft_mlx.benchmark.subject import Subject
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
 
 
 class Theirs:
     """See `Side`. On a GPU in half precision, on a CPU with OMP_NUM_THREADS threads, or all it has."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: ModelBundle) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_grad_enabled(False)
@@ -42,7 +42,7 @@ class Theirs:
             torch.set_num_threads(measure.cores())  # torch's own default is half of them, at times
         torch.manual_seed(0)
         self._device = _device()
-        tokens, mask = checkpoint.conditioner.tokenize([PROMPT])
+        tokens, mask = checkpoint.text_conditioner.tokenize([PROMPT])
         self._tokens = torch.from_numpy(tokens).long().to(self._device)
         self._mask = torch.from_numpy(mask).long().to(self._device)
         self._frame_rate = checkpoint.codec.frame_rate

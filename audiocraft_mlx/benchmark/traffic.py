@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from audiocraft_mlx.models.cache import LMState
-from audiocraft_mlx.models.lm import LM
-from audiocraft_mlx.models.weights import parameters
+from audiocraft_mlx.networks.cache import DecoderState
+from audiocraft_mlx.networks.lm import LM
+from audiocraft_mlx.networks.weights import parameters
 
 
 def weight_bytes(lm: LM, rows: int) -> int:
@@ -21,7 +21,7 @@ def weight_bytes(lm: LM, rows: int) -> int:
     return sum(weight.nbytes for weight in read) + gathered
 
 
-def cache_bytes(state: LMState, positions: int) -> int:
+def cache_bytes(state: DecoderState, positions: int) -> int:
     """Of the keys and values of both attentions, in a step that looks at `positions` positions."""
     capacity = state.positions.shape[0]
     allocated = sum(cache.nbytes for cache in state.caches)

@@ -11,13 +11,13 @@ from typing import Any
 import mlx.core as mx
 from safetensors import safe_open
 
-from audiocraft_mlx.checkpoints.hub import open_source
-from audiocraft_mlx.checkpoints.pickles import Global, read_torch_file
+from audiocraft_mlx.checkpoints.model_files import resolve_model
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_safetensors
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, read_torch_file
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, DownloadError
-from audiocraft_mlx.models.htdemucs import HTDemucs, HTDemucsConfig
-from audiocraft_mlx.models.weights import Weights, load_strict
+from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig
+from audiocraft_mlx.networks.weights import Weights, load_strict
 
 # Where Demucs gets its weights from since its version 4.1, and the file named after their training.
 REPOSITORY = "adefossez/HTDemucs"
@@ -36,7 +36,7 @@ def load_htdemucs() -> HTDemucs:
     path = _find()
     arguments, weights = (_read_safetensors if path.suffix == ".safetensors" else _read_torch)(path)
     where = str(path)
-    network = HTDemucs(HTDemucsConfig.from_demucs(Section(arguments, where)))
+    network = HTDemucs(HTDemucsConfig.from_demucs(ConfigSection(arguments, where)))
     try:
         own = network.sanitize(weights)
     except (ValueError, IndexError) as error:
@@ -53,7 +53,7 @@ def _find() -> Path:
             raise CheckpointError(f"{named}: no such file; {VARIABLE} must name one with htdemucs' weights")
         return path
     try:
-        return open_source(REPOSITORY).path(FILE)
+        return resolve_model(REPOSITORY).local_path(FILE)
     except (CheckpointError, DownloadError) as error:
         raise type(error)(f"{error}; or set {VARIABLE} to a file with htdemucs' weights") from error
 
@@ -61,9 +61,9 @@ def _find() -> Path:
 def _read_torch(path: Path) -> tuple[dict[str, Any], Weights]:
     """The arguments that the network was built with, and its tensors."""
     match read_torch_file(path):
-        case {"klass": Global(name), "args": (), "kwargs": dict(arguments), "state": state}:
+        case {"klass": GlobalRef(name), "args": (), "kwargs": dict(arguments), "state": state}:
             return _arguments(path, name, arguments), load_state_dict(state, str(path))
-    raise _foreign(path)
+    raise _unsupported_file(path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], Weights]:
@@ -73,11 +73,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Weights]:
     try:
         values = {key: json.loads(metadata[key]) for key in ("args", "kwargs")}
     except (KeyError, ValueError, RecursionError) as error:
-        raise _foreign(path) from error
+        raise _unsupported_file(path) from error
     match values:
         case {"args": [], "kwargs": dict(arguments)}:
             return _arguments(path, metadata.get("klass", ""), arguments), weights
-    raise _foreign(path)
+    raise _unsupported_file(path)
 
 
 def _arguments(path: Path, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _without_fraction(value: Any) -> Any:
     return value
 
 
-def _foreign(path: Path) -> CheckpointError:
+def _unsupported_file(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a file of Demucs' (a class, its arguments and its tensors); download it again"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from audiocraft_mlx.checkpoints.hub import DEMO, SHORT_NAMES
-from audiocraft_mlx.models.quantization import Quantization
-from audiocraft_mlx.models.weights import dtype_name
+from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
+from audiocraft_mlx.checkpoints.quantization import Quantization
+from audiocraft_mlx.networks.weights import dtype_name
 
 _META = (
     "The weights are those of [{origin}](https://huggingface.co/{origin}) by Meta AI, under the licence"

@@ -10,10 +10,10 @@ from typing import Any, cast
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
-from audiocraft_mlx.checkpoints.hub import Source
-from audiocraft_mlx.checkpoints.pickles import StoredTensor, read_torch_file
+from audiocraft_mlx.checkpoints.model_files import ModelFiles
+from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.errors import CheckpointError
-from audiocraft_mlx.models.weights import Weights
+from audiocraft_mlx.networks.weights import Weights
 
 # In the order of preference: safetensors are read lazily.
 _LAYOUTS = (
@@ -24,7 +24,9 @@ _LAYOUTS = (
 )
 
 
-def read_transformers_weights(source: Source, wanted: Callable[[str], bool] = lambda name: True) -> Weights:
+def read_transformers_weights(
+    source: ModelFiles, wanted: Callable[[str], bool] = lambda name: True
+) -> Weights:
     """All tensors of a transformers repository whose name is `wanted`. Raises `CheckpointError`."""
     for layout in _LAYOUTS:
         if layout in source.files:
@@ -34,8 +36,8 @@ def read_transformers_weights(source: Source, wanted: Callable[[str], bool] = la
     files = _shards(source, layout, wanted) if layout.endswith(".json") else {layout: set()}
     weights: Weights = {}
     for name, expected in files.items():
-        path = source.path(name)
-        tensors: Mapping[str, mx.array | StoredTensor]
+        path = source.local_path(name)
+        tensors: Mapping[str, mx.array | LazyTensor]
         tensors = (
             read_safetensors(path) if name.endswith(".safetensors") else _stored(read_torch_file(path), name)
         )
@@ -44,7 +46,7 @@ def read_transformers_weights(source: Source, wanted: Callable[[str], bool] = la
             raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} says it has")
         for key, tensor in tensors.items():
             if wanted(key):
-                weights[key] = tensor.load() if isinstance(tensor, StoredTensor) else tensor
+                weights[key] = tensor.load() if isinstance(tensor, LazyTensor) else tensor
     return weights
 
 
@@ -64,8 +66,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _shards(source: Source, index: str, wanted: Callable[[str], bool]) -> dict[str, set[str]]:
-    weight_map = read_json(source.path(index)).get("weight_map")
+def _shards(source: ModelFiles, index: str, wanted: Callable[[str], bool]) -> dict[str, set[str]]:
+    weight_map = read_json(source.local_path(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{source.name}: {index} has no usable 'weight_map'; download it again")
     files: dict[str, set[str]] = {}
@@ -92,10 +94,10 @@ def read_safetensors(path: Path) -> Weights:
     return cast(Weights, tensors)
 
 
-def _stored(state: Any, where: str) -> dict[str, StoredTensor]:
+def _stored(state: Any, where: str) -> dict[str, LazyTensor]:
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{where} doesn't hold a state dict")
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+        if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise CheckpointError(f"{where}: {str(name)[:80]!r} in its state dict is not a tensor")
     return state

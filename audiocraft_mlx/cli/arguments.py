@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from audiocraft_mlx import __version__
-from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, Format, choose_format
-from audiocraft_mlx.audio.recipe import AUDIOGEN, MUSICGEN, Program
-from audiocraft_mlx.checkpoints.hub import DEMO, SHORT_NAMES
+from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
+from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
 from audiocraft_mlx.cli.common import Parser
+from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.version import __version__
 
 STREAM = Path("-")
 """What `--output` is for standard output."""
@@ -29,7 +29,7 @@ _MOST_CLIPS = 10_000
 _Number = TypeVar("_Number", int, float)
 
 
-def parse(argv: list[str] | None, program: Program = MUSICGEN) -> argparse.Namespace:
+def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> argparse.Namespace:
     """The arguments, checked as far as can be without opening a file but that of `--prompts`.
 
     `prompts` has one text for each clip, the takes of a prompt side by side, "" for none. `output` is None
@@ -61,10 +61,14 @@ def parse(argv: list[str] | None, program: Program = MUSICGEN) -> argparse.Names
     return arguments
 
 
-def check_hearing(arguments: argparse.Namespace, hears: frozenset[str] | None) -> None:
+def check_hearing(arguments: argparse.Namespace, condition_types: frozenset[str] | None) -> None:
     """Refuse with `UsageError` a melody or a style that the model can't use; None means: not known yet."""
     for kind, models in (("melody", "melody, melody-large or stereo-melody"), ("style", "style")):
-        if getattr(arguments, kind) is not None and hears is not None and kind not in hears:
+        if (
+            getattr(arguments, kind) is not None
+            and condition_types is not None
+            and kind not in condition_types
+        ):
             raise UsageError(
                 f"--{kind}: the model {arguments.model} can't hear a {kind}; choose one that can: {models}"
             )
@@ -94,7 +98,7 @@ def _check_together(arguments: argparse.Namespace) -> None:
             raise UsageError("standard output is a terminal; pipe it into a player or a file")
 
 
-def _format(arguments: argparse.Namespace, program: Program) -> Format:
+def _format(arguments: argparse.Namespace, program: CommandDefaults) -> AudioFormat:
     name, bits = arguments.format, arguments.bit_depth
     if arguments.output == STREAM:
         if name not in (None, WAV.name):
@@ -152,7 +156,7 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def make_parser(program: Program) -> Parser:
+def make_parser(program: CommandDefaults) -> Parser:
     music = program is MUSICGEN
     parser = Parser(
         prog=program.name,
@@ -176,7 +180,7 @@ def make_parser(program: Program) -> Parser:
     return parser
 
 
-def _add_model(parser: Parser, program: Program) -> None:
+def _add_model(parser: Parser, program: CommandDefaults) -> None:
     group = parser.add_argument_group("model")
     add = group.add_argument
     short = [name for name in SHORT_NAMES if ("audiogen" in name) == (program is AUDIOGEN)]
@@ -251,7 +255,7 @@ def _add_told(parser: Parser) -> None:
     )
 
 
-def _add_output(parser: Parser, program: Program) -> None:
+def _add_output(parser: Parser, program: CommandDefaults) -> None:
     add = parser.add_argument_group("output").add_argument
     add(
         "-o",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from audiocraft_mlx.audio.recipe import AUDIOGEN
 from audiocraft_mlx.cli.generate import run_program
+from audiocraft_mlx.clips.metadata import AUDIOGEN
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,10 +9,10 @@ import argparse
 import json
 from pathlib import Path
 
-from audiocraft_mlx import __version__
 from audiocraft_mlx.benchmark import SHAPES
 from audiocraft_mlx.cli.common import Parser, run, say
 from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.version import __version__
 
 PROGRAM = "musicgen-mlx-bench"
 

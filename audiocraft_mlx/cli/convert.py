@@ -9,9 +9,9 @@ import argparse
 import time
 from pathlib import Path
 
-from audiocraft_mlx import __version__
 from audiocraft_mlx.cli.common import Parser, run, say
 from audiocraft_mlx.errors import MusicGenError
+from audiocraft_mlx.version import __version__
 
 PROGRAM = "musicgen-mlx-convert"
 
@@ -28,9 +28,9 @@ def _convert(argv: list[str] | None) -> None:
     try:
         import mlx.core as mx
 
-        from audiocraft_mlx.checkpoints.native import check_folder, write
-        from audiocraft_mlx.checkpoints.upstream import read
-        from audiocraft_mlx.models.quantization import DEFAULT_GROUP_SIZE, quantize
+        from audiocraft_mlx.checkpoints.load import read
+        from audiocraft_mlx.checkpoints.mlx_format import check_folder, write
+        from audiocraft_mlx.checkpoints.quantization import DEFAULT_GROUP_SIZE, quantize
 
         check_folder(folder)
         checkpoint = read(arguments.model, arguments.revision)

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from importlib import import_module
 
-from audiocraft_mlx.audio.recipe import AUDIOGEN, MUSICGEN, Program
 from audiocraft_mlx.cli.arguments import STREAM, check_hearing, parse
 from audiocraft_mlx.cli.common import run
+from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.errors import OutputError
 
 _CLASSES = {
@@ -25,11 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     return run_program(MUSICGEN, argv)
 
 
-def run_program(program: Program, argv: list[str] | None) -> int:
+def run_program(program: CommandDefaults, argv: list[str] | None) -> int:
     return run(lambda words: _generate(words, program), argv, program.name)
 
 
-def _generate(argv: list[str] | None, program: Program) -> None:
+def _generate(argv: list[str] | None, program: CommandDefaults) -> None:
     arguments = parse(argv, program)
     if arguments.info is not None:
         from audiocraft_mlx.cli.info import show_info
@@ -37,14 +37,14 @@ def _generate(argv: list[str] | None, program: Program) -> None:
         show_info(arguments.info)
         return
 
-    from audiocraft_mlx.cli.clips import batches, plan_clips
+    from audiocraft_mlx.clips.planning import batches, plan_clips
 
     clips = plan_clips(arguments, program)
     streaming = arguments.output == STREAM
     if streaming and sys.stdout is None:
         raise OutputError("standard output is closed; give a file to --output")
     if arguments.plot:
-        from audiocraft_mlx.audio.picture import require_matplotlib
+        from audiocraft_mlx.audio.plot import require_matplotlib
 
         require_matplotlib()
     if arguments.play:
@@ -52,13 +52,13 @@ def _generate(argv: list[str] | None, program: Program) -> None:
 
         require_sounddevice()
 
-    from audiocraft_mlx.cli.continuing import read_original
-    from audiocraft_mlx.cli.hearing import read_heard
+    from audiocraft_mlx.clips.inputs import read_heard
+    from audiocraft_mlx.clips.source import read_source
 
     heard = read_heard(arguments)
-    original = None if arguments.continue_ is None else read_original(arguments.continue_)
+    original = None if arguments.continue_ is None else read_source(arguments.continue_)
 
-    from audiocraft_mlx.cli.memory import rows_at_once
+    from audiocraft_mlx.clips.memory import max_batch_size
 
     module, name = _CLASSES[program]
     model = getattr(import_module(module), name).get_pretrained(
@@ -68,19 +68,19 @@ def _generate(argv: list[str] | None, program: Program) -> None:
         fast=arguments.fast,
         cache_bits=arguments.cache_bits,
     )
-    check_hearing(arguments, model.hears)
+    check_hearing(arguments, model.condition_types)
     separator = None
     if arguments.stems:
         from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 
         separator = load_htdemucs()
 
-    from audiocraft_mlx.cli.making import Making
+    from audiocraft_mlx.clips.making import Making
 
     making = Making(arguments, model, heard, original, separator)
     # What is heard while it is made is made alone.
     alone = streaming or arguments.play
-    rows = 1 if alone else rows_at_once(model, arguments.duration, 2 if arguments.style_coef is None else 3)
+    rows = 1 if alone else max_batch_size(model, arguments.duration, 2 if arguments.style_coef is None else 3)
     for batch in batches(clips, rows):
         paths = making.make(batch, len(clips))
     if arguments.open and sys.platform == "darwin" and len(clips) == len(paths) == 1 and not arguments.play:

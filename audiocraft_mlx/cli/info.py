@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from audiocraft_mlx.audio.recipe import MUSICGEN
 from audiocraft_mlx.cli.common import say
+from audiocraft_mlx.clips.metadata import MUSICGEN
 from audiocraft_mlx.errors import UsageError
 
 _BITS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
@@ -21,26 +21,26 @@ def show_info(path: Path) -> None:
     from audiocraft_mlx.audio.tags import read_tags
 
     say(f"{path}: {_describe(path)}")
-    recipe = read_tags(path)
-    if recipe is None:
+    metadata = read_tags(path)
+    if metadata is None:
         say(f"it has no tags of {MUSICGEN.name}")
         return
-    say(f"made with {recipe.program} {_shown(recipe.version)}")
+    say(f"made with {metadata.program} {_shown(metadata.version)}")
     shown = {
-        "prompt": recipe.prompt or None,
-        "model": recipe.model,
-        "seed": recipe.seed,
-        "duration": f"{recipe.duration:g} s",
-        "top-k": recipe.top_k,
-        "top-p": recipe.top_p,
-        "temperature": recipe.temperature,
-        "cfg-coef": recipe.cfg_coef,
-        **recipe.options,
+        "prompt": metadata.prompt or None,
+        "model": metadata.model,
+        "seed": metadata.seed,
+        "duration": f"{metadata.duration:g} s",
+        "top-k": metadata.top_k,
+        "top-p": metadata.top_p,
+        "temperature": metadata.temperature,
+        "cfg-coef": metadata.cfg_coef,
+        **metadata.options,
     }
     for name, value in shown.items():
         if value is not None:  # else the model's own default, or nothing
             say(f"  {_shown(name)}: {_shown(str(value))}")
-    say(f"make it again: {recipe.command()}")
+    say(f"make it again: {metadata.to_command()}")
 
 
 def _describe(path: Path) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import UsageError
 
 _EPS = 1e-6
@@ -36,7 +36,7 @@ class ChromaConfig:
     """Only the strongest pitch class of a frame is heard, and not how strong."""
 
     @classmethod
-    def from_audiocraft(cls, config: Section) -> ChromaConfig:
+    def from_audiocraft(cls, config: ConfigSection) -> ChromaConfig:
         """Read `xp.cfg` of a melody model. Raises `CheckpointError`."""
         self_wav = config.section("conditioners").section("self_wav")
         self_wav.require("model", "chroma_stem")
@@ -62,7 +62,7 @@ class ChromaConfig:
         )
 
     @classmethod
-    def from_transformers(cls, config: Section) -> ChromaConfig:
+    def from_transformers(cls, config: ConfigSection) -> ChromaConfig:
         """Read `config.json` of type `musicgen_melody`; the rest is as released. Raises `CheckpointError`."""
         config.require("model_type", "musicgen_melody")
         codec = config.section("audio_encoder")

@@ -14,11 +14,11 @@ import mlx.nn as nn
 
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.conditioning.chroma import ChromaConfig, melody_chroma, null_chroma
-from audiocraft_mlx.models.htdemucs import HTDemucs
+from audiocraft_mlx.networks.htdemucs import HTDemucs
 
-STEMS = ("vocals", "other")
+MELODIC_STEMS = ("vocals", "other")
 """Without drums and bass, whose pitch is no melody's."""
-SEPARATED_BEYOND = 20.0
+SEPARATION_MARGIN = 20.0
 """Seconds of a long melody behind what is heard of it: separation looks ahead by less."""
 
 
@@ -49,11 +49,11 @@ class MelodyConditioner:
         """What is heard of a melody `[C, T]`: float32 `[length, n_chroma]`."""
         config = self.config
         heard = (config.length * config.hop_length + config.n_fft) / config.sample_rate
-        melody = melody[:, : int((heard + SEPARATED_BEYOND) * config.sample_rate)]
+        melody = melody[:, : int((heard + SEPARATION_MARGIN) * config.sample_rate)]
         network = self._separator
         audio = convert_audio(melody[None], config.sample_rate, network.sample_rate, network.channels)
         stems = network.separate(audio)[0]
-        mix = stems[network.sources.index(STEMS[0])] + stems[network.sources.index(STEMS[1])]
+        mix = stems[network.sources.index(MELODIC_STEMS[0])] + stems[network.sources.index(MELODIC_STEMS[1])]
         wav = convert_audio(mix[None], network.sample_rate, config.sample_rate, 1)
         return melody_chroma(wav, config)[0]
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.arguments import check_number, check_whole
 from audiocraft_mlx.audio.resample import resample
-from audiocraft_mlx.configs import Section
+from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.mert import MERT
-from audiocraft_mlx.models.style import StyleEncoder
+from audiocraft_mlx.networks.mert import MERT
+from audiocraft_mlx.networks.style_encoder import StyleEncoder
+from audiocraft_mlx.validation import validate_int, validate_number
 
-LONGEST_EXCERPT = 30.0
+MAX_EXCERPT_SECONDS = 30.0
 """Seconds. Attention takes memory with the square of it, and training had at most 4.5."""
 # Tells the excerpts' random numbers from those that draw the codes, which are of the same seeds.
-_STREAM = 1
+_RNG_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,17 @@ class StyleParams:
     encodec_n_q: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("eval_q", self.eval_q, "a whole number of at least 1", lambda q: q >= 1)
-        check_number(
+        validate_int("eval_q", self.eval_q, "a whole number of at least 1", lambda q: q >= 1)
+        validate_number(
             "excerpt_length",
             self.excerpt_length,
-            f"more than 0 and at most {LONGEST_EXCERPT:g} seconds",
-            lambda seconds: 0 < seconds <= LONGEST_EXCERPT,
+            f"more than 0 and at most {MAX_EXCERPT_SECONDS:g} seconds",
+            lambda seconds: 0 < seconds <= MAX_EXCERPT_SECONDS,
         )
         if self.ds_factor is not None:
-            check_whole("ds_factor", self.ds_factor, "None or a whole number of at least 1", lambda n: n >= 1)
+            validate_int(
+                "ds_factor", self.ds_factor, "None or a whole number of at least 1", lambda n: n >= 1
+            )
         if self.encodec_n_q is not None:
             raise UsageError(
                 f"encodec_n_q is {self.encodec_n_q!r}, but style is heard through MERT, not EnCodec;"
@@ -58,7 +60,7 @@ class StyleParams:
             )
 
     @classmethod
-    def from_audiocraft(cls, config: Section) -> StyleParams:
+    def from_audiocraft(cls, config: ConfigSection) -> StyleParams:
         """As `xp.cfg` of a release file has them. Raises `CheckpointError`."""
         style = config.section("conditioners").section("self_wav").section("style")
         try:
@@ -75,7 +77,7 @@ class StyleConditioner:
         self.encoder = encoder
         self.sample_rate = sample_rate
 
-    def check(self, params: StyleParams) -> None:
+    def validate_params(self, params: StyleParams) -> None:
         """Raises `UsageError` if the model hasn't what `params` ask for."""
         if params.eval_q > self.encoder.config.num_codebooks:
             raise UsageError(
@@ -98,7 +100,7 @@ class StyleConditioner:
         (which tells the windows of a long generation apart) alone.
         Raises `UsageError` for audio that isn't `[C, T]` or too short to have a style.
         """
-        self.check(params)
+        self.validate_params(params)
         rows = [
             None if audio is None else self.tokens(self._excerpt(audio, row, params, seed, window), params)
             for row, audio in enumerate(audios)
@@ -133,7 +135,7 @@ class StyleConditioner:
             )
         excerpt, _ = self.excerpt(audio, params, seed + row, window)
         config = self.mert.config
-        if excerpt.shape[0] * config.sample_rate // self.sample_rate < config.span:
+        if excerpt.shape[0] * config.sample_rate // self.sample_rate < config.receptive_field:
             raise UsageError(
                 f"the excerpt of style audio {row} is {excerpt.shape[0] / self.sample_rate:.3f} s long, too"
                 " short to have a style; give it audio and an excerpt_length of a few seconds"
@@ -146,5 +148,5 @@ class StyleConditioner:
             return 0
         if self.encoder.config.middle_excerpt:
             return room // 2
-        sequence = np.random.SeedSequence(seed % 2**32, spawn_key=(window, _STREAM))
+        sequence = np.random.SeedSequence(seed % 2**32, spawn_key=(window, _RNG_STREAM))
         return int(sequence.generate_state(1, np.uint64)[0]) % (room + 1)

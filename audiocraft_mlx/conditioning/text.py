@@ -13,8 +13,8 @@ import mlx.nn as nn
 import numpy as np
 from tokenizers import Tokenizer
 
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.t5 import T5Encoder
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.t5 import T5Encoder
 
 
 class TextConditioner:
@@ -38,7 +38,7 @@ class TextConditioner:
             mask[row, : len(ids)] = True
         return tokens, mask
 
-    def tokens(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
+    def hidden_states(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
         """What T5 says of `prompts`, float32 `[B, L, dim]`, and the mask bool `[B, L]` of its tokens.
 
         None and "" are the same, a single token of zeros. All is zero where the mask is False.
@@ -50,13 +50,13 @@ class TextConditioner:
         said = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
         return mx.where(mx.array(said)[..., None], hidden, 0), mask
 
-    def encode(self, prompts: Sequence[str | None]) -> Conditions:
+    def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
         """Conditions of `prompts` for cross-attention, one row each."""
-        hidden, mask = self.tokens(prompts)
+        hidden, mask = self.hidden_states(prompts)
         # An empty prompt's zeros may be looked at: they add nothing, and a softmax needs something to see.
         mask |= np.array([not prompt for prompt in prompts])[:, None]
-        return Conditions(
+        return ConditionTensors(
             cross=hidden,
             cross_mask=None if mask.all() else mx.array(mask),
-            null=Conditions(cross=mx.zeros_like(hidden)) if any(prompts) else None,
+            null=ConditionTensors(cross=mx.zeros_like(hidden)) if any(prompts) else None,
         )

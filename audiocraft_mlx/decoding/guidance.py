@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from audiocraft_mlx.arguments import check_number
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.cache import LMState
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.lm import LM
+from audiocraft_mlx.networks.cache import DecoderState
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM
+from audiocraft_mlx.validation import validate_number
 
 
 @dataclass(frozen=True)
-class Guidance:
+class GuidanceParams:
     """`coef` 1 is no guidance. `two_step` runs the branches one after the other, not in one batch.
 
     `beta` is how much more the text counts than the audio that is given with it; None: as much.
@@ -29,9 +29,9 @@ class Guidance:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        check_number("cfg_coef", self.coef, "a finite number", lambda coef: True)
+        validate_number("cfg_coef", self.coef, "a finite number", lambda coef: True)
         if self.beta is not None:
-            check_number("cfg_coef_beta", self.beta, "a finite number", lambda beta: True)
+            validate_number("cfg_coef_beta", self.beta, "a finite number", lambda beta: True)
             if self.two_step:
                 raise UsageError("cfg_coef_beta can't be used with two_step_cfg; choose one of them")
 
@@ -42,10 +42,10 @@ class Guidance:
         return null + (cond - null) * self.coef
 
 
-class Predictor:
+class GuidedDecoder:
     """The guided logits of a sequence that grows: the branches of the model with their states."""
 
-    def __init__(self, lm: LM, conditions: Conditions, steps: int, guidance: Guidance) -> None:
+    def __init__(self, lm: LM, conditions: ConditionTensors, steps: int, guidance: GuidanceParams) -> None:
         self._lm = lm
         self._guidance = guidance
         branches = [conditions]
@@ -70,5 +70,5 @@ class Predictor:
         logits = self._last(mx.concatenate([codes] * self._branches), self._states[0])
         return self._guidance.combine(*mx.split(logits, self._branches))
 
-    def _last(self, codes: mx.array, state: LMState) -> mx.array:
+    def _last(self, codes: mx.array, state: DecoderState) -> mx.array:
         return self._lm(codes, state)[:, :, -1].astype(mx.float32)

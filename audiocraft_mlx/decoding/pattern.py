@@ -36,7 +36,7 @@ class DelayPattern:
         """The first step that holds a code of `frame`."""
         return 1 + frame + min(self.delays)
 
-    def build(self, codes: mx.array, special: int) -> mx.array:
+    def build_sequence(self, codes: mx.array, special: int) -> mx.array:
         """The sequence `[B, K, steps]` of `codes` `[B, K, frames]`."""
         before = [1 + delay for delay in self.delays]
         rows = [
@@ -45,7 +45,7 @@ class DelayPattern:
         ]
         return mx.stack(rows, axis=1)
 
-    def revert(self, sequence: mx.array) -> mx.array:
+    def revert_sequence(self, sequence: mx.array) -> mx.array:
         """The codes `[B, K, frames]` of a whole `sequence` `[B, K, steps]`."""
         rows = [sequence[:, k, 1 + delay : 1 + delay + self.frames] for k, delay in enumerate(self.delays)]
         return mx.stack(rows, axis=1)

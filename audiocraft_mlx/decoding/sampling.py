@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.arguments import check_number, check_whole
+from audiocraft_mlx.validation import validate_int, validate_number
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How codes are drawn. Raises `UsageError` for values that make no sense.
 
     `use_sampling=False` or `temperature=0` takes the most likely code. `top_p` > 0 keeps the most likely
@@ -25,16 +25,18 @@ class Sampling:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        check_whole("top_k", self.top_k, "a whole number of at least 0 (0 keeps all codes)", lambda k: k >= 0)
-        check_number("top_p", self.top_p, "between 0 and 1", lambda p: 0 <= p <= 1)
-        check_number("temperature", self.temperature, "a number of at least 0", lambda t: t >= 0)
+        validate_int(
+            "top_k", self.top_k, "a whole number of at least 0 (0 keeps all codes)", lambda k: k >= 0
+        )
+        validate_number("top_p", self.top_p, "between 0 and 1", lambda p: 0 <= p <= 1)
+        validate_number("temperature", self.temperature, "a number of at least 0", lambda t: t >= 0)
 
     @property
     def greedy(self) -> bool:
         return not self.use_sampling or self.temperature == 0
 
 
-def drawable(logits: mx.array, sampling: Sampling) -> mx.array:
+def filter_logits(logits: mx.array, sampling: SamplingParams) -> mx.array:
     """`logits` float32 `[..., card]` by the temperature, -inf for codes that are not to be drawn.
 
     In audiocraft's order: temperature, softmax, then top-p or else top-k (`LMModel._sample_next_token`,
@@ -56,12 +58,12 @@ def drawable(logits: mx.array, sampling: Sampling) -> mx.array:
     return logits
 
 
-def probabilities(logits: mx.array, sampling: Sampling) -> mx.array:
+def sampling_distribution(logits: mx.array, sampling: SamplingParams) -> mx.array:
     """The distribution float32 `[..., card]` that codes are drawn from, for `logits` `[..., card]`."""
-    return mx.softmax(drawable(logits, sampling), axis=-1)
+    return mx.softmax(filter_logits(logits, sampling), axis=-1)
 
 
-def next_codes(logits: mx.array, sampling: Sampling, noise: mx.array | None) -> mx.array:
+def sample_codes(logits: mx.array, sampling: SamplingParams, noise: mx.array | None) -> mx.array:
     """One code for each of `logits` `[B, K, card]`: int32 `[B, K]`.
 
     `noise` float32 `[B, K, card]` is what makes the draw (`gumbel_noise`); greedy decoding needs none.
@@ -69,7 +71,7 @@ def next_codes(logits: mx.array, sampling: Sampling, noise: mx.array | None) -> 
     if sampling.greedy or noise is None:
         return mx.argmax(logits, axis=-1).astype(mx.int32)
     # The Gumbel-max trick: argmax(log p + noise) is a draw from p.
-    return mx.argmax(drawable(logits, sampling) + noise, axis=-1).astype(mx.int32)
+    return mx.argmax(filter_logits(logits, sampling) + noise, axis=-1).astype(mx.int32)
 
 
 def gumbel_noise(keys: mx.array, codebooks: int, cardinality: int) -> mx.array:
@@ -81,7 +83,7 @@ def gumbel_noise(keys: mx.array, codebooks: int, cardinality: int) -> mx.array:
     return mx.vmap(mx.vmap(of_key))(keys)
 
 
-def step_keys(seed: int, rows: int, steps: int, window: int = 0) -> mx.array:
+def row_keys(seed: int, rows: int, steps: int, window: int = 0) -> mx.array:
     """Random keys uint32 `[rows, steps, 2]`: row r has those of the seed `seed + r`.
 
     So the same music comes from that seed alone, whatever its neighbours, and a longer run begins like

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from audiocraft_mlx.decoding.frames import generate_frames
-from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.pattern import DelayPattern
-from audiocraft_mlx.decoding.sampling import Sampling, step_keys
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.lm import LM
+from audiocraft_mlx.decoding.sampling import SamplingParams, row_keys
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM
 
 
 @dataclass(frozen=True)
 class Window:
-    """`frames` frames from frame `start` on, of which the first `known` are made already, or given."""
+    """`frames` frames from frame `start` on; the first `context_frames` are made already, or given."""
 
     index: int
     start: int
     frames: int
-    known: int
+    context_frames: int
 
 
 def plan_windows(frames: int, longest: int, stride: int, prompt: int = 0) -> list[Window]:
@@ -46,10 +46,10 @@ def plan_windows(frames: int, longest: int, stride: int, prompt: int = 0) -> lis
 
 def generate_windows(
     lm: LM,
-    conditions: Callable[[Window], Conditions],
+    conditions: Callable[[Window], ConditionTensors],
     windows: list[Window],
-    sampling: Sampling,
-    guidance: Guidance,
+    sampling: SamplingParams,
+    guidance: GuidanceParams,
     seed: int,
     prompt: mx.array | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -60,7 +60,7 @@ def generate_windows(
     `frames.generate_frames`.
     """
     patterns = [DelayPattern(lm.config.delays, window.frames) for window in windows]
-    to_do = [p.steps - p.first_step(w.known) for p, w in zip(patterns, windows, strict=True)]
+    to_do = [p.steps - p.first_step(w.context_frames) for p, w in zip(patterns, windows, strict=True)]
     context: mx.array | None = None
     if prompt is not None:
         for position in range(windows[0].start):
@@ -68,7 +68,7 @@ def generate_windows(
         context = prompt[:, :, windows[0].start :]
     for window, pattern in zip(windows, patterns, strict=True):
         given = conditions(window)
-        keys = None if sampling.greedy else step_keys(seed, given.batch, pattern.steps, window.index)
+        keys = None if sampling.greedy else row_keys(seed, given.batch, pattern.steps, window.index)
         made: list[mx.array] = []
         for frame in generate_frames(
             lm,
@@ -81,10 +81,10 @@ def generate_windows(
             on_step=None if on_step is None else _offset(on_step, sum(to_do[: window.index]), sum(to_do)),
         ):
             made.append(frame)
-            if window.index == 0 or len(made) > window.known:
+            if window.index == 0 or len(made) > window.context_frames:
                 yield frame
         if window.index + 1 < len(windows):
-            context = mx.stack(made[len(made) - windows[window.index + 1].known :], axis=2)
+            context = mx.stack(made[len(made) - windows[window.index + 1].context_frames :], axis=2)
 
 
 def _offset(on_step: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:

@@ -9,5 +9,5 @@ class AudioGen(GenModel):
     """See `GenModel`."""
 
     default_name = "facebook/audiogen-medium"
-    first_duration = 5.0
-    usual_stride = 2.0
+    default_duration = 5.0
+    default_extend_stride = 2.0

@@ -12,32 +12,32 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from audiocraft_mlx.arguments import check_number, check_whole
-from audiocraft_mlx.audio.read import check_audible
-from audiocraft_mlx.audio.resample import HIGHEST_RATE, LOWEST_RATE, convert_audio
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
-from audiocraft_mlx.checkpoints.upstream import load
+from audiocraft_mlx.audio.read import require_non_silent
+from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
-from audiocraft_mlx.conditioning.prepended import prepended
-from audiocraft_mlx.decoding.guidance import Guidance
-from audiocraft_mlx.decoding.sampling import Sampling
+from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
+from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.encodec import PIECE
-from audiocraft_mlx.models.quantization import use_eight_bit_activations
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
+from audiocraft_mlx.validation import validate_int, validate_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ProgressCallback = Callable[[int, int], None]
-Generated = mx.array | tuple[mx.array, mx.array]
+GenerationOutput = mx.array | tuple[mx.array, mx.array]
 Audio = mx.array | np.ndarray
-Melodies = Audio | Sequence[Audio | None]
+WavInputs = Audio | Sequence[Audio | None]
 
 
 @dataclass(frozen=True)
-class Told:
+class GenerationInputs:
     """What one generation is about: each row's text and audio float32 `[C, T]`, and what it goes on from."""
 
     descriptions: Sequence[str | None]
@@ -62,21 +62,21 @@ class GenModel:
 
     default_name: str
     """What is loaded without a name."""
-    first_duration = 15.0
+    default_duration = 15.0
     """Seconds that a new model makes when it isn't told how many."""
-    usual_stride = 18.0
+    default_extend_stride = 18.0
 
-    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+    def __init__(self, name: str, checkpoint: ModelBundle) -> None:
         self.name = name
         self.lm = checkpoint.lm
         self.compression_model = checkpoint.codec
-        self._text = checkpoint.conditioner
-        self._listener = checkpoint.listener
-        self._style = checkpoint.style
+        self.text_conditioner = checkpoint.text_conditioner
+        self.audio_conditioner = checkpoint.audio_conditioner
+        self.style_params = checkpoint.style_params
         self._defaults = checkpoint
         self._max_duration = checkpoint.max_duration
         self._progress_callback: ProgressCallback | None = None
-        self.set_generation_params(duration=min(self.first_duration, self.max_duration))
+        self.set_generation_params(duration=min(self.default_duration, self.max_duration))
 
     @classmethod
     def get_pretrained(
@@ -112,14 +112,16 @@ class GenModel:
         checkpoint = load(name, revision, quantize)
         checkpoint.lm.cache_bits = cache_bits
         if fast:
-            use_eight_bit_activations(checkpoint.lm)
+            enable_int8_activations(checkpoint.lm)
         return cls(name, checkpoint)
 
     @property
-    def hears(self) -> frozenset[str]:
-        if self._listener is None:
+    def condition_types(self) -> frozenset[str]:
+        if self.audio_conditioner is None:
             return frozenset({"text"})
-        return frozenset({"text", "melody" if isinstance(self._listener, MelodyConditioner) else "style"})
+        return frozenset(
+            {"text", "melody" if isinstance(self.audio_conditioner, MelodyConditioner) else "style"}
+        )
 
     @property
     def sample_rate(self) -> int:
@@ -143,7 +145,7 @@ class GenModel:
     @max_duration.setter
     def max_duration(self, seconds: float) -> None:
         most = self._defaults.max_duration
-        check_number(
+        validate_number(
             "max_duration",
             seconds,
             f"between one frame and the trained {most:g} s",
@@ -152,7 +154,7 @@ class GenModel:
         self._max_duration = float(seconds)
 
     @property
-    def longest_heard(self) -> float:
+    def max_condition_duration(self) -> float:
         """Seconds of a melody or a style that are heard at most: one window behind the end."""
         return max(self.duration, self.max_duration) + self.max_duration + 30
 
@@ -190,37 +192,37 @@ class GenModel:
             UsageError: a value is out of its range.
         """
         own, guidance = self._defaults.sampling, self._defaults.guidance
-        sampling = Sampling(
+        sampling = SamplingParams(
             use_sampling=own.use_sampling if use_sampling is None else use_sampling,
             top_k=own.top_k if top_k is None else top_k,
             top_p=own.top_p if top_p is None else top_p,
             temperature=own.temperature if temperature is None else temperature,
         )
-        guidance = Guidance(
+        guidance = GuidanceParams(
             coef=guidance.coef if cfg_coef is None else cfg_coef,
             two_step=guidance.two_step if two_step_cfg is None else two_step_cfg,
             beta=cfg_coef_beta,
         )
-        if cfg_coef_beta is not None and self._listener is None:
+        if cfg_coef_beta is not None and self.audio_conditioner is None:
             raise UsageError(
                 f"cfg_coef_beta weighs text against melody or style; {self.name} hears only text: omit it"
             )
         duration = self.max_duration if duration is None else duration
         frame = 1 / self.frame_rate
-        check_number(
+        validate_number(
             "duration", duration, f"at least one frame, {frame:g} s", lambda d: d * self.frame_rate >= 1
         )
         if extend_stride is None:
-            usual = self.usual_stride
+            usual = self.default_extend_stride
             extend_stride = usual if self.max_duration > usual else 0.6 * self.max_duration
-        check_number(
+        validate_number(
             "extend_stride",
             extend_stride,
             f"at least one frame, {frame:g} s, and below max_duration, {self.max_duration:g} s",
             lambda stride: frame <= stride < self.max_duration,
         )
         if seed is not None:
-            check_whole("seed", seed, f"a whole number from 0 to {2**32 - 1}", lambda s: 0 <= s < 2**32)
+            validate_int("seed", seed, f"a whole number from 0 to {2**32 - 1}", lambda s: 0 <= s < 2**32)
         self.sampling, self.guidance, self.seed = sampling, guidance, seed
         self.duration, self.extend_stride = float(duration), float(extend_stride)
 
@@ -230,7 +232,7 @@ class GenModel:
 
     def generate(
         self, descriptions: Sequence[str | None], progress: bool = False, return_tokens: bool = False
-    ) -> Generated:
+    ) -> GenerationOutput:
         """Music for each of `descriptions`; None or "" is music about nothing in particular.
 
         Args:
@@ -246,13 +248,13 @@ class GenModel:
         Raises:
             UsageError: `descriptions` is empty or not a list of texts.
         """
-        return self._generate(self._told(descriptions), progress, return_tokens)
+        return self._generate(self._prepare_inputs(descriptions), progress, return_tokens)
 
     def generate_unconditional(
         self, num_samples: int, progress: bool = False, return_tokens: bool = False
-    ) -> Generated:
+    ) -> GenerationOutput:
         """`num_samples` clips about nothing in particular. See `generate`."""
-        check_whole("num_samples", num_samples, "a whole number of at least 1", lambda n: n >= 1)
+        validate_int("num_samples", num_samples, "a whole number of at least 1", lambda n: n >= 1)
         return self.generate([None] * num_samples, progress, return_tokens)
 
     def generate_continuation(
@@ -262,7 +264,7 @@ class GenModel:
         descriptions: Sequence[str | None] | None = None,
         progress: bool = False,
         return_tokens: bool = False,
-    ) -> Generated:
+    ) -> GenerationOutput:
         """Music that goes on from `prompt`, float `[batch, channels, samples]`, or `[channels, samples]`.
 
         The result begins with the prompt as the codec hears it, and has `duration` seconds in all. See
@@ -272,13 +274,13 @@ class GenModel:
             UsageError: also if the prompt is empty, or as long as `duration`.
         """
         clips = self._clips(prompt, prompt_sample_rate, "the prompt")
-        told = self._told([None] * len(clips) if descriptions is None else descriptions)
+        told = self._prepare_inputs([None] * len(clips) if descriptions is None else descriptions)
         return self._generate(replace(told, prompt=self._encoded(clips, told)), progress, return_tokens)
 
     def stream(
         self,
         descriptions: Sequence[str | None],
-        melody_wavs: Melodies | None = None,
+        melody_wavs: WavInputs | None = None,
         melody_sample_rate: int | None = None,
         prompt: Audio | None = None,
         prompt_sample_rate: int | None = None,
@@ -294,13 +296,13 @@ class GenModel:
         Raises:
             UsageError: as those do.
         """
-        check_number(
+        validate_number(
             "chunk_seconds",
             chunk_seconds,
             "a number of at least one frame",
             lambda s: s * self.frame_rate >= 1,
         )
-        told = self._told(descriptions, melody_wavs, melody_sample_rate)
+        told = self._prepare_inputs(descriptions, melody_wavs, melody_sample_rate)
         if prompt is not None:
             clips = self._clips(prompt, prompt_sample_rate, "the prompt")
             told = replace(told, prompt=self._encoded(clips, told))
@@ -319,12 +321,12 @@ class GenModel:
             raise UsageError(f"tokens must be codes from 0 to {cardinality - 1}")
         return self.compression_model.decode(gen_tokens)
 
-    def _told(
+    def _prepare_inputs(
         self,
         descriptions: Sequence[str | None],
-        melody_wavs: Melodies | None = None,
+        melody_wavs: WavInputs | None = None,
         melody_sample_rate: int | None = None,
-    ) -> Told:
+    ) -> GenerationInputs:
         if isinstance(descriptions, str) or not isinstance(descriptions, Sequence):
             raise UsageError(f"descriptions must be a list of texts, not {type(descriptions).__name__}")
         if not descriptions:
@@ -334,8 +336,8 @@ class GenModel:
                 raise UsageError(f"a description must be a text or None, not {description!r}")
         seed = secrets.randbits(32) if self.seed is None else self.seed
         if melody_wavs is None:
-            return Told(descriptions, [None] * len(descriptions), seed)
-        if self._listener is None:
+            return GenerationInputs(descriptions, [None] * len(descriptions), seed)
+        if self.audio_conditioner is None:
             raise UsageError(
                 f"{self.name} hears text only; give a melody to melody or stereo-melody, a style to style"
             )
@@ -349,10 +351,10 @@ class GenModel:
             if wav is None or id(wav) in clips:
                 continue
             name = f"melody {index + 1}"
-            [clip] = self._clips([wav], melody_sample_rate, name, self.longest_heard)
-            check_audible(np.asarray(clip), name)
+            [clip] = self._clips([wav], melody_sample_rate, name, self.max_condition_duration)
+            require_non_silent(np.asarray(clip), name)
             clips[id(wav)] = clip
-        return Told(descriptions, [clips.get(id(wav)) for wav in wavs], seed)
+        return GenerationInputs(descriptions, [clips.get(id(wav)) for wav in wavs], seed)
 
     def _clips(
         self, audio: Audio | Sequence[Audio], rate: int | None, name: str, longest: float | None = None
@@ -360,11 +362,11 @@ class GenModel:
         """Each clip float32 `[C, T]` at the model's rate and with its channels."""
         if rate is None:
             raise UsageError(f"{name} needs its sample rate")
-        check_whole(
+        validate_int(
             "the sample rate",
             rate,
             "a whole number of samples a second",
-            lambda r: LOWEST_RATE <= r <= HIGHEST_RATE,
+            lambda r: MIN_SAMPLE_RATE <= r <= MAX_SAMPLE_RATE,
         )
         clips = []
         several = list(audio) if isinstance(audio, Sequence) or audio.ndim != 2 else [audio]
@@ -383,7 +385,7 @@ class GenModel:
             raise UsageError(f"{name} is empty")
         return clips
 
-    def _encoded(self, clips: list[mx.array], told: Told) -> mx.array:
+    def _encoded(self, clips: list[mx.array], told: GenerationInputs) -> mx.array:
         """Codes int32 `[B, K, F]` of what is to be gone on from."""
         if len(clips) != len(told.descriptions):
             raise UsageError(f"there are {len(told.descriptions)} descriptions, but {len(clips)} prompts")
@@ -396,20 +398,20 @@ class GenModel:
             )
         return codes
 
-    def _generate(self, told: Told, progress: bool, return_tokens: bool) -> Generated:
+    def _generate(self, told: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         tokens, audio = [], []
-        for codes, samples in self._pieces(told, progress, PIECE):
+        for codes, samples in self._pieces(told, progress, CHUNK_FRAMES):
             tokens.append(codes)
             audio += [] if samples is None else [samples]
         whole = mx.concatenate(audio, axis=2)
         return (whole, mx.concatenate(tokens, axis=2)) if return_tokens else whole
 
     def _pieces(
-        self, told: Told, progress: bool, size: int, first: int = 0
+        self, told: GenerationInputs, progress: bool, size: int, first: int = 0
     ) -> Iterator[tuple[mx.array, mx.array | None]]:
         """Codes `[B, K, n]` and the audio `[B, C, m]` that they tell; of `size` frames from `first` on."""
         frames = int(self.duration * self.frame_rate)
-        decoding = self.compression_model.start_decoding()
+        decoding = self.compression_model.make_decoder_stream()
         with _progress(self._progress_callback, progress) as on_step:
             made: list[mx.array] = []
             for count, frame in enumerate(self._frames(told, frames, on_step), 1):
@@ -417,16 +419,16 @@ class GenModel:
                 if count == frames or (count - first) % size == 0:
                     codes = mx.stack(made, axis=2)
                     made = []
-                    audio = decoding.push(codes, last=count == frames)
+                    audio = decoding.step(codes, is_last=count == frames)
                     mx.eval(codes, audio)
                     yield codes, audio
 
-    def _chunks(self, told: Told, progress: bool, size: int) -> Iterator[mx.array]:
+    def _chunks(self, told: GenerationInputs, progress: bool, size: int) -> Iterator[mx.array]:
         """Audio `[B, C, n]` of `size` frames at a time, and at last of what is left, behind the prompt."""
         hop = round(self.sample_rate / self.frame_rate)
         known = 0 if told.prompt is None else told.prompt.shape[2]
         # The codec is asked whenever it can tell a whole chunk: it is behind by what it looks ahead.
-        first = known + self.compression_model.start_decoding().look_ahead
+        first = known + self.compression_model.make_decoder_stream().lookahead_frames
         skip, rest = known * hop, None
         for _, audio in self._pieces(told, progress, size, first):
             if audio is None:
@@ -442,7 +444,9 @@ class GenModel:
         if rest is not None and rest.shape[2]:
             yield rest
 
-    def _frames(self, told: Told, frames: int, on_step: ProgressCallback | None) -> Iterator[mx.array]:
+    def _frames(
+        self, told: GenerationInputs, frames: int, on_step: ProgressCallback | None
+    ) -> Iterator[mx.array]:
         longest = int(self.max_duration * self.frame_rate)
         stride = int(self.extend_stride * self.frame_rate)
         if frames > longest <= stride:
@@ -452,7 +456,7 @@ class GenModel:
             )
         known = 0 if told.prompt is None else told.prompt.shape[2]
         windows = plan_windows(frames, longest, stride, known)
-        text = self._text.encode(told.descriptions) if self._listener is None else None
+        text = self.text_conditioner.encode(told.descriptions) if self.audio_conditioner is None else None
         return generate_windows(
             self.lm,
             lambda window: self._conditions(told, window, len(windows) > 1) if text is None else text,
@@ -464,24 +468,24 @@ class GenModel:
             on_step=on_step,
         )
 
-    def _conditions(self, told: Told, window: Window, several: bool) -> Conditions:
+    def _conditions(self, told: GenerationInputs, window: Window, several: bool) -> ConditionTensors:
         """For one window: of long music each hears its own part of the audio, over and over."""
-        assert self._listener is not None
+        assert self.audio_conditioner is not None
         audios = list(told.audios)
         if several:
             start = int(window.start / self.frame_rate * self.sample_rate)
             positions = mx.arange(start, start + int(self.max_duration * self.sample_rate))
             cut = {id(clip): clip[:, positions % clip.shape[1]] for clip in audios if clip is not None}
             audios = [cut.get(id(clip)) for clip in audios]
-        return prepended(
-            self._text,
-            self._listener,
+        return build_prepended_conditions(
+            self.text_conditioner,
+            self.audio_conditioner,
             told.descriptions,
             audios,
-            self._style,
+            self.style_params,
             told.seed,
             window.index,
-            null_alone=self.guidance.two_step,
+            separate_null=self.guidance.two_step,
         )
 
 

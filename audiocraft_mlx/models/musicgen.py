@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.genmodel import Generated, GenModel, Melodies
+from audiocraft_mlx.models.genmodel import GenerationOutput, GenModel, WavInputs
 
 
 class MusicGen(GenModel):
@@ -17,11 +17,11 @@ class MusicGen(GenModel):
     def generate_with_chroma(
         self,
         descriptions: Sequence[str | None],
-        melody_wavs: Melodies,
+        melody_wavs: WavInputs,
         melody_sample_rate: int,
         progress: bool = False,
         return_tokens: bool = False,
-    ) -> Generated:
+    ) -> GenerationOutput:
         """Music for each of `descriptions` with the melody, or for a style model in the style, of an audio.
 
         Args:
@@ -36,7 +36,7 @@ class MusicGen(GenModel):
             UsageError: also if the model hears text only, or an audio is silent or no audio.
             CheckpointError, DownloadError: what takes music apart can't be loaded (melody models).
         """
-        told = self._told(descriptions, melody_wavs, melody_sample_rate)
+        told = self._prepare_inputs(descriptions, melody_wavs, melody_sample_rate)
         return self._generate(told, progress, return_tokens)
 
     def set_style_conditioner_params(
@@ -47,8 +47,8 @@ class MusicGen(GenModel):
         encodec_n_q: int | None = None,
     ) -> None:
         """Set how much of a style is heard by a style model; see `StyleParams`. Raises `UsageError`."""
-        if not isinstance(self._listener, StyleConditioner):
+        if not isinstance(self.audio_conditioner, StyleConditioner):
             raise UsageError(f"{self.name} hears no style; load the model style")
         params = StyleParams(eval_q, excerpt_length, ds_factor, encodec_n_q)
-        self._listener.check(params)
-        self._style = params
+        self.audio_conditioner.validate_params(params)
+        self.style_params = params

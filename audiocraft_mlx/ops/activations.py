@@ -8,7 +8,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.ops import native
+from audiocraft_mlx.ops.cpu import extension
 from audiocraft_mlx.ops.device import on_gpu
 
 
@@ -16,8 +16,8 @@ def elu(x: mx.array) -> mx.array:
     """`x` where it is positive, `exp(x) - 1` elsewhere."""
     if on_gpu():
         return nn.elu(x)
-    extension = native.for_floats(x)
-    return _elu(x) if extension is None else extension.elu(x)
+    kernels = extension.float32_extension(x)
+    return _elu(x) if kernels is None else kernels.elu(x)
 
 
 @partial(mx.compile, shapeless=True)
@@ -30,8 +30,8 @@ def gelu(x: mx.array) -> mx.array:
     """`x` times the share of the normal distribution that is below it."""
     if on_gpu():
         return nn.gelu(x)
-    extension = native.for_floats(x)
-    return _gelu(x) if extension is None else extension.gelu(x)
+    kernels = extension.float32_extension(x)
+    return _gelu(x) if kernels is None else kernels.gelu(x)
 
 
 @partial(mx.compile, shapeless=True)
@@ -48,9 +48,9 @@ def glu(x: mx.array) -> mx.array:
     """`[..., 2 * C]` → `[..., C]`: the first half times the sigmoid of the second."""
     if on_gpu():
         return nn.glu(x)
-    extension = native.for_floats(x)
-    if extension is not None:
-        y: mx.array = extension.glu(x)
+    kernels = extension.float32_extension(x)
+    if kernels is not None:
+        y: mx.array = kernels.glu(x)
         return y
     values, gates = mx.split(x, 2, axis=-1)
     # On x86 MLX's power takes half the time of its sigmoid.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from audiocraft_mlx.ops import native
+from audiocraft_mlx.ops.cpu import extension
 
 
 def group_norm(x: mx.array, gain: mx.array, bias: mx.array, eps: float) -> mx.array:
     """Normalise all of each `[T, C]` in `[N, T, C]` together, then scale and shift each channel."""
-    extension = native.for_floats(x)
-    if extension is not None:
-        y: mx.array = extension.group_norm(x, gain, bias, eps)
+    kernels = extension.float32_extension(x)
+    if kernels is not None:
+        y: mx.array = kernels.group_norm(x, gain, bias, eps)
         return y
     mean, variance = moments(x)
     return (x - mean) * (mx.rsqrt(variance + eps) * gain) + bias

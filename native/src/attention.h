@@ -155,7 +155,7 @@ class AttendManyPrimitive : public CpuPrimitive {
   float scale_;
 };
 
-inline mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Maybe& mask,
+inline mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Maybe& mask,
                         const Maybe& k_scales, const Maybe& v_scales) {
   require(q.dtype() == mx::float32 && q.ndim() == 4 && q.shape(2) == 1, "q must be float32 [B, heads, 1, dim]");
   require(k.ndim() == 4 && k.shape() == v.shape() && k.dtype() == v.dtype(), "k and v must be alike");
@@ -186,7 +186,7 @@ inline mx::array attend(const mx::array& q, const mx::array& k, const mx::array&
 }
 
 // Any number of queries, which look at everything.
-inline mx::array attend_many(const mx::array& q, const mx::array& k, const mx::array& v, float scale) {
+inline mx::array attention_full(const mx::array& q, const mx::array& k, const mx::array& v, float scale) {
   for (const auto& part : {q, k, v})
     require(part.dtype() == mx::float32 && part.ndim() == 4, "q, k and v must be float32 [B, heads, length, dim]");
   require(k.shape() == v.shape() && k.shape(0) == q.shape(0) && k.shape(1) == q.shape(1) &&

@@ -35,9 +35,9 @@ constexpr Norm kNoNorm{};
 
 class BlockLinear {
  public:
-  BlockLinear(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, bool eight_bit_activations,
+  BlockLinear(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, bool int8_activations,
               const Maybe& bias)
-      : w_(at_hand(w)), bits_(bits), eight_bit_activations_(eight_bit_activations && bits) {
+      : w_(at_hand(w)), bits_(bits), int8_activations_(int8_activations && bits) {
     require(w.ndim() > 1, "w must be a matrix, or tiles if it is quantised");
     check_weights(w, scales, biases, bits, inputs());
     if (bits) {
@@ -71,13 +71,13 @@ class BlockLinear {
     a.y = y;
     a.gelu = gelu;
     a.residual = residual;
-    compute(a, norm, eight_bit_activations_);
+    compute(a, norm, int8_activations_);
   }
 
  private:
   mx::array w_;
   int bits_;
-  bool eight_bit_activations_;
+  bool int8_activations_;
   Maybe scales_, biases_, bias_;
 };
 
@@ -301,7 +301,7 @@ class RememberPrimitive : public CpuPrimitive {
 
 // `cache` [B, 2 * heads, capacity, dim], or the scales of one in int8 [B, 2 * heads, capacity], with a step's keys and
 // values in it: asked [B, 1, 3 * heads * dim], where they stand behind the queries.
-inline mx::array remember(const mx::array& cache, const mx::array& asked, int position) {
+inline mx::array write_kv(const mx::array& cache, const mx::array& asked, int position) {
   require((cache.ndim() == 4 && (cache.dtype() == mx::int8 || cache.dtype() == mx::float16 ||
                                  cache.dtype() == mx::float32)) ||
               (cache.ndim() == 3 && cache.dtype() == mx::float32),

@@ -20,15 +20,15 @@ NB_MODULE(_extension, m) {
   using namespace musicgen;
   m.def("linear", &linear, "x"_a, "w"_a, "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0,
         "norm_weight"_a = nb::none(), "norm_bias"_a = nb::none(), "eps"_a = 1e-5f, "bias"_a = nb::none(),
-        "gelu"_a = false, "residual"_a = nb::none(), "eight_bit_activations"_a = false);
-  m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none(),
+        "gelu"_a = false, "residual"_a = nb::none(), "int8_activations"_a = false);
+  m.def("attention", &attention, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none(),
         "k_scales"_a = nb::none(), "v_scales"_a = nb::none());
-  m.def("attend_many", &attend_many, "q"_a, "k"_a, "v"_a, "scale"_a);
+  m.def("attention_full", &attention_full, "q"_a, "k"_a, "v"_a, "scale"_a);
   nb::class_<BlockNorm>(m, "BlockNorm")
       .def(nb::init<const mx::array&, const mx::array&, float>(), "weight"_a, "bias"_a, "eps"_a);
   nb::class_<BlockLinear>(m, "BlockLinear")
       .def(nb::init<const mx::array&, const Maybe&, const Maybe&, int, bool, const Maybe&>(), "w"_a,
-           "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0, "eight_bit_activations"_a = false,
+           "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0, "int8_activations"_a = false,
            "bias"_a = nb::none());
   nb::class_<BlockContext>(m, "BlockContext")
       .def(nb::init<BlockNorm, BlockLinear, BlockLinear, const mx::array&, const mx::array&, const Maybe&>(),
@@ -36,9 +36,9 @@ NB_MODULE(_extension, m) {
   nb::class_<Block>(m, "Block")
       .def(nb::init<int, BlockLinear, std::optional<BlockContext>, BlockNorm, BlockLinear, BlockLinear>(), "heads"_a,
            "out"_a, "context"_a.none(), "norm"_a, "linear1"_a, "linear2"_a)
-      .def("__call__", &Block::operator(), "x"_a, "asked"_a, "cache"_a, "scales"_a.none(), "length"_a,
+      .def("__call__", &Block::operator(), "x"_a, "qkv"_a, "cache"_a, "scales"_a.none(), "length"_a,
            "mask"_a = nb::none());
-  m.def("remember", &remember, "cache"_a, "asked"_a, "position"_a);
+  m.def("write_kv", &write_kv, "cache"_a, "qkv"_a, "position"_a);
   m.def("round_rows", &round_rows, "x"_a);
   m.def("elu", &elu, "x"_a);
   m.def("gelu", &gelu, "x"_a);

@@ -12,7 +12,7 @@ struct Norm {
 };
 
 // The activations as the kernel wants them: normalised, and in digits if the weights are quantised.
-inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
+inline void prepare(Linear& a, const Norm& norm, bool int8_activations) {
   const Kernels& k = kernels();
   const size_t K = a.inputs, size = K * a.rows, groups = K / kGroup;
   float* memory = scratch<float, Linear>(size + 2 * groups * a.rows);
@@ -24,7 +24,7 @@ inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
   if (a.kind == Weights::floats || a.kind == Weights::halves) return;
   float *x_sum = memory + size, *x_scale = x_sum + groups * a.rows;
   if (k.digits) {
-    a.digit_count = eight_bit_activations ? 1 : 3;
+    a.digit_count = int8_activations ? 1 : 3;
     int8_t* digits = scratch<int8_t, Linear>(a.digit_count * size);
     for (int r = 0; r < a.rows; r++)
       k.to_digits(a.x + r * K, a.inputs, a.kind == Weights::bits8 ? 8 : 4, a.digit_count,
@@ -38,8 +38,8 @@ inline void prepare(Linear& a, const Norm& norm, bool eight_bit_activations) {
 }
 
 // All outputs, on all threads.
-inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
-  prepare(a, norm, eight_bit_activations);
+inline void compute(Linear a, const Norm& norm, bool int8_activations) {
+  prepare(a, norm, int8_activations);
   Pool& pool = Pool::get();
   // Pieces of some 64 KB of weights, at least a few for each thread.
   constexpr int bits[] = {32, 16, 8, 4};
@@ -54,7 +54,7 @@ inline void compute(Linear a, const Norm& norm, bool eight_bit_activations) {
 
 struct LinearOptions {
   int bits;  // 0: not quantised
-  bool norm, bias, gelu, residual, eight_bit_activations;
+  bool norm, bias, gelu, residual, int8_activations;
   float eps;
   bool operator==(const LinearOptions&) const = default;
 };
@@ -106,7 +106,7 @@ class LinearPrimitive : public CpuPrimitive {
     a.x = x.data<float>();
     a.y = out.data<float>();
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [a, norm, eight_bit = options_.eight_bit_activations] { compute(a, norm, eight_bit); });
+        [a, norm, eight_bit = options_.int8_activations] { compute(a, norm, eight_bit); });
   }
 
  private:
@@ -129,7 +129,7 @@ inline void check_weights(const mx::array& w, const Maybe& scales, const Maybe& 
 
 inline mx::array linear(const mx::array& x, const mx::array& w, const Maybe& scales, const Maybe& biases, int bits,
                         const Maybe& norm_weight, const Maybe& norm_bias, float eps, const Maybe& bias, bool gelu,
-                        const Maybe& residual, bool eight_bit_activations) {
+                        const Maybe& residual, bool int8_activations) {
   require(x.dtype() == mx::float32 && x.ndim() > 0, "x must be float32");
   const int inputs = x.shape(-1);
   require(inputs > 0, "x has no inputs");
@@ -156,7 +156,7 @@ inline mx::array linear(const mx::array& x, const mx::array& w, const Maybe& sca
     arrays.push_back(row_contiguous(*residual, stream));
   }
   const LinearOptions options{bits, norm_weight.has_value(), bias.has_value(), gelu, residual.has_value(),
-                              eight_bit_activations && bits != 0, eps};
+                              int8_activations && bits != 0, eps};
   return mx::array(shape, mx::float32, std::make_shared<LinearPrimitive>(stream, options), std::move(arrays));
 }
 

@@ -26,11 +26,11 @@ from transformers import (
 )
 
 from audiocraft_mlx.benchmark.shapes import ENCODEC_32KHZ, T5_BASE
-from audiocraft_mlx.decoding.guidance import Guidance
+from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.windows import Window
-from audiocraft_mlx.models.conditions import Conditions
-from audiocraft_mlx.models.encodec import StereoEncodec
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.encodec import InterleavedStereoCodec
 
 SHORT_PROMPT = "a slow piano piece"
 LONG_PROMPT = "an energetic drum and bass track with a deep bass line and bright synths"
@@ -106,12 +106,12 @@ class Melody:
     """What they hear of it, `[frames, 12]`."""
 
 
-Melodies = Sequence[Melody] | None
+WavInputs = Sequence[Melody] | None
 """One for each prompt, all of the same length, or none at all."""
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationOutput:
     codes: np.ndarray
     """`[B, K, frames]`"""
     audio: np.ndarray
@@ -147,7 +147,7 @@ class Pair:
     def hears_melody(self) -> bool:
         return isinstance(self.theirs, MusicgenMelodyForConditionalGeneration)
 
-    def inputs(self, prompts: Sequence[str | None], melodies: Melodies = None) -> dict[str, Any]:
+    def inputs(self, prompts: Sequence[str | None], melodies: WavInputs = None) -> dict[str, Any]:
         """What their `generate` takes for `prompts`; None is none."""
         if all(prompt is None for prompt in prompts) and not self.hears_melody:
             inputs = self.theirs.get_unconditional_inputs(len(prompts))
@@ -173,8 +173,8 @@ class Pair:
         return [row for row, length in enumerate(lengths) if length == max(lengths)]
 
     def check_greedy(
-        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: Melodies = None
-    ) -> Generated:
+        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: WavInputs = None
+    ) -> GenerationOutput:
         """Assert that both make the same codes and the same audio; theirs."""
         wanted = self._their_greedy(prompts, frames, guidance, melodies)
         # Far above the noise of float32, 5e-6: or else chance would decide.
@@ -196,8 +196,8 @@ class Pair:
 
     @torch.no_grad()
     def _their_greedy(
-        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: Melodies
-    ) -> Generated:
+        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: WavInputs
+    ) -> GenerationOutput:
         codec, delays = self.theirs.audio_encoder, self.num_codebooks // self.channels - 1
         decode: Callable[..., Any] = codec.decode
         decoded: list[np.ndarray] = []
@@ -229,20 +229,20 @@ class Pair:
         # What is predicted in front of a codebook's first frame and behind its last is thrown away.
         starts = [k // self.channels for k in range(self.num_codebooks)]
         kept = [gaps[:, k, start : start + frames].min() for k, start in enumerate(starts)]
-        return Generated(codes, result.sequences.numpy(), float(min(kept)))
+        return GenerationOutput(codes, result.sequences.numpy(), float(min(kept)))
 
     def check_hidden_states(self, prompts: Sequence[str]) -> None:
         """Assert that both T5s say the same."""
         inputs = self.inputs(prompts)
         with torch.no_grad():
             wanted = self.theirs.text_encoder(**inputs).last_hidden_state.numpy()
-        tokens, mask = self.ours._text.tokenize(prompts)
+        tokens, mask = self.ours.text_conditioner.tokenize(prompts)
         np.testing.assert_array_equal(tokens, inputs["input_ids"].numpy())
         np.testing.assert_array_equal(mask, inputs["attention_mask"].numpy().astype(bool))
-        hidden = np.array(self.ours._text.t5(mx.array(tokens), mx.array(mask)))
+        hidden = np.array(self.ours.text_conditioner.t5(mx.array(tokens), mx.array(mask)))
         np.testing.assert_allclose(hidden[mask], wanted[mask], rtol=1e-4, atol=1e-4)
 
-    def check_logits(self, prompts: Sequence[str], steps: int, melodies: Melodies = None) -> None:
+    def check_logits(self, prompts: Sequence[str], steps: int, melodies: WavInputs = None) -> None:
         """Assert that both predict the same for random codes: with the conditions, without, and guided."""
         rng = np.random.default_rng(0)
         codes = rng.integers(0, self.cardinality + 1, (len(prompts), self.num_codebooks, steps))
@@ -267,18 +267,20 @@ class Pair:
         )
         assert relative_error(our_cond, cond.numpy()) < 1e-3
         assert relative_error(our_null, null.numpy()) < 1e-3
-        guided = Guidance(coef=3).combine(our_cond, our_null)
+        guided = GuidanceParams(coef=3).combine(our_cond, our_null)
         assert relative_error(guided, (null + 3 * (cond - null)).numpy()) < 1e-3
         # The conditions and the codes both count, so that agreeing on them means something.
         assert relative_error(our_cond, null.numpy()) > 0.01
         assert relative_error(our_cond[:, :, 1:], cond[:, :, :-1].numpy()) > 0.1
 
-    def _our_conditions(self, prompts: Sequence[str], melodies: Melodies) -> Conditions:
+    def _our_conditions(self, prompts: Sequence[str], melodies: WavInputs) -> ConditionTensors:
         if not self.hears_melody:
-            return self.ours._text.encode(prompts)
+            return self.ours.text_conditioner.encode(prompts)
         wavs = None if melodies is None else [melody.wav for melody in melodies]
-        told = self.ours._told(prompts, wavs, self.ours.sample_rate)
-        return self.ours._conditions(told, Window(index=0, start=0, frames=1, known=0), several=False)
+        told = self.ours._prepare_inputs(prompts, wavs, self.ours.sample_rate)
+        return self.ours._conditions(
+            told, Window(index=0, start=0, frames=1, context_frames=0), several=False
+        )
 
     def check_codec(self, samples: int, frames: int) -> None:
         """Assert that noise has the same codes, and random codes the same audio."""
@@ -294,10 +296,12 @@ class Pair:
                 for c in range(channels)
             ]
         ours = self.ours.compression_model
-        mono = ours.mono if isinstance(ours, StereoEncodec) else ours
+        mono = ours.mono if isinstance(ours, InterleavedStereoCodec) else ours
         our_noise = mx.array(noise.numpy())
         our_latents = (
-            mono.encoder.start().push(our_noise.reshape(channels, samples, 1), last=True).transpose(0, 2, 1)
+            mono.encoder.start()
+            .step(our_noise.reshape(channels, samples, 1), is_last=True)
+            .transpose(0, 2, 1)
         )
         assert relative_error(our_latents, latents.numpy()) < 1e-3
         # [channels, K, F]: the interleaved codebooks are taken apart, to be judged by their own latents.

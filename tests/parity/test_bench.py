@@ -14,14 +14,14 @@ import torch
 from audiocraft_mlx.benchmark.shapes import random_checkpoint
 from audiocraft_mlx.benchmark.side import PROMPT
 from audiocraft_mlx.benchmark.theirs import Theirs
-from audiocraft_mlx.checkpoints.checkpoint import Checkpoint
-from audiocraft_mlx.checkpoints.upstream import load, read
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.load import load, read
 from audiocraft_mlx.cli.bench import main
 
 from .pair import relative_error
 
 
-def side(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Theirs:
+def side(checkpoint: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> Theirs:
     # torch's threads would wait for a processor that is taken.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with torch.no_grad():  # gives back the gradients, which it turns off for its whole process
@@ -34,7 +34,7 @@ def test_both_have_the_same_model(
 ) -> None:
     if model == "demo":
         as_read, ours = random_checkpoint("demo"), random_checkpoint("demo")
-        ours.evaluate()
+        ours.materialize()
     else:
         folder = str(transformers_folder(model))
         as_read, ours = read(folder), load(folder)
@@ -42,7 +42,7 @@ def test_both_have_the_same_model(
     rng = np.random.default_rng(0)
     steps, codebooks = 5, ours.lm.config.num_codebooks
     codes = rng.integers(0, ours.lm.config.cardinality, (1, codebooks, steps))
-    tokens, mask = ours.conditioner.tokenize([PROMPT])
+    tokens, mask = ours.text_conditioner.tokenize([PROMPT])
     with torch.no_grad():
         logits = theirs.model(
             input_ids=torch.from_numpy(tokens).long(),
@@ -50,7 +50,7 @@ def test_both_have_the_same_model(
             decoder_input_ids=torch.from_numpy(codes).flatten(0, 1),
         ).logits
         audio = theirs.audio(torch.from_numpy(codes))
-    conditions = ours.conditioner.encode([PROMPT])
+    conditions = ours.text_conditioner.encode([PROMPT])
     our_logits = ours.lm(mx.array(codes), ours.lm.start(conditions, steps))
     assert relative_error(our_logits, logits[None].numpy()) < 1e-3
     assert relative_error(ours.codec.decode(mx.array(codes)), audio.numpy()) < 1e-3

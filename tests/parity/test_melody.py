@@ -139,7 +139,7 @@ def _hear_everything(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Ours hears a melody as it is, like theirs, and doesn't take it apart first."""
     if "pair" not in request.fixturenames:
         return
-    listener = request.getfixturevalue("pair").ours._listener
+    listener = request.getfixturevalue("pair").ours.audio_conditioner
     monkeypatch.setattr(
         listener,
         "chroma",

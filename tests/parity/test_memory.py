@@ -51,7 +51,7 @@ def measured(what):  # VmRSS: bytes in memory now; VmHWM: the most there ever we
 
 LOAD = f"""{MEASURE}
 from mlx.utils import tree_flatten
-from audiocraft_mlx.checkpoints.upstream import load
+from audiocraft_mlx.checkpoints.load import load
 before = measured("VmRSS")
 made = load(sys.argv[1])
 peak = measured("VmHWM")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from audiocraft_mlx.checkpoints import upstream
-from audiocraft_mlx.ops.blas import use_fast_blas
+from audiocraft_mlx.checkpoints import load
+from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
 from .pair import relative_error
 
@@ -63,10 +63,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     state = {OLD_NAMES.get(name, name): tensor for name, tensor in theirs.state_dict().items()}
     assert set(OLD_NAMES.values()) | {"masked_spec_embed"} <= state.keys()
     torch.save(state, folder / "pytorch_model.bin")
-    use_fast_blas()
+    patch_mlx_blas()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upstream, "MERT_NAME", str(folder))
-        return SimpleNamespace(theirs=theirs, ours=upstream._mert())
+        patch.setattr(load, "MERT_NAME", str(folder))
+        return SimpleNamespace(theirs=theirs, ours=load._mert())
 
 
 def test_the_shape_is_that_of_the_release(pair: SimpleNamespace) -> None:

@@ -19,8 +19,8 @@ from transformers.generation.logits_process import (
 )
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from audiocraft_mlx.decoding.sampling import Sampling, probabilities
-from audiocraft_mlx.models.t5 import relative_position_buckets
+from audiocraft_mlx.decoding.sampling import SamplingParams, sampling_distribution
+from audiocraft_mlx.networks.t5 import relative_position_buckets
 
 from .pair import LONG_PROMPT, SHORT_PROMPT, Pair, build
 
@@ -178,7 +178,7 @@ def test_distribution_of_top_k(temperature: float, top_k: int) -> None:
     scores = TemperatureLogitsWarper(temperature)(None, logits.flatten(0, 1))
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
-    check_distribution(logits, scores, Sampling(top_k=top_k, temperature=temperature))
+    check_distribution(logits, scores, SamplingParams(top_k=top_k, temperature=temperature))
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -187,12 +187,12 @@ def test_distribution_of_top_p(temperature: float, top_p: float) -> None:
     logits = torch.randn(3, 4, 2048, generator=torch.Generator().manual_seed(1)) * 3
     scores = TemperatureLogitsWarper(temperature)(None, logits.flatten(0, 1))
     scores = TopPLogitsWarper(top_p)(None, scores)
-    check_distribution(logits, scores, Sampling(top_p=top_p, temperature=temperature))
+    check_distribution(logits, scores, SamplingParams(top_p=top_p, temperature=temperature))
 
 
-def check_distribution(logits: torch.Tensor, scores: torch.Tensor, sampling: Sampling) -> None:
+def check_distribution(logits: torch.Tensor, scores: torch.Tensor, sampling: SamplingParams) -> None:
     wanted = scores.softmax(dim=-1).reshape(logits.shape).numpy()
-    probs = np.array(probabilities(mx.array(logits.numpy()), sampling))
+    probs = np.array(sampling_distribution(mx.array(logits.numpy()), sampling))
     np.testing.assert_array_equal(probs > 0, wanted > 0)
     np.testing.assert_allclose(probs, wanted, rtol=1e-4, atol=1e-7)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiocraft_mlx.checkpoints.pickles import StoredTensor, read_torch_file
+from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 
 DTYPES = [
     torch.float64,
@@ -70,7 +70,7 @@ def check(read: Any, loaded: Any) -> None:
     """Compare what we read with what torch loads, down to the last bit, type and key."""
     match loaded:
         case torch.Tensor():
-            assert isinstance(read, StoredTensor)
+            assert isinstance(read, LazyTensor)
             array = read.load()
             assert array.dtype == MLX_DTYPES[loaded.dtype]
             assert array.shape == tuple(loaded.shape)

@@ -1,0 +1,67 @@
+"""Audio as it comes, kept on disk until it is written: however long it gets, it costs no memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from audiocraft_mlx.audio.files import write_error
+
+# Samples of a channel that are read back at a time.
+_BLOCK = 1 << 18
+
+
+class AudioSpool:
+    """What one clip has so far.
+
+    Attributes:
+        channels: of the audio.
+        samples: of each channel.
+        peak: the largest absolute sample; NaN if one is no number.
+    """
+
+    def __init__(self, channels: int, path: Path) -> None:
+        """An empty one, that will be written to `path`.
+
+        It takes room beside that, in a file without a name that goes with the process.
+        """
+        self.channels, self.samples, self.peak = channels, 0, 0.0
+        self._path = path
+        try:
+            self._file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115, open as long as the recording
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    def append(self, chunk: np.ndarray) -> None:
+        """Add float `[channels, n]`. Raises `OutputError` if there is no room."""
+        interleaved = np.ascontiguousarray(chunk.T, np.float32)
+        try:
+            # By place, so that an interrupted addition leaves nothing behind.
+            self._file.seek(self._bytes(self.samples))
+            self._file.write(interleaved.data)
+            self._file.flush()
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        # `max` of Python's would lose NaN.
+        self.peak = float(np.maximum(self.peak, np.abs(interleaved).max(initial=0)))
+        self.samples += len(interleaved)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The audio, float32 `[channels, n]` at a time."""
+        for start in range(0, self.samples, _BLOCK):
+            self._file.seek(self._bytes(start))
+            data = self._file.read(self._bytes(min(_BLOCK, self.samples - start)))
+            yield np.frombuffer(data, np.float32).reshape(-1, self.channels).T
+
+    def read(self) -> np.ndarray:
+        """All of it, float32 `[channels, samples]`."""
+        return np.concatenate([np.zeros((self.channels, 0), np.float32), *self.blocks()], axis=1)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _bytes(self, samples: int) -> int:
+        return samples * self.channels * np.dtype(np.float32).itemsize

@@ -1,0 +1,140 @@
+"""A loaded model, and what its readers share, whichever format they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from tokenizers import Tokenizer
+
+from audiocraft_mlx.checkpoints.demucs import load_htdemucs
+from audiocraft_mlx.checkpoints.model_files import ModelFiles
+from audiocraft_mlx.checkpoints.tensors import read_json
+from audiocraft_mlx.conditioning.chroma import ChromaConfig
+from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.prepend import AudioConditioner
+from audiocraft_mlx.conditioning.style import StyleParams
+from audiocraft_mlx.conditioning.text import TextConditioner
+from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.sampling import SamplingParams
+from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
+from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.networks.t5 import T5Config
+from audiocraft_mlx.networks.weights import Weights, load_strict, parameters
+from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
+from audiocraft_mlx.ops.device import on_gpu
+from audiocraft_mlx.ops.linear import optimize_layout
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+Codec = Encodec | InterleavedStereoCodec
+_AS_TRAINED = StyleParams()
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A loaded model: its networks and how they are meant to be used."""
+
+    lm: LM
+    codec: Codec
+    text_conditioner: TextConditioner
+    max_duration: float
+    """Seconds that the model was trained to make in one go."""
+    sampling: SamplingParams
+    guidance: GuidanceParams
+    audio_conditioner: AudioConditioner | None = None
+    """What hears melodies or style; None for a model that is told text only."""
+    style_params: StyleParams = _AS_TRAINED
+    """How much of a style is heard."""
+    source_repo: str | None = None
+    """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't say."""
+
+    @property
+    def mono_codec(self) -> Encodec:
+        """The network of the codec, one for both channels of stereo."""
+        return self.codec.mono if isinstance(self.codec, InterleavedStereoCodec) else self.codec
+
+    def materialize(self) -> None:
+        """Compute every weight that is only promised yet, one at a time: the peak stays near what is kept.
+
+        From then on they are in the order that suits this machine, no longer in that of the files.
+        """
+        store_fp16_if_exact(self.lm)
+        optimize_layout(self.lm)
+        optimize_layout(self.text_conditioner.t5)
+        for network in self._networks():
+            for weight in parameters(network).values():
+                mx.eval(weight)
+
+    def _networks(self) -> Iterator[nn.Module]:
+        yield self.lm
+        yield self.text_conditioner.t5
+        if self.text_conditioner.output_proj is not None:
+            yield self.text_conditioner.output_proj
+        if isinstance(self.audio_conditioner, MelodyConditioner):
+            yield self.audio_conditioner.output_proj
+        elif self.audio_conditioner is not None:
+            yield self.audio_conditioner.mert
+            yield self.audio_conditioner.encoder
+        yield self.mono_codec
+
+
+def lm_dtype() -> mx.Dtype:
+    """Half precision on a GPU, single on a CPU, as in the reference."""
+    return mx.float16 if on_gpu() else mx.float32
+
+
+def load_projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) -> nn.Linear | None:
+    """From T5's dimension to the transformer's; it may be left out where the two are the same."""
+    if not weights and t5.dim == lm.dim:
+        return None
+    projection = nn.Linear(t5.dim, lm.dim)
+    load_strict(projection, weights, mx.float32, where)
+    return projection
+
+
+def melody_conditioner(config: ChromaConfig, dim: int, weights: Weights, where: str) -> MelodyConditioner:
+    """From chroma to the transformer's dimension `dim`; the separator is loaded when it is needed."""
+    projection = nn.Linear(config.n_chroma, dim)
+    load_strict(projection, weights, mx.float32, where)
+    return MelodyConditioner(config, projection, load_htdemucs)
+
+
+def select_codebooks(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, where: str) -> Codec:
+    """The codec as the language model sees it: so many codebooks, of one channel or two."""
+    needed = lm.num_codebooks // (2 if stereo else 1)
+    if codec.cardinality != lm.cardinality or needed > codec.num_codebooks or used not in (None, needed):
+        raise CheckpointError(
+            f"{where}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
+            f" its codec, which has {codec.num_codebooks} of {codec.cardinality} for each of its channels"
+        )
+    codec.num_codebooks = needed
+    if not stereo:
+        return codec
+    if codec.channels != 1:
+        raise CheckpointError(
+            f"{where}: a stereo model needs a mono codec, and its own has {codec.channels} channels"
+        )
+    return InterleavedStereoCodec(codec)
+
+
+def read_config(source: ModelFiles) -> ConfigSection:
+    """`config.json`. Raises `CheckpointError`."""
+    path = source.local_path(CONFIG_FILE)
+    return ConfigSection(read_json(path), str(path))
+
+
+def read_tokenizer(source: ModelFiles) -> Tokenizer:
+    """`tokenizer.json`. Raises `CheckpointError`."""
+    path: Path = source.local_path(TOKENIZER_FILE)
+    try:
+        return Tokenizer.from_file(str(path))
+    # The library raises bare `Exception`.
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable tokenizer; download it again") from error

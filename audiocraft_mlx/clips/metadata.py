@@ -1,0 +1,166 @@
+"""How a clip was made: all that is needed to make it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from audiocraft_mlx.version import __version__
+
+
+@dataclass(frozen=True)
+class CommandDefaults:
+    """A command that makes clips, and what it does when it isn't told otherwise."""
+
+    name: str
+    model: str
+    duration: float
+    """Seconds."""
+    stem: str
+    """What its files are called."""
+
+
+MUSICGEN = CommandDefaults("musicgen-mlx", "facebook/musicgen-small", 8.0, "musicgen_output")
+AUDIOGEN = CommandDefaults("audiogen-mlx", "facebook/audiogen-medium", 5.0, "audiogen_output")
+PROGRAMS = {program.name: program for program in (MUSICGEN, AUDIOGEN)}
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class GenerationMetadata:
+    """What was asked for. None is the model's own default.
+
+    `options` are further options of the command, without their dashes: `{"quantize": 8, "fast": True}`.
+    `program` is the command's name, one of `PROGRAMS`.
+    """
+
+    prompt: str
+    model: str
+    seed: int
+    duration: float
+    top_k: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    cfg_coef: float | None = None
+    options: Mapping[str, Value] = field(default_factory=dict)
+    version: str = __version__
+    program: str = MUSICGEN.name
+
+    def __post_init__(self) -> None:
+        for name, (kinds, wanted) in _KINDS.items():
+            if not _is(getattr(self, name), kinds):
+                raise ValueError(f"{name} is not {wanted}")
+        # Files come from anywhere, and their users are shown a command to run.
+        if self.program not in PROGRAMS:
+            raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
+        for option, value in self.options.items():
+            if not _is(value, (str, int, float, bool)):
+                raise ValueError(f"the option {option!r} is not text, a number, true or false")
+
+    def to_command(self) -> str:
+        """The command that makes the clip again: one line, to be pasted into a shell."""
+        program = PROGRAMS[self.program]
+        flags: dict[str, Value | None] = {
+            "model": None if self.model == program.model else self.model,
+            "duration": None if self.duration == program.duration else self.duration,
+            "seed": self.seed,
+            "top-k": self.top_k,
+            "top-p": self.top_p,
+            "temperature": self.temperature,
+            "cfg-coef": self.cfg_coef,
+            **self.options,
+        }
+        words = [word for name, value in flags.items() for word in _flag(name, value)]
+        # What starts with a dash would be taken for an option.
+        prompt_last = self.prompt.startswith("-")
+        words = [*words, "--", self.prompt] if prompt_last else [self.prompt, *words]
+        return " ".join(map(_quoted, [self.program, *words]))
+
+    def summary(self) -> str:
+        """The same for people, with the prompt first."""
+        return (
+            f"{self.prompt} (made with {self.program} {self.version}: model {self.model}, seed {self.seed}, "
+            f"{_text(self.duration)} s)"
+        )
+
+    def to_json(self) -> str:
+        """The same for programs, in ASCII."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationMetadata:
+        """What `to_json` wrote; what a later version added is left out.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        names = {item.name for item in dataclasses.fields(cls)}
+        missing = sorted({*_KINDS} - {*values})
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+
+_NUMBER = (int, float)
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "prompt": ((str,), "text"),
+    "model": ((str,), "text"),
+    "seed": ((int,), "a whole number"),
+    "duration": (_NUMBER, "a number"),
+    "top_k": ((int, type(None)), "a whole number"),
+    "top_p": ((*_NUMBER, type(None)), "a number"),
+    "temperature": ((*_NUMBER, type(None)), "a number"),
+    "cfg_coef": ((*_NUMBER, type(None)), "a number"),
+    "options": ((Mapping,), "a table"),
+    "version": ((str,), "text"),
+    "program": ((str,), "text"),
+}
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether `value` is of one of the `kinds`: True is no number, and infinity and NaN aren't either."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _flag(name: str, value: Value | None) -> list[str]:
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [f"--{name}"]
+    text = _text(value)
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+
+
+def _text(value: str | int | float) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _quoted(word: str) -> str:
+    """`word` as a shell takes it, on one line and without anything that a terminal would obey."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return f"$'{''.join(map(_escaped, word))}'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    # Octal bytes are what every shell with $'...' understands. A file's name may hold bytes that are no text.
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "replace"
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", errors))

@@ -1,0 +1,467 @@
+"""EnCodec: audio ↔ codes. SEANet encoder and decoder with an LSTM, and a residual vector quantizer.
+
+Défossez et al. 2022, "High Fidelity Neural Audio Compression"; equal to audiocraft's `EncodecModel`
+(`models/encodec.py`, `modules/seanet.py`, `modules/conv.py`, `quantization/core_vq.py`) and to
+transformers' `EncodecModel`, for the non-causal codecs that MusicGen and AudioGen use.
+Inside, arrays are `[B, T, channels]`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.networks.rvq import rvq_encode
+from audiocraft_mlx.networks.streaming import (
+    Stateless,
+    StreamingConv1d,
+    StreamingConvTranspose1d,
+    StreamingLayer,
+    StreamingLSTM,
+    StreamingResidual,
+    StreamingSequential,
+)
+from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
+from audiocraft_mlx.ops.activations import elu
+
+CHUNK_FRAMES = 100
+"""Frames that are encoded or decoded at a time: a clip of any length takes the memory of these."""
+
+
+@dataclass(frozen=True)
+class EncodecConfig:
+    sample_rate: int
+    channels: int
+    dimension: int
+    num_filters: int
+    num_residual_layers: int
+    ratios: tuple[int, ...]
+    """Upsampling factors of the decoder; the encoder has them in reverse."""
+    kernel_size: int
+    last_kernel_size: int
+    residual_kernel_size: int
+    dilation_base: int
+    pad_mode: str
+    compress: int
+    num_lstm_layers: int
+    num_codebooks: int
+    cardinality: int
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.ratios)
+
+    @classmethod
+    def from_transformers(cls, config: ConfigSection) -> EncodecConfig:
+        """Read a `config.json` of type `encodec`; absent keys take the defaults of `EncodecConfig`."""
+        for key, supported, default in (
+            ("model_type", "encodec", "encodec"),
+            ("use_causal_conv", False, True),
+            ("use_conv_shortcut", False, True),
+            ("norm_type", "weight_norm", "weight_norm"),
+            ("normalize", False, False),
+            ("chunk_length_s", None, None),
+        ):
+            config.require(key, supported, default)
+        cardinality = config.integer("codebook_size", 1024, minimum=2)
+        dimension = config.integer("hidden_size", 128)
+        config.require("codebook_dim", dimension, dimension)
+        sample_rate = config.integer("sampling_rate", 24000)
+        ratios = _ratios(config, "upsampling_ratios")
+        bandwidths = config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0))
+        # As in `EncodecConfig.num_quantizers`: bits per second over bits per codebook and second.
+        frame_rate = math.ceil(sample_rate / math.prod(ratios))
+        bits = math.ceil(math.log2(cardinality))
+        num_codebooks = int(1000 * bandwidths[-1] // (frame_rate * bits)) if bandwidths else 0
+        if num_codebooks < 1:
+            raise config.error(
+                "target_bandwidths", f"is {list(bandwidths)}, too little for a single codebook"
+            )
+        return cls(
+            sample_rate=sample_rate,
+            channels=config.integer("audio_channels", 1),
+            dimension=dimension,
+            num_filters=config.integer("num_filters", 32),
+            num_residual_layers=config.integer("num_residual_layers", 1),
+            ratios=ratios,
+            kernel_size=config.integer("kernel_size", 7),
+            last_kernel_size=config.integer("last_kernel_size", 7),
+            residual_kernel_size=config.integer("residual_kernel_size", 3),
+            dilation_base=config.integer("dilation_growth_rate", 2),
+            pad_mode=_pad_mode(config),
+            compress=config.integer("compress", 2),
+            num_lstm_layers=config.integer("num_lstm_layers", 2),
+            num_codebooks=num_codebooks,
+            cardinality=cardinality,
+        )
+
+    @classmethod
+    def from_audiocraft(cls, config: ConfigSection) -> EncodecConfig:
+        """Read `xp.cfg` of a `compression_state_dict.bin`; absent keys take the builders' defaults."""
+        config.require("compression_model", "encodec")
+        codec, seanet, rvq = (config.section(name) for name in ("encodec", "seanet", "rvq"))
+        codec.require("autoencoder", "seanet")
+        codec.require("quantizer", "rvq")
+        codec.require("causal", False, False)
+        codec.require("renormalize", False, False)
+        for key, supported, default in (
+            ("causal", False, False),
+            ("true_skip", True, True),
+            ("activation", "ELU", "ELU"),
+            ("activation_params", {"alpha": 1.0}, {"alpha": 1.0}),
+            ("encoder", {}, {}),
+        ):
+            seanet.require(key, supported, default)
+        seanet.section("decoder").require("final_activation", None, None)
+        dimension = seanet.integer("dimension", 128)
+        rvq.require("dimension", dimension, dimension)
+        return cls(
+            sample_rate=codec.integer("sample_rate"),
+            channels=codec.integer("channels"),
+            dimension=dimension,
+            num_filters=seanet.integer("n_filters", 32),
+            num_residual_layers=seanet.integer("n_residual_layers", 3, minimum=0),
+            ratios=_ratios(seanet, "ratios"),
+            kernel_size=seanet.integer("kernel_size", 7),
+            last_kernel_size=seanet.integer("last_kernel_size", 7),
+            residual_kernel_size=seanet.integer("residual_kernel_size", 3),
+            dilation_base=seanet.integer("dilation_base", 2),
+            pad_mode=_pad_mode(seanet),
+            compress=seanet.integer("compress", 2),
+            num_lstm_layers=seanet.integer("lstm", 0, minimum=0),
+            num_codebooks=rvq.integer("n_q", 8),
+            cardinality=rvq.integer("bins", 1024, minimum=2),
+        )
+
+
+def _ratios(config: ConfigSection, key: str) -> tuple[int, ...]:
+    ratios = config.integers(key, (8, 5, 4, 2), minimum=1)
+    if not ratios:
+        raise config.error(key, "is empty")
+    return ratios
+
+
+def _pad_mode(config: ConfigSection) -> str:
+    mode = config.string("pad_mode", "reflect")
+    if mode not in ("reflect", "constant"):
+        raise config.error("pad_mode", f"is {mode!r}; only 'reflect' and 'constant' are supported")
+    return mode
+
+
+class Conv1d(nn.Module):
+    """A strided or dilated convolution that keeps every frame: `ceil(T / stride)` of them."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, pad_mode: str, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel_size, stride=stride, dilation=dilation)
+        self.pad_mode = pad_mode
+
+    def start(self) -> StreamingLayer:
+        return StreamingConv1d(self.conv, self.pad_mode)
+
+
+class ConvTranspose1d(nn.Module):
+    """The way back: `T * stride` frames."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(inputs, outputs, kernel_size, stride=stride)
+
+    def start(self) -> StreamingLayer:
+        return StreamingConvTranspose1d(self.conv)
+
+
+class ELU(nn.Module):
+    def start(self) -> StreamingLayer:
+        return Stateless(elu)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, config: EncodecConfig, dim: int, dilation: int) -> None:
+        super().__init__()
+        hidden = dim // config.compress
+        self.block = [
+            ELU(),
+            Conv1d(dim, hidden, config.residual_kernel_size, config.pad_mode, dilation=dilation),
+            ELU(),
+            Conv1d(hidden, dim, 1, config.pad_mode),
+        ]
+
+    def start(self) -> StreamingLayer:
+        return StreamingResidual(StreamingSequential([layer.start() for layer in self.block]))
+
+
+class LSTM(nn.Module):
+    """Stacked LSTMs with one skip around all of them."""
+
+    def __init__(self, dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = [nn.LSTM(dim, dim) for _ in range(num_layers)]
+
+    def start(self) -> StreamingLayer:
+        return StreamingResidual(StreamingSequential([StreamingLSTM(layer) for layer in self.lstm]))
+
+
+class Sequential(nn.Module):
+    """Layers in a row, numbered as upstream numbers them."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def start(self) -> StreamingLayer:
+        return StreamingSequential([layer.start() for layer in self.layers])
+
+
+def _residual_blocks(config: EncodecConfig, dim: int) -> list[nn.Module]:
+    return [ResidualBlock(config, dim, config.dilation_base**j) for j in range(config.num_residual_layers)]
+
+
+def _lstm(config: EncodecConfig, dim: int) -> list[nn.Module]:
+    return [LSTM(dim, config.num_lstm_layers)] if config.num_lstm_layers else []
+
+
+def encoder(config: EncodecConfig) -> Sequential:
+    """Audio `[B, T, channels]` → latents `[B, ceil(T / hop), dimension]`."""
+    dim = config.num_filters
+    layers: list[nn.Module] = [Conv1d(config.channels, dim, config.kernel_size, config.pad_mode)]
+    for ratio in reversed(config.ratios):
+        layers += _residual_blocks(config, dim)
+        layers += [ELU(), Conv1d(dim, 2 * dim, 2 * ratio, config.pad_mode, stride=ratio)]
+        dim *= 2
+    layers += _lstm(config, dim)
+    layers += [ELU(), Conv1d(dim, config.dimension, config.last_kernel_size, config.pad_mode)]
+    return Sequential(layers)
+
+
+def decoder(config: EncodecConfig) -> Sequential:
+    """Latents `[B, F, dimension]` → audio `[B, F * hop, channels]`."""
+    dim = config.num_filters * 2 ** len(config.ratios)
+    layers: list[nn.Module] = [Conv1d(config.dimension, dim, config.kernel_size, config.pad_mode)]
+    layers += _lstm(config, dim)
+    for ratio in config.ratios:
+        layers += [ELU(), ConvTranspose1d(dim, dim // 2, 2 * ratio, ratio)]
+        dim //= 2
+        layers += _residual_blocks(config, dim)
+    layers += [ELU(), Conv1d(dim, config.channels, config.last_kernel_size, config.pad_mode)]
+    return Sequential(layers)
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """Each codebook quantizes what the ones before it left over."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        self.codebooks = mx.zeros((config.num_codebooks, config.cardinality, config.dimension))
+
+    def encode(self, latents: mx.array, num_codebooks: int) -> mx.array:
+        """Codes int32 `[B, K, F]` of `latents` `[B, F, dimension]`: the nearest entries."""
+        return rvq_encode(latents, self.codebooks[:num_codebooks])[0]
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Latents `[B, F, dimension]` of `codes` `[B, K, F]`."""
+        latents = self.codebooks[0][codes[:, 0]]
+        for k in range(1, codes.shape[1]):
+            latents = latents + self.codebooks[k][codes[:, k]]
+        return latents
+
+
+class DecoderStream:
+    """A clip's way from codes to audio, piece by piece."""
+
+    def __init__(self, codec: Encodec) -> None:
+        self._quantizer, self._layers = codec.quantizer, codec.decoder.start()
+        self.lookahead_frames = -(-self._layers.delay(0) // codec.config.hop_length)
+        """Frames behind a frame that have to be known before all of its audio is."""
+
+    def step(self, codes: mx.array, is_last: bool) -> mx.array | None:
+        """What can be heard after the next codes int `[B, K, n]`: `[B, C, m]`, or None for nothing yet."""
+        audio = self._layers.step(self._quantizer.decode(codes), is_last)
+        return None if audio is None else audio.transpose(0, 2, 1)
+
+
+class Encodec(nn.Module):
+    """The codec of a checkpoint, for clips of as many channels as it was made for."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder(config)
+        self.decoder = decoder(config)
+        self.quantizer = ResidualVectorQuantizer(config)
+        self.num_codebooks = config.num_codebooks
+        """Codebooks in use: the first so many."""
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
+    def cardinality(self) -> int:
+        return self.config.cardinality
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.config.sample_rate / self.config.hop_length
+
+    def encode(self, audio: mx.array) -> mx.array:
+        """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`; the last frame may be a partial one."""
+        encoder, length = self.encoder.start(), audio.shape[2]
+        codes = []
+        for start in range(0, length, CHUNK_FRAMES * self.config.hop_length):
+            end = start + CHUNK_FRAMES * self.config.hop_length
+            latents = encoder.step(audio[:, :, start:end].transpose(0, 2, 1), end >= length)
+            if latents is not None:
+                codes.append(self.quantizer.encode(latents, self.num_codebooks))
+                mx.eval(codes[-1])
+        return mx.concatenate(codes, axis=2)
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Audio float32 `[B, C, F * hop]` of `codes` int `[B, K, F]`."""
+        decoder, frames = self.make_decoder_stream(), codes.shape[2]
+        audio = []
+        for start in range(0, frames, CHUNK_FRAMES):
+            samples = decoder.step(codes[:, :, start : start + CHUNK_FRAMES], start + CHUNK_FRAMES >= frames)
+            if samples is not None:
+                audio.append(samples)
+                mx.eval(samples)
+        return mx.concatenate(audio, axis=2)
+
+    def make_decoder_stream(self) -> DecoderStream:
+        return DecoderStream(self)
+
+    def sanitize(self, weights: Weights) -> Weights:
+        """From either upstream's names and layouts to ours; weight norm (either spelling) is folded."""
+        weights = rename(
+            weights,
+            [
+                (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+                (r"^quantizer\.vq\.", "quantizer."),
+                (r"\._codebook\.", ".codebook."),
+                (r"\.convtr\.convtr\.", ".conv."),
+                (r"\.conv\.conv\.", ".conv."),
+                (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+                (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+            ],
+        )
+        for name in [
+            name for name in weights if re.search(r"\.codebook\.(inited|cluster_size|embed_avg)$", name)
+        ]:
+            del weights[name]  # training's statistics
+        config = self.config
+        concat_tensors(
+            weights,
+            [f"quantizer.layers.{k}.codebook.embed" for k in range(config.num_codebooks)],
+            "quantizer.codebooks",
+        )
+        if "quantizer.codebooks" in weights:
+            codebooks = weights["quantizer.codebooks"]
+            weights["quantizer.codebooks"] = codebooks.reshape(config.num_codebooks, -1, codebooks.shape[-1])
+        for name in [name for name in weights if name.endswith(".weight_v")]:
+            gain = name.replace(".weight_v", ".weight_g")
+            if gain in weights:
+                v, g = weights.pop(name).astype(mx.float32), weights.pop(gain).astype(mx.float32)
+                norm = mx.sqrt((v * v).sum(axis=(1, 2), keepdims=True))
+                weights[name.replace(".weight_v", ".weight")] = v * (g / norm)
+        transposed = {
+            f"decoder.layers.{index}.conv.weight"
+            for index, layer in enumerate(self.decoder.layers)
+            if isinstance(layer, ConvTranspose1d)
+        }
+        for name in [name for name in weights if name.endswith(".conv.weight")]:
+            # torch: [out, in, k], and [in, out, k] if transposed; MLX: [out, k, in] for both.
+            weights[name] = weights[name].transpose((1, 2, 0) if name in transposed else (0, 2, 1))
+        for name in [name for name in weights if re.search(r"\.lstm\.bias_ih_l\d+$", name)]:
+            other = name.replace("bias_ih", "bias_hh")
+            if other in weights:  # torch keeps two biases that are only ever added
+                weights[name] = weights[name].astype(mx.float32) + weights.pop(other)
+        return rename(
+            weights,
+            [
+                (r"\.lstm\.weight_ih_l(\d+)$", r".lstm.\1.Wx"),
+                (r"\.lstm\.weight_hh_l(\d+)$", r".lstm.\1.Wh"),
+                (r"\.lstm\.bias_ih_l(\d+)$", r".lstm.\1.bias"),
+            ],
+        )
+
+
+class InterleavedStereoCodec:
+    """A mono codec for each of two channels, their codebooks interleaved: L0 R0 L1 R1 …
+
+    audiocraft's `InterleaveStereoCompressionModel`.
+    """
+
+    channels = 2
+
+    def __init__(self, mono: Encodec) -> None:
+        self.mono = mono
+
+    @property
+    def sample_rate(self) -> int:
+        return self.mono.sample_rate
+
+    @property
+    def cardinality(self) -> int:
+        return self.mono.cardinality
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.mono.frame_rate
+
+    @property
+    def num_codebooks(self) -> int:
+        """Of both channels together."""
+        return 2 * self.mono.num_codebooks
+
+    def encode(self, audio: mx.array) -> mx.array:
+        """Codes int32 `[B, K, F]` of `audio` float `[B, 2, T]`."""
+        batch, channels, length = audio.shape
+        codes = self.mono.encode(audio.reshape(batch * channels, 1, length))
+        codes = codes.reshape(batch, channels, self.mono.num_codebooks, -1)
+        return codes.transpose(0, 2, 1, 3).reshape(batch, self.num_codebooks, -1)
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Audio float32 `[B, 2, F * hop]` of `codes` int `[B, K, F]`."""
+        return merge_channels(self.mono.decode(deinterleave(codes)))
+
+    def make_decoder_stream(self) -> StereoDecoderStream:
+        return StereoDecoderStream(self.mono)
+
+
+class StereoDecoderStream:
+    """`DecoderStream` of two channels."""
+
+    def __init__(self, mono: Encodec) -> None:
+        self._mono = mono.make_decoder_stream()
+        self.lookahead_frames = self._mono.lookahead_frames
+
+    def step(self, codes: mx.array, is_last: bool) -> mx.array | None:
+        """What can be heard after the next codes int `[B, K, n]`: `[B, 2, m]`, or None for nothing yet."""
+        audio = self._mono.step(deinterleave(codes), is_last)
+        return None if audio is None else merge_channels(audio)
+
+
+def deinterleave(codes: mx.array) -> mx.array:
+    """Each channel's codes in a row of their own: `[B, K, F]` → `[2 * B, K / 2, F]`."""
+    batch, num_codebooks, frames = codes.shape
+    codes = codes.reshape(batch, num_codebooks // 2, 2, frames).transpose(0, 2, 1, 3)
+    return codes.reshape(2 * batch, num_codebooks // 2, frames)
+
+
+def merge_channels(audio: mx.array) -> mx.array:
+    """`[2 * B, 1, T]` → `[B, 2, T]`."""
+    return audio.reshape(-1, 2, audio.shape[2])

@@ -1,0 +1,494 @@
+"""HTDemucs: music → its stems. Two U-Nets, of the spectrum and of the samples, and a transformer across both.
+
+Rouard et al. 2022, "Hybrid Transformers for Music Source Separation"; equal to Demucs' `htdemucs`
+(`demucs/htdemucs.py`, `hdemucs.py`, `demucs.py`, `transformer.py`, `spec.py`, `apply.py` with shifts=0).
+Inside, arrays are `[B, F, T, channels]` in the branch of the spectrum and `[B, T, channels]` in that of the
+samples, whose names end in `t` as upstream's do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.networks.weights import Weights, rename
+from audiocraft_mlx.ops.activations import gelu, glu
+from audiocraft_mlx.ops.attention import attention
+from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
+from audiocraft_mlx.ops.linear import linear
+from audiocraft_mlx.ops.normalization import group_norm, moments
+
+DEPTH = 4
+"""Layers of each encoder and decoder; a layer has twice the channels of the one before it."""
+KERNEL, STRIDE = 8, 4
+PADDING = KERNEL // 4
+N_FFT = 4096
+HOP = N_FFT // 4
+# The spectrum's frames are where the layers' strides expect them: frame j is around sample (j + 1/2) * HOP.
+EDGE = (N_FFT - HOP) // 2
+OVERLAP = 0.25
+"""Of neighbouring segments, as a part of their length: Demucs' own choice."""
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class HTDemucsConfig:
+    sources: tuple[str, ...]
+    sample_rate: int
+    channels: int
+    """Of the audio."""
+    segment: int
+    """Samples that the network hears at once."""
+    width: int
+    """Channels of the first layer."""
+    residual_depth: int
+    residual_compress: int
+    frequency_weight: float
+    """What the embedding of the frequencies is multiplied with."""
+    dim: int
+    """Of the transformer."""
+    hidden_dim: int
+    num_layers: int
+    """Of the transformer, in each branch: by turns to itself and to the other branch."""
+    num_heads: int
+    max_period: float
+    position_weight: float
+
+    @classmethod
+    def from_demucs(cls, config: ConfigSection) -> HTDemucsConfig:
+        """Read the arguments that a Demucs file keeps; absent ones take the defaults of `HTDemucs`."""
+        for key, supported, default in (
+            ("channels_time", None, None),
+            ("growth", 2, 2),
+            ("nfft", N_FFT, N_FFT),
+            ("cac", True, True),
+            ("depth", DEPTH, DEPTH),
+            ("rewrite", True, True),
+            ("kernel_size", KERNEL, KERNEL),
+            ("stride", STRIDE, STRIDE),
+            ("context", 1, 1),
+            ("context_enc", 0, 0),
+            ("dconv_mode", 3, 1),
+            ("t_emb", "sin", "sin"),
+            ("t_norm_in", True, True),
+            ("t_norm_in_group", False, False),
+            ("t_group_norm", False, False),
+            ("t_norm_first", True, True),
+            ("t_norm_out", True, True),
+            ("t_layer_scale", True, True),
+            ("t_gelu", True, True),
+            ("t_sin_random_shift", 0, 0),
+            ("t_sparse_self_attn", False, False),
+            ("t_sparse_cross_attn", False, False),
+            ("t_cross_first", False, False),
+            ("use_train_segment", True, True),
+        ):
+            config.require(key, supported, default)
+        if "multi_freqs" in config:
+            config.require("multi_freqs", [])
+        if config.integer("norm_starts", DEPTH, minimum=0) < DEPTH:
+            raise config.error("norm_starts", f"is less than {DEPTH}; layers with norms are not supported")
+        sources = config.strings("sources")
+        if not sources:
+            raise config.error("sources", "is empty")
+        sample_rate = config.integer("samplerate", 44100)
+        samples = config.number("segment", 10) * sample_rate
+        if not N_FFT <= samples < 2**31:
+            raise config.error("segment", f"is not a length of at least {N_FFT} samples")
+        width = config.integer("channels", 48)
+        compress = config.integer("dconv_comp", 8)
+        if compress > width:
+            raise config.error("dconv_comp", f"is more than the {width} channels of the first layer")
+        dim = config.integer("bottom_channels", 0)
+        hidden = dim * config.number("t_hidden_scale", 4.0)
+        if not 1 <= hidden < 2**31:
+            raise config.error("t_hidden_scale", "gives no possible number of channels")
+        num_heads = config.integer("t_heads", 8)
+        if dim % 4 or dim % num_heads:
+            raise config.error("bottom_channels", f"is {dim}, not a multiple of 4 and of {num_heads} heads")
+        return cls(
+            sources=sources,
+            sample_rate=sample_rate,
+            channels=config.integer("audio_channels", 2),
+            # Rounded, since the seconds, a fraction, may be just short of it as a float.
+            segment=int(round(samples, 6)),
+            width=width,
+            residual_depth=config.integer("dconv_depth", 2),
+            residual_compress=compress,
+            frequency_weight=config.number("freq_emb", 0.2) * config.number("emb_scale", 10),
+            dim=dim,
+            hidden_dim=int(hidden),
+            num_layers=config.integer("t_layers", 5),
+            num_heads=num_heads,
+            max_period=config.number("t_max_period", 10000.0),
+            position_weight=config.number("t_weight_pos_embed", 1.0),
+        )
+
+
+def downsample(layer: nn.Conv1d, x: mx.array) -> mx.array:
+    """A quarter of the frequencies, or of the samples (rounded up)."""
+    if x.ndim == 4:
+        weight = layer.weight[:, :, None]
+        return mx.conv2d(x, weight, stride=(STRIDE, 1), padding=(PADDING, 0)) + layer.bias
+    x = mx.pad(x, [(0, 0), (PADDING, PADDING + -x.shape[1] % STRIDE), (0, 0)])
+    return conv1d(x, layer.weight, layer.bias, STRIDE, 1)
+
+
+def upsample(layer: nn.ConvTranspose1d, x: mx.array, length: int) -> mx.array:
+    """`length` frequencies, or samples: the way back of `downsample`."""
+    if x.ndim == 4:
+        batch, frequencies, time, channels = x.shape
+        columns = x.transpose(0, 2, 1, 3).reshape(batch * time, frequencies, channels)
+        return upsample(layer, columns, length).reshape(batch, time, length, -1).transpose(0, 2, 1, 3)
+    return conv_transpose1d(x, layer.weight, layer.bias, STRIDE)[:, PADDING : PADDING + length]
+
+
+def with_neighbours(layer: nn.Conv1d | nn.Conv2d, x: mx.array) -> mx.array:
+    """A convolution with a kernel of 3, along frequencies and time or along time."""
+    if x.ndim == 4:
+        return mx.conv2d(x, layer.weight, padding=1) + layer.bias
+    return conv1d(mx.pad(x, [(0, 0), (1, 1), (0, 0)]), layer.weight, layer.bias, 1, 1)
+
+
+class Residual(nn.Module):
+    """A narrow branch over time, `[N, T, C]`: its neighbours at a distance of `dilation`."""
+
+    def __init__(self, channels: int, hidden: int, dilation: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv1d(channels, hidden, 3)
+        self.squeeze_norm = nn.GroupNorm(1, hidden)
+        self.expand = nn.Linear(hidden, 2 * channels)
+        self.expand_norm = nn.GroupNorm(1, 2 * channels)
+        self.scale = mx.zeros(channels)
+        self.dilation = dilation
+
+    def __call__(self, x: mx.array) -> mx.array:
+        padded = mx.pad(x, [(0, 0), (self.dilation, self.dilation), (0, 0)])
+        y = conv1d(padded, self.squeeze.weight, self.squeeze.bias, 1, self.dilation)
+        y = gelu(group_norm(y, self.squeeze_norm.weight, self.squeeze_norm.bias, EPS))
+        # The scale of the branch goes to the half that the gates leave linear.
+        scale = mx.concatenate([self.scale, mx.ones_like(self.scale)])
+        norm = self.expand_norm
+        return x + glu(group_norm(linear(self.expand, y), norm.weight * scale, norm.bias * scale, EPS))
+
+
+def residuals(config: HTDemucsConfig, channels: int) -> list[Residual]:
+    hidden = channels // config.residual_compress
+    return [Residual(channels, hidden, 2**index) for index in range(config.residual_depth)]
+
+
+def through(layers: list[Residual], x: mx.array) -> mx.array:
+    """Over time, each frequency for itself."""
+    y = x.reshape(-1, *x.shape[-2:])
+    for layer in layers:
+        y = layer(y)
+    return y.reshape(x.shape)
+
+
+class EncoderLayer(nn.Module):
+    """One layer down, in either branch."""
+
+    def __init__(self, config: HTDemucsConfig, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, KERNEL)
+        self.residuals = residuals(config, outputs)
+        self.rewrite = nn.Linear(outputs, 2 * outputs)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return glu(linear(self.rewrite, through(self.residuals, gelu(downsample(self.conv, x)))))
+
+
+class DecoderLayer(nn.Module):
+    """One layer up."""
+
+    def __init__(self, config: HTDemucsConfig, inputs: int, outputs: int, spectral: bool, last: bool) -> None:
+        super().__init__()
+        self.rewrite = (nn.Conv2d if spectral else nn.Conv1d)(inputs, 2 * inputs, 3)
+        self.residuals = residuals(config, inputs)
+        self.conv = nn.ConvTranspose1d(inputs, outputs, KERNEL)
+        self.last = last
+
+    def __call__(self, x: mx.array, skip: mx.array, length: int) -> mx.array:
+        y = through(self.residuals, glu(with_neighbours(self.rewrite, x + skip)))
+        y = upsample(self.conv, y, length)
+        return y if self.last else gelu(y)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(dim, dim)
+        self.kv_proj = nn.Linear(dim, 2 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.num_heads = num_heads
+
+    def __call__(self, x: mx.array, source: mx.array) -> mx.array:
+        batch, length, _ = x.shape
+        q = linear(self.q_proj, x).reshape(batch, length, self.num_heads, -1).transpose(0, 2, 1, 3)
+        kv = linear(self.kv_proj, source).reshape(batch, source.shape[1], 2, self.num_heads, -1)
+        k, v = kv.transpose(2, 0, 3, 1, 4)
+        return linear(self.out_proj, attention(q, k, v, None))
+
+
+class Block(nn.Module):
+    """A layer of the transformer, which attends to its own branch or across to the other."""
+
+    def __init__(self, config: HTDemucsConfig, across: bool) -> None:
+        super().__init__()
+        dim = config.dim
+        self.attention_norm = nn.LayerNorm(dim, EPS)
+        if across:
+            self.source_norm = nn.LayerNorm(dim, EPS)
+        self.attention = Attention(dim, config.num_heads)
+        self.attention_scale = mx.zeros(dim)
+        self.ff_norm = nn.LayerNorm(dim, EPS)
+        self.ff_in = nn.Linear(dim, config.hidden_dim)
+        self.ff_out = nn.Linear(config.hidden_dim, dim)
+        self.ff_scale = mx.zeros(dim)
+        self.norm = nn.GroupNorm(1, dim)
+        self.across = across
+
+    def __call__(self, x: mx.array, other: mx.array) -> mx.array:
+        queries = self.attention_norm(x)
+        source = self.source_norm(other) if self.across else queries
+        x = x + self.attention_scale * self.attention(queries, source)
+        y = linear(self.ff_out, linear(self.ff_in, x, norm=self.ff_norm, gelu=True))
+        return group_norm(x + self.ff_scale * y, self.norm.weight, self.norm.bias, EPS)
+
+
+class CrossTransformer(nn.Module):
+    """The same layers for both branches, which hear of each other in every second."""
+
+    def __init__(self, config: HTDemucsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_in = nn.LayerNorm(config.dim, EPS)
+        self.norm_in_t = nn.LayerNorm(config.dim, EPS)
+        self.layers = [Block(config, index % 2 == 1) for index in range(config.num_layers)]
+        self.layers_t = [Block(config, index % 2 == 1) for index in range(config.num_layers)]
+
+    def __call__(self, x: mx.array, xt: mx.array) -> tuple[mx.array, mx.array]:
+        batch, frequencies, time, dim = x.shape
+        period, weight = self.config.max_period, self.config.position_weight
+        x = self.norm_in(x) + weight * plane_positions(frequencies, time, dim, period)
+        x = x.transpose(0, 2, 1, 3).reshape(batch, time * frequencies, dim)
+        xt = self.norm_in_t(xt) + weight * line_positions(xt.shape[1], dim, period)
+        for layer, layer_t in zip(self.layers, self.layers_t, strict=True):
+            x, xt = layer(x, xt), layer_t(xt, x)
+        return x.reshape(batch, time, frequencies, dim).transpose(0, 2, 1, 3), xt
+
+
+def line_positions(length: int, dim: int, period: float) -> mx.array:
+    """`[length, dim]`: all cosines, then all sines."""
+    half = dim // 2
+    phase = np.arange(length)[:, None] / period ** (np.arange(half) / (half - 1))
+    return mx.array(np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32))
+
+
+def plane_positions(frequencies: int, time: int, dim: int, period: float) -> mx.array:
+    """`[frequencies, time, dim]`: half for the time, half for the frequency, sines and cosines by turns."""
+    half = dim // 2
+
+    def along(length: int) -> np.ndarray:
+        phase = np.arange(length)[:, None] * np.exp(np.arange(0, half, 2) * -(math.log(period) / half))
+        return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(length, half)
+
+    shape = (frequencies, time, half)
+    positions = np.concatenate(
+        [np.broadcast_to(along(time), shape), np.broadcast_to(along(frequencies)[:, None], shape)], axis=-1
+    )
+    return mx.array(positions.astype(np.float32))
+
+
+def spectrum(audio: mx.array) -> mx.array:
+    """`[B, F, T, channels * 2]` of `[B, channels, samples]`: real and imaginary parts as channels.
+
+    Without the highest frequency, and with a frame for each `HOP` samples (rounded up).
+    """
+    batch, channels, length = audio.shape
+    frames = -(-length // HOP)
+    right = EDGE + frames * HOP - length
+    x = mx.concatenate([audio[..., EDGE:0:-1], audio, audio[..., -2 : -2 - right : -1]], axis=-1)
+    size = x.shape[-1]
+    x = mx.as_strided(x, (batch, channels, frames, N_FFT), (channels * size, size, HOP, 1))
+    z = mx.fft.rfft(x * mx.array(_hann() / math.sqrt(N_FFT), mx.float32))[..., :-1]
+    parts = mx.stack([mx.real(z), mx.imag(z)], axis=2)
+    return parts.transpose(0, 4, 3, 1, 2).reshape(batch, N_FFT // 2, frames, 2 * channels)
+
+
+def waveform(x: mx.array, length: int) -> mx.array:
+    """`[B, channels, length]` of the spectrum `[B, F, T, channels * 2]`."""
+    batch, bins, frames, channels = x.shape
+    channels //= 2
+    x = x.reshape(batch, bins, frames, channels, 2).transpose(0, 3, 2, 1, 4)
+    z = x.reshape(batch, channels, frames, 2 * bins).view(mx.complex64)
+    # Where four squared windows overlap their sum is 3/2 everywhere.
+    window = mx.array(_hann() * (math.sqrt(N_FFT) / 1.5), mx.float32)
+    pieces = (mx.fft.irfft(z, n=N_FFT) * window).reshape(batch, channels, frames, -1, HOP)
+    count = pieces.shape[3]
+    overlapped = reduce(
+        mx.add,
+        (
+            mx.pad(pieces[:, :, :, piece], [(0, 0), (0, 0), (piece, count - 1 - piece), (0, 0)])
+            for piece in range(count)
+        ),
+    )
+    return overlapped.reshape(batch, channels, -1)[..., EDGE : EDGE + length]
+
+
+def _hann() -> np.ndarray:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+
+
+def standardised(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Each of the batch with mean 0 and deviation 1; and what these were."""
+    mean, variance = moments(x)
+    count = x.size // x.shape[0]
+    deviation = mx.sqrt(variance * (count / (count - 1)))
+    return (x - mean) / (EPS + deviation), mean, deviation
+
+
+class HTDemucs(nn.Module):
+    def __init__(self, config: HTDemucsConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.width * 2**index for index in range(DEPTH)]
+        audio, stems = config.channels, config.channels * len(config.sources)
+        inputs = widths[:-1]
+        self.encoder = [
+            EncoderLayer(config, *shape) for shape in zip([2 * audio, *inputs], widths, strict=True)
+        ]
+        self.tencoder = [EncoderLayer(config, *shape) for shape in zip([audio, *inputs], widths, strict=True)]
+        self.freq_emb = nn.Embedding(N_FFT // 2 // STRIDE, config.width)
+        bottom = widths[-1]
+        self.channel_upsampler = nn.Linear(bottom, config.dim)
+        self.channel_upsampler_t = nn.Linear(bottom, config.dim)
+        self.crosstransformer = CrossTransformer(config)
+        self.channel_downsampler = nn.Linear(config.dim, bottom)
+        self.channel_downsampler_t = nn.Linear(config.dim, bottom)
+        self.decoder, self.tdecoder = (
+            [
+                DecoderLayer(config, widths[index], [outputs, *widths][index], spectral, index == 0)
+                for index in reversed(range(DEPTH))
+            ]
+            for outputs, spectral in ((2 * stems, True), (stems, False))
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the stems."""
+        return self.config.sources
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    def __call__(self, mix: mx.array) -> mx.array:
+        """Stems `[B, sources, channels, segment]` of `mix` float `[B, channels, segment]`: one segment."""
+        batch, _, length = mix.shape
+        x, mean, deviation = standardised(spectrum(mix))
+        xt, mean_t, deviation_t = standardised(mix.transpose(0, 2, 1))
+        skips: list[tuple[mx.array, mx.array]] = []
+        lengths: list[tuple[int, int]] = []
+        for down, down_t in zip(self.encoder, self.tencoder, strict=True):
+            lengths.append((x.shape[1], xt.shape[1]))
+            x, xt = down(x), down_t(xt)
+            if not skips:
+                x = x + self.config.frequency_weight * self.freq_emb.weight[:, None]
+            skips.append((x, xt))
+        x, xt = self.crosstransformer(linear(self.channel_upsampler, x), linear(self.channel_upsampler_t, xt))
+        x, xt = linear(self.channel_downsampler, x), linear(self.channel_downsampler_t, xt)
+        for up, up_t in zip(self.decoder, self.tdecoder, strict=True):
+            (skip, skip_t), (frequencies, samples) = skips.pop(), lengths.pop()
+            x, xt = up(x, skip, frequencies), up_t(xt, skip_t, samples)
+        stems = waveform(x * deviation + mean, length) + (xt * deviation_t + mean_t).transpose(0, 2, 1)
+        return stems.reshape(batch, len(self.sources), self.channels, length)
+
+    def separate(self, audio: mx.array) -> mx.array:
+        """Stems float32 `[B, sources, channels, T]` of `audio` float `[B, channels, T]` at `sample_rate`.
+
+        Segment after segment, each clip for itself, so that the memory for it doesn't depend on the length.
+        Neighbours overlap by a quarter and fade into each other.
+        """
+        batch, channels, length = audio.shape
+        segment = self.config.segment
+        # From the edges up to the middle; where segments overlap, each has its part of the sum.
+        fade = np.minimum(np.arange(1, segment + 1), np.arange(segment, 0, -1)).astype(np.float32)
+        spans = [
+            (start, min(start + segment, length)) for start in range(0, length, int((1 - OVERLAP) * segment))
+        ]
+        total = np.zeros(length, np.float32)
+        for start, end in spans:
+            total[start:end] += fade[: end - start]
+        stems = mx.zeros((batch, len(self.sources), channels, length))
+        for row in range(batch):
+            for start, end in spans:
+                part = self._part(audio[row : row + 1], start, end)
+                weight = mx.array(fade[: end - start] / total[start:end])
+                stems[row : row + 1, :, :, start:end] += weight * part
+                mx.eval(stems)
+        return stems
+
+    def _part(self, audio: mx.array, start: int, end: int) -> mx.array:
+        """The stems from sample `start` to `end`, heard in the middle of a whole segment."""
+        missing = self.config.segment - (end - start)
+        first = start - missing // 2
+        last = first + self.config.segment
+        heard = audio[..., max(0, first) : last]
+        before = max(0, -first)
+        after = self.config.segment - before - heard.shape[-1]
+        stems = self(mx.pad(heard, [(0, 0), (0, 0), (before, after)]))
+        return stems[..., start - first : end - first]
+
+    @staticmethod
+    def sanitize(weights: Weights) -> Weights:
+        """From upstream's names and layouts to ours."""
+        weights = rename(
+            weights,
+            [
+                (r"\.dconv\.layers\.(\d+)\.0\.", r".residuals.\1.squeeze."),
+                (r"\.dconv\.layers\.(\d+)\.1\.", r".residuals.\1.squeeze_norm."),
+                (r"\.dconv\.layers\.(\d+)\.3\.", r".residuals.\1.expand."),
+                (r"\.dconv\.layers\.(\d+)\.4\.", r".residuals.\1.expand_norm."),
+                (r"\.dconv\.layers\.(\d+)\.6\.", r".residuals.\1."),
+                (r"\.conv_tr\.", ".conv."),
+                (r"^freq_emb\.embedding\.", "freq_emb."),
+                (r"\.norm1\.", ".attention_norm."),
+                (r"\.norm_out\.", ".norm."),
+                (r"\.gamma_1\.scale$", ".attention_scale"),
+                (r"\.gamma_2\.scale$", ".ff_scale"),
+                (r"\.linear1\.", ".ff_in."),
+                (r"\.linear2\.", ".ff_out."),
+                (r"\.(self|cross)_attn\.in_proj_", r".\1_attn.in_proj."),
+                # The second norm is the last of a layer that attends to itself, and the source's of another.
+                (r"(layers(?:_t)?\.\d*[13579])\.norm2\.", r"\1.source_norm."),
+                (r"\.norm[23]\.", ".ff_norm."),
+                (r"\.(self|cross)_attn\.", ".attention."),
+            ],
+        )
+        for name in list(weights):
+            if name.endswith(".conv.weight") and "decoder." in name:
+                weights[name] = weights[name].swapaxes(0, 1)  # torch: [in, out, k]
+            if weights[name].ndim > 2:
+                weights[name] = _channels_last(weights[name])
+            if ".attention.in_proj." in name:
+                q, k, v = mx.split(weights.pop(name), 3)
+                weights[name.replace("in_proj", "q_proj")] = q
+                weights[name.replace("in_proj", "kv_proj")] = mx.concatenate([k, v])
+        return weights
+
+
+def _channels_last(weight: mx.array) -> mx.array:
+    """From torch's `[out, in, kernel…]` to `[out, kernel…, in]`, without the kernel's dimensions of 1."""
+    weight = mx.moveaxis(weight, 1, -1)
+    return weight.squeeze([axis for axis in range(1, weight.ndim - 1) if weight.shape[axis] == 1])

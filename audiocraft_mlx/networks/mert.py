@@ -1,0 +1,223 @@
+"""MERT: audio → features of its music, 75 per second. Convolutions, then a transformer.
+
+Li et al. 2023, "MERT: Acoustic Music Understanding Model with Large-Scale Self-supervised Training"; equal to
+the last hidden state of `m-a-p/MERT-v1-95M`, which is transformers' `HubertModel` in all that this
+checkpoint uses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
+from audiocraft_mlx.ops.activations import gelu
+from audiocraft_mlx.ops.attention import attention
+from audiocraft_mlx.ops.convolution import conv1d
+from audiocraft_mlx.ops.linear import linear
+
+
+@dataclass(frozen=True)
+class MERTConfig:
+    sample_rate: int
+    conv_dims: tuple[int, ...]
+    conv_kernels: tuple[int, ...]
+    conv_strides: tuple[int, ...]
+    conv_bias: bool
+    position_kernel: int
+    position_groups: int
+    dim: int
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    norm_eps: float
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.conv_strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that the first frame takes: shorter audio has none."""
+        span = 1
+        for kernel, stride in zip(reversed(self.conv_kernels), reversed(self.conv_strides), strict=True):
+            span = (span - 1) * stride + kernel
+        return span
+
+    @classmethod
+    def from_transformers(cls, config: ConfigSection) -> MERTConfig:
+        """Read a `config.json` of model type `mert_model`; absent keys take its `MERTConfig`'s defaults."""
+        config.require("model_type", "mert_model")
+        for key, supported in (
+            ("feature_extractor_cqt", False),
+            ("deepnorm", False),
+            ("do_stable_layer_norm", False),
+            ("conv_pos_batch_norm", False),
+            ("feat_extract_norm", "group"),
+            ("feat_proj_layer_norm", True),
+            ("feat_extract_activation", "gelu"),
+            ("hidden_act", "gelu"),
+        ):
+            config.require(key, supported, supported)
+        dims = config.integers("conv_dim", (512,) * 7, minimum=1)
+        kernels = config.integers("conv_kernel", (10, 3, 3, 3, 3, 2, 2), minimum=1)
+        strides = config.integers("conv_stride", (5, 2, 2, 2, 2, 2, 2), minimum=1)
+        if not len(dims) == len(kernels) == len(strides) > 0:
+            raise config.error("conv_dim", "doesn't have as many entries as conv_kernel and conv_stride")
+        dim = config.integer("hidden_size", 768)
+        return cls(
+            sample_rate=config.integer("sample_rate", 24000),
+            conv_dims=dims,
+            conv_kernels=kernels,
+            conv_strides=strides,
+            conv_bias=config.boolean("conv_bias", False),
+            position_kernel=config.integer("num_conv_pos_embeddings", 128),
+            position_groups=_divisor(config, "num_conv_pos_embedding_groups", 16, dim),
+            dim=dim,
+            hidden_dim=config.integer("intermediate_size", 3072),
+            num_layers=config.integer("num_hidden_layers", 12),
+            num_heads=_divisor(config, "num_attention_heads", 12, dim),
+            norm_eps=config.number("layer_norm_eps", 1e-5),
+        )
+
+
+def _divisor(config: ConfigSection, key: str, default: int, dim: int) -> int:
+    value = config.integer(key, default)
+    if dim % value:
+        raise config.error(key, f"is {value}, which doesn't divide the dimension {dim}")
+    return value
+
+
+class ConvLayer(nn.Module):
+    """A strided convolution without padding → each channel normalised over time, if `normalised` → GELU."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, bias: bool, normalised: bool
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride=stride, bias=bias)
+        self.stride = stride
+        # One channel per group: both of MLX's ways to group them are torch's then, and this one is quicker.
+        self.norm = nn.GroupNorm(outputs, outputs) if normalised else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = conv1d(x, self.conv.weight, self.conv.get("bias"), self.stride, 1)
+        return gelu(x if self.norm is None else self.norm(x))
+
+
+class PositionalConv(nn.Module):
+    """Positions as what a wide convolution sees around each frame."""
+
+    def __init__(self, config: MERTConfig) -> None:
+        super().__init__()
+        kernel = config.position_kernel
+        self.conv = nn.Conv1d(
+            config.dim, config.dim, kernel, padding=kernel // 2, groups=config.position_groups
+        )
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # An even kernel makes one frame too many.
+        return gelu(self.conv(x)[:, : x.shape[1]])
+
+
+class Attention(nn.Module):
+    """`x` plus what its frames find in each other."""
+
+    def __init__(self, config: MERTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv_proj = nn.Linear(config.dim, 3 * config.dim)
+        self.out_proj = nn.Linear(config.dim, config.dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, length, _ = x.shape
+        qkv = linear(self.qkv_proj, x).reshape(batch, length, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        return linear(self.out_proj, attention(qkv[0], qkv[1], qkv[2], None), residual=x)
+
+
+class Block(nn.Module):
+    """Post-norm: attention and feed-forward, each added to its input and then normalised."""
+
+    def __init__(self, config: MERTConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.ff_in = nn.Linear(config.dim, config.hidden_dim)
+        self.ff_out = nn.Linear(config.hidden_dim, config.dim)
+        self.ff_norm = nn.LayerNorm(config.dim, config.norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.attention_norm(self.attention(x))
+        return self.ff_norm(linear(self.ff_out, linear(self.ff_in, x, gelu=True), residual=x))
+
+
+class MERT(nn.Module):
+    def __init__(self, config: MERTConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = (1, *config.conv_dims[:-1])
+        self.convs = [
+            ConvLayer(*shape, bias=config.conv_bias, normalised=index == 0)
+            for index, shape in enumerate(
+                zip(inputs, config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
+            )
+        ]
+        self.projection_norm = nn.LayerNorm(config.conv_dims[-1], config.norm_eps)
+        self.projection = nn.Linear(config.conv_dims[-1], config.dim)
+        self.positions = PositionalConv(config)
+        self.norm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.layers = [Block(config) for _ in range(config.num_layers)]
+
+    def __call__(self, audio: mx.array) -> mx.array:
+        """Features `[B, frames, dim]` of mono `audio` float `[B, T]` at the config's rate.
+
+        `T` is at least the config's `span`, and `frames` is `(T - span) // hop_length + 1`.
+        """
+        x = audio[..., None]
+        for conv in self.convs:
+            x = conv(x)
+        x = linear(self.projection, x, norm=self.projection_norm)
+        x = self.norm(x + self.positions(x))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    @staticmethod
+    def sanitize(weights: Weights) -> Weights:
+        """From upstream's names and layouts to ours; weight norm (either spelling) is folded."""
+        weights.pop("masked_spec_embed", None)  # stands for what training hides
+        weights = rename(
+            weights,
+            [
+                (r"^feature_extractor\.conv_layers\.(\d+)\.layer_norm\.", r"convs.\1.norm."),
+                (r"^feature_extractor\.conv_layers\.", "convs."),
+                (r"^feature_projection\.layer_norm\.", "projection_norm."),
+                (r"^feature_projection\.projection\.", "projection."),
+                (r"^encoder\.pos_conv_embed\.conv\.", "positions.conv."),
+                (r"^encoder\.layer_norm\.", "norm."),
+                (r"^encoder\.layers\.", "layers."),
+                (r"(layers\.\d+)\.layer_norm\.", r"\1.attention_norm."),
+                (r"(layers\.\d+)\.feed_forward\.intermediate_dense\.", r"\1.ff_in."),
+                (r"(layers\.\d+)\.feed_forward\.output_dense\.", r"\1.ff_out."),
+                (r"(layers\.\d+)\.final_layer_norm\.", r"\1.ff_norm."),
+                (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+                (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+            ],
+        )
+        name = "positions.conv.weight"
+        if {f"{name}_g", f"{name}_v"} <= weights.keys():
+            v, gain = (weights.pop(f"{name}_{part}").astype(mx.float32) for part in "vg")
+            # One norm for each tap of the kernel.
+            weights[name] = v * (gain / mx.sqrt((v * v).sum(axis=(0, 1), keepdims=True)))
+        for name in [name for name in weights if name.endswith(".conv.weight")]:
+            weights[name] = weights[name].transpose(0, 2, 1)  # torch: [out, in, k]; MLX: [out, k, in]
+        for name in [name for name in weights if ".attention.q_proj." in name]:
+            concat_tensors(
+                weights, [name.replace(".q_", f".{part}_") for part in "qkv"], name.replace(".q_", ".qkv_")
+            )
+        return weights

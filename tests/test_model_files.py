@@ -1,0 +1,554 @@
+"""Finding and downloading checkpoints, against a stand-in for the Hub."""
+
+import errno
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model
+from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
+
+from .hub_server import HubServer, digests
+
+REPO = "facebook/musicgen-small"
+CONFIG = b'{"model_type": "musicgen"}\n'
+WEIGHTS = bytes(range(256)) * 400
+FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "onnx/decoder.bin": b"unwanted"}
+CHUNK = 1000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_proxy() -> Iterator[None]:
+    """The library's one HTTP client reads the proxies of the environment when it is made."""
+    from huggingface_hub import close_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "*")
+        close_session()
+        yield
+    close_session()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub with musicgen-small and t5-base, as if the environment had been set before the start."""
+    import huggingface_hub.file_download
+    from huggingface_hub import constants
+
+    server = HubServer({REPO: dict(FILES), "t5-base": {"config.json": b"{}"}})
+    # huggingface_hub reads its environment once, when it is imported.
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    # What has arrived is written, and so can be resumed, in chunks of 10 MB; and it waits between attempts.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    with server:
+        yield server
+
+
+@pytest.fixture
+def cache(hub: HubServer, tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "models--facebook--musicgen-small"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    from huggingface_hub import constants
+
+    return SimpleNamespace(start=lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True))
+
+
+def failure(
+    kind: type[MusicGenError], name: str, filename: str | None = None, revision: str | None = None
+) -> str:
+    """The message of the error that opening a model, or getting a file of it, must end with."""
+
+    def use() -> None:
+        source = resolve_model(name, revision)
+        if filename is not None:
+            source.local_path(filename)
+
+    with pytest.raises(kind) as caught:
+        use()
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Names
+
+
+@pytest.mark.parametrize("short", ["small", "stereo-large", "melody", "style"])
+def test_a_short_name_means_metas_repository(hub: HubServer, short: str) -> None:
+    hub.repos[f"facebook/musicgen-{short}"] = {"config.json": b"{}"}
+    assert resolve_model(short).name == f"facebook/musicgen-{short}"
+
+
+def test_a_bare_repository_name_is_not_a_short_name(hub: HubServer) -> None:
+    assert "no model 'musicgen-small'" in failure(CheckpointError, "musicgen-small")
+
+
+def test_a_repository_without_an_owner_is_found(hub: HubServer) -> None:
+    assert resolve_model("t5-base").local_path("config.json").read_bytes() == b"{}"
+
+
+def test_a_short_name_goes_before_a_folder_and_a_folder_before_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("small", REPO):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "here").touch()
+    assert "here" not in resolve_model("small").files
+    assert resolve_model(REPO).files == {"here"}
+
+
+@pytest.mark.parametrize(
+    "name", ["./x", "/x", "~/x-x", "~nobody-at-all/x", "a/b/c", "a\\b", "../no-such", "a/"]
+)
+def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(hub: HubServer, name: str) -> None:
+    assert f"{name}: no such folder" in failure(CheckpointError, name)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "a--b", "x" * 200])
+def test_an_impossible_name_is_a_usage_error_that_lists_the_short_names(hub: HubServer, name: str) -> None:
+    assert ", ".join(SHORT_NAMES) in failure(UsageError, name)
+    assert not hub.requests
+
+
+# Folders
+
+
+def test_a_folder_offers_its_files_and_those_one_level_below(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer/spiece.model", "a/b/too-deep"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    source = resolve_model(str(tmp_path))
+    assert source.name == str(tmp_path)
+    assert source.files == {"config.json", "tokenizer/spiece.model"}
+    assert source.local_path("tokenizer/spiece.model").read_text() == "tokenizer/spiece.model"
+
+
+def test_a_folder_is_found_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    assert resolve_model("~/model").local_path("config.json") == tmp_path / "model" / "config.json"
+
+
+def test_a_file_in_place_of_a_folder_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "state_dict.bin").touch()
+    assert "this is a file" in failure(CheckpointError, str(tmp_path / "state_dict.bin"))
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
+    assert "'v1'" in failure(UsageError, str(tmp_path), revision="v1")
+
+
+@pytest.mark.parametrize("name", ["nothing.json", "../outside", "/etc/hostname"])
+def test_a_file_that_the_model_lacks_is_refused(hub: HubServer, tmp_path: Path, name: str) -> None:
+    (tmp_path / "model").mkdir()
+    for source in (str(tmp_path / "model"), REPO):
+        assert f"no file {name!r}" in failure(CheckpointError, source, name)
+
+
+# Downloads
+
+
+def test_only_the_files_asked_for_are_fetched(hub: HubServer) -> None:
+    source = resolve_model("small")
+    assert source.files == set(FILES)
+    assert hub.fetched == []
+    assert source.local_path("config.json").read_bytes() == CONFIG
+    assert source.local_path("model.safetensors").read_bytes() == WEIGHTS
+    assert hub.fetched == [f"{REPO}/config.json", f"{REPO}/model.safetensors"]
+
+
+def test_a_file_in_a_folder_of_the_repository_is_fetched(hub: HubServer) -> None:
+    assert resolve_model("small").local_path("onnx/decoder.bin").read_bytes() == b"unwanted"
+
+
+def test_an_empty_file_is_fetched(hub: HubServer) -> None:
+    hub.repos[REPO]["empty.txt"] = b""
+    assert resolve_model("small").local_path("empty.txt").read_bytes() == b""
+
+
+def test_the_next_run_downloads_nothing_again(hub: HubServer) -> None:
+    first = resolve_model("small").local_path("model.safetensors")
+    hub.requests.clear()
+    assert resolve_model("small").local_path("model.safetensors") == first
+    assert [request.path for request in hub.requests] == [f"/api/models/{REPO}/revision/main"]
+
+
+def test_the_cache_is_the_one_that_huggingface_hub_uses(hub: HubServer) -> None:
+    from huggingface_hub import hf_hub_download
+
+    ours = resolve_model("small").local_path("model.safetensors")
+    hub.requests.clear()
+    assert hf_hub_download(REPO, "model.safetensors") == str(ours)
+    assert hub.fetched == []
+    theirs = hf_hub_download(REPO, "config.json")
+    hub.requests.clear()
+    assert resolve_model("small").local_path("config.json") == Path(theirs)
+    assert hub.fetched == []
+
+
+def test_a_new_commit_brings_only_what_has_changed(hub: HubServer) -> None:
+    resolve_model("small").local_path("config.json")
+    resolve_model("small").local_path("model.safetensors")
+    hub.repos[REPO]["config.json"] = b"{}"
+    hub.requests.clear()
+    source = resolve_model("small")
+    assert source.local_path("config.json").read_bytes() == b"{}"
+    assert source.local_path("model.safetensors").read_bytes() == WEIGHTS
+    assert hub.fetched == [f"{REPO}/config.json"]
+
+
+def test_a_commit_can_be_pinned(hub: HubServer) -> None:
+    commit = hub.commit(REPO)
+    path = resolve_model(REPO, commit).local_path("config.json")
+    assert path.parent.name == commit
+
+
+def test_all_files_are_of_the_commit_that_was_opened(hub: HubServer) -> None:
+    source = resolve_model("small")
+    hub.repos[REPO]["config.json"] = b"newer"
+    with pytest.raises(CheckpointError, match="no revision"):
+        source.local_path("config.json")
+
+
+def test_the_token_goes_to_the_hub_but_not_to_its_storage(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    resolve_model("small").local_path("model.safetensors")
+    for request in hub.requests:
+        assert ("authorization" in request.headers) == (not request.path.startswith("/large/"))
+
+
+def test_the_user_agent_names_the_project(hub: HubServer) -> None:
+    resolve_model("small").local_path("config.json")
+    assert all(request.headers["user-agent"].startswith("musicgen-mlx/") for request in hub.requests)
+
+
+def test_the_library_is_silent_and_its_verbosity_stays(
+    hub: HubServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(library, "propagate", True)
+    library.setLevel(logging.WARNING)
+    hub.cut("/large/", after=5000, times=1)
+    resolve_model("small").local_path("model.safetensors")
+    assert caplog.records == []
+    assert library.level == logging.WARNING
+
+
+# Interruptions
+
+
+def test_a_cut_connection_is_resumed_at_once(hub: HubServer) -> None:
+    hub.cut("/large/", after=5500, times=1)
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+    ranges = [request.range for request in hub.requests if request.path.startswith("/large/")]
+    assert ranges == [None, "bytes=5000-"]
+
+
+def test_a_connection_that_stays_away_is_resumed_by_the_next_run(hub: HubServer) -> None:
+    hub.cut("/large/", after=5500, times=1)
+    hub.cut("/large/", after=0)
+    message = failure(DownloadError, "small", "model.safetensors")
+    assert "model.safetensors: the connection was lost" in message
+    assert "run the same command again to resume" in message
+    hub.heal()
+    hub.requests.clear()
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+    assert [request.range for request in hub.requests if request.path.startswith("/large/")] == [
+        "bytes=5000-"
+    ]
+
+
+def test_a_stopped_program_leaves_what_the_next_one_resumes(hub: HubServer, cache: Path) -> None:
+    partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(WEIGHTS[:70000])
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+    assert [request.range for request in hub.requests if request.path.startswith("/large/")] == [
+        "bytes=70000-"
+    ]
+    assert not partial.exists()
+
+
+def test_a_partial_file_that_is_too_long_is_begun_anew(hub: HubServer, cache: Path) -> None:
+    partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(WEIGHTS + b"!")
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("filename", "wrong"), [("model.safetensors", WEIGHTS[::-1]), ("config.json", CONFIG[::-1])]
+)
+def test_a_damaged_download_is_never_kept(hub: HubServer, cache: Path, filename: str, wrong: bytes) -> None:
+    hub.corrupt(filename, wrong)
+    assert f"{filename} arrived damaged" in failure(DownloadError, "small", filename)
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    hub.heal()
+    assert resolve_model("small").local_path(filename).read_bytes() == FILES[filename]
+
+
+def test_a_damaged_beginning_is_found_out_at_the_end(hub: HubServer, cache: Path) -> None:
+    partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"?" * 5000)
+    assert "arrived damaged" in failure(DownloadError, "small", "model.safetensors")
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_body_of_the_wrong_length_is_an_error(hub: HubServer) -> None:
+    hub.corrupt("model.safetensors", WEIGHTS + b"!")
+    assert "run the same command again" in failure(DownloadError, "small", "model.safetensors")
+    hub.heal()
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+
+
+# Without the Hub
+
+
+def test_offline_the_cache_is_enough(hub: HubServer, offline: SimpleNamespace) -> None:
+    path = resolve_model("small").local_path("config.json")
+    hub.requests.clear()
+    offline.start()
+    source = resolve_model("small")
+    assert source.files == {"config.json"}
+    assert source.local_path("config.json") == path
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+def test_a_hub_in_trouble_leaves_the_cache(hub: HubServer, status: int) -> None:
+    path = resolve_model("small").local_path("config.json")
+    hub.fail(status)
+    assert resolve_model("small").local_path("config.json") == path
+
+
+def test_an_unreachable_hub_leaves_the_cache(hub: HubServer) -> None:
+    path = resolve_model("small").local_path("config.json")
+    hub.stop()
+    assert resolve_model("small").local_path("config.json") == path
+
+
+def test_a_file_that_only_the_cache_lacks_is_reported_as_such(hub: HubServer) -> None:
+    resolve_model("small").local_path("config.json")
+    hub.stop()
+    message = failure(CheckpointError, "small", "model.safetensors")
+    assert message.startswith(f"{REPO} (as cached; the Hub could not be asked)")
+
+
+def test_a_pinned_commit_is_found_without_the_hub(hub: HubServer) -> None:
+    commit = hub.commit(REPO)
+    path = resolve_model("small").local_path("config.json")
+    hub.stop()
+    assert resolve_model("small", commit).local_path("config.json") == path
+
+
+def test_main_is_found_without_the_hub_when_its_files_came_by_commit(hub: HubServer) -> None:
+    path = resolve_model("small", hub.commit(REPO)).local_path("config.json")
+    resolve_model("small").local_path("config.json")
+    hub.stop()
+    assert resolve_model("small").local_path("config.json") == path
+
+
+def test_a_listing_alone_does_not_replace_what_works_offline(hub: HubServer) -> None:
+    resolve_model("small").local_path("config.json")
+    hub.repos[REPO]["config.json"] = b"newer"
+    resolve_model("small")
+    hub.stop()
+    assert resolve_model("small").local_path("config.json").read_bytes() == CONFIG
+
+
+def test_offline_with_an_empty_cache_says_why(hub: HubServer, offline: SimpleNamespace) -> None:
+    offline.start()
+    message = failure(DownloadError, "small")
+    assert REPO in message
+    assert "HF_HUB_OFFLINE" in message
+    assert "or use the model 'demo', which needs no download" in message
+
+
+def test_the_demo_model_needs_neither_hub_nor_cache(hub: HubServer, offline: SimpleNamespace) -> None:
+    offline.start()
+    source = resolve_model("demo")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= source.files
+    assert source.local_path("config.json").is_file()
+    assert hub.requests == []
+    with pytest.raises(UsageError, match="no revision"):
+        resolve_model("demo", revision="main")
+
+
+def test_unreachable_with_an_empty_cache_says_what_to_do(hub: HubServer) -> None:
+    hub.stop()
+    message = failure(DownloadError, "small")
+    assert message.startswith(f"{REPO} is not in the cache, and the Hub ({hub.url}) can't be reached (")
+    assert "check the network, give a local folder, or use the model 'demo'" in message
+
+
+def test_a_hub_that_does_not_answer_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.model_files._TIMEOUT", 0.05)
+    hub.delay("/api/", 0.3)
+    assert "can't be reached" in failure(DownloadError, "small")
+    assert len(hub.requests) == 1
+
+
+# What the Hub may answer
+
+
+def test_an_unknown_repository_lists_the_short_names(hub: HubServer) -> None:
+    message = failure(CheckpointError, "facebook/smal")
+    known = ", ".join([*SHORT_NAMES, "demo"])
+    assert message == f"no model 'facebook/smal' on the Hub ({hub.url}); known short names: {known}"
+
+
+def test_the_hubs_answer_to_strangers_may_mean_a_missing_or_a_private_model(hub: HubServer) -> None:
+    hub.fail(401, message="Invalid username or password.")
+    message = failure(CheckpointError, "somebody/x")
+    assert "no model 'somebody/x'" in message
+    assert "or a private one (then log in with `hf auth login`" in message
+
+
+def test_an_unknown_revision_is_named(hub: HubServer) -> None:
+    assert f"{REPO} has no revision 'v9'" in failure(CheckpointError, "small", revision="v9")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (401, "GatedRepo", "Access to model is restricted"),
+        (403, "GatedRepo", "Access to model is restricted"),
+        (403, "", "Forbidden"),
+        (401, "", "Invalid credentials in Authorization header"),
+    ],
+)
+def test_denied_access_asks_to_log_in(hub: HubServer, status: int, code: str, reason: str) -> None:
+    hub.fail(status, code, reason, where="/resolve/")
+    message = failure(DownloadError, "small", "config.json")
+    assert message.startswith(f"{REPO}: config.json: the Hub denies access ({status})")
+    assert "hf auth login" in message
+    assert "HF_TOKEN" in message
+
+
+@pytest.mark.parametrize("where", ["/api/", "/resolve/", "/large/"])
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_error_is_given_up_at_once(hub: HubServer, status: int, where: str) -> None:
+    hub.fail(status, where=where)
+    assert f"the Hub answers with error {status}" in failure(DownloadError, "small", "model.safetensors")
+    assert len(hub.requests) <= 4
+
+
+@pytest.mark.parametrize("revision", ["../..", "/"])
+def test_a_revision_does_not_lead_out_of_the_cache(hub: HubServer, revision: str) -> None:
+    resolve_model("small").local_path("config.json")
+    assert "no revision" in failure(CheckpointError, "small", revision=revision)
+
+
+def test_a_listed_file_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path) -> None:
+    hub.repos[REPO]["../../../escaped"] = b"!"
+    assert "doesn't answer as the Hub would" in failure(DownloadError, "small", "../../../escaped")
+    assert not cache.exists()
+
+
+def test_a_file_that_vanished_since_it_was_listed_is_named(hub: HubServer) -> None:
+    hub.fail(404, "EntryNotFound", where="/resolve/")
+    assert f"{REPO}: config.json: the Hub has lost" in failure(CheckpointError, "small", "config.json")
+
+
+def test_a_login_page_is_not_taken_for_the_hub(hub: HubServer) -> None:
+    hub.fail(200)
+    assert "doesn't answer as the Hub would" in failure(DownloadError, "small")
+
+
+# Disks
+
+
+def test_a_full_disk_is_named_with_the_cache(hub: HubServer, cache: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to("/dev/full")
+    message = failure(DownloadError, "small", "model.safetensors")
+    assert f"no space left in the cache {cache.parent}" in message
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: HubServer, cache: Path) -> None:
+    cache.parent.write_text("a file where the folder should be")
+    message = failure(DownloadError, "small", "config.json")
+    assert f"the cache {cache.parent} can't be used ({os.strerror(errno.ENOTDIR)}" in message
+    assert "HF_HOME" in message
+
+
+def test_a_cache_that_is_complete_may_be_read_only(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = resolve_model("small", hub.commit(REPO)).local_path("config.json")
+
+    def refuse(self: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, "read-only", str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert resolve_model("small").local_path("config.json") == path
+
+
+# The environment
+
+
+def in_a_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env = {**kept, "NO_PROXY": "*", **environment}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_environment_of_huggingface_hub_is_respected(tmp_path: Path) -> None:
+    code = (
+        "from audiocraft_mlx.checkpoints.model_files import resolve_model;"
+        "print(resolve_model('t5-base').local_path('config.json'))"
+    )
+    with HubServer({"t5-base": {"config.json": b"{}"}}) as hub:
+        done = in_a_new_process(code, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path))
+        again = in_a_new_process(code, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+        assert hub.fetched == ["t5-base/config.json"]
+    assert done.stderr == ""
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "hub")
+    assert again.stdout == done.stdout
+
+
+def test_nothing_slow_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, audiocraft_mlx.checkpoints.model_files;"
+        "print(sorted({'huggingface_hub', 'httpx2', 'mlx', 'numpy', 'tqdm'} & set(sys.modules)))"
+    )
+    assert in_a_new_process(code).stdout == "[]\n"
+
+
+def test_a_black_hole_is_no_reason_to_hang(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listening socket that nobody serves takes connections and never answers."""
+    from huggingface_hub import constants
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("audiocraft_mlx.checkpoints.model_files._TIMEOUT", 0.05)
+        assert "can't be reached" in failure(DownloadError, "small")
