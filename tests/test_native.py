@@ -349,7 +349,8 @@ def test_an_extension_for_another_mlx_or_an_older_program_is_not_used(
 @pytest.mark.parametrize("name", extension.load_extension().instruction_sets())
 def test_every_instruction_set_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "import mlx.core as mx; from audiocraft_mlx.ops.cpu.extension import load_extension; e = load_extension();"
+        "import mlx.core as mx; from audiocraft_mlx.ops.cpu.extension import load_extension; "
+        "e = load_extension();"
         "mx.random.seed(1); x = mx.random.normal((2, 128)); w = mx.random.normal((48, 128));"
         "q = mx.quantize(w, 64, 4); t = [p.reshape(3, 16, -1).swapaxes(1, 2) for p in q];"
         "print(e.instruction_set(), mx.abs(e.linear(x, w) - x @ w.T).max().item() < 1e-4,"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.files import check_writable, next_free_path
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
 from audiocraft_mlx.audio.write import check_wav_size, write_audio, write_wav
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import OutputError, UsageError
+from audiocraft_mlx.files import check_writable, next_free_path
 
 FORMATS = [AudioFormat(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
 

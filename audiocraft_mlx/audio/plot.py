@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from audiocraft_mlx.audio.files import replace_file
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import write_file
 
 _N_FFT, _HOP, _MELS = 2048, 512, 128
 _RANGE_DB = 80.0
@@ -94,7 +94,7 @@ def plot(
     elif heard is not None:
         _draw_spectrum(rest[0], heard.audio, heard.sample_rate, heard.start)
         rest[0].set(ylabel="style heard (Hz)", xlabel="time in the style's file (s)")
-    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def _draw_spectrum(panel: Any, audio: np.ndarray, sample_rate: int, start: float = 0.0) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiocraft_mlx.audio.files import write_error
+from audiocraft_mlx.files import write_error
 
 # Samples of a channel that are read back at a time.
 _BLOCK = 1 << 18

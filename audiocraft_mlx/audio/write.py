@@ -9,12 +9,12 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from audiocraft_mlx.audio.files import replace_file
 from audiocraft_mlx.audio.formats import WAV, AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import add_tags
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import OutputError, UsageError
+from audiocraft_mlx.files import write_file
 
 # How libsndfile calls the encodings.
 _SUBTYPES: dict[tuple[str, int | None], str] = {
@@ -85,7 +85,7 @@ def write_audio(
         if metadata:
             add_tags(file, metadata)
 
-    replace_file(path, fill)
+    write_file(path, fill)
     return peak
 
 

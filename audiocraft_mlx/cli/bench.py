@@ -24,10 +24,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bench(argv: list[str] | None) -> None:
     arguments = _parse(argv)
-    from audiocraft_mlx.audio.files import check_writable
     from audiocraft_mlx.benchmark import report
     from audiocraft_mlx.benchmark.subject import Subject
     from audiocraft_mlx.benchmark.suite import Row, Settings, measure_all
+    from audiocraft_mlx.files import check_writable
 
     if arguments.json:
         check_writable(arguments.json)

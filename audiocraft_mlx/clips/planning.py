@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiocraft_mlx.audio.files import check_writable, next_free_path
 from audiocraft_mlx.cli.arguments import STREAM
 from audiocraft_mlx.clips.metadata import CommandDefaults, GenerationMetadata, Value
+from audiocraft_mlx.files import check_writable, next_free_path
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Names of files, and how they come to be there: whole or not at all."""
+"""Free file names and atomic writes: a file or a folder appears complete or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,21 +48,43 @@ def check_writable(path: Path) -> None:
         raise write_error(path, error) from error
 
 
-def replace_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Put a file at `path` with what `fill` writes into it, at once or not at all.
+def check_new_folder(folder: Path) -> None:
+    """Make sure that `write_folder` can make `folder`, before the minutes that it takes to fill it.
+
+    Raises:
+        OutputError: it has something in it, is no folder, or its parent doesn't exist or can't be written.
+    """
+    try:
+        parent = folder.resolve().parent
+        if not parent.is_dir():
+            raise OutputError(f"{folder} can't be written: there is no folder {parent}; create it")
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                raise OutputError(f"{folder} is not empty; choose another folder, or remove it first")
+        elif os.path.lexists(folder):
+            raise OutputError(f"{folder} is a file; choose another name for the folder")
+        probe = _temporary_beside(folder.resolve())
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def write_file(path: Path, write_fn: Callable[[BinaryIO], None]) -> None:
+    """Replace the file at `path` with what `write_fn` writes, atomically.
 
     Raises `OutputError` if it can't be written.
     """
     temporary = _temporary_beside(path)
     try:
         with temporary.open("x+b") as file:
-            fill(file)
-            # Some file systems find out only now that they are full; and after a power failure the name must
-            # not lead to what was never written.
+            write_fn(file)
+            # Some file systems report only now that they are full; and after a power failure the name must
+            # not lead to data that was never written.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:  # an interruption leaves no half file either
+    except BaseException as error:  # an interruption leaves no partial file either
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -69,8 +92,26 @@ def replace_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
+    """Make `folder` with the files that `write_fn` writes into the (temporary) folder it is given, atomically.
+
+    Raises `OutputError` if it can't be written; see `check_new_folder`.
+    """
+    check_new_folder(folder)
+    temporary = _temporary_beside(folder.resolve())
+    try:
+        temporary.mkdir()
+        write_fn(temporary)
+        os.replace(temporary, folder.resolve())
+    except BaseException as error:  # an interruption leaves nothing either
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise write_error(folder, error) from error
+        raise
+
+
 def write_error(path: Path, error: OSError) -> OutputError:
-    """What to say of a file that can't be written at `path`."""
+    """The error for a file or folder that can't be written at `path`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     hint = "free some space" if full else "choose another name or folder"
     return OutputError(f"{path} can't be written: {error.strerror or error}; {hint}")
