@@ -174,7 +174,7 @@ def log_probabilities(checkpoint: ModelBundle, case: Case) -> np.ndarray:
     pattern = DelayPattern(lm.config.delays, frames)
     sequence = pattern.build(mx.array(case.codes), lm.special_token_id)
     conditions = checkpoint.text_conditioner.encode(case.captions)
-    logits = np.array(lm(sequence[:, :, :-1], lm.start(conditions, pattern.steps - 1)), np.float64)
+    logits = np.array(lm(sequence[:, :, :-1], cache=lm.make_cache(conditions, pattern.steps - 1)), np.float64)
     logits = np.stack(
         [logits[:, k, delay : delay + frames] for k, delay in enumerate(lm.config.delays)], axis=1
     )

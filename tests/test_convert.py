@@ -103,7 +103,7 @@ def test_a_converted_model_is_the_model(source: Callable[[str], str], tmp_path: 
     assert after.text_conditioner.t5.config == before.text_conditioner.t5.config
     assert after.condition_types == before.condition_types
     for value in ("sampling", "guidance", "max_duration"):
-        assert getattr(after._defaults, value) == getattr(before._defaults, value)
+        assert getattr(after._bundle, value) == getattr(before._bundle, value)
     assert (after.sample_rate, after.frame_rate, after.audio_channels) == (
         before.sample_rate,
         before.frame_rate,
@@ -199,8 +199,8 @@ def test_the_quantized_model_computes_with_its_quantized_weights(monkeypatch: py
     np.testing.assert_allclose(ours.cross, theirs.cross, atol=1e-4)
     codes = mx.array(np.random.default_rng(0).integers(0, 512, (2, 4, 20), dtype=np.int32))
     np.testing.assert_allclose(
-        quantized.lm(codes, quantized.lm.start(ours, 20)),
-        plain.lm(codes, plain.lm.start(theirs, 20)),
+        quantized.lm(codes, cache=quantized.lm.make_cache(ours, 20)),
+        plain.lm(codes, cache=plain.lm.make_cache(theirs, 20)),
         atol=2e-4,
     )
 
@@ -215,7 +215,7 @@ def test_linear_layers_and_the_table_of_words_are_quantized_and_nothing_else() -
     assert quantization_of(checkpoint.lm) == Quantization(4, 32)
     kinds = {type(layer) for layer in checkpoint.lm.leaf_modules()["layers"][0]["self_attn"].values()}
     assert kinds == {nn.QuantizedLinear}
-    assert isinstance(checkpoint.lm.heads, nn.QuantizedLinear)
+    assert isinstance(checkpoint.lm.lm_heads, nn.QuantizedLinear)
     assert type(checkpoint.lm.embed) is nn.Embedding
     assert isinstance(checkpoint.text_conditioner.t5.embed, nn.QuantizedEmbedding)
     assert type(checkpoint.text_conditioner.t5.relative_bias) is nn.Embedding

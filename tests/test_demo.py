@@ -81,7 +81,7 @@ def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None
     pattern = DelayPattern(lm.config.delays, codes.shape[2])
     sequence = pattern.build_sequence(mx.array(codes), lm.special_token_id)
     conditions = demo.text_conditioner.encode([str(caption) for caption in captions])
-    logits = np.array(lm(sequence[:, :, :-1], lm.start(conditions, pattern.steps - 1)))
+    logits = np.array(lm(sequence[:, :, :-1], cache=lm.make_cache(conditions, pattern.steps - 1)))
     nats = []
     for k, delay in enumerate(lm.config.delays):
         predicted = logits[:, k, delay : delay + codes.shape[2]]

@@ -63,8 +63,9 @@ def greedy(
 def in_front(
     golden: SimpleNamespace, prompts: list[str | None], wavs: list[mx.array | None]
 ) -> ConditionTensors:
-    told = golden.model._prepare_inputs(prompts, wavs, RATE)
-    return golden.model._conditions(told, Window(0, 0, 50, 0), several=False)
+    model = golden.model
+    inputs = model.prepare_inputs(prompts, range(len(prompts)), melody_wavs=wavs, melody_sample_rate=RATE)
+    return model._conditions(inputs, model.params, Window(0, 0, 50, 0), several=False)
 
 
 def check_logits(golden: SimpleNamespace, conditions: ConditionTensors, wanted: np.ndarray) -> None:
@@ -73,9 +74,9 @@ def check_logits(golden: SimpleNamespace, conditions: ConditionTensors, wanted: 
     sequence = mx.array(np.concatenate([sequence] * (len(wanted) // len(sequence))))
     steps = sequence.shape[2]
     for prefill in (steps, 5):
-        state = lm.start(conditions, steps)
-        logits = [lm(sequence[:, :, :prefill], state)]
-        logits += [lm(sequence[:, :, step : step + 1], state) for step in range(prefill, steps)]
+        state = lm.make_cache(conditions, steps)
+        logits = [lm(sequence[:, :, :prefill], cache=state)]
+        logits += [lm(sequence[:, :, step : step + 1], cache=state) for step in range(prefill, steps)]
         np.testing.assert_allclose(mx.concatenate(logits, axis=2), wanted, atol=TOLERANCE)
 
 
@@ -96,7 +97,7 @@ def test_melody_conditions(melody: SimpleNamespace) -> None:
         np.testing.assert_allclose(own[:235], values["cond.self_wav"][row], atol=TOLERANCE)
         np.testing.assert_allclose(own[235:], values["cond.description"][row, :length], atol=TOLERANCE)
     for row in range(3):
-        unheard = told.null.prefix[row]
+        unheard = told.unconditional.prefix[row]
         length = 235 + int(melody.values["cond.description.mask"][row].sum() or 1)
         np.testing.assert_allclose(unheard[-length:][:235], values["cond.self_wav"][3 + row], atol=TOLERANCE)
         assert (unheard[-length:][235:] == 0).all()
@@ -177,7 +178,11 @@ def test_style_conditions(style: SimpleNamespace) -> None:
     told = in_front(style, style.prompts[:2], style.wavs)
     for row in range(2):
         length = int(values["cond3.description.mask"][row].sum())
-        for conditions, golden_row in ((told, row), (told.audio, 2 + row), (told.null, 4 + row)):
+        for conditions, golden_row in (
+            (told, row),
+            (told.audio_only, 2 + row),
+            (told.unconditional, 4 + row),
+        ):
             own = conditions.prefix[row, -15 - length :]
             np.testing.assert_allclose(own[:15], values["cond3.self_wav"][golden_row], atol=TOLERANCE)
             description = values["cond3.description"][golden_row, :length]
@@ -253,7 +258,7 @@ def text_only(goldens: Path) -> MusicGen:
         (lambda m, w: m.generate_with_chroma(["a"], [w], 0), "sample rate"),
         (lambda m, w: m.generate_with_chroma(["a"], [w], None), "needs its sample rate"),
         (lambda m, w: m.generate_with_chroma(["a"], [mx.zeros((1, RATE))], RATE), "silent"),
-        (lambda m, w: m.generate_with_chroma(["a"], [w * mx.nan], RATE), "no numbers"),
+        (lambda m, w: m.generate_with_chroma(["a"], [w * mx.nan], RATE), "NaN or infinite"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[0]], RATE), r"\[channels, samples\]"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[:, :0]], RATE), "some samples"),
         (lambda m, w: m.set_style_conditioner_params(eval_q=1), "hears no style"),
@@ -275,7 +280,7 @@ def test_what_a_model_cannot_use_is_refused(
 def test_a_text_model_refuses_melody_and_beta(goldens: Path, hub_cache: Path) -> None:
     model = text_only(goldens)
     assert model.condition_types == {"text"}
-    with pytest.raises(UsageError, match="hears text only"):
+    with pytest.raises(UsageError, match="conditioned on text only"):
         model.generate_with_chroma(["rock"], mx.ones((1, RATE)), RATE)
     with pytest.raises(UsageError, match="cfg_coef_beta"):
         model.set_generation_params(cfg_coef_beta=5.0)

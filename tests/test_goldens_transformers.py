@@ -51,8 +51,8 @@ def test_logits_of_a_padded_batch_and_of_one_prompt(golden: SimpleNamespace) -> 
     lm, values = golden.model.lm, golden.values
     sequence = mx.array(values["seq"])
     for prompts, wanted in ((golden.prompts[:2], "logits"), (golden.prompts[:1], "logits_single")):
-        state = lm.start(golden.model.text_conditioner.encode(prompts), sequence.shape[2])
-        logits = lm(sequence[: len(prompts)], state)
+        state = lm.make_cache(golden.model.text_conditioner.encode(prompts), sequence.shape[2])
+        logits = lm(sequence[: len(prompts)], cache=state)
         np.testing.assert_allclose(logits, values[wanted], atol=TOLERANCE)
 
 

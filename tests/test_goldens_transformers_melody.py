@@ -49,8 +49,11 @@ def heard(golden: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[mx.a
 def in_front(
     golden: SimpleNamespace, prompts: list[str], melodies: list[mx.array | None]
 ) -> ConditionTensors:
-    told = golden.model._prepare_inputs(prompts, melodies, 32000)
-    return golden.model._conditions(told, Window(0, 0, 50, 0), several=False)
+    model = golden.model
+    inputs = model.prepare_inputs(
+        prompts, range(len(prompts)), melody_wavs=melodies, melody_sample_rate=32000
+    )
+    return model._conditions(inputs, model.params, Window(0, 0, 50, 0), several=False)
 
 
 def greedy(
@@ -72,10 +75,10 @@ def test_logits_of_one_melody_and_of_the_longest_prompt_of_a_batch(
 ) -> None:
     lm, values = golden.model.lm, golden.values
     sequence = mx.array(values["seq"])
-    state = lm.start(in_front(golden, golden.prompts[:1], heard[:1]), sequence.shape[2])
-    np.testing.assert_allclose(lm(sequence[:1], state), values["logits_single"], atol=TOLERANCE)
-    state = lm.start(in_front(golden, golden.prompts[:2], heard), sequence.shape[2])
-    np.testing.assert_allclose(lm(sequence, state)[1], values["logits"][1], atol=TOLERANCE)
+    state = lm.make_cache(in_front(golden, golden.prompts[:1], heard[:1]), sequence.shape[2])
+    np.testing.assert_allclose(lm(sequence[:1], cache=state), values["logits_single"], atol=TOLERANCE)
+    state = lm.make_cache(in_front(golden, golden.prompts[:2], heard), sequence.shape[2])
+    np.testing.assert_allclose(lm(sequence, cache=state)[1], values["logits"][1], atol=TOLERANCE)
 
 
 def test_greedy_codes_of_one_prompt_and_of_the_longest_of_a_batch(golden: SimpleNamespace) -> None:

@@ -25,7 +25,7 @@ def loaded(transformers_folder: Callable[[str], Path]) -> MusicGen:
 @pytest.fixture
 def model(loaded: MusicGen) -> MusicGen:
     """A model with all parameters as they are at first."""
-    return MusicGen(loaded.name, loaded._defaults)
+    return MusicGen(loaded.name, loaded._bundle)
 
 
 def tokens_of(model: MusicGen, prompts: list[str | None], **params: object) -> np.ndarray:

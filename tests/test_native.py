@@ -13,10 +13,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.ops import activations, attention, int8_rows, lstm, normalization
 from audiocraft_mlx.ops.cpu import extension
+from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TILE
 from audiocraft_mlx.ops.linear import linear, optimize_layout
 
 if extension.load_extension() is None:
@@ -54,7 +56,7 @@ def both(compute: object) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("surrounded", [False, True])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 5, 3), (3, 64, 17), (8, 200, 61)])
 def test_a_dense_layer(rows: int, inputs: int, outputs: int, surrounded: bool, bias: bool) -> None:
-    layer, norm = nn.Linear(inputs, outputs, bias=bias), nn.LayerNorm(inputs)
+    layer, norm = nn.Linear(inputs, outputs, bias=bias).eval(), nn.LayerNorm(inputs)
     norm.weight, norm.bias = normal(inputs), normal(inputs)
     x, residual = normal(rows, 1, inputs), normal(rows, 1, outputs)
     more = {"norm": norm, "gelu": True, "residual": residual} if surrounded else {}
@@ -64,7 +66,7 @@ def test_a_dense_layer(rows: int, inputs: int, outputs: int, surrounded: bool, b
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 5, 3), (3, 64, 17), (40, 200, 61)])
 def test_a_dense_layer_in_half_precision(rows: int, inputs: int, outputs: int) -> None:
-    layer, x = nn.Linear(inputs, outputs), normal(rows, inputs)
+    layer, x = nn.Linear(inputs, outputs).eval(), normal(rows, inputs)
     layer.weight = layer.weight.astype(mx.float16)
     ours = linear(layer, x)
     assert "MusicgenLinear" in primitives(ours)
@@ -73,7 +75,7 @@ def test_a_dense_layer_in_half_precision(rows: int, inputs: int, outputs: int) -
 
 
 def test_weights_of_other_types_are_left_to_mlx() -> None:
-    layer, x = nn.Linear(8, 5), normal(2, 8)
+    layer, x = nn.Linear(8, 5).eval(), normal(2, 8)
     layer.weight = layer.weight.astype(mx.bfloat16)
     assert extension.weights(layer, 2) is None
     wanted = x @ layer.weight.astype(mx.float32).T + layer.bias
@@ -99,24 +101,25 @@ def test_most_of_a_block_as_one_operation(
 ) -> None:
     """Equal to the operations one after the other, from the same cache."""
     config = LMConfig(2, 16, 64, 4, 2, 128, (0, 1), cross_attention, bias_attention=True, bias_ff=True)
-    lm = LM(config)
+    lm = LM(config).eval()
     if quantized:
         nn.quantize(lm, 64, 4, class_predicate=lambda path, layer: isinstance(layer, nn.Linear))
         optimize_layout(lm)
-    lm.cache_bits = cache_bits
+    decoder = LMDecoder(lm, cache_bits)
     conditions = ConditionTensors(
         cross=normal(2, 5, 64) if cross_attention else None,
         cross_mask=mx.array([[True] * 5, [True, True, False, False, False]]) if cross_attention else None,
         prefix=normal(2, 3, 64),
         prefix_padding=padding,
     )
-    fused, apart = lm.start(conditions, 6), lm.start(conditions, 6)
-    apart.rests = None
+    fused, apart = decoder.start(conditions, 6), decoder.start(conditions, 6)
+    assert fused._fused is not None
+    apart._fused = None
     codes = mx.random.randint(0, 16, (2, 2, 6))
     for step in range(6):
-        ours = lm(codes[:, :, step : step + 1], fused)
+        ours = fused(codes[:, :, step : step + 1])
         assert ("MusicgenBlock" in primitives(ours)) == (step > 0)
-        theirs = lm(codes[:, :, step : step + 1], apart)
+        theirs = apart(codes[:, :, step : step + 1])
         np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-5)
 
 
@@ -136,11 +139,16 @@ def test_a_cache_is_written_in_place_unless_somebody_still_holds_it(dtype: mx.Dt
     np.testing.assert_array_equal(np.asarray(there), before)
 
 
-def quantized(inputs: int, outputs: int, bits: int, group_size: int = 64) -> nn.QuantizedLinear:
-    """In the order of a loaded model's."""
+def quantized(inputs: int, outputs: int, bits: int, group_size: int = 64) -> nn.Module:
+    """As a loaded model has it."""
     layer = nn.QuantizedLinear.from_linear(nn.Linear(inputs, outputs), group_size, bits)
-    extension.optimize_layout(layer)
-    return layer
+    return optimized(layer)
+
+
+def optimized(layer: nn.Module) -> nn.Module:
+    network = nn.Sequential(layer).eval()
+    optimize_layout(network)
+    return network.layers[0]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -155,7 +163,7 @@ def test_a_quantized_layer(rows: int, inputs: int, outputs: int, scales: mx.Dtyp
         layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), 64, bits
     )
     wanted = norm(x) @ dense.T + layer.bias + residual
-    extension.optimize_layout(layer)
+    layer = optimized(layer)
     ours = linear(layer, x, norm=norm, residual=residual)
     assert "MusicgenLinear" in primitives(ours)
     np.testing.assert_allclose(ours, wanted, atol=5e-5)
@@ -169,7 +177,7 @@ def test_exact_activations_are_as_exact_as_float32(bits: int) -> None:
     parts = (layer.scales, mx.zeros_like(layer.biases)), (mx.zeros_like(layer.scales), layer.biases)
     dense = [np.array(mx.dequantize(layer.weight, *part, 64, bits), np.float64) for part in parts]
     x = normal(2, 1024).at[:, 100].multiply(1000)
-    extension.optimize_layout(layer)
+    layer = optimized(layer)
     error = np.array(linear(layer, x)) - np.array(x, np.float64) @ sum(dense).T
     terms = np.abs(np.array(x, np.float64)) @ sum(map(np.abs, dense)).T
     assert np.abs(error / terms).max() < 2e-7
@@ -369,7 +377,7 @@ def test_results_are_the_same_from_run_to_run() -> None:
 
 
 def tiles(words: int) -> mx.array:
-    return mx.zeros((1, words, extension.TILE), mx.uint32)
+    return mx.zeros((1, words, TILE), mx.uint32)
 
 
 def block_of(extension: ModuleType, heads: int = 2, hidden: int = 16) -> Callable[..., mx.array]:

@@ -13,8 +13,10 @@ import pytest
 from audiocraft_mlx.ops.activations import elu, gelu, glu
 from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
 from audiocraft_mlx.ops.cpu import tiled_linear
-from audiocraft_mlx.ops.cpu.blas import VARIABLE
-from audiocraft_mlx.ops.linear import linear
+from audiocraft_mlx.ops.cpu.blas import ENV_VAR
+from audiocraft_mlx.ops.cpu.extension import load_extension
+from audiocraft_mlx.ops.cpu.tiled_linear import TiledLinear
+from audiocraft_mlx.ops.linear import linear, optimize_layout
 
 
 def normal(*shape: int) -> mx.array:
@@ -84,24 +86,30 @@ def test_rows_times_a_matrix_in_tiles(
     tiled_linear._streams.cache_clear()
     monkeypatch.setattr(tiled_linear, "_threads", lambda: threads)
     monkeypatch.setattr(tiled_linear, "ELEMENTS_PER_THREAD", 1000)
-    layer, x = nn.Linear(inputs, outputs), normal(rows, 1, inputs)
+    layer, x = nn.Linear(inputs, outputs).eval(), normal(rows, 1, inputs)
     norm, residual = nn.LayerNorm(inputs), normal(rows, 1, outputs)
     wanted = layer(norm(x))
-    tiled_linear.optimize_layout(layer)
+    layer = TiledLinear.from_linear(layer)
     assert layer.weight.shape == (outputs / width, inputs, width)
+    np.testing.assert_allclose(layer(norm(x)), wanted, atol=2e-4)
     np.testing.assert_allclose(linear(layer, x, norm=norm), wanted, atol=2e-4)
     surrounded = linear(layer, x, norm=norm, gelu=True, residual=residual)
     np.testing.assert_allclose(surrounded, nn.gelu(wanted) + residual, atol=2e-4)
     tiled_linear._streams.cache_clear()
 
 
-def test_layers_that_fit_no_tiles_stay_as_they_are() -> None:
+def test_layers_that_fit_no_tiles_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     odd, half, quantized = nn.Linear(8, 24), nn.Linear(8, 32), nn.QuantizedLinear(64, 32)
     half.weight = half.weight.astype(mx.float16)
-    for layer in (odd, half, quantized):
-        before = layer.weight
-        tiled_linear.optimize_layout(layer)
-        assert layer.weight is before
+    network = nn.Sequential(odd, half, quantized)
+    monkeypatch.setenv("MUSICGEN_MLX_NATIVE", "none")
+    load_extension.cache_clear()
+    try:
+        optimize_layout(network)
+    finally:
+        load_extension.cache_clear()
+    assert all(layer is before for layer, before in zip(network.layers, (odd, half, quantized), strict=True))
+    assert not any(TiledLinear.supports(layer) for layer in (odd, half, quantized))
 
 
 MULTIPLY = """
@@ -120,7 +128,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="MLX has its own fast
 
 
 def multiply(blas: str, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
-    monkeypatch.setenv(VARIABLE, blas)
+    monkeypatch.setenv(ENV_VAR, blas)
     return subprocess.run([sys.executable, "-c", MULTIPLY], capture_output=True, text=True, check=False)
 
 
@@ -141,4 +149,4 @@ def test_the_fast_blas_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_blas_that_cannot_be_used_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = multiply(library, monkeypatch)
     assert done.returncode == 1
-    assert f"UsageError: {VARIABLE}={library} can't be used" in done.stderr.splitlines()[-1]
+    assert f"UsageError: {ENV_VAR}={library} can't be used" in done.stderr.splitlines()[-1]

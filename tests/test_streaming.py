@@ -87,12 +87,12 @@ def test_a_prompt_of_any_length_rate_and_channels_is_continued(
 @pytest.mark.parametrize(
     ("prompt", "rate", "message"),
     [
-        (mx.ones((1, 1, 3 * RATE)), RATE, "nothing is left to make"),
-        (mx.ones((1, 1, 120 * 640)), RATE, "nothing is left to make"),
+        (mx.ones((1, 1, 3 * RATE)), RATE, "nothing is left to generate"),
+        (mx.ones((1, 1, 120 * 640)), RATE, "nothing is left to generate"),
         (mx.ones((1, 1, 0)), RATE, "some samples"),
         (mx.ones((0, 1, 10)), RATE, "empty"),
         (mx.ones(100), RATE, "channels, samples"),
-        (mx.full((1, 1, 100), mx.nan), RATE, "no numbers"),
+        (mx.full((1, 1, 100), mx.nan), RATE, "NaN or infinite"),
         (mx.ones((1, 1, 100)), 0, "sample rate"),
         (mx.ones((2, 1, 100)), RATE, "1 descriptions, but 2 prompts"),
     ],

@@ -90,7 +90,7 @@ def test_what_is_kept_between_pieces_does_not_grow(goldens: Path) -> None:
     sizes = []
     for _ in range(5):
         decoding.step(codes, is_last=False)
-        sizes.append(sum(_kept(decoding._layers)))
+        sizes.append(sum(_kept(decoding._recurrent) + _kept(decoding._local)))
     assert sizes[1] == sizes[-1]
 
 

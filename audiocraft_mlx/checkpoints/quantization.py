@@ -16,6 +16,7 @@ import mlx.nn as nn
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.lm import LM
 from audiocraft_mlx.networks.t5 import T5Encoder
+from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 
 if TYPE_CHECKING:
     from audiocraft_mlx.checkpoints.bundle import ModelBundle
@@ -61,7 +62,7 @@ def quantize(checkpoint: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP
 def quantization_of(network: nn.Module) -> Quantization | None:
     """How a network's layers are quantized; None if they are not."""
     for layer in network.modules():
-        if isinstance(layer, nn.QuantizedLinear):
+        if isinstance(layer, (nn.QuantizedLinear, TiledQuantizedLinear)):
             return Quantization(layer.bits, layer.group_size)
     return None
 
@@ -101,5 +102,5 @@ def enable_int8_activations(lm: LM) -> None:
     if quantization_of(lm) is None:
         raise UsageError("8-bit activations need a quantized model; quantize it to 4 or 8 bits too")
     for layer in lm.modules():
-        if isinstance(layer, nn.QuantizedLinear):
+        if isinstance(layer, (nn.QuantizedLinear, TiledQuantizedLinear)):
             layer.int8_activations = True

@@ -27,13 +27,13 @@ def build_prepended_conditions(
     prompts: Sequence[str | None],
     audios: Sequence[mx.array | None],
     style: StyleParams,
-    seed: int,
+    seeds: Sequence[int],
     window: int,
     separate_null: bool,
 ) -> ConditionTensors:
     """Conditions of `prompts` with `audios`, each float `[C, T]` at the model's rate or None.
 
-    The excerpts of a style are drawn from `seed` and `window`. With `separate_null` nothing is said in as few
+    The excerpts of a style are drawn from `seeds` and `window`. With `separate_null` nothing is said in as few
     tokens as possible, as where it isn't in one batch with what it is compared to, else in as many as that.
     """
     hidden, mask = text.hidden_states(prompts)
@@ -45,7 +45,7 @@ def build_prepended_conditions(
         silence = listener.null()
         unheard = alone = [silence] * len(heard)
     else:
-        tokens, present = listener.encode(audios, style, seed, window)
+        tokens, present = listener.encode(audios, style, seeds, window)
         counts = [int(count) for count in np.array(present).sum(axis=1)]
         # A row without style has as many zeros as the others have tokens.
         heard = [row[: count or len(row)] for row, count in zip(tokens, counts, strict=True)]
@@ -62,8 +62,8 @@ def build_prepended_conditions(
     return ConditionTensors(
         prefix=conditions.prefix,
         prefix_padding=conditions.prefix_padding,
-        null=null,
-        audio=_side_by_side(heard, unsaid),
+        unconditional=null,
+        audio_only=_side_by_side(heard, unsaid),
     )
 
 

@@ -89,20 +89,22 @@ class StyleConditioner:
         self,
         audios: Sequence[mx.array | None],
         params: StyleParams,
-        seed: int,
+        seeds: Sequence[int],
         window: int = 0,
     ) -> tuple[mx.array, mx.array]:
         """What stands in front of the codes, for each of `audios`: tokens `[B, N, dim]`, mask bool `[B, N]`.
 
         An audio is float `[C, T]`, of any channels and length; None is no style. Tokens are zero where the
         mask is False: all of a row without style, and what a row with a shorter excerpt lacks. Without any
-        style there is a single token. The excerpt of row r is drawn from the seed `seed + r` and `window`
+        style there is a single token. The excerpt of row r is drawn from `seeds[r]` and `window`
         (which tells the windows of a long generation apart) alone.
         Raises `UsageError` for audio that isn't `[C, T]` or too short to have a style.
         """
         self.validate_params(params)
         rows = [
-            None if audio is None else self.tokens(self._excerpt(audio, row, params, seed, window), params)
+            None
+            if audio is None
+            else self.tokens(self._excerpt(audio, row, params, seeds[row], window), params)
             for row, audio in enumerate(audios)
         ]
         lengths = [0 if row is None else row.shape[0] for row in rows]
@@ -133,7 +135,7 @@ class StyleConditioner:
             raise UsageError(
                 f"style audio {row} must be of shape [channels, samples], not {list(audio.shape)}"
             )
-        excerpt, _ = self.excerpt(audio, params, seed + row, window)
+        excerpt, _ = self.excerpt(audio, params, seed, window)
         config = self.mert.config
         if excerpt.shape[0] * config.sample_rate // self.sample_rate < config.receptive_field:
             raise UsageError(

@@ -58,5 +58,5 @@ class TextConditioner:
         return ConditionTensors(
             cross=hidden,
             cross_mask=None if mask.all() else mx.array(mask),
-            null=ConditionTensors(cross=mx.zeros_like(hidden)) if any(prompts) else None,
+            unconditional=ConditionTensors(cross=mx.zeros_like(hidden)) if any(prompts) else None,
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 
 import mlx.core as mx
@@ -11,69 +10,94 @@ import mlx.core as mx
 from audiocraft_mlx.decoding.guidance import GuidanceParams, GuidedDecoder
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, gumbel_noise, sample_codes
+from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
 
 NOISE_CHUNK = 16
 """Steps whose random noise is made at once; one by one it costs more than the draws."""
 
+OnStep = Callable[[int, int], None]
+"""`(steps done, steps in all)`"""
+
 
 def generate_frames(
-    lm: LM,
+    decoder: LMDecoder,
     conditions: ConditionTensors,
     frames: int,
-    sampling: SamplingParams,
-    guidance: GuidanceParams,
+    sampling: SamplingParams | Sequence[SamplingParams],
+    guidance: GuidanceParams | Sequence[GuidanceParams],
     keys: mx.array | None = None,
     prompt: mx.array | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
+    chunk_frames: int = 1,
+    first_chunk: int | None = None,
 ) -> Iterator[mx.array]:
-    """Yield `frames` frames of codes, each int32 `[B, K]`, the prompt's first.
+    """Yield the codes of a sequence of `frames` frames that follow its prompt, int32 `[B, K, n]` each.
 
-    `prompt` int `[B, K, F]` with F < `frames` is what the sequence begins with. `keys` uint32
-    `[B, steps, 2]` are each row's random keys for the pattern's steps (`sampling.row_keys`); greedy decoding
-    needs none.
-    `on_step(done, total)` is called after each step of the transformer. Equal to audiocraft's
-    `LMModel.generate`.
+    Args:
+        conditions: one row for each sequence.
+        sampling, guidance: of all rows, or one for each.
+        keys: each row's random keys for the pattern's steps, uint32 `[B, steps, 2]` (`sampling.row_keys`);
+            greedy decoding needs none.
+        prompt: codes int `[B, K, F]` that the sequences begin with, F < `frames`.
+        on_step: called after each step of the transformer.
+        chunk_frames: frames of each chunk; the last one has what is left.
+        first_chunk: frames of the first chunk, if others.
+
+    Equal to audiocraft's `LMModel.generate`.
     """
+    lm = decoder.lm
     pattern = DelayPattern(lm.config.delays, frames)
     special = lm.special_token_id
     if prompt is None:
         prompt = mx.zeros((conditions.batch, len(pattern.delays), 0), mx.int32)
-    known_frames = prompt.shape[2]
-    for frame in range(known_frames):
-        yield prompt[:, :, frame]
-
+    prompt_frames = prompt.shape[2]
     sequence = pattern.build_sequence(prompt, special)
-    known = mx.array(pattern.mask(known_frames))
+    known = mx.array(pattern.mask(prompt_frames))
     mask = mx.array(pattern.mask(frames))
-    predict = GuidedDecoder(lm, conditions, pattern.steps - 1, guidance)
-    start = pattern.first_step(known_frames)
+    guided = GuidedDecoder(decoder, conditions, pattern.steps - 1, guidance)
+    start = pattern.first_step(prompt_frames)
     total = pattern.steps - start
-    inputs = sequence[:, :, :start]
-    recent: deque[mx.array] = deque(maxlen=pattern.max_delay + 1)
+    inputs, previous = sequence[:, :, :start], sequence
+    # The steps that hold codes of frames which were not yielded yet: from the first one's on.
+    pending: list[mx.array] = []
+    next_chunk = chunk_frames if first_chunk is None else first_chunk
+    left = frames - prompt_frames
     noises = repeat(None) if keys is None else _noise_per_step(lm, keys[:, start:])
     for step, noise in zip(range(start, pattern.steps), noises, strict=False):
-        codes = sample_codes(predict(inputs), sampling, noise)
+        codes = sample_codes(guided(inputs), sampling, noise)
         codes = mx.where(mask[:, step], codes, special)
         codes = mx.where(known[:, step], sequence[:, :, step], codes)
         mx.async_eval(codes)
-        if recent:
+        if step > start:
             # One step ahead of the device and no further.
-            mx.eval(recent[-1])
+            mx.eval(previous)
             if on_step is not None:
                 on_step(step - start, total)
-        recent.append(codes)
-        inputs = codes[:, :, None]
-        if len(recent) == recent.maxlen:
-            yield mx.stack([recent[delay][:, k] for k, delay in enumerate(pattern.delays)], axis=1)
-    mx.eval(recent[-1])
+        previous, inputs = codes, codes[:, :, None]
+        pending.append(inputs)
+        size = min(next_chunk, left)
+        if len(pending) == size + pattern.max_delay - min(pattern.delays):
+            yield _frames_of_steps(pattern, pending, size)
+            del pending[:size]
+            left -= size
+            next_chunk = chunk_frames
+    mx.eval(previous)
     if on_step is not None:
         on_step(total, total)
 
 
+def _frames_of_steps(pattern: DelayPattern, steps: list[mx.array], size: int) -> mx.array:
+    """The first `size` frames, `[B, K, size]`, of the codes of consecutive steps, `[B, K, 1]` each."""
+    codes = mx.concatenate(steps, axis=2)
+    first = min(pattern.delays)
+    rows = [codes[:, k, delay - first : delay - first + size] for k, delay in enumerate(pattern.delays)]
+    return mx.stack(rows, axis=1)
+
+
 def _noise_per_step(lm: LM, keys: mx.array) -> Iterator[mx.array]:
-    """Each step's random noise, made for several steps at once."""
+    """Each step's random noise `[B, K, card]`, made for several steps at once."""
     for start in range(0, keys.shape[1], NOISE_CHUNK):
         noise = gumbel_noise(
             keys[:, start : start + NOISE_CHUNK], lm.config.num_codebooks, lm.config.cardinality

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: away from what the model says without a condition.
+"""Classifier-free guidance: away from the logits without a condition.
 
 Copet et al. 2023, section 2.3; in two parts Rouard et al. 2024, "Audio Conditioning for Music Generation via
 Discrete Bottleneck Features", section 4.3; and audiocraft's `LMModel._sample_next_token`.
@@ -6,22 +6,23 @@ Discrete Bottleneck Features", section 4.3; and audiocraft's `LMModel._sample_ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.networks.cache import DecoderState
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
-from audiocraft_mlx.networks.lm import LM
 from audiocraft_mlx.validation import validate_number
 
 
 @dataclass(frozen=True)
 class GuidanceParams:
-    """`coef` 1 is no guidance. `two_step` runs the branches one after the other, not in one batch.
+    """Guidance of one row. `coef` 1 is no guidance.
 
-    `beta` is how much more the text counts than the audio that is given with it; None: as much.
+    `beta` is how much more the text counts than the audio that is given with it; None: as much. `two_step`
+    runs the branches one after the other, not in one batch.
     """
 
     coef: float = 3.0
@@ -35,40 +36,76 @@ class GuidanceParams:
             if self.two_step:
                 raise UsageError("cfg_coef_beta can't be used with two_step_cfg; choose one of them")
 
-    def combine(self, cond: mx.array, null: mx.array, audio: mx.array | None = None) -> mx.array:
-        """`cond` as far from `null` as asked; `audio` is what is said without the text."""
-        if audio is not None and self.beta is not None:
-            cond = audio + (cond - audio) * self.beta
-        return null + (cond - null) * self.coef
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """What the model computes for a row, and how: rows with the same branches can share a batch."""
+        if self.beta is not None:
+            return ("conditional", "unconditional", "audio only")
+        if self.coef == 1:
+            return ("conditional",)
+        if self.two_step:
+            return ("conditional", "unconditional", "one after the other")
+        return ("conditional", "unconditional")
 
 
 class GuidedDecoder:
-    """The guided logits of a sequence that grows: the branches of the model with their states."""
+    """The guided logits of sequences that grow: the branches of the model with their caches."""
 
-    def __init__(self, lm: LM, conditions: ConditionTensors, steps: int, guidance: GuidanceParams) -> None:
-        self._lm = lm
-        self._guidance = guidance
+    def __init__(
+        self,
+        decoder: LMDecoder,
+        conditions: ConditionTensors,
+        steps: int,
+        guidance: GuidanceParams | Sequence[GuidanceParams],
+    ) -> None:
+        """`guidance` is that of all rows, or one for each, with the same branches."""
+        rows = [guidance] if isinstance(guidance, GuidanceParams) else list(guidance)
+        first = rows[0]
+        self._coef = _per_row([row.coef for row in rows])
+        self._beta = None if first.beta is None else _per_row([row.beta or 0.0 for row in rows])
         branches = [conditions]
-        if conditions.null is not None and (guidance.coef != 1 or guidance.beta is not None):
-            branches.append(conditions.null)
-            if guidance.beta is not None and conditions.audio is not None:
-                branches.append(conditions.audio)
+        if conditions.unconditional is not None and (first.coef != 1 or first.beta is not None):
+            branches.append(conditions.unconditional)
+            if first.beta is not None and conditions.audio_only is not None:
+                branches.append(conditions.audio_only)
         self._branches = len(branches)
-        if self._branches > 1 and not guidance.two_step:
-            together = branches[0]
+        self._two_step = first.two_step
+        if self._branches > 1 and not self._two_step:
+            batch = branches[0]
             for branch in branches[1:]:
-                together = together.stacked_on(branch)
-            branches = [together]
-        self._states = [lm.start(branch, steps) for branch in branches]
+                batch = batch.concat_batch(branch)
+            branches = [batch]
+        self._steps = [decoder.start(branch, steps) for branch in branches]
 
     def __call__(self, codes: mx.array) -> mx.array:
         """Logits float32 `[B, K, card]` of the step after the next steps `codes` `[B, K, S]`."""
         if self._branches == 1:
-            return self._last(codes, self._states[0])
-        if self._guidance.two_step:
-            return self._guidance.combine(*(self._last(codes, state) for state in self._states))
-        logits = self._last(mx.concatenate([codes] * self._branches), self._states[0])
-        return self._guidance.combine(*mx.split(logits, self._branches))
+            return self._last(codes, self._steps[0])
+        if self._two_step:
+            return self._guide(*(self._last(codes, step) for step in self._steps))
+        logits = self._last(mx.concatenate([codes] * self._branches), self._steps[0])
+        return self._guide(*mx.split(logits, self._branches))
 
-    def _last(self, codes: mx.array, state: DecoderState) -> mx.array:
-        return self._lm(codes, state)[:, :, -1].astype(mx.float32)
+    def _guide(self, *branches: mx.array) -> mx.array:
+        return apply_guidance(self._coef, self._beta, *branches)
+
+    def _last(self, codes: mx.array, steps: DecoderSteps) -> mx.array:
+        return steps(codes)[:, :, -1].astype(mx.float32)
+
+
+def apply_guidance(
+    coef: float | mx.array,
+    beta: float | mx.array | None,
+    conditional: mx.array,
+    unconditional: mx.array,
+    audio_only: mx.array | None = None,
+) -> mx.array:
+    """The guided logits of the branches' logits `[B, K, card]`; `coef` and `beta` are numbers or `[B, 1, 1]`."""
+    if audio_only is not None and beta is not None:
+        conditional = audio_only + (conditional - audio_only) * beta
+    return unconditional + (conditional - unconditional) * coef
+
+
+def _per_row(values: Sequence[float]) -> float | mx.array:
+    """One number if all are equal, else one for each row, `[B, 1, 1]`."""
+    return values[0] if len(set(values)) == 1 else mx.array(list(values), mx.float32)[:, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -12,11 +13,11 @@ from audiocraft_mlx.validation import validate_int, validate_number
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How codes are drawn. Raises `UsageError` for values that make no sense.
+    """How the codes of a row are drawn. Raises `UsageError` for values out of range.
 
     `use_sampling=False` or `temperature=0` takes the most likely code. `top_p` > 0 keeps the most likely
-    codes up to that probability, and `top_k` is then not used; otherwise `top_k` > 0 keeps the so many
-    most likely codes, with all that tie with the last of them.
+    codes up to that probability, and `top_k` is then not used; otherwise `top_k` > 0 keeps the `top_k` most
+    likely codes, and all that tie with the last of them.
     """
 
     use_sampling: bool = True
@@ -25,9 +26,7 @@ class SamplingParams:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        validate_int(
-            "top_k", self.top_k, "a whole number of at least 0 (0 keeps all codes)", lambda k: k >= 0
-        )
+        validate_int("top_k", self.top_k, "an integer of at least 0 (0 keeps all codes)", lambda k: k >= 0)
         validate_number("top_p", self.top_p, "between 0 and 1", lambda p: 0 <= p <= 1)
         validate_number("temperature", self.temperature, "a number of at least 0", lambda t: t >= 0)
 
@@ -37,7 +36,7 @@ class SamplingParams:
 
 
 def filter_logits(logits: mx.array, sampling: SamplingParams) -> mx.array:
-    """`logits` float32 `[..., card]` by the temperature, -inf for codes that are not to be drawn.
+    """`logits` float32 `[..., card]` divided by the temperature, -inf for codes that are not to be drawn.
 
     In audiocraft's order: temperature, softmax, then top-p or else top-k (`LMModel._sample_next_token`,
     `utils.sample_top_k`, `utils.sample_top_p`).
@@ -47,11 +46,9 @@ def filter_logits(logits: mx.array, sampling: SamplingParams) -> mx.array:
     if sampling.top_p > 0:
         order = mx.argsort(-logits, axis=-1)
         ranked = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
-        # The code that crosses top_p is kept: what counts is the mass in front of it.
-        in_front = mx.put_along_axis(
-            mx.zeros_like(ranked), order, mx.cumsum(ranked, axis=-1) - ranked, axis=-1
-        )
-        return mx.where(in_front > sampling.top_p, -mx.inf, logits)
+        # The code that crosses top_p is kept: what counts is the probability of those before it.
+        before = mx.put_along_axis(mx.zeros_like(ranked), order, mx.cumsum(ranked, axis=-1) - ranked, axis=-1)
+        return mx.where(before > sampling.top_p, -mx.inf, logits)
     if 0 < sampling.top_k < card:
         smallest = mx.partition(logits, card - sampling.top_k, axis=-1)[..., card - sampling.top_k, None]
         return mx.where(logits >= smallest, logits, -mx.inf)
@@ -63,11 +60,22 @@ def sampling_distribution(logits: mx.array, sampling: SamplingParams) -> mx.arra
     return mx.softmax(filter_logits(logits, sampling), axis=-1)
 
 
-def sample_codes(logits: mx.array, sampling: SamplingParams, noise: mx.array | None) -> mx.array:
+def sample_codes(
+    logits: mx.array, sampling: SamplingParams | Sequence[SamplingParams], noise: mx.array | None
+) -> mx.array:
     """One code for each of `logits` `[B, K, card]`: int32 `[B, K]`.
 
-    `noise` float32 `[B, K, card]` is what makes the draw (`gumbel_noise`); greedy decoding needs none.
+    `sampling` is that of all rows, or one for each. `noise` float32 `[B, K, card]` decides the draw
+    (`gumbel_noise`); greedy decoding needs none.
     """
+    if not isinstance(sampling, SamplingParams):
+        if len(set(sampling)) > 1:
+            rows = [
+                sample_codes(logits[row : row + 1], own, None if noise is None else noise[row : row + 1])
+                for row, own in enumerate(sampling)
+            ]
+            return mx.concatenate(rows)
+        sampling = sampling[0]
     if sampling.greedy or noise is None:
         return mx.argmax(logits, axis=-1).astype(mx.int32)
     # The Gumbel-max trick: argmax(log p + noise) is a draw from p.
@@ -83,14 +91,13 @@ def gumbel_noise(keys: mx.array, codebooks: int, cardinality: int) -> mx.array:
     return mx.vmap(mx.vmap(of_key))(keys)
 
 
-def row_keys(seed: int, rows: int, steps: int, window: int = 0) -> mx.array:
-    """Random keys uint32 `[rows, steps, 2]`: row r has those of the seed `seed + r`.
+def row_keys(seeds: Sequence[int], steps: int, window: int = 0) -> mx.array:
+    """Random keys uint32 `[rows, steps, 2]` of each row's seed alone.
 
-    So the same music comes from that seed alone, whatever its neighbours, and a longer run begins like
-    a shorter one. `window` tells the windows of a long generation apart.
+    So the same music comes from that seed, whatever else is in the batch, and a longer run begins like
+    a shorter one. `window` distinguishes the windows of a long generation.
     """
     words = [
-        np.random.SeedSequence((seed + row) % 2**32, spawn_key=(window,)).generate_state(2 * steps)
-        for row in range(rows)
+        np.random.SeedSequence(seed % 2**32, spawn_key=(window,)).generate_state(2 * steps) for seed in seeds
     ]
-    return mx.array(np.stack(words).reshape(rows, steps, 2))
+    return mx.array(np.stack(words).reshape(len(words), steps, 2))

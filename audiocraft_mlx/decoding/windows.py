@@ -6,22 +6,23 @@ that every length works.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 
-from audiocraft_mlx.decoding.frames import generate_frames
+from audiocraft_mlx.decoding.frames import OnStep, generate_frames
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, row_keys
+from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
-from audiocraft_mlx.networks.lm import LM
 
 
 @dataclass(frozen=True)
 class Window:
-    """`frames` frames from frame `start` on; the first `context_frames` are made already, or given."""
+    """`frames` frames from frame `start` on, of which the first `context_frames` are known."""
 
     index: int
     start: int
@@ -45,47 +46,57 @@ def plan_windows(frames: int, longest: int, stride: int, prompt: int = 0) -> lis
 
 
 def generate_windows(
-    lm: LM,
+    decoder: LMDecoder,
     conditions: Callable[[Window], ConditionTensors],
-    windows: list[Window],
-    sampling: SamplingParams,
-    guidance: GuidanceParams,
-    seed: int,
+    windows: Sequence[Window],
+    sampling: Sequence[SamplingParams],
+    guidance: Sequence[GuidanceParams],
+    seeds: Sequence[int],
     prompt: mx.array | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
+    chunk_frames: int = 1,
+    first_chunk: int | None = None,
 ) -> Iterator[mx.array]:
-    """Yield the frames of all windows, each int32 `[B, K]`, those of the prompt int `[B, K, F]` first.
+    """Yield the codes that follow the prompt, in chunks int32 `[B, K, n]`; what each window needs is kept.
 
-    What came before a window isn't kept. `on_step(done, total)` counts the steps of all windows. See
-    `frames.generate_frames`.
+    `sampling`, `guidance` and `seeds` have one value for each row, `conditions` makes those of a window, and
+    `on_step(done, total)` counts the steps of all windows. See `generate_frames` for the rest.
     """
-    patterns = [DelayPattern(lm.config.delays, window.frames) for window in windows]
-    to_do = [p.steps - p.first_step(w.context_frames) for p, w in zip(patterns, windows, strict=True)]
-    context: mx.array | None = None
-    if prompt is not None:
-        for position in range(windows[0].start):
-            yield prompt[:, :, position]
-        context = prompt[:, :, windows[0].start :]
+    patterns = [DelayPattern(decoder.lm.config.delays, window.frames) for window in windows]
+    steps = [p.steps - p.first_step(w.context_frames) for p, w in zip(patterns, windows, strict=True)]
+    context = None if prompt is None else prompt[:, :, windows[0].start :]
+    greedy = all(row.greedy for row in sampling)
+    # A chunk that a window's end cuts off goes on in the next one.
+    begun: list[mx.array] = []
+    missing = chunk_frames if first_chunk is None else first_chunk
     for window, pattern in zip(windows, patterns, strict=True):
-        given = conditions(window)
-        keys = None if sampling.greedy else row_keys(seed, given.batch, pattern.steps, window.index)
-        made: list[mx.array] = []
-        for frame in generate_frames(
-            lm,
-            given,
+        generated: list[mx.array] = []
+        for codes in generate_frames(
+            decoder,
+            conditions(window),
             window.frames,
             sampling,
             guidance,
-            keys=keys,
+            keys=None if greedy else row_keys(seeds, pattern.steps, window.index),
             prompt=context,
-            on_step=None if on_step is None else _offset(on_step, sum(to_do[: window.index]), sum(to_do)),
+            on_step=on_step and partial(_report, on_step, sum(steps[: window.index]), sum(steps)),
+            chunk_frames=chunk_frames,
+            first_chunk=missing,
         ):
-            made.append(frame)
-            if window.index == 0 or len(made) > window.context_frames:
-                yield frame
+            generated.append(codes)
+            begun.append(codes)
+            missing -= codes.shape[2]
+            if missing == 0:
+                yield mx.concatenate(begun, axis=2)
+                begun, missing = [], chunk_frames
         if window.index + 1 < len(windows):
-            context = mx.stack(made[len(made) - windows[window.index + 1].context_frames :], axis=2)
+            known = generated if context is None else [context, *generated]
+            needed = windows[window.index + 1].context_frames
+            context = mx.concatenate(known, axis=2)[:, :, -needed:]
+            mx.eval(context)  # else it holds on to all that it was cut from
+    if begun:
+        yield mx.concatenate(begun, axis=2)
 
 
-def _offset(on_step: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
-    return lambda done, _: on_step(before + done, total)
+def _report(on_step: OnStep, before: int, total: int, done: int, _: int) -> None:
+    on_step(before + done, total)

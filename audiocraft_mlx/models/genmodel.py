@@ -1,11 +1,11 @@
-"""What MusicGen and AudioGen share: from what they are told to audio. audiocraft's `BaseGenModel`, on MLX."""
+"""What MusicGen and AudioGen share: from descriptions to audio. audiocraft's `BaseGenModel`, on MLX."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -19,8 +19,13 @@ from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
+from audiocraft_mlx.conditioning.style import StyleParams
+from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
 from audiocraft_mlx.decoding.sampling import SamplingParams
+from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.decoding.stream import rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
@@ -30,52 +35,66 @@ from audiocraft_mlx.validation import validate_int, validate_number
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ProgressCallback = Callable[[int, int], None]
 GenerationOutput = mx.array | tuple[mx.array, mx.array]
-Audio = mx.array | np.ndarray
-WavInputs = Audio | Sequence[Audio | None]
+AudioArray = mx.array | np.ndarray
+WavInputs = AudioArray | Sequence[AudioArray | None]
 
 
 @dataclass(frozen=True)
 class GenerationInputs:
-    """What one generation is about: each row's text and audio float32 `[C, T]`, and what it goes on from."""
+    """What the rows of a batch are generated from. `GenModel.prepare_inputs` makes them.
 
-    descriptions: Sequence[str | None]
-    audios: Sequence[mx.array | None]
-    seed: int
+    Attributes:
+        descriptions: each row's text, or None.
+        seeds: of each row.
+        audios: melodies or styles, float32 `[C, T]` at the model's rate.
+        audio_of_row: which of them each row is conditioned on; None for none.
+        style_params: how a style is used.
+        prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
+    """
+
+    descriptions: tuple[str | None, ...]
+    seeds: tuple[int, ...]
+    audios: tuple[mx.array, ...]
+    audio_of_row: tuple[int | None, ...]
+    style_params: StyleParams
     prompt: mx.array | None = None
-    """Codes int32 `[B, K, F]`."""
+
+    @property
+    def prompt_frames(self) -> int:
+        return 0 if self.prompt is None else self.prompt.shape[2]
 
 
 class GenModel:
-    """A loaded model with the parameters that it generates with.
+    """A loaded model, and the parameters that it generates with by default.
 
     Attributes:
         name: what it was loaded as.
         lm: the code transformer.
-        compression_model: the codec; `encode` and `decode` go between audio and codes.
-        hears: what it can be told: "text", and "melody" or "style".
-        duration: seconds to generate.
-        extend_stride: seconds by which the window moves on when `duration` is beyond `max_duration`.
-        sampling, guidance, seed: see `set_generation_params`.
+        compression_model: the codec; `encode` and `decode` convert between audio and codes.
+        text_conditioner: T5.
+        audio_conditioner: encodes melodies or styles; None for a model that is conditioned on text only.
+        style_params: see `MusicGen.set_style_conditioner_params`.
+        duration, extend_stride, sampling, guidance, seed: see `set_generation_params`.
     """
 
     default_name: str
     """What is loaded without a name."""
     default_duration = 15.0
-    """Seconds that a new model makes when it isn't told how many."""
+    """Seconds that a new model generates unless it is told otherwise."""
     default_extend_stride = 18.0
 
-    def __init__(self, name: str, checkpoint: ModelBundle) -> None:
+    def __init__(self, name: str, bundle: ModelBundle, cache_bits: int | None = None) -> None:
         self.name = name
-        self.lm = checkpoint.lm
-        self.compression_model = checkpoint.codec
-        self.text_conditioner = checkpoint.text_conditioner
-        self.audio_conditioner = checkpoint.audio_conditioner
-        self.style_params = checkpoint.style_params
-        self._defaults = checkpoint
-        self._max_duration = checkpoint.max_duration
-        self._progress_callback: ProgressCallback | None = None
+        self.lm = bundle.lm
+        self.compression_model = bundle.codec
+        self.text_conditioner = bundle.text_conditioner
+        self.audio_conditioner = bundle.audio_conditioner
+        self.style_params = bundle.style_params
+        self._bundle = bundle
+        self._cache_bits = cache_bits
+        self._max_duration = bundle.max_duration
+        self._progress_callback: OnStep | None = None
         self.set_generation_params(duration=min(self.default_duration, self.max_duration))
 
     @classmethod
@@ -84,7 +103,7 @@ class GenModel:
         name: str | None = None,
         revision: str | None = None,
         quantize: int | None = None,
-        fast: bool = False,
+        int8_activations: bool = False,
         cache_bits: int | None = None,
     ) -> Self:
         """Load a model.
@@ -94,34 +113,33 @@ class GenModel:
                 checkpoint in audiocraft's or transformers' format or in that of `musicgen-mlx-convert`.
                 Default: `facebook/musicgen-small` (AudioGen: `facebook/audiogen-medium`).
             revision: branch, tag or commit on the Hub.
-            quantize: 4 or 8: keep the weights of the linear layers in so many bits.
-            fast: calculate a quantized model's layers with 8-bit activations, where the native extension
-                and the processor do it (AVX-512 VNNI; docs/QUANTIZATION.md says what it costs).
-            cache_bits: 8: keep the keys and values of what was made in 8 bits; long clips are faster then
-                where the native extension reads them.
+            quantize: 4 or 8: quantize the weights of the linear layers to this many bits.
+            int8_activations: quantize the inputs of a quantized model's layers to int8 too, where the native
+                extension and the processor support it (AVX-512 VNNI; docs/QUANTIZATION.md has its cost).
+            cache_bits: 8: keep the keys and values of self-attention in int8; faster for long clips where the
+                native extension reads them.
 
         Raises:
             UsageError: `quantize` or `cache_bits` is another number, the model is quantized already, or
-                `fast` is asked of one that isn't.
+                `int8_activations` is asked of one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
         """
         if cache_bits not in (None, 8):
             raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         name = cls.default_name if name is None else name
-        checkpoint = load(name, revision, quantize)
-        checkpoint.lm.cache_bits = cache_bits
-        if fast:
-            enable_int8_activations(checkpoint.lm)
-        return cls(name, checkpoint)
+        bundle = load(name, revision, quantize)
+        if int8_activations:
+            enable_int8_activations(bundle.lm)
+        return cls(name, bundle, cache_bits)
 
     @property
     def condition_types(self) -> frozenset[str]:
+        """What it can be conditioned on: "text", and "melody" or "style"."""
         if self.audio_conditioner is None:
             return frozenset({"text"})
-        return frozenset(
-            {"text", "melody" if isinstance(self.audio_conditioner, MelodyConditioner) else "style"}
-        )
+        is_melody = isinstance(self.audio_conditioner, MelodyConditioner)
+        return frozenset({"text", "melody" if is_melody else "style"})
 
     @property
     def sample_rate(self) -> int:
@@ -139,24 +157,23 @@ class GenModel:
 
     @property
     def max_duration(self) -> float:
-        """Seconds of one window. May be lowered; the trained length is the most."""
+        """Seconds of one window. It may be lowered; the trained length is the maximum."""
         return self._max_duration
 
     @max_duration.setter
     def max_duration(self, seconds: float) -> None:
-        most = self._defaults.max_duration
+        longest = self._bundle.max_duration
         validate_number(
             "max_duration",
             seconds,
-            f"between one frame and the trained {most:g} s",
-            lambda s: 1 / self.frame_rate <= s <= most,
+            f"between one frame and the trained {longest:g} s",
+            lambda s: 1 / self.frame_rate <= s <= longest,
         )
         self._max_duration = float(seconds)
 
-    @property
-    def max_condition_duration(self) -> float:
-        """Seconds of a melody or a style that are heard at most: one window behind the end."""
-        return max(self.duration, self.max_duration) + self.max_duration + 30
+    def max_condition_duration(self, duration: float) -> float:
+        """Seconds of a melody or style that are used at most for a clip of `duration`: one window more."""
+        return max(duration, self.max_duration) + self.max_duration + 30
 
     def set_generation_params(
         self,
@@ -171,18 +188,20 @@ class GenModel:
         extend_stride: float | None = None,
         seed: int | None = None,
     ) -> None:
-        """Set all parameters of the generations to come. What is left out takes the model's own default.
+        """Set the default parameters of the generations to come; those that run already keep theirs.
+
+        What is left out takes the model's own default.
 
         Args:
             use_sampling: draw the codes, or (False) take the most likely ones.
-            top_k: draw from the so many most likely codes; 0 from all. The released models' default is 250.
+            top_k: draw from the `top_k` most likely codes; 0 from all. The released models' default is 250.
             top_p: if > 0, draw from the most likely codes that together have this probability; `top_k` is
                 not used then. Default 0.
             temperature: above 1 more surprising, below more predictable; 0 is greedy. Default 1.
             duration: seconds. Default: `max_duration`, 30 for the released models.
             cfg_coef: how strongly the conditions guide; 1 is no guidance. Default 3.
             cfg_coef_beta: how much more the text counts than the melody or style given with it. Default: as
-                much. For models that hear melody or style.
+                much. For models with melody or style conditions.
             two_step_cfg: run the guided and the unguided branch one after the other. Default: no.
             extend_stride: beyond `max_duration`, seconds by which each window moves on; the rest of it is
                 context. Default 18 (AudioGen: 2), or 0.6 of a `max_duration` that is no longer.
@@ -191,12 +210,42 @@ class GenModel:
         Raises:
             UsageError: a value is out of its range.
         """
-        own, guidance = self._defaults.sampling, self._defaults.guidance
+        params = self.make_params(
+            use_sampling=use_sampling,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            duration=duration,
+            cfg_coef=cfg_coef,
+            cfg_coef_beta=cfg_coef_beta,
+            two_step_cfg=two_step_cfg,
+            extend_stride=extend_stride,
+        )
+        if seed is not None:
+            validate_int("seed", seed, f"an integer from 0 to {2**32 - 1}", lambda s: 0 <= s < 2**32)
+        self.sampling, self.guidance, self.seed = params.sampling, params.guidance, seed
+        self.duration, self.extend_stride = params.duration, params.extend_stride
+
+    def make_params(
+        self,
+        *,
+        use_sampling: bool | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        duration: float | None = None,
+        cfg_coef: float | None = None,
+        cfg_coef_beta: float | None = None,
+        two_step_cfg: bool | None = None,
+        extend_stride: float | None = None,
+    ) -> GenerationParams:
+        """The parameters of a row for `generate_stream`; see `set_generation_params`, which has the same."""
+        sampling, guidance = self._bundle.sampling, self._bundle.guidance
         sampling = SamplingParams(
-            use_sampling=own.use_sampling if use_sampling is None else use_sampling,
-            top_k=own.top_k if top_k is None else top_k,
-            top_p=own.top_p if top_p is None else top_p,
-            temperature=own.temperature if temperature is None else temperature,
+            use_sampling=sampling.use_sampling if use_sampling is None else use_sampling,
+            top_k=sampling.top_k if top_k is None else top_k,
+            top_p=sampling.top_p if top_p is None else top_p,
+            temperature=sampling.temperature if temperature is None else temperature,
         )
         guidance = GuidanceParams(
             coef=guidance.coef if cfg_coef is None else cfg_coef,
@@ -205,7 +254,8 @@ class GenModel:
         )
         if cfg_coef_beta is not None and self.audio_conditioner is None:
             raise UsageError(
-                f"cfg_coef_beta weighs text against melody or style; {self.name} hears only text: omit it"
+                f"cfg_coef_beta weighs text against melody or style; {self.name} is conditioned on text only:"
+                " omit it"
             )
         duration = self.max_duration if duration is None else duration
         frame = 1 / self.frame_rate
@@ -213,27 +263,37 @@ class GenModel:
             "duration", duration, f"at least one frame, {frame:g} s", lambda d: d * self.frame_rate >= 1
         )
         if extend_stride is None:
-            usual = self.default_extend_stride
-            extend_stride = usual if self.max_duration > usual else 0.6 * self.max_duration
+            default = self.default_extend_stride
+            extend_stride = default if self.max_duration > default else 0.6 * self.max_duration
         validate_number(
             "extend_stride",
             extend_stride,
             f"at least one frame, {frame:g} s, and below max_duration, {self.max_duration:g} s",
             lambda stride: frame <= stride < self.max_duration,
         )
-        if seed is not None:
-            validate_int("seed", seed, f"a whole number from 0 to {2**32 - 1}", lambda s: 0 <= s < 2**32)
-        self.sampling, self.guidance, self.seed = sampling, guidance, seed
-        self.duration, self.extend_stride = float(duration), float(extend_stride)
+        return GenerationParams(
+            duration=float(duration),
+            max_duration=self.max_duration,
+            extend_stride=float(extend_stride),
+            sampling=sampling,
+            guidance=guidance,
+        )
 
-    def set_custom_progress_callback(self, progress_callback: ProgressCallback | None = None) -> None:
+    @property
+    def params(self) -> GenerationParams:
+        """The default parameters, as `set_generation_params` left them."""
+        return GenerationParams(
+            self.duration, self.max_duration, self.extend_stride, self.sampling, self.guidance
+        )
+
+    def set_custom_progress_callback(self, progress_callback: OnStep | None = None) -> None:
         """Have `progress_callback(done, total)` called after each step, in place of the progress bar."""
         self._progress_callback = progress_callback
 
     def generate(
         self, descriptions: Sequence[str | None], progress: bool = False, return_tokens: bool = False
     ) -> GenerationOutput:
-        """Music for each of `descriptions`; None or "" is music about nothing in particular.
+        """Music for each of `descriptions`; None or "" is unconditional.
 
         Args:
             descriptions: one prompt for each clip.
@@ -246,67 +306,140 @@ class GenModel:
             `[batch, codebooks, frames]`.
 
         Raises:
-            UsageError: `descriptions` is empty or not a list of texts.
+            UsageError: `descriptions` is empty or not a list of strings.
         """
-        return self._generate(self._prepare_inputs(descriptions), progress, return_tokens)
+        return self._generate(self._inputs(descriptions), progress, return_tokens)
 
     def generate_unconditional(
         self, num_samples: int, progress: bool = False, return_tokens: bool = False
     ) -> GenerationOutput:
-        """`num_samples` clips about nothing in particular. See `generate`."""
-        validate_int("num_samples", num_samples, "a whole number of at least 1", lambda n: n >= 1)
+        """`num_samples` clips without a description. See `generate`."""
+        validate_int("num_samples", num_samples, "an integer of at least 1", lambda n: n >= 1)
         return self.generate([None] * num_samples, progress, return_tokens)
 
     def generate_continuation(
         self,
-        prompt: Audio,
+        prompt: AudioArray,
         prompt_sample_rate: int,
         descriptions: Sequence[str | None] | None = None,
         progress: bool = False,
         return_tokens: bool = False,
     ) -> GenerationOutput:
-        """Music that goes on from `prompt`, float `[batch, channels, samples]`, or `[channels, samples]`.
+        """Music that continues `prompt`, float `[batch, channels, samples]`, or `[channels, samples]`.
 
-        The result begins with the prompt as the codec hears it, and has `duration` seconds in all. See
+        The result begins with the prompt as the codec reconstructs it, and has `duration` seconds in all. See
         `generate`; `descriptions` has one text for each prompt, None is none at all.
 
         Raises:
             UsageError: also if the prompt is empty, or as long as `duration`.
         """
-        clips = self._clips(prompt, prompt_sample_rate, "the prompt")
-        told = self._prepare_inputs([None] * len(clips) if descriptions is None else descriptions)
-        return self._generate(replace(told, prompt=self._encoded(clips, told)), progress, return_tokens)
+        prompts = _clips_of(prompt)
+        inputs = self._inputs(
+            [None] * len(prompts) if descriptions is None else descriptions,
+            prompt=prompts,
+            prompt_sample_rate=prompt_sample_rate,
+        )
+        return self._generate(inputs, progress, return_tokens)
 
     def stream(
         self,
         descriptions: Sequence[str | None],
         melody_wavs: WavInputs | None = None,
         melody_sample_rate: int | None = None,
-        prompt: Audio | None = None,
+        prompt: AudioArray | None = None,
         prompt_sample_rate: int | None = None,
         chunk_seconds: float = 1.0,
         progress: bool = False,
     ) -> Iterator[mx.array]:
-        """The same audio in chunks `[batch, channels, samples]`, while its codes are being made.
+        """`generate_stream` with the default parameters as they are now, of what `generate` and others take.
 
-        Put together the chunks are what `generate`, `generate_with_chroma` or `generate_continuation` return,
-        but behind the prompt. Each is of `chunk_seconds`, the last one of what is left; the first one comes
-        when the codec has seen the few frames behind it that it looks at.
+        Joined, the chunks are what `generate`, `generate_with_chroma` or `generate_continuation` return,
+        without the prompt.
 
         Raises:
             UsageError: as those do.
         """
-        validate_number(
-            "chunk_seconds",
-            chunk_seconds,
-            "a number of at least one frame",
-            lambda s: s * self.frame_rate >= 1,
+        inputs = self._inputs(
+            descriptions,
+            melody_wavs=melody_wavs,
+            melody_sample_rate=melody_sample_rate,
+            prompt=None if prompt is None else _clips_of(prompt),
+            prompt_sample_rate=prompt_sample_rate,
         )
-        told = self._prepare_inputs(descriptions, melody_wavs, melody_sample_rate)
-        if prompt is not None:
-            clips = self._clips(prompt, prompt_sample_rate, "the prompt")
-            told = replace(told, prompt=self._encoded(clips, told))
-        return self._chunks(told, progress, int(chunk_seconds * self.frame_rate))
+        generate = self._start(inputs, self.params, chunk_seconds)
+        return _with_progress(generate, self._progress_callback, progress)
+
+    def prepare_inputs(
+        self,
+        descriptions: Sequence[str | None],
+        seeds: Sequence[int],
+        *,
+        melody_wavs: WavInputs | None = None,
+        melody_sample_rate: int | None = None,
+        prompt: Sequence[AudioArray] | None = None,
+        prompt_sample_rate: int | None = None,
+        duration: float | None = None,
+    ) -> GenerationInputs:
+        """What a batch is generated from, checked and at the model's rate.
+
+        Args:
+            descriptions, seeds: one for each row; None is no text.
+            melody_wavs: melodies or styles, float `[batch, channels, samples]`, `[channels, samples]` for one
+                row, or a list with `[channels, samples]` or None for each row.
+            prompt: what each row continues, float `[channels, samples]`, all of one length.
+            melody_sample_rate, prompt_sample_rate: their samples per second.
+            duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
+
+        Raises:
+            UsageError: one of them is of another type, shape or length, or audio is silent, NaN or infinite.
+        """
+        if isinstance(descriptions, str) or not isinstance(descriptions, Sequence):
+            raise UsageError(f"descriptions must be a list of strings, not {type(descriptions).__name__}")
+        if not descriptions:
+            raise UsageError("descriptions is empty; give at least one string")
+        for description in descriptions:
+            if description is not None and not isinstance(description, str):
+                raise UsageError(f"a description must be a string or None, not {description!r}")
+        audios: list[mx.array] = []
+        audio_of_row: list[int | None] = [None] * len(descriptions)
+        if melody_wavs is not None:
+            longest = None if duration is None else self.max_condition_duration(duration)
+            audios, audio_of_row = self._prepare_conditions(
+                melody_wavs, melody_sample_rate, len(descriptions), longest
+            )
+        return GenerationInputs(
+            descriptions=tuple(descriptions),
+            seeds=tuple(seeds),
+            audios=tuple(audios),
+            audio_of_row=tuple(audio_of_row),
+            style_params=self.style_params,
+            prompt=None
+            if prompt is None
+            else self._encode_prompt(prompt, prompt_sample_rate, len(descriptions)),
+        )
+
+    def generate_stream(
+        self,
+        inputs: GenerationInputs,
+        params: GenerationParams | Sequence[GenerationParams],
+        *,
+        chunk_seconds: float = 1.0,
+        on_step: OnStep | None = None,
+    ) -> Iterator[mx.array]:
+        """Generate audio in chunks float32 `[batch, channels, samples]`, without the prompt.
+
+        Each is of `chunk_seconds`, the last one of what is left; a chunk comes as soon as the codec has the
+        few frames after it that it depends on. A row's audio depends on its own inputs, seed and parameters
+        only.
+
+        Args:
+            params: of all rows, or one for each with equal `batch_key`; `duration` counts the prompt, too.
+            on_step: called with the steps done and the steps in all, after each step of the transformer.
+
+        Raises:
+            UsageError: at once, for values that don't fit.
+        """
+        return self._start(inputs, params, chunk_seconds)(on_step)
 
     def generate_audio(self, gen_tokens: mx.array) -> mx.array:
         """Audio float32 `[batch, channels, samples]` of codes int `[batch, codebooks, frames]`."""
@@ -321,176 +454,239 @@ class GenModel:
             raise UsageError(f"tokens must be codes from 0 to {cardinality - 1}")
         return self.compression_model.decode(gen_tokens)
 
-    def _prepare_inputs(
+    def _inputs(
         self,
         descriptions: Sequence[str | None],
+        *,
         melody_wavs: WavInputs | None = None,
         melody_sample_rate: int | None = None,
+        prompt: Sequence[AudioArray] | None = None,
+        prompt_sample_rate: int | None = None,
     ) -> GenerationInputs:
-        if isinstance(descriptions, str) or not isinstance(descriptions, Sequence):
-            raise UsageError(f"descriptions must be a list of texts, not {type(descriptions).__name__}")
-        if not descriptions:
-            raise UsageError("descriptions is empty; give at least one text")
-        for description in descriptions:
-            if description is not None and not isinstance(description, str):
-                raise UsageError(f"a description must be a text or None, not {description!r}")
+        """`prepare_inputs` with the default seed and duration."""
         seed = secrets.randbits(32) if self.seed is None else self.seed
-        if melody_wavs is None:
-            return GenerationInputs(descriptions, [None] * len(descriptions), seed)
+        count = len(descriptions) if isinstance(descriptions, Sequence) else 0
+        return self.prepare_inputs(
+            descriptions,
+            [(seed + row) % 2**32 for row in range(count)],
+            melody_wavs=melody_wavs,
+            melody_sample_rate=melody_sample_rate,
+            prompt=prompt,
+            prompt_sample_rate=prompt_sample_rate,
+            duration=self.duration,
+        )
+
+    def _prepare_conditions(
+        self, wavs: WavInputs, rate: int | None, rows: int, longest: float | None
+    ) -> tuple[list[mx.array], list[int | None]]:
+        """The melodies or styles, and which of them each row has: one that several rows share is one."""
         if self.audio_conditioner is None:
             raise UsageError(
-                f"{self.name} hears text only; give a melody to melody or stereo-melody, a style to style"
+                f"{self.name} is conditioned on text only; give a melody to melody or stereo-melody, a style"
+                " to style"
             )
-        if isinstance(melody_wavs, (mx.array, np.ndarray)) and melody_wavs.ndim == 2:
-            melody_wavs = [melody_wavs]
-        if len(melody_wavs) != len(descriptions):
-            raise UsageError(f"there are {len(descriptions)} descriptions, but {len(melody_wavs)} melodies")
-        wavs = list(melody_wavs)
-        clips: dict[int, mx.array | None] = {}  # one that several rows have stays one
-        for index, wav in enumerate(wavs):
-            if wav is None or id(wav) in clips:
-                continue
-            name = f"melody {index + 1}"
-            [clip] = self._clips([wav], melody_sample_rate, name, self.max_condition_duration)
-            require_non_silent(np.asarray(clip), name)
-            clips[id(wav)] = clip
-        return GenerationInputs(descriptions, [clips.get(id(wav)) for wav in wavs], seed)
+        if isinstance(wavs, (mx.array, np.ndarray)) and wavs.ndim == 2:
+            wavs = [wavs]
+        if len(wavs) != rows:
+            raise UsageError(f"there are {rows} descriptions, but {len(wavs)} melodies")
+        unique, index_of_row = _unique(list(wavs))
+        audios = []
+        for index, wav in enumerate(unique):
+            name = f"melody {index_of_row.index(index) + 1}"
+            audio = self._prepare_audio(wav, rate, name, longest)
+            require_non_silent(np.asarray(audio), name)
+            audios.append(audio)
+        return audios, index_of_row
 
-    def _clips(
-        self, audio: Audio | Sequence[Audio], rate: int | None, name: str, longest: float | None = None
-    ) -> list[mx.array]:
-        """Each clip float32 `[C, T]` at the model's rate and with its channels."""
+    def _prepare_audio(
+        self, audio: AudioArray, rate: int | None, name: str, longest: float | None = None
+    ) -> mx.array:
+        """Float32 `[C, T]` at the model's rate and with its channels, of at most `longest` seconds."""
         if rate is None:
             raise UsageError(f"{name} needs its sample rate")
         validate_int(
             "the sample rate",
             rate,
-            "a whole number of samples a second",
+            f"an integer from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
             lambda r: MIN_SAMPLE_RATE <= r <= MAX_SAMPLE_RATE,
         )
-        clips = []
-        several = list(audio) if isinstance(audio, Sequence) or audio.ndim != 2 else [audio]
-        for each in several:
-            clip = np.asarray(each, np.float32)
-            if clip.ndim != 2 or not 0 < clip.shape[0] <= 64 or not clip.shape[1]:
-                raise UsageError(
-                    f"{name} must be [channels, samples] with some samples, not {list(clip.shape)}"
-                )
-            if longest is not None:
-                clip = clip[:, : int(longest * rate)]
-            if not np.isfinite(clip).all():
-                raise UsageError(f"{name} has samples that are no numbers (NaN or infinite)")
-            clips.append(convert_audio(clip, rate, self.sample_rate, self.audio_channels))
-        if not clips:
-            raise UsageError(f"{name} is empty")
-        return clips
-
-    def _encoded(self, clips: list[mx.array], told: GenerationInputs) -> mx.array:
-        """Codes int32 `[B, K, F]` of what is to be gone on from."""
-        if len(clips) != len(told.descriptions):
-            raise UsageError(f"there are {len(told.descriptions)} descriptions, but {len(clips)} prompts")
-        codes = self.compression_model.encode(mx.stack(clips))
-        frames = int(self.duration * self.frame_rate)
-        if codes.shape[2] >= frames:
+        samples = np.asarray(audio, np.float32)
+        if samples.ndim != 2 or not 0 < samples.shape[0] <= 64 or not samples.shape[1]:
             raise UsageError(
-                f"the prompt has {codes.shape[2] / self.frame_rate:g} s and {self.duration:g} s are asked for"
-                " in all: nothing is left to make; ask for more, or give less"
+                f"{name} must be [channels, samples] with some samples, not {list(samples.shape)}"
             )
-        return codes
+        if longest is not None:
+            samples = samples[:, : int(longest * rate)]
+        if not np.isfinite(samples).all():
+            raise UsageError(f"{name} has samples that are NaN or infinite")
+        return mx.array(convert_audio(samples, rate, self.sample_rate, self.audio_channels))
 
-    def _generate(self, told: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
+    def _encode_prompt(self, prompts: Sequence[AudioArray], rate: int | None, rows: int) -> mx.array:
+        """Codes int32 `[B, K, F]` of what each row continues."""
+        unique, index_of_row = _unique(list(prompts))
+        audio = [self._prepare_audio(clip, rate, "the prompt") for clip in unique]
+        if not audio:
+            raise UsageError("the prompt is empty")
+        if len(prompts) != rows:
+            raise UsageError(f"there are {rows} descriptions, but {len(prompts)} prompts")
+        if len({clip.shape[1] for clip in audio}) > 1:
+            raise UsageError("the prompts of a batch must be of the same length")
+        return self.compression_model.encode(mx.stack(audio))[mx.array(index_of_row)]
+
+    def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         tokens, audio = [], []
-        for codes, samples in self._pieces(told, progress, CHUNK_FRAMES):
-            tokens.append(codes)
-            audio += [] if samples is None else [samples]
+        with _progress(self._progress_callback, progress) as on_step:
+            for codes, samples in self._decode(inputs, self.params, CHUNK_FRAMES, on_step=on_step):
+                tokens.append(codes)
+                audio += [] if samples is None else [samples]
         whole = mx.concatenate(audio, axis=2)
         return (whole, mx.concatenate(tokens, axis=2)) if return_tokens else whole
 
-    def _pieces(
-        self, told: GenerationInputs, progress: bool, size: int, first: int = 0
-    ) -> Iterator[tuple[mx.array, mx.array | None]]:
-        """Codes `[B, K, n]` and the audio `[B, C, m]` that they tell; of `size` frames from `first` on."""
-        frames = int(self.duration * self.frame_rate)
-        decoding = self.compression_model.make_decoder_stream()
-        with _progress(self._progress_callback, progress) as on_step:
-            made: list[mx.array] = []
-            for count, frame in enumerate(self._frames(told, frames, on_step), 1):
-                made.append(frame)
-                if count == frames or (count - first) % size == 0:
-                    codes = mx.stack(made, axis=2)
-                    made = []
-                    audio = decoding.step(codes, is_last=count == frames)
-                    mx.eval(codes, audio)
-                    yield codes, audio
-
-    def _chunks(self, told: GenerationInputs, progress: bool, size: int) -> Iterator[mx.array]:
-        """Audio `[B, C, n]` of `size` frames at a time, and at last of what is left, behind the prompt."""
+    def _start(
+        self,
+        inputs: GenerationInputs,
+        params: GenerationParams | Sequence[GenerationParams],
+        chunk_seconds: float,
+    ) -> Callable[[OnStep | None], Iterator[mx.array]]:
+        """`generate_stream`, but for the callback; what can be wrong is found now."""
+        validate_number(
+            "chunk_seconds",
+            chunk_seconds,
+            "a number of at least one frame",
+            lambda s: s * self.frame_rate >= 1,
+        )
+        rows = params_of_rows(params, len(inputs.descriptions))
+        self._plan(inputs, rows[0])
+        size = int(chunk_seconds * self.frame_rate)
         hop = round(self.sample_rate / self.frame_rate)
-        known = 0 if told.prompt is None else told.prompt.shape[2]
-        # The codec is asked whenever it can tell a whole chunk: it is behind by what it looks ahead.
-        first = known + self.compression_model.make_decoder_stream().lookahead_frames
-        skip, rest = known * hop, None
-        for _, audio in self._pieces(told, progress, size, first):
-            if audio is None:
-                continue
-            skipped = min(skip, audio.shape[2])
-            skip -= skipped
-            audio = audio[:, :, skipped:]
-            rest = audio if rest is None else mx.concatenate([rest, audio], axis=2)
-            while rest.shape[2] >= size * hop:
-                chunk, rest = rest[:, :, : size * hop], rest[:, :, size * hop :]
-                mx.eval(chunk, rest)  # else the rest holds on to all that it was cut from
-                yield chunk
-        if rest is not None and rest.shape[2]:
-            yield rest
 
-    def _frames(
-        self, told: GenerationInputs, frames: int, on_step: ProgressCallback | None
-    ) -> Iterator[mx.array]:
-        longest = int(self.max_duration * self.frame_rate)
-        stride = int(self.extend_stride * self.frame_rate)
+        def generate(on_step: OnStep | None) -> Iterator[mx.array]:
+            pieces = self._decode(inputs, rows, size, without_prompt=True, on_step=on_step)
+            return rechunk((audio for _, audio in pieces if audio is not None), size * hop)
+
+        return generate
+
+    def _plan(self, inputs: GenerationInputs, params: GenerationParams) -> list[Window]:
+        """The windows of a generation. Raises `UsageError` if there is nothing to generate, or no way to."""
+        frames = int(params.duration * self.frame_rate)
+        longest = int(params.max_duration * self.frame_rate)
+        stride = int(params.extend_stride * self.frame_rate)
+        if inputs.prompt_frames >= frames:
+            raise UsageError(
+                f"the prompt has {inputs.prompt_frames / self.frame_rate:g} s and {params.duration:g} s are"
+                " asked for in all: nothing is left to generate; ask for more, or give a shorter prompt"
+            )
         if frames > longest <= stride:
             raise UsageError(
-                f"to make {self.duration:g} s, extend_stride ({self.extend_stride:g} s) must be below"
-                f" max_duration ({self.max_duration:g} s)"
+                f"to generate {params.duration:g} s, extend_stride ({params.extend_stride:g} s) must be below"
+                f" max_duration ({params.max_duration:g} s)"
             )
-        known = 0 if told.prompt is None else told.prompt.shape[2]
-        windows = plan_windows(frames, longest, stride, known)
-        text = self.text_conditioner.encode(told.descriptions) if self.audio_conditioner is None else None
+        return plan_windows(frames, longest, stride, inputs.prompt_frames)
+
+    def _decode(
+        self,
+        inputs: GenerationInputs,
+        params: GenerationParams | Sequence[GenerationParams],
+        chunk_frames: int,
+        without_prompt: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Iterator[tuple[mx.array, mx.array | None]]:
+        """Codes `[B, K, n]` and the audio `[B, C, m]` that is known after them, as they are generated."""
+        rows = params_of_rows(params, len(inputs.descriptions))
+        windows = self._plan(inputs, rows[0])
+        decoder = self.compression_model.make_decoder_stream()
+        if inputs.prompt is not None and without_prompt:
+            decoder.warm_up(inputs.prompt)
+        elif inputs.prompt is not None:
+            for start in range(0, inputs.prompt_frames, CHUNK_FRAMES):
+                codes = inputs.prompt[:, :, start : start + CHUNK_FRAMES]
+                audio = decoder.step(codes, is_last=False)
+                mx.eval(codes, audio)
+                yield codes, audio
+        left = windows[-1].start + windows[-1].frames - inputs.prompt_frames
+        # Only a listener wants the first chunk as soon as the codec can give all of it.
+        first = chunk_frames + decoder.lookahead_frames if without_prompt else chunk_frames
+        for codes in self._code_frames(inputs, rows, windows, chunk_frames, first, on_step):
+            left -= codes.shape[2]
+            audio = decoder.step(codes, is_last=left == 0)
+            mx.eval(codes, audio)
+            yield codes, audio
+
+    def _code_frames(
+        self,
+        inputs: GenerationInputs,
+        params: Sequence[GenerationParams],
+        windows: Sequence[Window],
+        chunk_frames: int,
+        first_chunk: int,
+        on_step: OnStep | None,
+    ) -> Iterator[mx.array]:
+        """Codes `[B, K, n]` after the prompt, `first_chunk` frames and then `chunk_frames` at a time."""
+        text = None
+        if self.audio_conditioner is None:
+            text = self.text_conditioner.encode(inputs.descriptions)
         return generate_windows(
-            self.lm,
-            lambda window: self._conditions(told, window, len(windows) > 1) if text is None else text,
+            LMDecoder(self.lm, self._cache_bits),
+            lambda window: text or self._conditions(inputs, params[0], window, len(windows) > 1),
             windows,
-            self.sampling,
-            self.guidance,
-            told.seed,
-            prompt=told.prompt,
+            [row.sampling for row in params],
+            [row.guidance for row in params],
+            inputs.seeds,
+            prompt=inputs.prompt,
             on_step=on_step,
+            chunk_frames=chunk_frames,
+            first_chunk=first_chunk,
         )
 
-    def _conditions(self, told: GenerationInputs, window: Window, several: bool) -> ConditionTensors:
-        """For one window: of long music each hears its own part of the audio, over and over."""
+    def _conditions(
+        self, inputs: GenerationInputs, params: GenerationParams, window: Window, several: bool
+    ) -> ConditionTensors:
+        """For one window: each of several has its own part of the audio, which is repeated."""
         assert self.audio_conditioner is not None
-        audios = list(told.audios)
+        audios = list(inputs.audios)
         if several:
             start = int(window.start / self.frame_rate * self.sample_rate)
-            positions = mx.arange(start, start + int(self.max_duration * self.sample_rate))
-            cut = {id(clip): clip[:, positions % clip.shape[1]] for clip in audios if clip is not None}
-            audios = [cut.get(id(clip)) for clip in audios]
+            positions = mx.arange(start, start + int(params.max_duration * self.sample_rate))
+            audios = [audio[:, positions % audio.shape[1]] for audio in audios]
         return build_prepended_conditions(
             self.text_conditioner,
             self.audio_conditioner,
-            told.descriptions,
-            audios,
-            self.style_params,
-            told.seed,
+            inputs.descriptions,
+            [None if index is None else audios[index] for index in inputs.audio_of_row],
+            inputs.style_params,
+            inputs.seeds,
             window.index,
-            separate_null=self.guidance.two_step,
+            separate_null=params.guidance.two_step,
         )
 
 
+def _clips_of(audio: AudioArray) -> list[AudioArray]:
+    """The clips of `[batch, channels, samples]`, or the one of `[channels, samples]`."""
+    return [audio] if not isinstance(audio, Sequence) and audio.ndim == 2 else list(audio)
+
+
+def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list[int | None]]:
+    """The objects among `values` without repetition, and which of them each is; None stays None."""
+    unique: list[AudioArray] = []
+    indices: list[int | None] = []
+    for value in values:
+        index = next((i for i, known in enumerate(unique) if known is value), None)
+        if index is None and value is not None:
+            index = len(unique)
+            unique.append(value)
+        indices.append(index)
+    return unique, indices
+
+
+def _with_progress(
+    generate: Callable[[OnStep | None], Iterator[mx.array]], callback: OnStep | None, show: bool
+) -> Iterator[mx.array]:
+    with _progress(callback, show) as on_step:
+        yield from generate(on_step)
+
+
 @contextmanager
-def _progress(callback: ProgressCallback | None, show: bool) -> Iterator[ProgressCallback | None]:
+def _progress(callback: OnStep | None, show: bool) -> Iterator[OnStep | None]:
     """The callback that was set, or else one that draws a bar if `show`."""
     if callback is not None or not show:
         yield callback

@@ -36,8 +36,8 @@ class MusicGen(GenModel):
             UsageError: also if the model hears text only, or an audio is silent or no audio.
             CheckpointError, DownloadError: what takes music apart can't be loaded (melody models).
         """
-        told = self._prepare_inputs(descriptions, melody_wavs, melody_sample_rate)
-        return self._generate(told, progress, return_tokens)
+        inputs = self._inputs(descriptions, melody_wavs=melody_wavs, melody_sample_rate=melody_sample_rate)
+        return self._generate(inputs, progress, return_tokens)
 
     def set_style_conditioner_params(
         self,

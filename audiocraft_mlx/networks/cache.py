@@ -1,85 +1,172 @@
-"""What the code transformer remembers between steps: a value that is made by `LM.start` and passed in."""
+"""Keys and values of the positions so far: a value that `LM.make_cache` makes and each call advances."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from audiocraft_mlx.ops.attention import KVArray
-from audiocraft_mlx.ops.cpu.fused_block import FusedBlockStep, write_kv
 from audiocraft_mlx.ops.int8_rows import Int8Rows, quantize_int8
-
-LayerStep = Callable[[mx.array, mx.array], tuple[mx.array, ...]]
 
 
 class KVCache:
-    """Self-attention keys and values of one layer, allocated once: `[B, 2 * heads, capacity, head_dim]`.
+    """Self-attention keys and values of one layer, allocated once.
 
-    All heads' keys come first and then their values, so that a step writes both at once. With `bits` 8 they
-    are kept in 8 bits, with a scale for each head and position; `dtype` is not used then.
+    Attributes:
+        keys_values: `[B, 2 * heads, capacity, head_dim]`: all heads' keys and then their values, so that a
+            step writes both at once.
+        scales: float32 `[B, 2 * heads, capacity]` of an int8 cache, one for each head and position; or None.
+        length: positions written so far.
     """
 
     def __init__(
         self, batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, bits: int | None = None
     ) -> None:
+        """With `bits` 8 the cache is int8 and `dtype` isn't used."""
         shape = (batch, 2 * heads, capacity)
-        self._heads = heads
-        self._store = mx.zeros((*shape, head_dim), dtype if bits is None else mx.int8)
-        self._scales = None if bits is None else mx.zeros(shape)
-        self._length = 0
+        self.keys_values = mx.zeros((*shape, head_dim), dtype if bits is None else mx.int8)
+        self.scales = None if bits is None else mx.zeros(shape)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys_values.shape[2]
 
     @property
     def nbytes(self) -> int:
-        return self._store.nbytes + (0 if self._scales is None else self._scales.nbytes)
+        return self.keys_values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
-    def evaluate(self) -> None:
-        mx.eval(self._store, self._scales)
+    def eval(self) -> None:
+        mx.eval(self.keys_values, self.scales)
 
-    def append(self, keys_values: mx.array) -> tuple[KVArray, KVArray]:
-        """Write `[B, 2 * heads, n, head_dim]` behind what is there; all that was written so far."""
-        heads, start = self._heads, self._length
-        self._length = end = start + keys_values.shape[2]
-        if self._scales is None:
-            self._store[:, :, start:end] = keys_values
-            return self._store[:, :heads, :end], self._store[:, heads:, :end]
+    def update_and_fetch(self, keys_values: mx.array) -> tuple[KVArray, KVArray]:
+        """Append `[B, 2 * heads, n, head_dim]`; the keys and the values of all positions so far."""
+        heads, start = self.keys_values.shape[1] // 2, self.length
+        self.length = end = start + keys_values.shape[2]
+        if self.scales is None:
+            self.keys_values[:, :, start:end] = keys_values
+            return self.keys_values[:, :heads, :end], self.keys_values[:, heads:, :end]
         new = quantize_int8(keys_values)
-        self._store[:, :, start:end] = new.data
-        self._scales[:, :, start:end] = new.scales
-        codes, scales = self._store, self._scales
+        self.keys_values[:, :, start:end] = new.data
+        self.scales[:, :, start:end] = new.scales
+        data, scales = self.keys_values, self.scales
         return (
-            Int8Rows(codes[:, :heads, :end], scales[:, :heads, :end]),
-            Int8Rows(codes[:, heads:, :end], scales[:, heads:, :end]),
+            Int8Rows(data[:, :heads, :end], scales[:, :heads, :end]),
+            Int8Rows(data[:, heads:, :end], scales[:, heads:, :end]),
         )
 
-    def step(self, x: mx.array, asked: mx.array, rest: FusedBlockStep, mask: mx.array | None) -> mx.array:
-        """A step through the rest of a layer, which looks at what was written so far and at itself."""
-        self._store = write_kv(self._store, asked, self._length)
-        if self._scales is not None:
-            self._scales = write_kv(self._scales, asked, self._length)
-        self._length += 1
-        return rest(x, asked, self._store, self._scales, self._length, mask)
+    def filter(self, rows: mx.array) -> None:
+        """Keep `rows`, int `[N]`, in that order."""
+        self.keys_values = self.keys_values[rows]
+        self.scales = None if self.scales is None else self.scales[rows]
+
+    def extend(self, other: KVCache) -> None:
+        """Add the rows of `other` behind these; the last positions of both are aligned."""
+        length = max(self.length, other.length)
+        capacity = length + max(cache.capacity - cache.length for cache in (self, other))
+        both = self, other
+        self.keys_values = mx.concatenate([c._aligned(c.keys_values, length, capacity) for c in both])
+        if self.scales is not None and other.scales is not None:
+            self.scales = mx.concatenate(
+                [c._aligned(s, length, capacity) for c, s in ((self, self.scales), (other, other.scales))]
+            )
+        self.length = length
+
+    def _aligned(self, array: mx.array, length: int, capacity: int) -> mx.array:
+        """An array of this cache with the written positions ending at `length`."""
+        written = array[:, :, : self.length]
+        padding = [(0, 0), (0, 0), (length - self.length, capacity - length), (0, 0)]
+        return mx.pad(written, padding[: array.ndim])
 
 
 @dataclass
 class DecoderState:
-    """Where a batch of sequences stands."""
+    """The progress of a batch of sequences, all of whose last positions are aligned.
+
+    Attributes:
+        caches: one for each layer; empty where nothing is kept (a forward pass of whole sequences).
+        positions: sinusoidal embedding of all positions, `[capacity, dim]`.
+        cross_kv: each layer's keys and values of the cross-attention, `[B, heads, C, head_dim]`; empty if
+            the model has none.
+        cross_mask: bool `[B, 1, 1, C]`, False where cross-attention may not attend to; None: everywhere.
+        prefix: prepended conditions `[B, P, dim]` that the first call is yet to read, or None.
+        left_padding: int `[B]`, positions before each row's first one; None if there are none.
+        offset: positions read so far, left padding included.
+    """
 
     caches: list[KVCache]
     positions: mx.array
-    """Sinusoidal embedding of all positions, `[capacity, dim]`."""
+    cross_kv: list[tuple[mx.array, mx.array]]
+    cross_mask: mx.array | None
     prefix: mx.array | None
-    """Prepended conditions `[B, P, dim]` until the first call has read them."""
-    padding: mx.array | None
-    """Positions in front of each row's prefix that are nothing, int `[B]`; None if there are none."""
-    contexts: list[tuple[mx.array, mx.array] | None]
-    """Keys and values of the cross-attention of each layer; None if the model has none."""
-    between: list[LayerStep]
-    """What is computed from one layer's look at all so far to the next one's."""
-    between_single: list[LayerStep]
-    """The same for a single step, compiled: a call costs the host little."""
-    rests: list[FusedBlockStep] | None
-    """A single step through most of each layer as one operation, where there is one."""
+    left_padding: mx.array | None
+    batch: int
     offset: int = 0
-    """Positions read so far, the prefix and its padding included."""
+
+    @property
+    def lengths(self) -> mx.array:
+        """Positions of each row so far, its prefix included, int32 `[B]`."""
+        return self.offset - self._padding()
+
+    def filter(self, rows: Sequence[int]) -> None:
+        """Keep `rows`, in that order: the others have ended."""
+        index = mx.array(list(rows), mx.int32)
+        for cache in self.caches:
+            cache.filter(index)
+        self.cross_kv = [(k[index], v[index]) for k, v in self.cross_kv]
+        self.cross_mask, self.prefix, self.left_padding = (
+            None if array is None else array[index]
+            for array in (self.cross_mask, self.prefix, self.left_padding)
+        )
+        self.batch = len(rows)
+
+    def extend(self, other: DecoderState) -> None:
+        """Add the rows of `other` behind these, each where it is in its own sequence.
+
+        `other` is of the same model, and no longer of use afterwards. Both have read their prefixes.
+
+        Raises:
+            ValueError: a prefix was not read yet.
+        """
+        if self.prefix is not None or other.prefix is not None:
+            raise ValueError("a state can be extended only when both prefixes have been read")
+        offset = max(self.offset, other.offset)
+        padding = [state._padding() + (offset - state.offset) for state in (self, other)]
+        left_padding = mx.concatenate(padding)
+        for mine, theirs in zip(self.caches, other.caches, strict=True):
+            mine.extend(theirs)
+        if len(other.positions) > len(self.positions):
+            self.positions = other.positions
+        self._extend_cross(other)
+        self.left_padding = left_padding if left_padding.any().item() else None
+        self.batch += other.batch
+        self.offset = offset
+
+    def _padding(self) -> mx.array:
+        return mx.zeros(self.batch, mx.int32) if self.left_padding is None else self.left_padding
+
+    def _extend_cross(self, other: DecoderState) -> None:
+        if not self.cross_kv:
+            return
+        length = max(state.cross_kv[0][0].shape[2] for state in (self, other))
+        masks = []
+        for state in (self, other):
+            own = state.cross_kv[0][0].shape[2]
+            mask = state.cross_mask
+            if mask is None:
+                mask = mx.ones((state.batch, 1, 1, own), mx.bool_)
+            masks.append(mx.pad(mask, [(0, 0), (0, 0), (0, 0), (0, length - own)]))
+        mask = mx.concatenate(masks)
+
+        def joined(mine: mx.array, theirs: mx.array) -> mx.array:
+            return mx.concatenate(
+                [mx.pad(a, [(0, 0), (0, 0), (0, length - a.shape[2]), (0, 0)]) for a in (mine, theirs)]
+            )
+
+        self.cross_kv = [
+            (joined(k, other_k), joined(v, other_v))
+            for (k, v), (other_k, other_v) in zip(self.cross_kv, other.cross_kv, strict=True)
+        ]
+        self.cross_mask = None if mask.all().item() else mask

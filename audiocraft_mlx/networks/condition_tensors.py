@@ -1,4 +1,4 @@
-"""What the code transformer is told, as a value: made by a conditioner, read by the model."""
+"""What the code transformer is conditioned on, as a value: made by a conditioner, read by the model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import mlx.core as mx
 class ConditionTensors:
     """Conditions of a batch, in the transformer's dimension.
 
-    `cross` float `[B, C, dim]` is looked at by cross-attention, where `cross_mask` bool `[B, C]` is True
-    (None: everywhere; a row must have something to see). `prefix` float `[B, P, dim]` stands in front of
-    the codes; the first `prefix_padding[b]` positions of a row (int `[B]`, None: none) are nothing.
-    `null` is what guidance leads away from; None if these conditions say nothing themselves. `audio` is the
-    same without the text, for guidance in two parts; None if only text can be told.
+    Attributes:
+        cross: float `[B, C, dim]`, what cross-attention attends to.
+        cross_mask: bool `[B, C]`, False where it may not (None: everywhere; at least one True in each row).
+        prefix: float `[B, P, dim]`, prepended to the codes.
+        prefix_padding: int `[B]`, the positions at the beginning of each row's prefix that are padding
+            (None: none).
+        unconditional: what guidance leads away from; None if these conditions are themselves empty.
+        audio_only: the same without the text, for guidance in two parts; None where there is only text.
     """
 
     cross: mx.array | None = None
     cross_mask: mx.array | None = None
     prefix: mx.array | None = None
     prefix_padding: mx.array | None = None
-    null: ConditionTensors | None = None
-    audio: ConditionTensors | None = None
+    unconditional: ConditionTensors | None = None
+    audio_only: ConditionTensors | None = None
 
     @property
     def batch(self) -> int:
@@ -36,13 +39,13 @@ class ConditionTensors:
     def prefix_length(self) -> int:
         return 0 if self.prefix is None else self.prefix.shape[1]
 
-    def stacked_on(self, other: ConditionTensors) -> ConditionTensors:
+    def concat_batch(self, other: ConditionTensors) -> ConditionTensors:
         """The rows of both in one batch, these first; both have the same arrays of the same lengths."""
         both = self, other
         mask, padding = None, None
         if any(one.cross_mask is not None for one in both):
             mask = mx.concatenate(
-                [_everywhere(one) if one.cross_mask is None else one.cross_mask for one in both]
+                [_full_mask(one) if one.cross_mask is None else one.cross_mask for one in both]
             )
         if any(one.prefix_padding is not None for one in both):
             padding = mx.concatenate(
@@ -52,14 +55,14 @@ class ConditionTensors:
                 ]
             )
         return ConditionTensors(
-            _rows(self.cross, other.cross), mask, _rows(self.prefix, other.prefix), padding
+            _concat(self.cross, other.cross), mask, _concat(self.prefix, other.prefix), padding
         )
 
 
-def _everywhere(conditions: ConditionTensors) -> mx.array:
+def _full_mask(conditions: ConditionTensors) -> mx.array:
     assert conditions.cross is not None
     return mx.ones(conditions.cross.shape[:2], mx.bool_)
 
 
-def _rows(first: mx.array | None, second: mx.array | None) -> mx.array | None:
+def _concat(first: mx.array | None, second: mx.array | None) -> mx.array | None:
     return None if first is None or second is None else mx.concatenate([first, second])

@@ -275,16 +275,52 @@ class ResidualVectorQuantizer(nn.Module):
 
 
 class DecoderStream:
-    """A clip's way from codes to audio, piece by piece."""
+    """One clip's decoder: codes in, audio out, chunk by chunk."""
 
     def __init__(self, codec: Encodec) -> None:
-        self._quantizer, self._layers = codec.quantizer, codec.decoder.start()
-        self.lookahead_frames = -(-self._layers.delay(0) // codec.config.hop_length)
-        """Frames behind a frame that have to be known before all of its audio is."""
+        self._quantizer, self._hop = codec.quantizer, codec.config.hop_length
+        layers = codec.decoder.layers
+        recurrent = max((i for i, layer in enumerate(layers) if isinstance(layer, LSTM)), default=0)
+        # What depends on all codes before, and what depends on a few of the neighbouring frames.
+        self._recurrent = StreamingSequential([layer.start() for layer in layers[: recurrent + 1]])
+        self._local = StreamingSequential([layer.start() for layer in layers[recurrent + 1 :]])
+        self.lookahead_frames = -(-self._local.delay(self._recurrent.delay(0)) // self._hop)
+        """Frames after a frame that all of its audio depends on."""
+        self._unwanted = 0
+        """Samples to come that `warm_up` is about."""
+
+    def warm_up(self, codes: mx.array) -> None:
+        """Read codes int `[B, K, n]` of what precedes the clip; their audio isn't made.
+
+        The recurrent layers read all of them, the others as many frames as the clip's audio depends on.
+        """
+        # They reach as far back as ahead; and at their own beginning they pad what isn't one.
+        needed = 2 * self.lookahead_frames + 2
+        recent: mx.array | None = None
+        frames, seen = codes.shape[2], 0
+        for start in range(0, frames, CHUNK_FRAMES):
+            chunk = self._quantizer.decode(codes[:, :, start : start + CHUNK_FRAMES])
+            latents = self._recurrent.step(chunk, is_last=False)
+            if latents is not None:
+                seen += latents.shape[1]
+                recent = latents if recent is None else mx.concatenate([recent, latents], axis=1)
+                recent = recent[:, -needed:]
+                mx.eval(recent)
+        kept = 0
+        if recent is not None:
+            kept = recent.shape[1]
+            audio = self._local.step(recent, is_last=False)
+            self._unwanted = -(0 if audio is None else audio.shape[1])
+        self._unwanted += (kept + frames - seen) * self._hop
 
     def step(self, codes: mx.array, is_last: bool) -> mx.array | None:
-        """What can be heard after the next codes int `[B, K, n]`: `[B, C, m]`, or None for nothing yet."""
-        audio = self._layers.step(self._quantizer.decode(codes), is_last)
+        """The audio `[B, C, m]` that is known after the next codes int `[B, K, n]`; None for none yet."""
+        latents = self._recurrent.step(self._quantizer.decode(codes), is_last)
+        audio = None if latents is None else self._local.step(latents, is_last)
+        if audio is not None and self._unwanted:
+            dropped = min(self._unwanted, audio.shape[1])
+            self._unwanted -= dropped
+            audio = audio[:, dropped:] if dropped < audio.shape[1] else None
         return None if audio is None else audio.transpose(0, 2, 1)
 
 
@@ -448,6 +484,10 @@ class StereoDecoderStream:
     def __init__(self, mono: Encodec) -> None:
         self._mono = mono.make_decoder_stream()
         self.lookahead_frames = self._mono.lookahead_frames
+
+    def warm_up(self, codes: mx.array) -> None:
+        """See `DecoderStream.warm_up`."""
+        self._mono.warm_up(deinterleave(codes))
 
     def step(self, codes: mx.array, is_last: bool) -> mx.array | None:
         """What can be heard after the next codes int `[B, K, n]`: `[B, 2, m]`, or None for nothing yet."""

@@ -12,12 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.configs import ConfigSection
-from audiocraft_mlx.networks.cache import DecoderState, KVCache, LayerStep
+from audiocraft_mlx.networks.cache import DecoderState, KVCache
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
 from audiocraft_mlx.ops.attention import attention
-from audiocraft_mlx.ops.cpu.extension import kv_cache_dtype
-from audiocraft_mlx.ops.cpu.fused_block import FusedBlockStep, make_fused_step
 from audiocraft_mlx.ops.linear import linear
 
 
@@ -143,15 +141,20 @@ def sinusoidal_embedding(positions: mx.array, dim: int) -> mx.array:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a call's positions stand in their sequences, for the self-attention of all layers."""
+class PositionInfo:
+    """The positions of a call's steps in their sequences, for the self-attention of all layers.
+
+    Attributes:
+        offset: the first position, int `[B]` where rows differ.
+        mask: bool `[B, 1, S, T]`, "causal", or None: every step attends to every position.
+        rotary_periods: RoPE's, `[head_dim / 2]`; None without RoPE.
+    """
 
     offset: mx.array | int
-    """Position of the first, int `[B]` where rows differ."""
     mask: mx.array | str | None
     rotary_periods: mx.array | None
 
-    def rotate(self, x: mx.array) -> mx.array:
+    def apply_rope(self, x: mx.array) -> mx.array:
         """RoPE on interleaved pairs of `[B, heads, S, head_dim]` (audiocraft's `modules/rope.py`)."""
         return mx.fast.rope(
             x,
@@ -171,22 +174,23 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.bias_attention)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias_attention)
 
-    def ask(self, x: mx.array, norm: nn.LayerNorm) -> tuple[mx.array, mx.array]:
+    def project_qkv(self, x: mx.array, norm: nn.LayerNorm) -> tuple[mx.array, mx.array]:
         """Queries `[B, heads, S, head_dim]`; keys and then values `[B, 2 * heads, S, head_dim]`."""
         qkv = _split_heads(linear(self.qkv_proj, x, norm=norm), 3 * self.num_heads)
         return qkv[:, : self.num_heads], qkv[:, self.num_heads :]
 
-    def look_back(self, q: mx.array, kv: mx.array, cache: KVCache, place: Place) -> mx.array:
-        """What the queries find in all so far, `[B, S, dim]`."""
-        if place.rotary_periods is not None:
-            heads = self.num_heads
-            q, kv = place.rotate(q), mx.concatenate([place.rotate(kv[:, :heads]), kv[:, heads:]], axis=1)
-        keys, values = cache.append(kv)
-        return attention(q, keys, values, place.mask)
+    def attend(self, q: mx.array, kv: mx.array, position: PositionInfo, cache: KVCache | None) -> mx.array:
+        """The attention output `[B, S, dim]`, over these steps and those in the cache."""
+        heads = self.num_heads
+        if position.rotary_periods is not None:
+            keys = position.apply_rope(kv[:, :heads])
+            q, kv = position.apply_rope(q), mx.concatenate([keys, kv[:, heads:]], axis=1)
+        k, v = (kv[:, :heads], kv[:, heads:]) if cache is None else cache.update_and_fetch(kv)
+        return attention(q, k, v, position.mask, training=self.training)
 
 
 class CrossAttention(nn.Module):
-    """`x` plus what its positions find in the context; the norm in front is the block's."""
+    """`x` plus the attention output; the norm before it is the block's."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -195,17 +199,16 @@ class CrossAttention(nn.Module):
         self.kv_proj = nn.Linear(config.dim, 2 * config.dim, bias=config.bias_attention)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias_attention)
 
-    def keys_values(self, context: mx.array) -> tuple[mx.array, mx.array]:
-        k, v = (
-            _split_heads(part, self.num_heads) for part in mx.split(linear(self.kv_proj, context), 2, axis=-1)
-        )
-        return k, v
+    def project_kv(self, conditions: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values `[B, heads, C, head_dim]` of `[B, C, dim]`."""
+        k, v = mx.split(linear(self.kv_proj, conditions), 2, axis=-1)
+        return _split_heads(k, self.num_heads), _split_heads(v, self.num_heads)
 
     def __call__(
-        self, x: mx.array, norm: nn.LayerNorm, context: tuple[mx.array, mx.array], mask: mx.array | None
+        self, x: mx.array, norm: nn.LayerNorm, kv: tuple[mx.array, mx.array], mask: mx.array | None
     ) -> mx.array:
         q = _split_heads(linear(self.q_proj, x, norm=norm), self.num_heads)
-        return linear(self.out_proj, attention(q, *context, mask), residual=x)
+        return linear(self.out_proj, attention(q, *kv, mask, training=self.training), residual=x)
 
 
 def _split_heads(x: mx.array, heads: int) -> mx.array:
@@ -214,10 +217,7 @@ def _split_heads(x: mx.array, heads: int) -> mx.array:
 
 
 class Block(nn.Module):
-    """Pre-norm: self-attention → cross-attention → feed-forward, each added to its input.
-
-    In two halves, before and after the look at what was so far: those are the same at every step.
-    """
+    """Pre-norm: self-attention → cross-attention → feed-forward, each added to its input."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -230,19 +230,34 @@ class Block(nn.Module):
         self.linear1 = nn.Linear(config.dim, config.hidden_dim, bias=config.bias_ff)
         self.linear2 = nn.Linear(config.hidden_dim, config.dim, bias=config.bias_ff)
 
-    def before(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        return self.self_attn.ask(x, self.norm1)
-
-    def after(
+    def __call__(
         self,
         x: mx.array,
-        found: mx.array,
-        context: tuple[mx.array, mx.array] | None,
-        context_mask: mx.array | None,
+        position: PositionInfo,
+        cache: KVCache | None = None,
+        cross_kv: tuple[mx.array, mx.array] | None = None,
+        cross_mask: mx.array | None = None,
     ) -> mx.array:
-        x = linear(self.self_attn.out_proj, found, residual=x)
-        if context is not None:
-            x = self.cross_attn(x, self.norm_cross, context, context_mask)
+        """`[B, S, dim]` → the same shape. See `DecoderState` for the last three."""
+        q, kv = self.pre_attention(x)
+        attn_out = self.self_attn.attend(q, kv, position, cache)
+        return self.post_attention(x, attn_out, cross_kv, cross_mask)
+
+    def pre_attention(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """What self-attention takes; see `SelfAttention.project_qkv`."""
+        return self.self_attn.project_qkv(x, self.norm1)
+
+    def post_attention(
+        self,
+        x: mx.array,
+        attn_out: mx.array,
+        cross_kv: tuple[mx.array, mx.array] | None,
+        cross_mask: mx.array | None,
+    ) -> mx.array:
+        """From the output of self-attention to the block's."""
+        x = linear(self.self_attn.out_proj, attn_out, residual=x)
+        if cross_kv is not None:
+            x = self.cross_attn(x, self.norm_cross, cross_kv, cross_mask)
         hidden = linear(self.linear1, x, norm=self.norm2, gelu=True)
         return linear(self.linear2, hidden, residual=x)
 
@@ -251,16 +266,17 @@ class LM(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.cache_bits: int | None = None
-        """8: keys and values are kept in 8 bits. None: in the precision that suits the weights."""
-        # The tables of all codebooks one below the other, so that one gather serves them; so with the heads.
+        # The embeddings of all codebooks one below the other, so that one gather serves them; so with the
+        # output layers.
         self.embed = nn.Embedding(config.num_codebooks * (config.cardinality + 1), config.dim)
         if config.rotary_positions:
             # A weight, since a release file's are rounded to half precision.
             self.rotary_frequencies = mx.zeros(config.dim // config.num_heads // 2)
         self.layers = [Block(config) for _ in range(config.num_layers)]
         self.out_norm = nn.LayerNorm(config.dim)
-        self.heads = nn.Linear(config.dim, config.num_codebooks * config.cardinality, bias=config.bias_heads)
+        self.lm_heads = nn.Linear(
+            config.dim, config.num_codebooks * config.cardinality, bias=config.bias_heads
+        )
 
     @property
     def special_token_id(self) -> int:
@@ -271,109 +287,106 @@ class LM(nn.Module):
     def dtype(self) -> mx.Dtype:
         return self.out_norm.weight.dtype
 
-    def start(self, conditions: ConditionTensors, steps: int) -> DecoderState:
-        """The state of a sequence of `steps` steps under `conditions` (as many rows as these have).
+    def __call__(
+        self,
+        codes: mx.array,
+        conditions: ConditionTensors | None = None,
+        cache: DecoderState | None = None,
+        causal: bool = True,
+    ) -> mx.array:
+        """Logits `[B, K, S, card]` for the step after each of the steps `codes`, int `[B, K, S]`.
 
-        The cross-attention's keys and values are computed here, once.
+        Without a cache `codes` are whole sequences, and `conditions` theirs (None: none). With a cache they
+        are the next steps of sequences whose conditions `make_cache` was given, and the cache is advanced.
+        Prepended conditions go before the first steps. Unless `causal`, each step attends to all.
+        """
+        state = cache or self._state(conditions or ConditionTensors(), codes.shape[0], codes.shape[2])
+        x, position = self.embed_steps(codes, state, causal)
+        return self.predict(self.run_layers(x, position, state), codes.shape[2])
+
+    def make_cache(
+        self,
+        conditions: ConditionTensors,
+        steps: int,
+        dtype: mx.Dtype | None = None,
+        bits: int | None = None,
+    ) -> DecoderState:
+        """The state of sequences of up to `steps` steps under `conditions`, one for each row of these.
+
+        The cross-attention's keys and values are computed here, once. `dtype` is that of the self-attention's
+        (None: the weights'); with `bits` 8 these are int8.
         """
         config = self.config
-        prefix = None if conditions.prefix is None else conditions.prefix.astype(self.dtype)
-        context = None if conditions.cross is None else conditions.cross.astype(self.dtype)
-        capacity = conditions.prefix_length + steps
-        contexts = [
-            None if context is None else layer.cross_attn.keys_values(context) for layer in self.layers
+        state = self._state(conditions, conditions.batch, steps)
+        mx.eval(state.cross_kv, state.cross_mask)
+        state.caches = [
+            KVCache(
+                state.batch,
+                config.num_heads,
+                len(state.positions),
+                config.dim // config.num_heads,
+                dtype or self.dtype,
+                bits,
+            )
+            for _ in self.layers
         ]
-        mask = None if conditions.cross_mask is None else conditions.cross_mask[:, None, None, :]
-        mx.eval(contexts, mask)  # constants of the compiled parts
-        between = [self._between(index, contexts[index], mask) for index in range(len(self.layers))]
+        return state
+
+    def _state(self, conditions: ConditionTensors, batch: int, steps: int) -> DecoderState:
+        """A state without caches."""
+        capacity = conditions.prefix_length + steps
+        cross = None if conditions.cross is None else conditions.cross.astype(self.dtype)
         return DecoderState(
-            caches=[
-                KVCache(
-                    conditions.batch,
-                    config.num_heads,
-                    capacity,
-                    config.dim // config.num_heads,
-                    kv_cache_dtype(isinstance(self.heads, nn.QuantizedLinear), self.dtype),
-                    bits=self.cache_bits,
-                )
-                for _ in self.layers
-            ],
-            positions=sinusoidal_embedding(mx.arange(capacity), config.dim).astype(self.dtype),
-            prefix=prefix,
-            padding=conditions.prefix_padding,
-            contexts=contexts,
-            between=between,
-            between_single=[mx.compile(function) for function in between],
-            rests=self._rests(conditions.batch, contexts, mask),
+            caches=[],
+            positions=sinusoidal_embedding(mx.arange(capacity), self.config.dim).astype(self.dtype),
+            cross_kv=[] if cross is None else [layer.cross_attn.project_kv(cross) for layer in self.layers],
+            cross_mask=None if conditions.cross_mask is None else conditions.cross_mask[:, None, None, :],
+            prefix=None if conditions.prefix is None else conditions.prefix.astype(self.dtype),
+            left_padding=conditions.prefix_padding,
+            batch=batch,
         )
 
-    def _between(
-        self, index: int, context: tuple[mx.array, mx.array] | None, mask: mx.array | None
-    ) -> LayerStep:
-        """From what layer `index` found in all so far to its result, and what the next layer asks for."""
-        layer, following = self.layers[index], self.layers[index + 1 : index + 2]
+    def embed_steps(
+        self, codes: mx.array, state: DecoderState, causal: bool = True
+    ) -> tuple[mx.array, PositionInfo]:
+        """The layers' input `[B, S, dim]` of the next steps `codes` `[B, K, S]`, and its positions.
 
-        def between(x: mx.array, found: mx.array) -> tuple[mx.array, ...]:
-            x = layer.after(x, found, context, mask)
-            return (x, *following[0].before(x)) if following else (x,)
-
-        return between
-
-    def _rests(
-        self, rows: int, contexts: list[tuple[mx.array, mx.array] | None], mask: mx.array | None
-    ) -> list[FusedBlockStep] | None:
-        if self.config.rotary_positions:
-            return None
-        rests = [
-            make_fused_step(layer, rows, context, mask)
-            for layer, context in zip(self.layers, contexts, strict=True)
-        ]
-        found = [rest for rest in rests if rest is not None]
-        return found if len(found) == len(rests) else None
-
-    def __call__(self, codes: mx.array, state: DecoderState) -> mx.array:
-        """Logits `[B, K, S, card]` for the step after each of the next steps `codes`, int `[B, K, S]`.
-
-        The prefix, if the conditions have one, goes in front of the first call's steps. `state` is
-        advanced by what was read.
+        A prefix that wasn't read yet goes before it. `state.offset` is advanced.
         """
         config = self.config
-        batch, num_codebooks, steps = codes.shape
-        tables = mx.arange(num_codebooks)[:, None] * (config.cardinality + 1)
+        tables = mx.arange(codes.shape[1])[:, None] * (config.cardinality + 1)
         x = self.embed(codes + tables).sum(axis=1)
         if state.prefix is not None:
             x = mx.concatenate([state.prefix, x], axis=1)
             state.prefix = None
-        length = x.shape[1]
-        offset, padding = state.offset, state.padding
+        length, offset, padding = x.shape[1], state.offset, state.left_padding
         if config.sinusoidal_positions:
             if padding is None:
                 x = x + state.positions[offset : offset + length]
             else:
                 positions = mx.arange(offset, offset + length) - padding[:, None]
                 x = x + state.positions[mx.maximum(positions, 0)]
-        place = Place(
+        state.offset += length
+        return x, PositionInfo(
             offset=offset if padding is None else offset - padding,
-            mask=_self_attention_mask(offset, length, padding),
+            mask=_self_attention_mask(offset, length, padding, causal),
             rotary_periods=1 / self.rotary_frequencies.astype(mx.float32)
             if config.rotary_positions
             else None,
         )
-        if length == 1 and state.rests is not None:
-            visible = place.mask.reshape(batch, -1) if isinstance(place.mask, mx.array) else None
-            for layer, cache, rest in zip(self.layers, state.caches, state.rests, strict=True):
-                asked = linear(layer.self_attn.qkv_proj, x, norm=layer.norm1)
-                x = cache.step(x, asked, rest, visible)
-        else:
-            between = state.between_single if length == 1 else state.between
-            q, kv = self.layers[0].before(x)
-            for layer, cache, function in zip(self.layers, state.caches, between, strict=True):
-                x, *next_asked = function(x, layer.self_attn.look_back(q, kv, cache, place))
-                if next_asked:
-                    q, kv = next_asked
-        state.offset += length
-        logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
-        return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)
+
+    def run_layers(self, x: mx.array, position: PositionInfo, state: DecoderState) -> mx.array:
+        """`[B, S, dim]` → the same shape."""
+        for index, layer in enumerate(self.layers):
+            cache = state.caches[index] if state.caches else None
+            cross_kv = state.cross_kv[index] if state.cross_kv else None
+            x = layer(x, position, cache, cross_kv, state.cross_mask)
+        return x
+
+    def predict(self, x: mx.array, steps: int) -> mx.array:
+        """Logits `[B, K, steps, card]` of the last `steps` of the layers' output `[B, S, dim]`."""
+        logits = linear(self.lm_heads, x[:, -steps:], norm=self.out_norm)
+        return logits.reshape(len(x), steps, self.config.num_codebooks, -1).transpose(0, 2, 1, 3)
 
     @staticmethod
     def sanitize(weights: Weights) -> Weights:
@@ -412,7 +425,7 @@ class LM(nn.Module):
             dim = packed.shape[0] // 3
             ours = name.replace(".cross_attention.in_proj.", ".cross_attn.{}_proj.")
             weights[ours.format("q")], weights[ours.format("kv")] = packed[:dim], packed[dim:]
-        for ours, theirs in (("embed", "emb"), ("heads", "linears")):
+        for ours, theirs in (("embed", "emb"), ("lm_heads", "linears")):
             for kind in ("weight", "bias"):
                 count = sum(name.startswith(f"{theirs}.") and name.endswith(f".{kind}") for name in weights)
                 if count:
@@ -423,12 +436,17 @@ class LM(nn.Module):
         )
 
 
-def _self_attention_mask(offset: int, length: int, padding: mx.array | None) -> mx.array | str | None:
-    """What each of `length` positions after the first `offset` may look at: the past, and no padding."""
+def _self_attention_mask(
+    offset: int, length: int, padding: mx.array | None, causal: bool
+) -> mx.array | str | None:
+    """What each of `length` positions after the first `offset` may attend to.
+
+    No padding, and if `causal` only itself and the positions before it.
+    """
     if padding is None:
-        return "causal" if length > 1 else None
+        return "causal" if causal and length > 1 else None
     keys = mx.arange(offset + length)
     queries = keys[offset:, None]
-    # A padding position looks at itself, so that its (unused) softmax has something to normalise.
-    visible = (keys <= queries) & ((keys >= padding[:, None, None]) | (keys == queries))
-    return visible[:, None]
+    # A padding position attends to itself, so that its (unused) softmax has something to normalize.
+    visible = (keys >= padding[:, None, None]) | (keys == queries)
+    return (visible & (keys <= queries) if causal else visible)[:, None]

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from audiocraft_mlx.benchmark.shapes import ENCODEC_32KHZ, T5_BASE
-from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.guidance import apply_guidance
 from audiocraft_mlx.decoding.windows import Window
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
@@ -258,16 +258,16 @@ class Pair:
                 for given in (inputs, silent)
             )
         conditions = self._our_conditions(prompts, melodies)
-        assert conditions.null is not None
-        both = conditions.stacked_on(conditions.null)
+        assert conditions.unconditional is not None
+        both = conditions.concat_batch(conditions.unconditional)
         doubled = mx.array(np.concatenate([codes, codes]))
         our_cond, our_null = (
             logits[mx.array(rows)]
-            for logits in mx.split(self.ours.lm(doubled, self.ours.lm.start(both, steps)), 2)
+            for logits in mx.split(self.ours.lm(doubled, cache=self.ours.lm.make_cache(both, steps)), 2)
         )
         assert relative_error(our_cond, cond.numpy()) < 1e-3
         assert relative_error(our_null, null.numpy()) < 1e-3
-        guided = GuidanceParams(coef=3).combine(our_cond, our_null)
+        guided = apply_guidance(3.0, None, our_cond, our_null)
         assert relative_error(guided, (null + 3 * (cond - null)).numpy()) < 1e-3
         # The conditions and the codes both count, so that agreeing on them means something.
         assert relative_error(our_cond, null.numpy()) > 0.01
@@ -277,9 +277,11 @@ class Pair:
         if not self.hears_melody:
             return self.ours.text_conditioner.encode(prompts)
         wavs = None if melodies is None else [melody.wav for melody in melodies]
-        told = self.ours._prepare_inputs(prompts, wavs, self.ours.sample_rate)
+        inputs = self.ours.prepare_inputs(
+            prompts, range(len(prompts)), melody_wavs=wavs, melody_sample_rate=self.ours.sample_rate
+        )
         return self.ours._conditions(
-            told, Window(index=0, start=0, frames=1, context_frames=0), several=False
+            inputs, self.ours.params, Window(index=0, start=0, frames=1, context_frames=0), several=False
         )
 
     def check_codec(self, samples: int, frames: int) -> None:

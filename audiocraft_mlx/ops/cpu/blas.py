@@ -18,7 +18,7 @@ from typing import Any
 
 from audiocraft_mlx.errors import UsageError
 
-VARIABLE = "MUSICGEN_MLX_BLAS"
+ENV_VAR = "MUSICGEN_MLX_BLAS"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 OPENBLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "16")
 """How long OpenBLAS's threads wait awake for their next product: 2^16 cycles, some microseconds. By itself it
@@ -38,7 +38,7 @@ def patch_mlx_blas() -> str | None:
     Raises:
         UsageError: the library that the variable names can't be used.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(ENV_VAR, "auto")
     if wanted == "none" or sys.platform != "linux":
         return None
     os.environ.setdefault(*OPENBLAS_TIMEOUT)  # it looks there when it is loaded
@@ -57,7 +57,7 @@ def patch_mlx_blas() -> str | None:
             warnings.warn(f"the fast BLAS can't be used, MLX's own is slow: {error}", stacklevel=2)
             return None
         raise UsageError(
-            f"{VARIABLE}={wanted} can't be used ({error}); give a library with cblas_sgemm, or auto, or none"
+            f"{ENV_VAR}={wanted} can't be used ({error}); give a library with cblas_sgemm, or auto, or none"
         ) from None
     for name, slot in slots.items():
         slot.value = functions[name]

@@ -1,4 +1,4 @@
-"""The optional C++ extension for Linux CPUs (`native/`), if it is there and fits."""
+"""The optional C++ extension for Linux CPUs (`native/`), where it is installed and fits."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.ops.cpu.tiled_linear import MAX_DECODE_ROWS
+from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 from audiocraft_mlx.ops.device import on_gpu
 
-VARIABLE = "MUSICGEN_MLX_NATIVE"
+ENV_VAR = "MUSICGEN_MLX_NATIVE"
 ABI_VERSION = 5
-"""What the extension's functions are and take: as in native/CMakeLists.txt."""
+"""Version of the extension's functions and their arguments, as in native/CMakeLists.txt."""
 MAX_FP16_ROWS = 64
-"""Up to so many rows the extension is faster than MLX, which first widens a layer's weights to float32."""
-GROUP_SIZE = 64
-"""Weights that share a scale, in the quantised layers that the extension computes."""
-TILE = 16
-"""Outputs whose quantised weights lie side by side."""
+"""Rows up to which the extension is faster than MLX, which first converts float16 weights to float32."""
 
 
 @cache
 def load_extension() -> ModuleType | None:
-    """The extension's functions; None where there is none, or where `MUSICGEN_MLX_NATIVE` is `none`.
+    """The extension's module; None where there is none, or where `MUSICGEN_MLX_NATIVE` is `none`.
 
-    One that was built for another MLX or another version of this program is left alone, with a warning.
+    One that was built for another version of MLX or of this program isn't used, with a warning.
     """
-    if os.environ.get(VARIABLE) == "none":
+    if os.environ.get(ENV_VAR) == "none":
         return None
     try:
         from audiocraft_mlx_native import _built_for
@@ -67,27 +64,31 @@ def float32_extension(x: mx.array) -> ModuleType | None:
 
 
 def weights(layer: nn.Module, rows: int) -> dict[str, Any] | None:
-    """What the extension takes a linear layer's weights as; None where MLX does better, or must do it."""
-    if isinstance(layer, nn.QuantizedLinear):
-        if layer.weight.ndim == 2:  # not in tiles
-            return None
+    """A linear layer's weights as the extension takes them; None where MLX is faster, or has to do it."""
+    if isinstance(layer, TiledQuantizedLinear):
         return {
             "w": layer.weight,
             "scales": layer.scales,
             "biases": layer.biases,
             "bits": layer.bits,
-            "int8_activations": getattr(layer, "int8_activations", False),
+            "int8_activations": layer.int8_activations,
             "bias": layer.get("bias"),
         }
+    if type(layer) is not nn.Linear:
+        return None
     if rows > {mx.float32: MAX_DECODE_ROWS, mx.float16: MAX_FP16_ROWS}.get(layer.weight.dtype, 0):
         return None
     return {"w": layer.weight, "bias": layer.get("bias")}
 
 
 def linear(
-    layer: nn.Module, x: mx.array, norm: nn.LayerNorm | None, gelu: bool, residual: mx.array | None
+    layer: nn.Module,
+    x: mx.array,
+    norm: nn.LayerNorm | None = None,
+    gelu: bool = False,
+    residual: mx.array | None = None,
 ) -> mx.array | None:
-    """`ops.linear.linear`, in one pass over the weights; None where MLX does better, or must do it."""
+    """`ops.linear.linear`, in one pass over the weights; None where MLX is faster, or has to do it."""
     functions = float32_extension(x)
     own = None if functions is None else weights(layer, x.size // x.shape[-1])
     if functions is None or own is None:
@@ -98,32 +99,10 @@ def linear(
     return y
 
 
-def optimize_layout(layer: nn.Module) -> None:
-    """Bring a quantised layer into tiles, if the extension is to compute it; MLX can't do so any more.
-
-    Where several outputs' weights lie side by side, a processor multiplies them at once.
-    """
-    if (
-        isinstance(layer, nn.QuantizedLinear)
-        and layer.weight.ndim == 2
-        and layer.weight.shape[0] % TILE == 0
-        and layer.group_size == GROUP_SIZE
-        and layer.bits in (4, 8)
-        and layer.scales.dtype in (mx.float16, mx.float32)
-    ):
-        for part in ("weight", "scales", "biases"):
-            layer[part] = _tiles(layer[part])
-
-
-def _tiles(part: mx.array) -> mx.array:
-    """`[outputs, n]` → `[outputs / TILE, n, TILE]`."""
-    return mx.contiguous(part.reshape(-1, TILE, part.shape[1]).swapaxes(1, 2))
-
-
 def store_fp16_if_exact(network: nn.Module) -> None:
-    """Keep the weights of linear layers in half precision where that changes none of them.
+    """Store the float32 weights of linear layers as float16 where that changes none of them.
 
-    Computed with in float32 as before, they take half the time to be read. Released models are made of such.
+    They are still computed with in float32, and take half the time to read. Released weights are such.
     """
     if cpu_extension() is None:
         return
@@ -135,8 +114,8 @@ def store_fp16_if_exact(network: nn.Module) -> None:
 
 
 def kv_cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
-    """Of keys and values: half precision for a quantised model, where the extension reads it.
+    """Of keys and values: float16 for a quantized model, where the extension reads it.
 
-    By then they are most of what a step reads; MLX's own attention has no fast half precision on CPUs.
+    They are most of what a step reads then; MLX's own attention is slow in float16 on CPUs.
     """
     return mx.float16 if quantized and cpu_extension() is not None else dtype

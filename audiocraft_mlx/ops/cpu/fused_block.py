@@ -1,11 +1,12 @@
-"""Most of a transformer block's step as one operation: the native extension's, on a CPU.
+"""A decoding step through most of a transformer block as one operation of the native extension.
 
 An operation costs MLX some microseconds to start, and one by one a step has hundreds of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,44 +14,89 @@ import mlx.nn as nn
 from audiocraft_mlx.ops.cpu import extension
 
 FusedBlockStep = Callable[[mx.array, mx.array, mx.array, mx.array | None, int, mx.array | None], mx.array]
-"""From what the self-attention asks for to the block's end: `x` `[B, 1, dim]`; queries, keys and values in
-one `[B, 1, 3 * dim]`; the cache `[B, 2 * heads, capacity, head_dim]` and, if it is in 8 bits, its scales; how
-many of its positions are looked at, the step's own included; bool `[B, length]`, False where it may not look,
-or None."""
+"""From a block's queries, keys and values to its output.
+
+Its arguments: `x` `[B, 1, dim]`; `qkv` `[B, 1, 3 * dim]`; the cache `[B, 2 * heads, capacity, head_dim]` and,
+if it is int8, its scales; the number of its positions to attend to, the step's own included; bool `[B, length]`,
+False where it may not attend to, or None.
+"""
 
 
-def make_fused_step(
-    layer: nn.Module, rows: int, context: tuple[mx.array, mx.array] | None, context_mask: mx.array | None
-) -> FusedBlockStep | None:
-    """Single steps of `rows` rows through `layer`, a `models.lm.Block`; None where there is no such thing.
+class FusedLayers:
+    """All layers of a `networks.lm.LM` for single steps. It writes into the caches that it is given."""
 
-    `context` are keys and values of the cross-attention, `context_mask` is bool `[B, 1, 1, T]`.
+    def __init__(self, layers: Sequence[nn.Module], steps: Sequence[FusedBlockStep]) -> None:
+        self._layers = layers
+        self._steps = steps
+
+    def __call__(self, x: mx.array, mask: mx.array | None, caches: Sequence[Any]) -> mx.array:
+        """`[B, 1, dim]` → the same shape. `mask` is that of the self-attention, `caches` are `KVCache`s."""
+        visible = None if mask is None else mask.reshape(len(x), -1)
+        for layer, cache, step in zip(self._layers, caches, self._steps, strict=True):
+            qkv = extension.linear(layer.self_attn.qkv_proj, x, norm=layer.norm1)
+            assert qkv is not None  # `fuse_layers` has looked
+            cache.keys_values = write_kv(cache.keys_values, qkv, cache.length)
+            if cache.scales is not None:
+                cache.scales = write_kv(cache.scales, qkv, cache.length)
+            cache.length += 1
+            x = step(x, qkv, cache.keys_values, cache.scales, cache.length, visible)
+        return x
+
+
+def fuse_layers(
+    layers: Sequence[nn.Module],
+    rows: int,
+    cross_kv: Sequence[tuple[mx.array, mx.array]],
+    cross_mask: mx.array | None,
+) -> FusedLayers | None:
+    """Single steps of `rows` rows through `layers`, `networks.lm.Block`s without RoPE.
+
+    None where the extension can't compute all of them: it isn't there, a layer is in training mode or of
+    another type (an adapter, say). For `cross_kv` and `cross_mask` see `networks.cache.DecoderState`.
     """
     kernels = extension.cpu_extension()
-    linears = [layer.self_attn.out_proj, layer.linear1, layer.linear2]
-    if context is not None:
+    if kernels is None:
+        return None
+    steps = []
+    for index, layer in enumerate(layers):
+        step = _fuse_block(kernels, layer, rows, cross_kv[index] if cross_kv else None, cross_mask)
+        if step is None:
+            return None
+        steps.append(step)
+    return FusedLayers(layers, steps)
+
+
+def _fuse_block(
+    kernels: Any,
+    layer: nn.Module,
+    rows: int,
+    cross_kv: tuple[mx.array, mx.array] | None,
+    cross_mask: mx.array | None,
+) -> FusedBlockStep | None:
+    linears = [layer.self_attn.qkv_proj, layer.self_attn.out_proj, layer.linear1, layer.linear2]
+    if cross_kv is not None:
         linears += [layer.cross_attn.q_proj, layer.cross_attn.out_proj]
     weights = [extension.weights(linear, rows) for linear in linears]
-    if kernels is None or layer.norm2.weight.dtype != mx.float32 or None in weights:
+    if layer.training or layer.norm2.weight.dtype != mx.float32 or None in weights:
         return None
 
     def norm(own: nn.LayerNorm) -> object:
         return kernels.BlockNorm(own.weight, own.bias, own.eps)
 
-    out, linear1, linear2, *of_context = (kernels.BlockLinear(**own) for own in weights if own is not None)
+    out, linear1, linear2, *of_cross = (kernels.BlockLinear(**own) for own in weights[1:] if own is not None)
     cross = None
-    if context is not None:
-        mask = None if context_mask is None else context_mask.reshape(rows, -1)
-        cross = kernels.BlockContext(norm(layer.norm_cross), *of_context, *context, mask)
-    rest: FusedBlockStep = kernels.Block(
+    if cross_kv is not None:
+        mask = None if cross_mask is None else cross_mask.reshape(rows, -1)
+        cross = kernels.BlockContext(norm(layer.norm_cross), *of_cross, *cross_kv, mask)
+    step: FusedBlockStep = kernels.Block(
         layer.self_attn.num_heads, out, cross, norm(layer.norm2), linear1, linear2
     )
-    return rest
+    return step
 
 
-def write_kv(cache: mx.array, asked: mx.array, position: int) -> mx.array:
+def write_kv(cache: mx.array, qkv: mx.array, position: int) -> mx.array:
     """`cache`, or an int8 cache's scales, with a step's keys and values in it; see `FusedBlockStep`."""
     kernels = extension.load_extension()
     assert kernels is not None
-    written: mx.array = kernels.write_kv(cache, asked, position)
+    written: mx.array = kernels.write_kv(cache, qkv, position)
     return written

@@ -1,0 +1,91 @@
+"""Steps of the language model in the fastest way that this machine has; `networks/lm.py` is the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from audiocraft_mlx.networks.cache import DecoderState
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM, Block, PositionInfo
+from audiocraft_mlx.ops.cpu.extension import kv_cache_dtype
+from audiocraft_mlx.ops.cpu.fused_block import FusedLayers, fuse_layers
+from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
+
+LayerStep = Callable[..., tuple[mx.array, ...]]
+
+
+class LMDecoder:
+    """Starts sequences of `lm`, and has what they share: parts of its layers, compiled."""
+
+    def __init__(self, lm: LM, cache_bits: int | None = None) -> None:
+        """With `cache_bits` 8 keys and values are kept in int8."""
+        self.lm = lm
+        self._cache_bits = cache_bits
+        quantized = isinstance(lm.lm_heads, (nn.QuantizedLinear, TiledQuantizedLinear))
+        self._cache_dtype = kv_cache_dtype(quantized, lm.dtype)
+        following = [*lm.layers[1:], None]
+        self._layer_steps: list[LayerStep] = [
+            mx.compile(partial(_layer_step, layer, after))
+            for layer, after in zip(lm.layers, following, strict=True)
+        ]
+
+    def start(self, conditions: ConditionTensors, steps: int) -> DecoderSteps:
+        """Sequences of up to `steps` steps under `conditions`, one for each row of these."""
+        state = self.lm.make_cache(conditions, steps, self._cache_dtype, self._cache_bits)
+        return DecoderSteps(self.lm, state, self._layer_steps)
+
+
+class DecoderSteps:
+    """A batch of sequences: `steps(codes)` are the logits for the step after the next ones.
+
+    Attributes:
+        state: what was read so far.
+    """
+
+    def __init__(self, lm: LM, state: DecoderState, layer_steps: list[LayerStep]) -> None:
+        self._lm = lm
+        self.state = state
+        self._layer_steps = layer_steps
+        self._fused: FusedLayers | None = None
+        if not lm.config.rotary_positions:
+            self._fused = fuse_layers(lm.layers, state.batch, state.cross_kv, state.cross_mask)
+
+    def __call__(self, codes: mx.array) -> mx.array:
+        """Logits `[B, K, S, card]` of the steps `codes`, int `[B, K, S]`; see `LM`."""
+        x, position = self._lm.embed_steps(codes, self.state)
+        if x.shape[1] > 1:
+            x = self._lm.run_layers(x, position, self.state)
+        elif self._fused is not None and not isinstance(position.mask, str):
+            x = self._fused(x, position.mask, self.state.caches)
+        else:
+            x = self._run_compiled(x, position)
+        return self._lm.predict(x, codes.shape[2])
+
+    def _run_compiled(self, x: mx.array, position: PositionInfo) -> mx.array:
+        """`LM.run_layers` for a single step; what lies between two self-attentions is compiled."""
+        lm, state = self._lm, self.state
+        q, kv = lm.layers[0].pre_attention(x)
+        for index, (layer, layer_step) in enumerate(zip(lm.layers, self._layer_steps, strict=True)):
+            attn_out = layer.self_attn.attend(q, kv, position, state.caches[index])
+            cross = state.cross_kv[index] if state.cross_kv else ()
+            mask = () if state.cross_mask is None else (state.cross_mask,)
+            x, *next_qkv = layer_step(x, attn_out, *cross, *mask)
+            if next_qkv:
+                q, kv = next_qkv
+        return x
+
+
+def _layer_step(
+    layer: Block, following: Block | None, x: mx.array, attn_out: mx.array, *cross: mx.array
+) -> tuple[mx.array, ...]:
+    """From a layer's self-attention to its output, and the next layer's queries, keys and values.
+
+    `cross` are keys and values of the cross-attention and its mask, as far as there are any.
+    """
+    cross_kv = (cross[0], cross[1]) if len(cross) > 1 else None
+    x = layer.post_attention(x, attn_out, cross_kv, cross[2] if len(cross) > 2 else None)
+    return (x,) if following is None else (x, *following.pre_attention(x))
