@@ -115,7 +115,7 @@ def test_most_of_a_block_as_one_operation(
     codes = mx.random.randint(0, 16, (2, 2, 6))
     for step in range(6):
         ours = lm(codes[:, :, step : step + 1], fused)
-        assert ("MusicgenBlock" in primitives(ours)) == (step > 0)
+        assert ("MusicgenFusedBlock" in primitives(ours)) == (step > 0)
         theirs = lm(codes[:, :, step : step + 1], apart)
         np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-5)
 
@@ -207,7 +207,7 @@ def test_attention_over_a_part_of_the_cache(
     k, v = (normal(batch, heads, length + 5, dim).astype(dtype)[:, :, :length] for _ in range(2))
     mask = mx.arange(length) >= mx.arange(batch)[:, None] if masked and length > batch else None
     mask = None if mask is None else mask[:, None, None]
-    assert "MusicgenAttend" in primitives(attention.attention(q, k, v, mask))
+    assert "MusicgenAttention" in primitives(attention.attention(q, k, v, mask))
     ours = attention.attention(q, k, v, mask)
     with Pure():
         wanted = attention.attention(q, k.astype(mx.float32), v.astype(mx.float32), mask)
@@ -221,7 +221,7 @@ def test_attention_over_a_part_of_the_cache(
 def test_attention_of_many_queries(batch: int, heads: int, queries: int, length: int, dim: int) -> None:
     q = normal(batch, queries, heads, dim).transpose(0, 2, 1, 3)
     k, v = 3 * normal(2, batch, heads, length + 3, dim)[..., :length, :]
-    assert "MusicgenAttendMany" in primitives(attention.attention(q, k, v, None))
+    assert "MusicgenAttentionFull" in primitives(attention.attention(q, k, v, None))
     np.testing.assert_allclose(*both(lambda: attention.attention(q, k, v, None)), atol=5e-6)
 
 
@@ -261,7 +261,7 @@ def test_attention_over_keys_and_values_in_8_bits() -> None:
     q = normal(2, 3, 1, 20)
     k, v = (int8_rows.quantize_int8(normal(2, 3, 33, 20)) for _ in range(2))
     k, v = (int8_rows.Int8Rows(part.data[:, :, :30], part.scales[:, :, :30]) for part in (k, v))
-    assert "MusicgenAttend" in primitives(attention.attention(q, k, v, None))
+    assert "MusicgenAttention" in primitives(attention.attention(q, k, v, None))
     np.testing.assert_allclose(*both(lambda: attention.attention(q, k, v, None)), atol=2e-6)
 
 
@@ -307,9 +307,9 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
         lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 48), 7),
         lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 40), 0),
         lambda e: e.write_kv(normal(2, 4, 7, 8), normal(1, 1, 48), 0),
-        lambda e: e.BlockNorm(normal(3), normal(4), 1e-5),
-        lambda e: e.BlockLinear(normal(3)),
-        lambda e: e.BlockLinear(normal(3, 4), bias=normal(4)),
+        lambda e: e.FusedNorm(normal(3), normal(4), 1e-5),
+        lambda e: e.FusedLinear(normal(3)),
+        lambda e: e.FusedLinear(normal(3, 4), bias=normal(4)),
         lambda e: block_of(e, heads=3),
         lambda e: block_of(e, hidden=9),
         lambda e: block_of(e)(normal(1, 1, 7), normal(1, 1, 24), normal(1, 4, 5, 4), None, 1),
@@ -375,10 +375,10 @@ def tiles(words: int) -> mx.array:
 def block_of(extension: ModuleType, heads: int = 2, hidden: int = 16) -> Callable[..., mx.array]:
     """Of 8 values, with a feed-forward of 16."""
     out, linear1, linear2 = (
-        extension.BlockLinear(normal(*shape)) for shape in ((8, 8), (hidden, 8), (8, 16))
+        extension.FusedLinear(normal(*shape)) for shape in ((8, 8), (hidden, 8), (8, 16))
     )
-    return extension.Block(
-        heads, out, None, extension.BlockNorm(normal(8), normal(8), 1e-5), linear1, linear2
+    return extension.FusedBlockStep(
+        heads, out, None, extension.FusedNorm(normal(8), normal(8), 1e-5), linear1, linear2
     )
 
 

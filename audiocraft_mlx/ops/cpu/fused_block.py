@@ -35,14 +35,14 @@ def make_fused_step(
         return None
 
     def norm(own: nn.LayerNorm) -> object:
-        return kernels.BlockNorm(own.weight, own.bias, own.eps)
+        return kernels.FusedNorm(own.weight, own.bias, own.eps)
 
-    out, linear1, linear2, *of_context = (kernels.BlockLinear(**own) for own in weights if own is not None)
+    out, linear1, linear2, *of_context = (kernels.FusedLinear(**own) for own in weights if own is not None)
     cross = None
     if context is not None:
         mask = None if context_mask is None else context_mask.reshape(rows, -1)
-        cross = kernels.BlockContext(norm(layer.norm_cross), *of_context, *context, mask)
-    rest: FusedBlockStep = kernels.Block(
+        cross = kernels.FusedCrossAttention(norm(layer.norm_cross), *of_context, *context, mask)
+    rest: FusedBlockStep = kernels.FusedBlockStep(
         layer.self_attn.num_heads, out, cross, norm(layer.norm2), linear1, linear2
     )
     return rest
