@@ -137,7 +137,7 @@ struct FusedBlockLayers {
   int dim() const { return norm.size(); }
 };
 
-// A step from the self-attention's projections to the end of the layers. Inputs: x [B, 1, dim], qkv [B, 1, 3 * dim],
+// A step from the self-attention's projections to the end of the block. Inputs: x [B, 1, dim], qkv [B, 1, 3 * dim],
 // the cache [B, 2 * heads, capacity, dim / heads] with the keys of all heads before their values; an int8 cache's
 // scales [B, 2 * heads, capacity]; the mask.
 class FusedBlockPrimitive : public CpuPrimitive {
@@ -208,9 +208,9 @@ class FusedBlockStep {
  public:
   FusedBlockStep(int heads, FusedLinear out, std::optional<FusedCrossAttention> cross_attention, FusedNorm norm,
                  FusedLinear linear1, FusedLinear linear2)
-      : layers_(std::make_shared<const FusedBlockLayers>(FusedBlockLayers{heads, std::move(out),
-                                                                          std::move(cross_attention), std::move(norm),
-                                                                          std::move(linear1), std::move(linear2)})) {
+      : layers_(std::make_shared<const FusedBlockLayers>(
+            FusedBlockLayers{heads, std::move(out), std::move(cross_attention), std::move(norm), std::move(linear1),
+                             std::move(linear2)})) {
     const auto& p = *layers_;
     const int dim = p.dim();
     require(heads > 0 && dim % heads == 0 && p.out.inputs() == dim && p.out.outputs() == dim &&

@@ -142,12 +142,9 @@ class LstmPrimitive : public CpuPrimitive {
         pool.run(chunks, [&](int i) {
           for (int b = 0; b < batch; b++) {
             const size_t row = static_cast<size_t>(b) * steps + t;
-            LstmArgs args{dim,
-                          w,
-                          projected + row * 4 * dim,
+            LstmArgs args{dim, w, projected + row * 4 * dim,
                           t ? out + (row - 1) * dim : h0 + static_cast<size_t>(b) * dim,
-                          c + static_cast<size_t>(b) * dim,
-                          out + row * dim};
+                          c + static_cast<size_t>(b) * dim, out + row * dim};
             kernels().lstm(args, i * chunk, std::min(dim, (i + 1) * chunk));
           }
         });

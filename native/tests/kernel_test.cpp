@@ -49,9 +49,8 @@ void compare_linear(const Kernels& k, LinearArgs a, const std::vector<float>& x,
   for (int m = 0; m < a.rows; m++)
     for (int n = 0; n < a.outputs; n++) {
       double sum = 0;
-      for (int i = 0; i < a.inputs; i++)
-        sum +=
-            static_cast<double>(dense[static_cast<size_t>(n) * a.inputs + i]) * x[static_cast<size_t>(m) * a.inputs + i];
+      const float *weights = &dense[static_cast<size_t>(n) * a.inputs], *row = &x[static_cast<size_t>(m) * a.inputs];
+      for (int i = 0; i < a.inputs; i++) sum += static_cast<double>(weights[i]) * row[i];
       if (a.bias) sum += a.bias[n];
       if (a.gelu) sum = reference_gelu(sum);
       const size_t at = static_cast<size_t>(m) * a.outputs + n;
@@ -62,14 +61,14 @@ void compare_linear(const Kernels& k, LinearArgs a, const std::vector<float>& x,
 
 void test_dense(const Kernels& k) {
   LinearArgs a{};
-  a.weight_type = random_int(0, 1) ? WeightType::float32 : WeightType::fp16;
+  a.weight_type = random_int(0, 1) ? WeightType::float32 : WeightType::float16;
   a.rows = random_int(1, 9);
   a.outputs = random_int(1, 70);
   a.inputs = random_int(1, 300);
   const auto x = random_floats(a.rows * a.inputs);
   auto w = random_floats(a.outputs * a.inputs);
   std::vector<uint16_t> fp16(w.size());
-  if (a.weight_type == WeightType::fp16)
+  if (a.weight_type == WeightType::float16)
     for (size_t i = 0; i < w.size(); i++) {
       const _Float16 half = static_cast<_Float16>(w[i]);
       std::memcpy(&fp16[i], &half, sizeof half);
@@ -77,7 +76,7 @@ void test_dense(const Kernels& k) {
     }
   const auto bias = random_floats(a.outputs), residual = random_floats(a.rows * a.outputs);
   a.x = x.data();
-  a.w = a.weight_type == WeightType::fp16 ? static_cast<const void*>(fp16.data()) : w.data();
+  a.w = a.weight_type == WeightType::float16 ? static_cast<const void*>(fp16.data()) : w.data();
   if (random_int(0, 1)) a.bias = bias.data();
   if (random_int(0, 1)) a.residual = residual.data();
   a.gelu = random_int(0, 1);
