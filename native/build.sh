@@ -1,21 +1,21 @@
 #!/bin/sh
-# Build the native extension into the environment of PYTHON, where it is of use and can be built; one line says
-# what was done. Usage: native/build.sh PYTHON
-# Without it everything works, slower; so a failure here is none of the caller's.
+# Build the native extension and install it into PYTHON's environment, on Linux with a C++ compiler. Prints one line
+# with the result. Usage: native/build.sh PYTHON
+# The extension is optional: if it can't be built, this script still exits with 0.
 python=$1
-source=$(cd "$(dirname "$0")" && pwd)  # a path: a bare word would be a package of the index
+source=$(cd "$(dirname "$0")" && pwd)  # an absolute path: pip would look a bare name up in the package index
 
 if [ "$(uname -s)" != Linux ]; then
   echo "native extension: not needed on $(uname -s)"
   exit 0
 fi
 if ! command -v "${CXX:-c++}" > /dev/null; then
-  echo "native extension: no C++ compiler, so it isn't built and steps take longer; install g++ and try again"
+  echo "native extension: no C++ compiler, so it isn't built and generation is slower; install g++ and try again"
   exit 0
 fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# Built against the very MLX that it will run with; older and newer pips take that from different variables.
+# Built against the MLX version that it will run with. Older and newer versions of pip read different variables.
 "$python" -c 'from importlib.metadata import version; print("mlx==" + version("mlx"))' > "$scratch/constraints"
 export PIP_CONSTRAINT="$scratch/constraints" PIP_BUILD_CONSTRAINT="$scratch/constraints"
 if "$python" -m pip install --quiet --force-reinstall --no-deps "$source" > "$scratch/log" 2>&1 &&
@@ -23,5 +23,5 @@ if "$python" -m pip install --quiet --force-reinstall --no-deps "$source" > "$sc
 then
   echo "native extension: built for $(cat "$scratch/constraints"), using $set"
 else
-  echo "native extension: could not be built, so steps take longer: $(grep -v '^ *$' "$scratch/log" | tail -n 1)"
+  echo "native extension: could not be built, so generation is slower: $(grep -v '^ *$' "$scratch/log" | tail -n 1)"
 fi

@@ -1,4 +1,4 @@
-"""The native extension computes what MLX's own operations do. Skipped where it isn't built."""
+"""The native extension gives the same results as MLX's operations. Skipped if it isn't built."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def normal(*shape: int) -> mx.array:
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def default_device_is_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
     mx.random.seed(4)
 
 
-class Pure:
-    """While it is open, MLX's own operations are used."""
+class WithoutExtension:
+    """A context in which MLX's own operations are used."""
 
     def __enter__(self) -> None:
         self.patch = pytest.MonkeyPatch()
@@ -46,43 +46,43 @@ class Pure:
         self.patch.undo()
 
 
-def both(compute: object) -> tuple[np.ndarray, np.ndarray]:
-    ours = np.array(compute())
-    with Pure():
-        return ours, np.array(compute())
+def with_and_without_extension(compute: object) -> tuple[np.ndarray, np.ndarray]:
+    actual = np.array(compute())
+    with WithoutExtension():
+        return actual, np.array(compute())
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("surrounded", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 5, 3), (3, 64, 17), (8, 200, 61)])
-def test_a_dense_layer(rows: int, inputs: int, outputs: int, surrounded: bool, bias: bool) -> None:
+def test_dense_layer(rows: int, inputs: int, outputs: int, fused: bool, bias: bool) -> None:
     layer, norm = nn.Linear(inputs, outputs, bias=bias).eval(), nn.LayerNorm(inputs)
     norm.weight, norm.bias = normal(inputs), normal(inputs)
     x, residual = normal(rows, 1, inputs), normal(rows, 1, outputs)
-    more = {"norm": norm, "gelu": True, "residual": residual} if surrounded else {}
-    assert "MusicgenLinear" in primitives(linear(layer, x, **more))
-    np.testing.assert_allclose(*both(lambda: linear(layer, x, **more)), atol=2e-5)
+    options = {"norm": norm, "gelu": True, "residual": residual} if fused else {}
+    assert "MusicgenLinear" in primitives(linear(layer, x, **options))
+    np.testing.assert_allclose(*with_and_without_extension(lambda: linear(layer, x, **options)), atol=2e-5)
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (2, 5, 3), (3, 64, 17), (40, 200, 61)])
-def test_a_dense_layer_in_half_precision(rows: int, inputs: int, outputs: int) -> None:
+def test_float16_dense_layer(rows: int, inputs: int, outputs: int) -> None:
     layer, x = nn.Linear(inputs, outputs).eval(), normal(rows, inputs)
     layer.weight = layer.weight.astype(mx.float16)
-    ours = linear(layer, x)
-    assert "MusicgenLinear" in primitives(ours)
-    wanted = x @ layer.weight.astype(mx.float32).T + layer.bias
-    np.testing.assert_allclose(np.array(ours), np.array(wanted), atol=2e-5)
+    actual = linear(layer, x)
+    assert "MusicgenLinear" in primitives(actual)
+    expected = x @ layer.weight.astype(mx.float32).T + layer.bias
+    np.testing.assert_allclose(np.array(actual), np.array(expected), atol=2e-5)
 
 
-def test_weights_of_other_types_are_left_to_mlx() -> None:
+def test_mlx_computes_layers_with_other_weight_dtypes() -> None:
     layer, x = nn.Linear(8, 5).eval(), normal(2, 8)
     layer.weight = layer.weight.astype(mx.bfloat16)
     assert extension.weights(layer, 2) is None
-    wanted = x @ layer.weight.astype(mx.float32).T + layer.bias
-    np.testing.assert_allclose(np.array(linear(layer, x)), np.array(wanted), atol=2e-5)
+    expected = x @ layer.weight.astype(mx.float32).T + layer.bias
+    np.testing.assert_allclose(np.array(linear(layer, x)), np.array(expected), atol=2e-5)
 
 
-def test_weights_are_kept_in_half_precision_where_that_changes_none_of_them() -> None:
+def test_weights_are_stored_as_float16_only_if_that_is_exact() -> None:
     exact, inexact = nn.Linear(8, 8), nn.Linear(8, 8)
     exact.weight = exact.weight.astype(mx.float16).astype(mx.float32)
     inexact.weight = inexact.weight + 1e-6
@@ -96,10 +96,10 @@ def test_weights_are_kept_in_half_precision_where_that_changes_none_of_them() ->
 @pytest.mark.parametrize("padding", [None, mx.array([0, 2])])
 @pytest.mark.parametrize("cross_attention", [True, False])
 @pytest.mark.parametrize(("quantized", "cache_bits"), [(False, None), (True, None), (True, 8), (False, 8)])
-def test_most_of_a_block_as_one_operation(
+def test_fused_block_step(
     quantized: bool, cache_bits: int | None, cross_attention: bool, padding: mx.array | None
 ) -> None:
-    """Equal to the operations one after the other, from the same cache."""
+    """The same results as from separate operations, with the same cache."""
     config = LMConfig(2, 16, 64, 4, 2, 128, (0, 1), cross_attention, bias_attention=True, bias_ff=True)
     lm = LM(config).eval()
     if quantized:
@@ -112,37 +112,36 @@ def test_most_of_a_block_as_one_operation(
         prefix=normal(2, 3, 64),
         prefix_padding=padding,
     )
-    fused, apart = decoder.start(conditions, 6), decoder.start(conditions, 6)
+    fused, separate = decoder.start(conditions, 6), decoder.start(conditions, 6)
     assert fused._fused is not None
-    apart._fused = None
+    separate._fused = None
     codes = mx.random.randint(0, 16, (2, 2, 6))
     for step in range(6):
-        ours = fused(codes[:, :, step : step + 1])
-        assert ("MusicgenBlock" in primitives(ours)) == (step > 0)
-        theirs = apart(codes[:, :, step : step + 1])
-        np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-5)
+        actual = fused(codes[:, :, step : step + 1])
+        assert ("MusicgenFusedBlock" in primitives(actual)) == (step > 0)
+        expected = separate(codes[:, :, step : step + 1])
+        np.testing.assert_allclose(np.array(actual), np.array(expected), atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
-def test_a_cache_is_written_in_place_unless_somebody_still_holds_it(dtype: mx.Dtype) -> None:
-    cache, asked = normal(2, 4, 7, 8).astype(dtype), normal(2, 1, 48)
-    before = np.array(cache)
-    written = np.array(extension.load_extension().write_kv(cache, asked, 3))
-    np.testing.assert_array_equal(np.array(cache), before)
-    before[:, :, 3] = np.array(asked[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
-    np.testing.assert_array_equal(written, before)
+def test_cache_is_written_in_place_unless_still_referenced(dtype: mx.Dtype) -> None:
+    cache, qkv = normal(2, 4, 7, 8).astype(dtype), normal(2, 1, 48)
+    expected = np.array(cache)
+    written = np.array(extension.load_extension().write_kv(cache, qkv, 3))
+    np.testing.assert_array_equal(np.array(cache), expected)
+    expected[:, :, 3] = np.array(qkv[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
+    np.testing.assert_array_equal(written, expected)
     address = np.asarray(cache).ctypes.data
-    there = extension.load_extension().write_kv(cache, asked, 3)
+    in_place = extension.load_extension().write_kv(cache, qkv, 3)
     del cache
-    mx.eval(there)
-    assert np.asarray(there).ctypes.data == address
-    np.testing.assert_array_equal(np.asarray(there), before)
+    mx.eval(in_place)
+    assert np.asarray(in_place).ctypes.data == address
+    np.testing.assert_array_equal(np.asarray(in_place), expected)
 
 
 def quantized(inputs: int, outputs: int, bits: int, group_size: int = 64) -> nn.Module:
-    """As a loaded model has it."""
-    layer = nn.QuantizedLinear.from_linear(nn.Linear(inputs, outputs), group_size, bits)
-    return optimized(layer)
+    """A layer as a loaded model has it."""
+    return optimized(nn.QuantizedLinear.from_linear(nn.Linear(inputs, outputs), group_size, bits))
 
 
 def optimized(layer: nn.Module) -> nn.Module:
@@ -154,7 +153,7 @@ def optimized(layer: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("scales", [mx.float16, mx.float32])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 16), (2, 192, 48), (13, 4160, 32)])
-def test_a_quantized_layer(rows: int, inputs: int, outputs: int, scales: mx.Dtype, bits: int) -> None:
+def test_quantized_layer(rows: int, inputs: int, outputs: int, scales: mx.Dtype, bits: int) -> None:
     layer = nn.QuantizedLinear.from_linear(nn.Linear(inputs, outputs), 64, bits)
     layer.scales, layer.biases = layer.scales.astype(scales), layer.biases.astype(scales)
     norm = nn.LayerNorm(inputs)
@@ -162,18 +161,18 @@ def test_a_quantized_layer(rows: int, inputs: int, outputs: int, scales: mx.Dtyp
     dense = mx.dequantize(
         layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32), 64, bits
     )
-    wanted = norm(x) @ dense.T + layer.bias + residual
+    expected = norm(x) @ dense.T + layer.bias + residual
     layer = optimized(layer)
-    ours = linear(layer, x, norm=norm, residual=residual)
-    assert "MusicgenLinear" in primitives(ours)
-    np.testing.assert_allclose(ours, wanted, atol=5e-5)
+    actual = linear(layer, x, norm=norm, residual=residual)
+    assert "MusicgenLinear" in primitives(actual)
+    np.testing.assert_allclose(actual, expected, atol=5e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_exact_activations_are_as_exact_as_float32(bits: int) -> None:
-    """Also where one of them is a thousand times the others."""
+def test_int8_limbs_are_as_exact_as_float32(bits: int) -> None:
+    """Also if one activation is a thousand times the others."""
     layer = nn.QuantizedLinear.from_linear(nn.Linear(1024, 512, bias=False), 64, bits)
-    # A weight is a whole number of scales plus a bias: what rounds are products with both.
+    # A weight is an integer times a scale, plus a bias; rounding errors come from the products with both.
     parts = (layer.scales, mx.zeros_like(layer.biases)), (mx.zeros_like(layer.scales), layer.biases)
     dense = [np.array(mx.dequantize(layer.weight, *part, 64, bits), np.float64) for part in parts]
     x = normal(2, 1024).at[:, 100].multiply(1000)
@@ -184,7 +183,7 @@ def test_exact_activations_are_as_exact_as_float32(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_activations_in_8_bits_cost_what_the_documents_say(bits: int) -> None:
+def test_error_of_int8_activations_is_as_documented(bits: int) -> None:
     layer, x = quantized(1024, 512, bits), normal(2, 1024)
     exact = linear(layer, x)
     layer.int8_activations = True
@@ -197,17 +196,17 @@ def test_activations_in_8_bits_cost_what_the_documents_say(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("outputs", "group_size"), [(16, 32), (8, 64)])
-def test_layers_that_the_extension_has_no_tiles_for_are_left_to_mlx(outputs: int, group_size: int) -> None:
+def test_mlx_computes_quantized_layers_that_do_not_fit_tiles(outputs: int, group_size: int) -> None:
     layer, x = quantized(64, outputs, 4, group_size), normal(2, 64)
     assert "MusicgenLinear" not in primitives(linear(layer, x))
-    wanted = x @ mx.dequantize(layer.weight, layer.scales, layer.biases, group_size, 4).T + layer.bias
-    np.testing.assert_allclose(linear(layer, x), wanted, atol=2e-5)
+    expected = x @ mx.dequantize(layer.weight, layer.scales, layer.biases, group_size, 4).T + layer.bias
+    np.testing.assert_allclose(linear(layer, x), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
 @pytest.mark.parametrize(("batch", "heads", "length", "dim"), [(1, 1, 1, 2), (2, 3, 70, 32), (3, 2, 9, 20)])
-def test_attention_over_a_part_of_the_cache(
+def test_attention_over_a_cache_view(
     batch: int, heads: int, length: int, dim: int, dtype: mx.Dtype, masked: bool
 ) -> None:
     qkv = normal(batch, 1, 3 * heads * dim)
@@ -215,22 +214,24 @@ def test_attention_over_a_part_of_the_cache(
     k, v = (normal(batch, heads, length + 5, dim).astype(dtype)[:, :, :length] for _ in range(2))
     mask = mx.arange(length) >= mx.arange(batch)[:, None] if masked and length > batch else None
     mask = None if mask is None else mask[:, None, None]
-    assert "MusicgenAttend" in primitives(attention.attention(q, k, v, mask))
-    ours = attention.attention(q, k, v, mask)
-    with Pure():
-        wanted = attention.attention(q, k.astype(mx.float32), v.astype(mx.float32), mask)
-    np.testing.assert_allclose(ours, wanted, atol=2e-6)
+    assert "MusicgenAttention" in primitives(attention.attention(q, k, v, mask))
+    actual = attention.attention(q, k, v, mask)
+    with WithoutExtension():
+        expected = attention.attention(q, k.astype(mx.float32), v.astype(mx.float32), mask)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
     ("batch", "heads", "queries", "length", "dim"),
     [(1, 1, 2, 1, 1), (2, 3, 33, 70, 20), (1, 2, 5, 32, 64), (1, 2, 64, 31, 8)],
 )
-def test_attention_of_many_queries(batch: int, heads: int, queries: int, length: int, dim: int) -> None:
+def test_attention_of_several_queries(batch: int, heads: int, queries: int, length: int, dim: int) -> None:
     q = normal(batch, queries, heads, dim).transpose(0, 2, 1, 3)
     k, v = 3 * normal(2, batch, heads, length + 3, dim)[..., :length, :]
-    assert "MusicgenAttendMany" in primitives(attention.attention(q, k, v, None))
-    np.testing.assert_allclose(*both(lambda: attention.attention(q, k, v, None)), atol=5e-6)
+    assert "MusicgenAttentionFull" in primitives(attention.attention(q, k, v, None))
+    np.testing.assert_allclose(
+        *with_and_without_extension(lambda: attention.attention(q, k, v, None)), atol=5e-6
+    )
 
 
 @pytest.mark.parametrize("activation", [activations.elu, activations.gelu, activations.glu])
@@ -238,52 +239,54 @@ def test_attention_of_many_queries(batch: int, heads: int, queries: int, length:
 def test_activations(activation: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> None:
     x = 10 * normal(*shape)
     assert "Musicgen" in primitives(activation(x))
-    # Here the memory of what goes in may be what comes out.
+    # The output of some of these may reuse the input's buffer.
     for compute in (lambda: activation(x), lambda: activation(x + 1), lambda: activation(x[::-1])):
-        np.testing.assert_allclose(*both(compute), rtol=1e-6, atol=2e-6)
+        np.testing.assert_allclose(*with_and_without_extension(compute), rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 70, 5), (2, 9000, 6), (1, 3, 5000)])
-def test_a_group_norm(shape: tuple[int, ...]) -> None:
+def test_group_norm(shape: tuple[int, ...]) -> None:
     x, gain, bias = normal(*shape) + 3, normal(shape[-1]), normal(shape[-1])
-    ours = np.array(normalization.group_norm(x, gain, bias, 1e-5))
+    actual = np.array(normalization.group_norm(x, gain, bias, 1e-5))
     assert "MusicgenGroupNorm" in primitives(normalization.group_norm(x, gain, bias, 1e-5))
     exact = np.array(x).astype(np.float64)
     mean, variance = (moment(exact, axis=(1, 2), keepdims=True) for moment in (np.mean, np.var))
-    wanted = (exact - mean) / np.sqrt(variance + 1e-5) * np.array(gain) + np.array(bias)
-    np.testing.assert_allclose(ours, wanted, atol=5e-6)
-    np.testing.assert_array_equal(np.array(normalization.group_norm(x + 0, gain, bias, 1e-5)), ours)
+    expected = (exact - mean) / np.sqrt(variance + 1e-5) * np.array(gain) + np.array(bias)
+    np.testing.assert_allclose(actual, expected, atol=5e-6)
+    np.testing.assert_array_equal(np.array(normalization.group_norm(x + 0, gain, bias, 1e-5)), actual)
 
 
-def test_rows_in_8_bits() -> None:
+def test_quantizing_rows_to_int8() -> None:
     x = mx.concatenate([normal(5, 3, 40) * 7, mx.zeros((5, 1, 40))], axis=1)
-    ours = int8_rows.quantize_int8(x)
-    with Pure():
-        wanted = int8_rows.quantize_int8(x)
-    np.testing.assert_allclose(ours.scales, wanted.scales, rtol=1e-6)
-    assert np.abs(np.array(ours.data).astype(int) - np.array(wanted.data)).max() <= 1
-    assert mx.all(mx.abs(ours.dequantize() - x) <= 0.501 * ours.scales[..., None]).item()
+    actual = int8_rows.quantize_int8(x)
+    with WithoutExtension():
+        expected = int8_rows.quantize_int8(x)
+    np.testing.assert_allclose(actual.scales, expected.scales, rtol=1e-6)
+    assert np.abs(np.array(actual.data).astype(int) - np.array(expected.data)).max() <= 1
+    assert mx.all(mx.abs(actual.dequantize() - x) <= 0.501 * actual.scales[..., None]).item()
 
 
-def test_attention_over_keys_and_values_in_8_bits() -> None:
+def test_attention_over_an_int8_cache() -> None:
     q = normal(2, 3, 1, 20)
     k, v = (int8_rows.quantize_int8(normal(2, 3, 33, 20)) for _ in range(2))
     k, v = (int8_rows.Int8Rows(part.data[:, :, :30], part.scales[:, :, :30]) for part in (k, v))
-    assert "MusicgenAttend" in primitives(attention.attention(q, k, v, None))
-    np.testing.assert_allclose(*both(lambda: attention.attention(q, k, v, None)), atol=2e-6)
+    assert "MusicgenAttention" in primitives(attention.attention(q, k, v, None))
+    np.testing.assert_allclose(
+        *with_and_without_extension(lambda: attention.attention(q, k, v, None)), atol=2e-6
+    )
 
 
 @pytest.mark.parametrize(("batch", "length", "inputs", "dim"), [(1, 1, 3, 1), (2, 30, 48, 80), (3, 5, 7, 65)])
-def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
+def test_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
     layer, x = nn.LSTM(inputs, dim), normal(batch, length, inputs)
     state = normal(batch, dim), normal(batch, dim)
 
-    def ends() -> mx.array:
+    def hidden_and_last_states() -> mx.array:
         hidden, (last, cell) = lstm.lstm(layer, x, state)
         return mx.concatenate([hidden, last[:, None], cell[:, None]], axis=1)
 
-    np.testing.assert_allclose(*both(lambda: lstm.lstm(layer, x, None)[0]), atol=2e-6)
-    np.testing.assert_allclose(*both(ends), atol=2e-6)
+    np.testing.assert_allclose(*with_and_without_extension(lambda: lstm.lstm(layer, x, None)[0]), atol=2e-6)
+    np.testing.assert_allclose(*with_and_without_extension(hidden_and_last_states), atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -315,21 +318,21 @@ def test_an_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
         lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 48), 7),
         lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 40), 0),
         lambda e: e.write_kv(normal(2, 4, 7, 8), normal(1, 1, 48), 0),
-        lambda e: e.BlockNorm(normal(3), normal(4), 1e-5),
-        lambda e: e.BlockLinear(normal(3)),
-        lambda e: e.BlockLinear(normal(3, 4), bias=normal(4)),
-        lambda e: block_of(e, heads=3),
-        lambda e: block_of(e, hidden=9),
-        lambda e: block_of(e)(normal(1, 1, 7), normal(1, 1, 24), normal(1, 4, 5, 4), None, 1),
-        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 16), normal(1, 4, 5, 4), None, 1),
-        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 3), None, 1),
-        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, 6),
-        lambda e: block_of(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), normal(1, 4, 5), 1),
+        lambda e: e.FusedNorm(normal(3), normal(4), 1e-5),
+        lambda e: e.FusedLinear(normal(3)),
+        lambda e: e.FusedLinear(normal(3, 4), bias=normal(4)),
+        lambda e: fused_block(e, heads=3),
+        lambda e: fused_block(e, hidden=9),
+        lambda e: fused_block(e)(normal(1, 1, 7), normal(1, 1, 24), normal(1, 4, 5, 4), None, 1),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 16), normal(1, 4, 5, 4), None, 1),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 3), None, 1),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, 6),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), normal(1, 4, 5), 1),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 3), normal(1, 2), normal(1, 2)),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 2), normal(2, 2), normal(1, 2)),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(call: object) -> None:
+def test_mismatched_arrays_raise_value_error(call: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         call(extension.load_extension())
 
@@ -341,7 +344,7 @@ def test_arrays_that_do_not_fit_are_refused(call: object) -> None:
         ("ABI_VERSION", extension.ABI_VERSION - 1, "it was built for another version of this program"),
     ],
 )
-def test_an_extension_for_another_mlx_or_an_older_program_is_not_used(
+def test_extension_for_another_mlx_or_abi_version_is_not_used(
     name: str, value: object, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import audiocraft_mlx_native._built_for as built_for
@@ -355,7 +358,7 @@ def test_an_extension_for_another_mlx_or_an_older_program_is_not_used(
 
 
 @pytest.mark.parametrize("name", extension.load_extension().instruction_sets())
-def test_every_instruction_set_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_instruction_set_gives_the_same_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import mlx.core as mx; from audiocraft_mlx.ops.cpu.extension import load_extension; "
         "e = load_extension();"
@@ -369,7 +372,7 @@ def test_every_instruction_set_gives_the_same(name: str, monkeypatch: pytest.Mon
     assert done.stdout.split() == [name, "True", "True"], done.stderr
 
 
-def test_results_are_the_same_from_run_to_run() -> None:
+def test_results_are_deterministic() -> None:
     layer, x = quantized(512, 704, 4), normal(2, 512)
     first = np.array(linear(layer, x))
     for _ in range(20):
@@ -380,18 +383,18 @@ def tiles(words: int) -> mx.array:
     return mx.zeros((1, words, TILE), mx.uint32)
 
 
-def block_of(extension: ModuleType, heads: int = 2, hidden: int = 16) -> Callable[..., mx.array]:
-    """Of 8 values, with a feed-forward of 16."""
+def fused_block(extension: ModuleType, heads: int = 2, hidden: int = 16) -> Callable[..., mx.array]:
+    """A block of dimension 8, with a feed-forward of 16."""
     out, linear1, linear2 = (
-        extension.BlockLinear(normal(*shape)) for shape in ((8, 8), (hidden, 8), (8, 16))
+        extension.FusedLinear(normal(*shape)) for shape in ((8, 8), (hidden, 8), (8, 16))
     )
-    return extension.Block(
-        heads, out, None, extension.BlockNorm(normal(8), normal(8), 1e-5), linear1, linear2
+    return extension.FusedBlockStep(
+        heads, out, None, extension.FusedNorm(normal(8), normal(8), 1e-5), linear1, linear2
     )
 
 
 def primitives(array: mx.array) -> str:
-    """The names of the operations that make `array`."""
+    """The computation graph of `array` as text, with the names of its operations."""
     import tempfile
 
     with tempfile.NamedTemporaryFile("r", suffix=".dot") as file:

@@ -1,4 +1,4 @@
-// A step of a whole transformer block at once: between its parts nothing waits for MLX.
+// One decoding step of a transformer block as a single operation, without MLX's overhead between its layers.
 #pragma once
 #include <cmath>
 #include <memory>
@@ -9,60 +9,60 @@
 
 namespace musicgen {
 
-// An array that is there, its rows one behind the other.
-inline mx::array at_hand(const mx::array& a) {
-  auto there = mx::contiguous(a, false, cpu());
-  there.eval();
-  return there;
+// Weights are evaluated when the layers are built, so that their data can be read in each step.
+inline mx::array evaluated_contiguous(const mx::array& a) {
+  auto result = mx::contiguous(a, false, cpu_stream());
+  result.eval();
+  return result;
 }
 
-class BlockNorm {
+class FusedNorm {
  public:
-  BlockNorm(const mx::array& weight, const mx::array& bias, float eps)
-      : weight_(at_hand(weight)), bias_(at_hand(bias)), eps_(eps) {
+  FusedNorm(const mx::array& weight, const mx::array& bias, float eps)
+      : weight_(evaluated_contiguous(weight)), bias_(evaluated_contiguous(bias)), eps_(eps) {
     require(weight.dtype() == mx::float32 && bias.dtype() == mx::float32 && weight.ndim() == 1 &&
                 weight.shape() == bias.shape(),
-            "a norm's weight and bias must be float32 and alike");
+            "a norm's weight and bias must be float32 vectors of the same size");
   }
   int size() const { return weight_.shape(0); }
-  operator Norm() const { return {weight_.data<float>(), bias_.data<float>(), eps_}; }
+  operator NormArgs() const { return {weight_.data<float>(), bias_.data<float>(), eps_}; }
 
  private:
   mx::array weight_, bias_;
   float eps_;
 };
-constexpr Norm kNoNorm{};
+constexpr NormArgs kNoNorm{};
 
-class BlockLinear {
+class FusedLinear {
  public:
-  BlockLinear(const mx::array& w, const Maybe& scales, const Maybe& biases, int bits, bool int8_activations,
-              const Maybe& bias)
-      : w_(at_hand(w)), bits_(bits), int8_activations_(int8_activations && bits) {
-    require(w.ndim() > 1, "w must be a matrix, or tiles if it is quantised");
+  FusedLinear(const mx::array& w, const OptionalArray& scales, const OptionalArray& biases, int bits,
+              bool int8_activations, const OptionalArray& bias)
+      : w_(evaluated_contiguous(w)), bits_(bits), int8_activations_(int8_activations && bits) {
+    require(w.ndim() > 1, "w must be [N, K], or tiles if it is quantized");
     check_weights(w, scales, biases, bits, inputs());
     if (bits) {
-      scales_ = at_hand(*scales);
-      biases_ = at_hand(*biases);
+      scales_ = evaluated_contiguous(*scales);
+      biases_ = evaluated_contiguous(*biases);
     }
     if (bias) {
       require(bias->dtype() == mx::float32 && bias->ndim() == 1 && bias->shape(0) == outputs(),
               "the bias doesn't fit w");
-      bias_ = at_hand(*bias);
+      bias_ = evaluated_contiguous(*bias);
     }
   }
   int outputs() const { return outputs_of(w_, bits_); }
   int inputs() const { return bits_ ? w_.shape(1) * 32 / bits_ : w_.shape(1); }
 
-  void operator()(int rows, const float* x, float* y, const Norm& norm, bool gelu = false,
+  void operator()(int rows, const float* x, float* y, const NormArgs& norm, bool gelu = false,
                   const float* residual = nullptr) const {
-    Linear a{};
-    a.kind = weights_of(w_, bits_);
+    LinearArgs a{};
+    a.weight_type = weight_type_of(w_, bits_);
     a.rows = rows;
     a.outputs = outputs();
     a.inputs = inputs();
     a.w = w_.data<void>();
     if (bits_) {
-      a.scale_format = format_of(*scales_);
+      a.scale_type = element_type_of(*scales_);
       a.scales = scales_->data<void>();
       a.biases = biases_->data<void>();
     }
@@ -71,22 +71,26 @@ class BlockLinear {
     a.y = y;
     a.gelu = gelu;
     a.residual = residual;
-    compute(a, norm, int8_activations_);
+    compute_linear(a, norm, int8_activations_);
   }
 
  private:
   mx::array w_;
   int bits_;
   bool int8_activations_;
-  Maybe scales_, biases_, bias_;
+  OptionalArray scales_, biases_, bias_;
 };
 
-// The cross-attention and what it looks at: keys and values [B, heads, T, dim], mask bool [B, T].
-class BlockContext {
+// Cross-attention with its norm, over keys and values [B, heads, T, dim], with a mask bool [B, T].
+class FusedCrossAttention {
  public:
-  BlockContext(BlockNorm norm, BlockLinear query, BlockLinear out, const mx::array& k, const mx::array& v,
-               const Maybe& mask)
-      : norm_(std::move(norm)), query_(std::move(query)), out_(std::move(out)), k_(at_hand(k)), v_(at_hand(v)) {
+  FusedCrossAttention(FusedNorm norm, FusedLinear query, FusedLinear out, const mx::array& k, const mx::array& v,
+                      const OptionalArray& mask)
+      : norm_(std::move(norm)),
+        query_(std::move(query)),
+        out_(std::move(out)),
+        k_(evaluated_contiguous(k)),
+        v_(evaluated_contiguous(v)) {
     require(k.ndim() == 4 && k.shape() == v.shape() && k.dtype() == mx::float32 && v.dtype() == mx::float32,
             "k and v must be float32 [B, heads, T, dim]");
     const int dim = k.shape(1) * k.shape(3);
@@ -96,149 +100,151 @@ class BlockContext {
     if (mask) {
       require(mask->dtype() == mx::bool_ && mask->shape() == mx::Shape({k.shape(0), k.shape(2)}),
               "the mask must be bool [B, T]");
-      mask_ = at_hand(*mask);
+      mask_ = evaluated_contiguous(*mask);
     }
   }
   int rows() const { return k_.shape(0); }
   int dim() const { return norm_.size(); }
 
-  // y = x + what x finds; `asked` and `found` are scratch, as large as x.
-  void operator()(int rows, const float* x, float* y, float* asked, float* found) const {
-    query_(rows, x, asked, norm_);
-    Attention a{};
-    look_at(k_, v_, a);
-    a.head.scale = 1 / std::sqrt(static_cast<float>(a.head.dim));
-    a.q = asked;
+  // y = x + out(attention(query(norm(x)))); `q` and `attn_out` are scratch of x's size.
+  void operator()(int rows, const float* x, float* y, float* q, float* attn_out) const {
+    query_(rows, x, q, norm_);
+    DecodeAttention a{};
+    set_kv(k_, v_, a);
+    a.args.scale = 1 / std::sqrt(static_cast<float>(a.args.dim));
+    a.q = q;
     a.q_row = dim();
-    a.q_head = a.head.dim;
+    a.q_head = a.args.dim;
     a.mask = mask_ ? mask_->data<uint8_t>() : nullptr;
-    a.out = found;
-    compute(a);
-    out_(rows, found, y, kNoNorm, false, x);
+    a.out = attn_out;
+    compute_attention(a);
+    out_(rows, attn_out, y, kNoNorm, false, x);
   }
 
  private:
-  BlockNorm norm_;
-  BlockLinear query_, out_;
+  FusedNorm norm_;
+  FusedLinear query_, out_;
   mx::array k_, v_;
-  Maybe mask_;
+  OptionalArray mask_;
 };
 
-struct BlockParts {
+struct FusedBlockLayers {
   int heads;
-  BlockLinear out;
-  std::optional<BlockContext> context;
-  BlockNorm norm;
-  BlockLinear linear1, linear2;
+  FusedLinear out;
+  std::optional<FusedCrossAttention> cross_attention;
+  FusedNorm norm;
+  FusedLinear linear1, linear2;
   int dim() const { return norm.size(); }
 };
 
-// A step from what its self-attention asks for to the end of the block. Inputs: x [B, 1, dim], asked [B, 1, 3 * dim],
-// the cache [B, 2 * heads, capacity, dim / heads], all keys before all values; of an int8 cache its scales
-// [B, 2 * heads, capacity]; the mask.
-class BlockPrimitive : public CpuPrimitive {
+// A step from the self-attention's projections to the end of the block. Inputs: x [B, 1, dim], qkv [B, 1, 3 * dim],
+// the cache [B, 2 * heads, capacity, dim / heads] with the keys of all heads before their values; an int8 cache's
+// scales [B, 2 * heads, capacity]; the mask.
+class FusedBlockPrimitive : public CpuPrimitive {
  public:
-  BlockPrimitive(mx::Stream stream, std::shared_ptr<const BlockParts> parts, int length, bool mask)
-      : CpuPrimitive(stream), parts_(std::move(parts)), length_(length), mask_(mask) {}
-  const char* name() const override { return "MusicgenBlock"; }
+  FusedBlockPrimitive(mx::Stream stream, std::shared_ptr<const FusedBlockLayers> layers, int length, bool mask)
+      : CpuPrimitive(stream), layers_(std::move(layers)), length_(length), has_mask_(mask) {}
+  const char* name() const override { return "MusicgenFusedBlock"; }
   bool is_equivalent(const mx::Primitive& other) const override {
-    const auto& o = static_cast<const BlockPrimitive&>(other);
-    return o.parts_ == parts_ && o.length_ == length_ && o.mask_ == mask_;
+    const auto& o = static_cast<const FusedBlockPrimitive&>(other);
+    return o.layers_ == layers_ && o.length_ == length_ && o.has_mask_ == has_mask_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& out = outputs[0];
     out.set_data(mx::allocator::malloc(out.nbytes()));
     const mx::array& cache = inputs[2];
-    require(cache.flags().row_contiguous, kOrder);
-    Attention a{};
+    require(cache.flags().row_contiguous, kUnsupportedLayout);
+    DecodeAttention a{};
     a.batch = cache.shape(0);
-    a.heads = parts_->heads;
-    a.head.format = cache.dtype() == mx::int8 ? Format::int8 : format_of(cache);
-    a.head.length = length_;
-    a.head.dim = a.head.stride = cache.shape(3);
-    a.head.scale = 1 / std::sqrt(static_cast<float>(a.head.dim));
+    a.heads = layers_->heads;
+    a.args.kv_type = cache.dtype() == mx::int8 ? ElementType::int8 : element_type_of(cache);
+    a.args.length = length_;
+    a.args.dim = a.args.stride = cache.shape(3);
+    a.args.scale = 1 / std::sqrt(static_cast<float>(a.args.dim));
     a.q = inputs[1].data<float>();
-    a.q_row = 3 * parts_->dim();
-    a.q_head = a.head.dim;
+    a.q_row = 3 * layers_->dim();
+    a.q_head = a.args.dim;
     a.k = cache.data<char>();
     a.k_row = a.v_row = cache.strides(0);
     a.k_head = a.v_head = cache.strides(1);
     a.v = a.k + a.heads * a.k_head * cache.itemsize();
-    if (a.head.format == Format::int8) {
+    if (a.args.kv_type == ElementType::int8) {
       const mx::array& scales = inputs[3];
-      require(scales.flags().row_contiguous, kOrder);
+      require(scales.flags().row_contiguous, kUnsupportedLayout);
       a.scales_row = scales.strides(0);
       a.scales_head = scales.strides(1);
       a.k_scales = scales.data<float>();
       a.v_scales = a.k_scales + a.heads * a.scales_head;
     }
-    a.mask = mask_ ? inputs.back().data<uint8_t>() : nullptr;
+    a.mask = has_mask_ ? inputs.back().data<uint8_t>() : nullptr;
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [a, parts = parts_, x = inputs[0].data<float>(), y = out.data<float>()] { step(*parts, a, x, y); });
+        [a, layers = layers_, x = inputs[0].data<float>(), y = out.data<float>()] { step(*layers, a, x, y); });
   }
 
  private:
-  static void step(const BlockParts& block, Attention a, const float* x, float* y) {
+  static void step(const FusedBlockLayers& layers, DecodeAttention a, const float* x, float* y) {
     const int rows = a.batch;
-    const size_t size = static_cast<size_t>(rows) * block.dim();
-    float* asked = scratch<float, BlockParts>(4 * size + static_cast<size_t>(rows) * block.linear1.outputs());
-    float *found = asked + size, *after = found + size, *together = after + size, *hidden = together + size;
-    a.out = found;
-    compute(a);
-    block.out(rows, found, after, kNoNorm, false, x);
-    if (block.context) {
-      (*block.context)(rows, after, together, asked, found);
-      after = together;
+    const size_t size = static_cast<size_t>(rows) * layers.dim();
+    float* q = scratch<float, FusedBlockLayers>(4 * size + static_cast<size_t>(rows) * layers.linear1.outputs());
+    float *attn_out = q + size, *hidden = attn_out + size, *after_cross = hidden + size, *ff = after_cross + size;
+    a.out = attn_out;
+    compute_attention(a);
+    layers.out(rows, attn_out, hidden, kNoNorm, false, x);
+    if (layers.cross_attention) {
+      (*layers.cross_attention)(rows, hidden, after_cross, q, attn_out);
+      hidden = after_cross;
     }
-    block.linear1(rows, after, hidden, block.norm, true);
-    block.linear2(rows, hidden, y, kNoNorm, false, after);
+    layers.linear1(rows, hidden, ff, layers.norm, true);
+    layers.linear2(rows, ff, y, kNoNorm, false, hidden);
   }
 
-  std::shared_ptr<const BlockParts> parts_;
+  std::shared_ptr<const FusedBlockLayers> layers_;
   int length_;
-  bool mask_;
+  bool has_mask_;
 };
 
-class Block {
+class FusedBlockStep {
  public:
-  Block(int heads, BlockLinear out, std::optional<BlockContext> context, BlockNorm norm, BlockLinear linear1,
-        BlockLinear linear2)
-      : parts_(std::make_shared<const BlockParts>(BlockParts{heads, std::move(out), std::move(context),
-                                                             std::move(norm), std::move(linear1),
-                                                             std::move(linear2)})) {
-    const auto& p = *parts_;
+  FusedBlockStep(int heads, FusedLinear out, std::optional<FusedCrossAttention> cross_attention, FusedNorm norm,
+                 FusedLinear linear1, FusedLinear linear2)
+      : layers_(std::make_shared<const FusedBlockLayers>(
+            FusedBlockLayers{heads, std::move(out), std::move(cross_attention), std::move(norm), std::move(linear1),
+                             std::move(linear2)})) {
+    const auto& p = *layers_;
     const int dim = p.dim();
     require(heads > 0 && dim % heads == 0 && p.out.inputs() == dim && p.out.outputs() == dim &&
                 p.linear1.inputs() == dim && p.linear2.inputs() == p.linear1.outputs() && p.linear2.outputs() == dim &&
-                (!p.context || p.context->dim() == dim),
+                (!p.cross_attention || p.cross_attention->dim() == dim),
             "the block's layers don't fit each other");
   }
 
-  // What follows x, when the cache's first `length` positions are looked at.
-  mx::array operator()(const mx::array& x, const mx::array& asked, const mx::array& cache, const Maybe& scales,
-                       int length, const Maybe& mask) const {
-    const auto& p = *parts_;
-    const auto stream = cpu();
+  // The block's output for x. The self-attention attends to the cache's first `length` positions.
+  mx::array operator()(const mx::array& x, const mx::array& qkv, const mx::array& cache, const OptionalArray& scales,
+                       int length, const OptionalArray& mask) const {
+    const auto& p = *layers_;
+    const auto stream = cpu_stream();
     const int rows = x.ndim() == 3 ? x.shape(0) : 0;
     require(rows > 0 && x.dtype() == mx::float32 && x.shape() == mx::Shape({rows, 1, p.dim()}),
             "x must be float32 [B, 1, dim]");
-    require(asked.dtype() == mx::float32 && asked.shape() == mx::Shape({rows, 1, 3 * p.dim()}),
-            "asked must be float32 [B, 1, 3 * dim]");
-    require(!p.context || p.context->rows() == rows, "x has not as many rows as the context");
+    require(qkv.dtype() == mx::float32 && qkv.shape() == mx::Shape({rows, 1, 3 * p.dim()}),
+            "qkv must be float32 [B, 1, 3 * dim]");
+    require(!p.cross_attention || p.cross_attention->rows() == rows,
+            "x must have as many rows as the cross-attention's keys");
     require(cache.ndim() == 4 && cache.shape(0) == rows && cache.shape(1) == 2 * p.heads &&
                 cache.shape(3) == p.dim() / p.heads,
             "the cache must be [B, 2 * heads, capacity, dim / heads]");
     const int capacity = cache.shape(2);
-    require(0 < length && length <= capacity, "the cache hasn't as many positions");
-    std::vector<mx::array> inputs{row_contiguous(x, stream), row_contiguous(asked, stream), cache};
-    require((cache.dtype() == mx::int8) == scales.has_value(), "an int8 cache has scales, others have none");
+    require(0 < length && length <= capacity, "length must be from 1 to the cache's capacity");
+    std::vector<mx::array> inputs{row_contiguous(x, stream), row_contiguous(qkv, stream), cache};
+    require((cache.dtype() == mx::int8) == scales.has_value(),
+            "scales must be given for an int8 cache, and only for one");
     if (scales) {
       require(scales->dtype() == mx::float32 && scales->shape() == mx::Shape({rows, 2 * p.heads, capacity}),
               "the scales must be float32 [B, 2 * heads, capacity]");
       inputs.push_back(*scales);
     } else {
-      format_of(cache);
+      element_type_of(cache);
     }
     if (mask) {
       require(mask->dtype() == mx::bool_ && mask->shape() == mx::Shape({rows, length}),
@@ -246,51 +252,51 @@ class Block {
       inputs.push_back(row_contiguous(*mask, stream));
     }
     return mx::array(x.shape(), mx::float32,
-                     std::make_shared<BlockPrimitive>(stream, parts_, length, mask.has_value()), std::move(inputs));
+                     std::make_shared<FusedBlockPrimitive>(stream, layers_, length, mask.has_value()),
+                     std::move(inputs));
   }
 
  private:
-  std::shared_ptr<const BlockParts> parts_;
+  std::shared_ptr<const FusedBlockLayers> layers_;
 };
 
-// A step's keys and values in a cache, or their scales in an int8 cache's: written in place, unless somebody still
-// wants to know what was there before. One or the other, though both are rounded at once: of operations with two
-// results MLX gives neither its input's memory.
-class RememberPrimitive : public CpuPrimitive {
+// Writes a step's keys and values, or the scales of an int8 cache, into the cache: in place, unless the old array is
+// still referenced. Values and scales are two operations, though quantizing gives both: MLX doesn't donate input
+// buffers to operations with two outputs.
+class WriteKVPrimitive : public CpuPrimitive {
  public:
-  RememberPrimitive(mx::Stream stream, int position) : CpuPrimitive(stream), position_(position) {}
-  const char* name() const override { return "MusicgenRemember"; }
+  WriteKVPrimitive(mx::Stream stream, int position) : CpuPrimitive(stream), position_(position) {}
+  const char* name() const override { return "MusicgenWriteKV"; }
   bool is_equivalent(const mx::Primitive& other) const override {
-    return static_cast<const RememberPrimitive&>(other).position_ == position_;
+    return static_cast<const WriteKVPrimitive&>(other).position_ == position_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    const mx::array &before = inputs[0], &newest = inputs[1];
+    const mx::array &cache = inputs[0], &qkv = inputs[1];
     auto& out = outputs[0];
-    require(before.flags().row_contiguous, kOrder);
-    make_room(out, before);
-    const char* from = before.data<char>();
-    char* to = out.data<char>();
+    require(cache.flags().row_contiguous, kUnsupportedLayout);
+    donate_or_allocate(out, cache);
+    const char* source = cache.data<char>();
+    char* target = out.data<char>();
     const auto type = out.dtype();
-    const bool of_scales = out.ndim() == 3;
-    const int rows = out.shape(0), heads = out.shape(1), capacity = out.shape(2),
-              dim = newest.shape(2) / (heads / 2 * 3);
+    const bool is_scales = out.ndim() == 3;
+    const int rows = out.shape(0), heads = out.shape(1), capacity = out.shape(2), dim = qkv.shape(2) / (heads / 2 * 3);
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [=, x = newest.data<float>(), bytes = out.nbytes(), position = position_] {
-          if (to != from) std::memcpy(to, from, bytes);
+        [=, x = qkv.data<float>(), bytes = out.nbytes(), position = position_] {
+          if (target != source) std::memcpy(target, source, bytes);
           for (int i = 0; i < rows * heads; i++) {
-            // Behind the queries, which are half as many.
-            const float* own = x + (static_cast<size_t>(i / heads + 1) * (heads / 2) + i) * dim;
+            // Skip the queries of each row: half as many vectors as its keys and values.
+            const float* vector = x + (static_cast<size_t>(i / heads + 1) * (heads / 2) + i) * dim;
             const size_t at = static_cast<size_t>(i) * capacity + position;
             float unused_scale;
-            if (of_scales)
-              kernels().round_row(own, dim, scratch<int8_t>(dim), reinterpret_cast<float*>(to) + at);
+            if (is_scales)
+              kernels().quantize_row_int8(vector, dim, scratch<int8_t>(dim), reinterpret_cast<float*>(target) + at);
             else if (type == mx::float32)
-              std::copy_n(own, dim, reinterpret_cast<float*>(to) + at * dim);
+              std::copy_n(vector, dim, reinterpret_cast<float*>(target) + at * dim);
             else if (type == mx::float16)
-              kernels().halve(own, dim, reinterpret_cast<uint16_t*>(to) + at * dim);
+              kernels().to_fp16(vector, dim, reinterpret_cast<uint16_t*>(target) + at * dim);
             else
-              kernels().round_row(own, dim, reinterpret_cast<int8_t*>(to) + at * dim, &unused_scale);
+              kernels().quantize_row_int8(vector, dim, reinterpret_cast<int8_t*>(target) + at * dim, &unused_scale);
           }
         });
   }
@@ -299,22 +305,21 @@ class RememberPrimitive : public CpuPrimitive {
   int position_;
 };
 
-// `cache` [B, 2 * heads, capacity, dim], or the scales of one in int8 [B, 2 * heads, capacity], with a step's keys and
-// values in it: asked [B, 1, 3 * heads * dim], where they stand behind the queries.
-inline mx::array write_kv(const mx::array& cache, const mx::array& asked, int position) {
+// `cache` [B, 2 * heads, capacity, dim], or the scales of an int8 cache [B, 2 * heads, capacity], with the keys and
+// values of qkv [B, 1, 3 * heads * dim] written at `position`.
+inline mx::array write_kv(const mx::array& cache, const mx::array& qkv, int position) {
   require((cache.ndim() == 4 && (cache.dtype() == mx::int8 || cache.dtype() == mx::float16 ||
                                  cache.dtype() == mx::float32)) ||
               (cache.ndim() == 3 && cache.dtype() == mx::float32),
           "the cache must be [B, 2 * heads, capacity, dim], or its scales [B, 2 * heads, capacity]");
   const int rows = cache.shape(0), heads = cache.shape(1) / 2;
-  require(asked.dtype() == mx::float32 && asked.ndim() == 3 && asked.shape(0) == rows && asked.shape(1) == 1 &&
-              heads > 0 && asked.shape(2) % (3 * heads) == 0 &&
-              (cache.ndim() == 3 || asked.shape(2) == 3 * heads * cache.shape(3)),
-          "asked must be float32 [B, 1, 3 * heads * dim]");
+  require(qkv.dtype() == mx::float32 && qkv.ndim() == 3 && qkv.shape(0) == rows && qkv.shape(1) == 1 && heads > 0 &&
+              qkv.shape(2) % (3 * heads) == 0 && (cache.ndim() == 3 || qkv.shape(2) == 3 * heads * cache.shape(3)),
+          "qkv must be float32 [B, 1, 3 * heads * dim]");
   require(0 <= position && position < cache.shape(2), "the position is not in the cache");
-  const auto stream = cpu();
-  return mx::array(cache.shape(), cache.dtype(), std::make_shared<RememberPrimitive>(stream, position),
-                   {cache, row_contiguous(asked, stream)});
+  const auto stream = cpu_stream();
+  return mx::array(cache.shape(), cache.dtype(), std::make_shared<WriteKVPrimitive>(stream, position),
+                   {cache, row_contiguous(qkv, stream)});
 }
 
 }  // namespace musicgen

@@ -1,4 +1,4 @@
-// Which of the compiled kernels this processor runs.
+// Selects one of the compiled instruction sets at run time.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -14,7 +14,7 @@ namespace avx512 { extern const Kernels table; }
 namespace avx512vnni { extern const Kernels table; }
 #endif
 
-int supported(const Kernels** out, int capacity) {
+int supported_kernels(const Kernels** out, int capacity) {
   int count = 0;
   auto add = [&](const Kernels& table) {
     if (count < capacity) out[count++] = &table;
@@ -35,16 +35,16 @@ int supported(const Kernels** out, int capacity) {
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
+  static const Kernels& selected = []() -> const Kernels& {
     const Kernels* tables[8];
-    const int count = supported(tables, 8);
-    const char* wanted = std::getenv("MUSICGEN_MLX_CPU");
-    if (!wanted || !*wanted) return *tables[count - 1];
+    const int count = supported_kernels(tables, 8);
+    const char* requested = std::getenv("MUSICGEN_MLX_CPU");
+    if (!requested || !*requested) return *tables[count - 1];
     for (int i = 0; i < count; i++)
-      if (!std::strcmp(tables[i]->name, wanted)) return *tables[i];
-    throw std::invalid_argument(std::string("MUSICGEN_MLX_CPU=") + wanted + " is not something this processor runs");
+      if (!std::strcmp(tables[i]->name, requested)) return *tables[i];
+    throw std::invalid_argument(std::string("MUSICGEN_MLX_CPU=") + requested + " is not supported by this processor");
   }();
-  return chosen;
+  return selected;
 }
 
 }  // namespace musicgen

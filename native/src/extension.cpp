@@ -1,4 +1,4 @@
-// The operations' Python names.
+// The Python bindings.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -24,22 +24,22 @@ NB_MODULE(_extension, m) {
   m.def("attention", &attention, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a = nb::none(),
         "k_scales"_a = nb::none(), "v_scales"_a = nb::none());
   m.def("attention_full", &attention_full, "q"_a, "k"_a, "v"_a, "scale"_a);
-  nb::class_<BlockNorm>(m, "BlockNorm")
+  nb::class_<FusedNorm>(m, "FusedNorm")
       .def(nb::init<const mx::array&, const mx::array&, float>(), "weight"_a, "bias"_a, "eps"_a);
-  nb::class_<BlockLinear>(m, "BlockLinear")
-      .def(nb::init<const mx::array&, const Maybe&, const Maybe&, int, bool, const Maybe&>(), "w"_a,
-           "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0, "int8_activations"_a = false,
+  nb::class_<FusedLinear>(m, "FusedLinear")
+      .def(nb::init<const mx::array&, const OptionalArray&, const OptionalArray&, int, bool, const OptionalArray&>(),
+           "w"_a, "scales"_a = nb::none(), "biases"_a = nb::none(), "bits"_a = 0, "int8_activations"_a = false,
            "bias"_a = nb::none());
-  nb::class_<BlockContext>(m, "BlockContext")
-      .def(nb::init<BlockNorm, BlockLinear, BlockLinear, const mx::array&, const mx::array&, const Maybe&>(),
+  nb::class_<FusedCrossAttention>(m, "FusedCrossAttention")
+      .def(nb::init<FusedNorm, FusedLinear, FusedLinear, const mx::array&, const mx::array&, const OptionalArray&>(),
            "norm"_a, "query"_a, "out"_a, "k"_a, "v"_a, "mask"_a = nb::none());
-  nb::class_<Block>(m, "Block")
-      .def(nb::init<int, BlockLinear, std::optional<BlockContext>, BlockNorm, BlockLinear, BlockLinear>(), "heads"_a,
-           "out"_a, "context"_a.none(), "norm"_a, "linear1"_a, "linear2"_a)
-      .def("__call__", &Block::operator(), "x"_a, "qkv"_a, "cache"_a, "scales"_a.none(), "length"_a,
+  nb::class_<FusedBlockStep>(m, "FusedBlockStep")
+      .def(nb::init<int, FusedLinear, std::optional<FusedCrossAttention>, FusedNorm, FusedLinear, FusedLinear>(),
+           "heads"_a, "out"_a, "cross_attention"_a.none(), "norm"_a, "linear1"_a, "linear2"_a)
+      .def("__call__", &FusedBlockStep::operator(), "x"_a, "qkv"_a, "cache"_a, "scales"_a.none(), "length"_a,
            "mask"_a = nb::none());
   m.def("write_kv", &write_kv, "cache"_a, "qkv"_a, "position"_a);
-  m.def("round_rows", &round_rows, "x"_a);
+  m.def("quantize_rows_int8", &quantize_rows_int8, "x"_a);
   m.def("elu", &elu, "x"_a);
   m.def("gelu", &gelu, "x"_a);
   m.def("glu", &glu, "x"_a);
@@ -49,7 +49,7 @@ NB_MODULE(_extension, m) {
   m.def("instruction_sets", [] {
     const Kernels* tables[8];
     std::vector<std::string> names;
-    for (int i = 0, n = supported(tables, 8); i < n; i++) names.emplace_back(tables[i]->name);
+    for (int i = 0, n = supported_kernels(tables, 8); i < n; i++) names.emplace_back(tables[i]->name);
     return names;
   });
 }

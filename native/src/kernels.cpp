@@ -1,6 +1,6 @@
-// The kernels, once for each instruction set: this file is compiled several times, with other flags and another
-// MUSICGEN_ISA. Vectors are the compiler's own (GCC's and clang's vector_size), as wide as the flags allow.
-// Intrinsics stand only where compilers don't find the instruction: half precision, sums over lanes, 8-bit dot products.
+// The kernels. This file is compiled once per instruction set, with different flags and MUSICGEN_ISA. Vectors are
+// compiler extensions (GCC's and clang's vector_size), as wide as the flags allow. Intrinsics are used only where
+// compilers don't generate the instruction: float16 conversion, sums over lanes, 8-bit dot products.
 #include "kernels.h"
 
 #include <algorithm>
@@ -16,71 +16,71 @@ namespace MUSICGEN_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kBytes = 64;
+constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
-constexpr int kBytes = 32;
+constexpr int kVectorBytes = 32;
 #else
-constexpr int kBytes = 16;
+constexpr int kVectorBytes = 16;
 #endif
-constexpr int kLanes = kBytes / sizeof(float);
+constexpr int kLanes = kVectorBytes / sizeof(float);
 
-typedef float Floats __attribute__((vector_size(kBytes)));
-typedef int32_t Ints __attribute__((vector_size(kBytes)));
-typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
-typedef _Float16 Halves __attribute__((vector_size(kLanes * 2)));
+typedef float FloatVec __attribute__((vector_size(kVectorBytes)));
+typedef int32_t IntVec __attribute__((vector_size(kVectorBytes)));
+typedef int8_t Int8Vec __attribute__((vector_size(kLanes)));
+typedef _Float16 HalfVec __attribute__((vector_size(kLanes * 2)));
 
-inline Floats load(const float* p) {
-  Floats v;
+inline FloatVec load(const float* p) {
+  FloatVec v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+inline void store(float* p, FloatVec v) { std::memcpy(p, &v, sizeof v); }
 #if defined(__AVX512F__)
-inline Floats load(const _Float16* p) {
-  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+inline FloatVec load(const _Float16* p) {
+  return (FloatVec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-inline Floats load(const int8_t* p) {
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+inline FloatVec load(const int8_t* p) {
+  return (FloatVec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-inline void store_halves(uint16_t* p, Floats v) {
+inline void store_fp16(uint16_t* p, FloatVec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+inline float sum(FloatVec v) { return _mm512_reduce_add_ps((__m512)v); }
 #elif defined(__AVX2__)
-inline Floats load(const _Float16* p) {
-  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+inline FloatVec load(const _Float16* p) {
+  return (FloatVec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline Floats load(const int8_t* p) {
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+inline FloatVec load(const int8_t* p) {
+  return (FloatVec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
-inline void store_halves(uint16_t* p, Floats v) {
+inline void store_fp16(uint16_t* p, FloatVec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline float sum(Floats v) {
+inline float sum(FloatVec v) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 #else
-inline Floats load(const _Float16* p) {
-  Halves h;
+inline FloatVec load(const _Float16* p) {
+  HalfVec h;
   std::memcpy(&h, p, sizeof h);
-  return __builtin_convertvector(h, Floats);
+  return __builtin_convertvector(h, FloatVec);
 }
-inline Floats load(const int8_t* p) {
-  SignedBytes b;
+inline FloatVec load(const int8_t* p) {
+  Int8Vec b;
   std::memcpy(&b, p, sizeof b);
-  return __builtin_convertvector(__builtin_convertvector(b, Ints), Floats);
+  return __builtin_convertvector(__builtin_convertvector(b, IntVec), FloatVec);
 }
-inline void store_halves(uint16_t* p, Floats v) {
-  const Halves h = __builtin_convertvector(v, Halves);
+inline void store_fp16(uint16_t* p, FloatVec v) {
+  const HalfVec h = __builtin_convertvector(v, HalfVec);
   std::memcpy(p, &h, sizeof h);
 }
-inline float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline float sum(FloatVec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 #endif
 
 inline float exp_below_zero(float x) {
-  // Cephes' expf for x <= 0: within 2 units in the last place; below -87 it is 0 for all purposes.
+  // Cephes' expf for x <= 0: within 2 units in the last place. x is clamped at -87, where exp(x) is practically 0.
   x = std::max(x, -87.0f);
   const float n = std::floor(x * 1.44269504f + 0.5f);
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -112,155 +112,156 @@ inline float sigmoid(float x) {
 }
 inline float tanh_(float x) {
   const float e = exp_below_zero(-2.0f * std::fabs(x));
-  // Near zero 1 - e loses digits; the odd series doesn't.
+  // Near zero 1 - e loses precision; the Taylor series doesn't.
   const float small = x * (1.0f - x * x * (1.0f / 3.0f - x * x * (2.0f / 15.0f)));
   return std::fabs(x) < 0.05f ? small : std::copysign((1.0f - e) / (1.0f + e), x);
 }
 
-void moments(const float* x, int size, float* mean, float* squares) {
-  Floats s{};
-  float rest = 0;
+void moments(const float* x, int size, float* mean, float* squared_deviations) {
+  FloatVec s{};
+  float tail = 0;
   int k = 0;
   for (; k + kLanes <= size; k += kLanes) s += load(x + k);
-  for (; k < size; k++) rest += x[k];
-  const float middle = (rest + sum(s)) / size;
-  Floats d2{};
-  rest = 0;
+  for (; k < size; k++) tail += x[k];
+  const float average = (tail + sum(s)) / size;
+  FloatVec d2{};
+  tail = 0;
   for (k = 0; k + kLanes <= size; k += kLanes) {
-    const Floats d = load(x + k) - middle;
+    const FloatVec d = load(x + k) - average;
     d2 += d * d;
   }
-  for (; k < size; k++) rest += (x[k] - middle) * (x[k] - middle);
-  *mean = middle;
-  *squares = rest + sum(d2);
+  for (; k < size; k++) tail += (x[k] - average) * (x[k] - average);
+  *mean = average;
+  *squared_deviations = tail + sum(d2);
 }
 
-// What is read may be what is written, value for value: said to compilers, which would go one by one then.
+// Input and output may be the same array, which would keep compilers from vectorizing the loop; tells them it is safe.
 #if defined(__clang__)
 #define MUSICGEN_IN_PLACE _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define MUSICGEN_IN_PLACE _Pragma("GCC ivdep")
 #endif
 
-void scale(const float* x, const float* weight, const float* bias, float* y, int size, float mean, float factor) {
+void normalize(const float* x, const float* weight, const float* bias, float* y, int size, float mean, float inv_std) {
   MUSICGEN_IN_PLACE
-  for (int k = 0; k < size; k++) y[k] = (x[k] - mean) * factor * weight[k] + bias[k];
+  for (int k = 0; k < size; k++) y[k] = (x[k] - mean) * inv_std * weight[k] + bias[k];
 }
 
 void layer_norm(const float* x, const float* weight, const float* bias, float* y, int dim, float eps) {
-  float mean, squares;
-  moments(x, dim, &mean, &squares);
-  scale(x, weight, bias, y, dim, mean, 1.0f / std::sqrt(squares / dim + eps));
+  float mean, squared_deviations;
+  moments(x, dim, &mean, &squared_deviations);
+  normalize(x, weight, bias, y, dim, mean, 1.0f / std::sqrt(squared_deviations / dim + eps));
 }
 
 void sum_groups(const float* x, int inputs, float* x_sum) {
   for (int g = 0; g < inputs / kGroup; g++) {
-    Floats s{};
+    FloatVec s{};
     for (int i = 0; i < kGroup; i += kLanes) s += load(x + g * kGroup + i);
     x_sum[g] = sum(s);
   }
 }
 
-// The least and the largest value, by hand: compilers mind NaNs too much to find them lane by lane.
-inline void extremes(const float* x, int size, float* least, float* largest) {
-  Floats low = Floats{} + x[0], high = low;
+// The smallest and the largest value. Vectorized by hand: compilers don't do it, because of NaNs.
+inline void min_max(const float* x, int size, float* smallest, float* largest) {
+  FloatVec low = FloatVec{} + x[0], high = low;
   int i = 0;
   for (; i + kLanes <= size; i += kLanes) {
-    const Floats v = load(x + i);
+    const FloatVec v = load(x + i);
     low = v < low ? v : low;
     high = v > high ? v : high;
   }
-  *least = x[0];
+  *smallest = x[0];
   *largest = x[0];
   for (int lane = 0; lane < kLanes; lane++) {
-    *least = std::min(*least, low[lane]);
+    *smallest = std::min(*smallest, low[lane]);
     *largest = std::max(*largest, high[lane]);
   }
   for (; i < size; i++) {
-    *least = std::min(*least, x[i]);
+    *smallest = std::min(*smallest, x[i]);
     *largest = std::max(*largest, x[i]);
   }
 }
 
-// The largest of all distances from zero.
-inline float furthest(const float* x, int size) {
+inline float max_abs(const float* x, int size) {
   float low, high;
-  extremes(x, size, &low, &high);
+  min_max(x, size, &low, &high);
   return std::max(high, -low);
 }
 
-inline int nearest(float x) { return static_cast<int>(x + (x >= 0 ? 0.5f : -0.5f)); }
+// Half away from zero.
+inline int round_to_int(float x) { return static_cast<int>(x + (x >= 0 ? 0.5f : -0.5f)); }
 
-void round_row(const float* x, int size, int8_t* x8, float* scale) {
-  const float largest = furthest(x, size), factor = largest > 0 ? 127.0f / largest : 0.0f;
-  for (int i = 0; i < size; i++) x8[i] = static_cast<int8_t>(nearest(x[i] * factor));
+void quantize_row_int8(const float* x, int size, int8_t* x8, float* scale) {
+  const float largest = max_abs(x, size), factor = largest > 0 ? 127.0f / largest : 0.0f;
+  for (int i = 0; i < size; i++) x8[i] = static_cast<int8_t>(round_to_int(x[i] * factor));
   *scale = largest / 127.0f;
 }
 
-void halve(const float* x, int size, uint16_t* y) {
+void to_fp16(const float* x, int size, uint16_t* y) {
   int i = 0;
-  for (; i + kLanes <= size; i += kLanes) store_halves(y + i, load(x + i));
+  for (; i + kLanes <= size; i += kLanes) store_fp16(y + i, load(x + i));
   for (; i < size; i++) {
     const _Float16 half = static_cast<_Float16>(x[i]);
     std::memcpy(y + i, &half, sizeof half);
   }
 }
 
-// A group in `count` digits to the base of 256, each from -128 to 127, the first for the most. The digits of the
-// largest value are 127 each, so that none is larger.
-template <int count>
-inline void group_digits(const float* x, const uint8_t* order, size_t apart, int8_t* digits, float* scale,
-                         float* x_sum) {
-  constexpr int most = count == 1 ? 127 : 127 * 0x10101;
-  static_assert(count == 1 || count == 3);
-  const float largest = furthest(x, kGroup), factor = largest > 0 ? most / largest : 0.0f;
-  int32_t whole[kGroup], total = 0;
+// Quantizes a group to integers split into `limb_count` limbs of base 256, each from -128 to 127, most significant
+// first. All limbs of the largest value are 127, so that no other value overflows.
+template <int limb_count>
+inline void group_to_int8_limbs(const float* x, const uint8_t* order, size_t limb_stride, int8_t* limbs, float* scale,
+                                float* x_sum) {
+  constexpr int max_value = limb_count == 1 ? 127 : 127 * 0x10101;
+  static_assert(limb_count == 1 || limb_count == 3);
+  const float largest = max_abs(x, kGroup), factor = largest > 0 ? max_value / largest : 0.0f;
+  int32_t values[kGroup], total = 0;
   for (int i = 0; i < kGroup; i++) {
-    whole[i] = std::min(std::max(nearest(x[order[i]] * factor), -most), most);
-    total += whole[i];
+    values[i] = std::min(std::max(round_to_int(x[order[i]] * factor), -max_value), max_value);
+    total += values[i];
   }
-  for (int d = count - 1; d > 0; d--)
+  for (int l = limb_count - 1; l > 0; l--)
     for (int i = 0; i < kGroup; i++) {
-      const int8_t digit = static_cast<int8_t>(whole[i]);
-      digits[d * apart + i] = digit;
-      whole[i] = (whole[i] - digit) >> 8;
+      const int8_t limb = static_cast<int8_t>(values[i]);
+      limbs[l * limb_stride + i] = limb;
+      values[i] = (values[i] - limb) >> 8;
     }
-  for (int i = 0; i < kGroup; i++) digits[i] = static_cast<int8_t>(whole[i]);
-  *scale = largest / most;
+  for (int i = 0; i < kGroup; i++) limbs[i] = static_cast<int8_t>(values[i]);
+  *scale = largest / max_value;
   *x_sum = *scale * total;
 }
 
-void to_digits(const float* x, int inputs, int bits, int count, int8_t* digits, float* x_scale, float* x_sum) {
+void to_int8_limbs(const float* x, int inputs, int bits, int limb_count, int8_t* limbs, float* x_scale, float* x_sum) {
+  // With 4 bits, the even inputs of each 8 come before the odd ones, as unpacking the nibbles gives them.
   uint8_t order[kGroup];
   for (int i = 0; i < kGroup; i++) order[i] = bits == 8 ? i : i / 8 * 8 + i % 4 * 2 + i / 4 % 2;
-  for (int g = 0; g < inputs / kGroup; g++, x += kGroup, digits += kGroup, x_scale++, x_sum++) {
-    if (count == 1)
-      group_digits<1>(x, order, inputs, digits, x_scale, x_sum);
+  for (int g = 0; g < inputs / kGroup; g++, x += kGroup, limbs += kGroup, x_scale++, x_sum++) {
+    if (limb_count == 1)
+      group_to_int8_limbs<1>(x, order, inputs, limbs, x_scale, x_sum);
     else
-      group_digits<3>(x, order, inputs, digits, x_scale, x_sum);
+      group_to_int8_limbs<3>(x, order, inputs, limbs, x_scale, x_sum);
   }
 }
 
-// How far ahead weights are asked for: processors by themselves stop at the end of a page.
-constexpr int kBytesAhead = 4096;
+// How far ahead weights are prefetched: hardware prefetchers stop at the end of a page.
+constexpr int kPrefetchBytes = 4096;
 
-// Rows of activations that share one reading of the weights: R of them, and two outputs at a time.
+// Dense weights. R rows of activations share one read of the weights; two outputs at a time.
 template <class Value, int R>
-void dense(const Linear& a, int row, int first, int last) {
+void dense(const LinearArgs& a, int row, int first, int last) {
   const int K = a.inputs;
   const float* x = a.x + static_cast<size_t>(row) * K;
   for (int n = first; n < last; n += 2) {
     const bool pair = n + 1 < last;
     const Value* w0 = static_cast<const Value*>(a.w) + static_cast<size_t>(n) * K;
     const Value* w1 = pair ? w0 + K : w0;
-    Floats s0[R] = {}, s1[R] = {};
+    FloatVec s0[R] = {}, s1[R] = {};
     int k = 0;
     for (; k + kLanes <= K; k += kLanes) {
-      __builtin_prefetch(w0 + kBytesAhead / sizeof(Value) + k);
-      __builtin_prefetch(w1 + kBytesAhead / sizeof(Value) + k);
-      const Floats a0 = load(w0 + k), a1 = load(w1 + k);
+      __builtin_prefetch(w0 + kPrefetchBytes / sizeof(Value) + k);
+      __builtin_prefetch(w1 + kPrefetchBytes / sizeof(Value) + k);
+      const FloatVec a0 = load(w0 + k), a1 = load(w1 + k);
       for (int r = 0; r < R; r++) {
-        const Floats b = load(x + static_cast<size_t>(r) * K + k);
+        const FloatVec b = load(x + static_cast<size_t>(r) * K + k);
         s0[r] += a0 * b;
         s1[r] += a1 * b;
       }
@@ -278,35 +279,35 @@ void dense(const Linear& a, int row, int first, int last) {
   }
 }
 
-// Quantised weights lie in tiles: words of kTile outputs side by side, so that each lane has an output of its own.
+// Quantized weights are in tiles: words of kTile outputs are interleaved, so that each lane computes one output.
 constexpr int kTileVectors = kTile / kLanes;
 
-// Activations as they are, each widened weight for all R rows.
+// Quantized weights and float32 activations. Each weight is converted once for R rows.
 template <int bits, class Scale, int R>
-void tiles(const Linear& a, int row, int first, int last) {
+void tiled(const LinearArgs& a, int row, int first, int last) {
   constexpr int per_word = 32 / bits, mask = (1 << bits) - 1;
   const int K = a.inputs, groups = K / kGroup;
   for (int n = first; n < last; n += kTile) {
     const uint32_t* w = static_cast<const uint32_t*>(a.w) + static_cast<size_t>(n) * (K / per_word);
     const Scale* scales = static_cast<const Scale*>(a.scales) + static_cast<size_t>(n) * groups;
     const Scale* biases = static_cast<const Scale*>(a.biases) + static_cast<size_t>(n) * groups;
-    Floats s[kTileVectors][R] = {};
+    FloatVec s[kTileVectors][R] = {};
     for (int g = 0; g < groups; g++) {
-      Floats t[kTileVectors][R][2] = {};  // of even and odd weights: one alone would wait for itself
+      FloatVec t[kTileVectors][R][2] = {};  // for even and odd weights: two accumulators hide the latency
       for (int i = 0; i < kGroup; i += per_word, w += kTile) {
         const float* x = a.x + static_cast<size_t>(row) * K + g * kGroup + i;
-        __builtin_prefetch(w + kBytesAhead / sizeof *w);
+        __builtin_prefetch(w + kPrefetchBytes / sizeof *w);
         for (int v = 0; v < kTileVectors; v++) {
-          Ints words;
+          IntVec words;
           std::memcpy(&words, w + v * kLanes, sizeof words);
           for (int b = 0; b < per_word; b++) {
-            const Floats weights = __builtin_convertvector((words >> (b * bits)) & mask, Floats);
+            const FloatVec weights = __builtin_convertvector((words >> (b * bits)) & mask, FloatVec);
             for (int r = 0; r < R; r++) t[v][r][b % 2] += weights * x[static_cast<size_t>(r) * K + b];
           }
         }
       }
       for (int v = 0; v < kTileVectors; v++) {
-        const Floats scale = load(scales + g * kTile + v * kLanes), bias = load(biases + g * kTile + v * kLanes);
+        const FloatVec scale = load(scales + g * kTile + v * kLanes), bias = load(biases + g * kTile + v * kLanes);
         for (int r = 0; r < R; r++)
           s[v][r] += (t[v][r][0] + t[v][r][1]) * scale + bias * a.x_sum[static_cast<size_t>(row + r) * groups + g];
       }
@@ -318,9 +319,9 @@ void tiles(const Linear& a, int row, int first, int last) {
 }
 
 #ifdef __AVX512VNNI__
-// Activations in digits: whole-number products of 64 weights at a time, which needn't be widened.
-template <int bits, class Scale, int digits, int R>
-void tiles_of_digits(const Linear& a, int row, int first, int last) {
+// Quantized weights and activations in int8 limbs: integer products of 64 weights at a time, without conversion.
+template <int bits, class Scale, int limb_count, int R>
+void tiled_int8_limbs(const LinearArgs& a, int row, int first, int last) {
   const int K = a.inputs, groups = K / kGroup;
   constexpr int words = kGroup * bits / 32;
   const __m512i mask = _mm512_set1_epi8(15);
@@ -328,23 +329,23 @@ void tiles_of_digits(const Linear& a, int row, int first, int last) {
     const uint8_t* w = static_cast<const uint8_t*>(a.w) + static_cast<size_t>(n) * (K * bits / 8);
     const Scale* scales = static_cast<const Scale*>(a.scales) + static_cast<size_t>(n) * groups;
     const Scale* biases = static_cast<const Scale*>(a.biases) + static_cast<size_t>(n) * groups;
-    Floats s[R] = {};
+    FloatVec s[R] = {};
     for (int g = 0; g < groups; g++) {
-      __m512i dots[R][digits];
+      __m512i dots[R][limb_count];
       for (int r = 0; r < R; r++)
-        for (int d = 0; d < digits; d++) dots[r][d] = _mm512_setzero_si512();
-      const int8_t* x = a.digits + static_cast<size_t>(row) * digits * K + g * kGroup;
+        for (int l = 0; l < limb_count; l++) dots[r][l] = _mm512_setzero_si512();
+      const int8_t* x = a.int8_limbs + static_cast<size_t>(row) * limb_count * K + g * kGroup;
       // Four inputs of each of 16 outputs.
       const auto add = [&](__m512i weights, int i) {
         for (int r = 0; r < R; r++)
-          for (int d = 0; d < digits; d++) {
+          for (int l = 0; l < limb_count; l++) {
             int32_t four;
-            std::memcpy(&four, x + static_cast<size_t>(r * digits + d) * K + 4 * i, sizeof four);
-            dots[r][d] = _mm512_dpbusd_epi32(dots[r][d], weights, _mm512_set1_epi32(four));
+            std::memcpy(&four, x + static_cast<size_t>(r * limb_count + l) * K + 4 * i, sizeof four);
+            dots[r][l] = _mm512_dpbusd_epi32(dots[r][l], weights, _mm512_set1_epi32(four));
           }
       };
       for (int i = 0; i < words; i++, w += kTile * 4) {
-        __builtin_prefetch(w + kBytesAhead);
+        __builtin_prefetch(w + kPrefetchBytes);
         const __m512i weights = _mm512_loadu_si512(w);
         if constexpr (bits == 8) {
           add(weights, i);
@@ -353,15 +354,15 @@ void tiles_of_digits(const Linear& a, int row, int first, int last) {
           add(_mm512_and_si512(_mm512_srli_epi16(weights, 4), mask), 2 * i + 1);
         }
       }
-      const Floats scale = load(scales + g * kTile), bias = load(biases + g * kTile);
+      const FloatVec scale = load(scales + g * kTile), bias = load(biases + g * kTile);
       for (int r = 0; r < R; r++) {
         const size_t at = static_cast<size_t>(row + r) * groups + g;
-        Floats dot;
-        if constexpr (digits == 1) {
-          dot = (Floats)_mm512_cvtepi32_ps(dots[r][0]);
+        FloatVec dot;
+        if constexpr (limb_count == 1) {
+          dot = (FloatVec)_mm512_cvtepi32_ps(dots[r][0]);
         } else {
           const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(dots[r][0], 8), dots[r][1]);
-          dot = (Floats)_mm512_cvtepi32_ps(high) * 256.0f + (Floats)_mm512_cvtepi32_ps(dots[r][2]);
+          dot = (FloatVec)_mm512_cvtepi32_ps(high) * 256.0f + (FloatVec)_mm512_cvtepi32_ps(dots[r][2]);
         }
         s[r] += dot * (scale * a.x_scale[at]) + bias * a.x_sum[at];
       }
@@ -372,42 +373,42 @@ void tiles_of_digits(const Linear& a, int row, int first, int last) {
 #endif
 
 template <int bits, class Scale, int R>
-void quantized(const Linear& a, int row, int first, int last) {
+void quantized(const LinearArgs& a, int row, int first, int last) {
 #ifdef __AVX512VNNI__
-  if (a.digit_count == 1) return tiles_of_digits<bits, Scale, 1, R>(a, row, first, last);
-  if (a.digit_count == 3) return tiles_of_digits<bits, Scale, 3, R>(a, row, first, last);
+  if (a.limb_count == 1) return tiled_int8_limbs<bits, Scale, 1, R>(a, row, first, last);
+  if (a.limb_count == 3) return tiled_int8_limbs<bits, Scale, 3, R>(a, row, first, last);
 #endif
-  tiles<bits, Scale, R>(a, row, first, last);
+  tiled<bits, Scale, R>(a, row, first, last);
 }
 
 template <int bits, int R>
-void quantized(const Linear& a, int row, int first, int last) {
-  if (a.scale_format == Format::float16)
+void quantized(const LinearArgs& a, int row, int first, int last) {
+  if (a.scale_type == ElementType::float16)
     quantized<bits, _Float16, R>(a, row, first, last);
   else
     quantized<bits, float, R>(a, row, first, last);
 }
 
 template <int R>
-void rows(const Linear& a, int row, int first, int last) {
-  switch (a.kind) {
-    case Weights::floats: return dense<float, R>(a, row, first, last);
-    case Weights::halves: return dense<_Float16, R>(a, row, first, last);
-    case Weights::bits8: return quantized<8, R>(a, row, first, last);
-    case Weights::bits4: return quantized<4, R>(a, row, first, last);
+void linear_rows(const LinearArgs& a, int row, int first, int last) {
+  switch (a.weight_type) {
+    case WeightType::float32: return dense<float, R>(a, row, first, last);
+    case WeightType::float16: return dense<_Float16, R>(a, row, first, last);
+    case WeightType::quantized8: return quantized<8, R>(a, row, first, last);
+    case WeightType::quantized4: return quantized<4, R>(a, row, first, last);
   }
 }
 
-void linear(const Linear& a, int first, int last) {
-  // So few outputs at a time that their weights stay in the cache for all rows.
+void linear(const LinearArgs& a, int first, int last) {
+  // One tile of outputs at a time, so that its weights stay in the CPU cache for all rows.
   for (int n = first; n < last; n += kTile) {
     const int end = std::min(n + kTile, last);
     int row = 0;
-    for (; row + 4 <= a.rows; row += 4) rows<4>(a, row, n, end);
+    for (; row + 4 <= a.rows; row += 4) linear_rows<4>(a, row, n, end);
     switch (a.rows - row) {
-      case 3: rows<3>(a, row, n, end); break;
-      case 2: rows<2>(a, row, n, end); break;
-      case 1: rows<1>(a, row, n, end); break;
+      case 3: linear_rows<3>(a, row, n, end); break;
+      case 2: linear_rows<2>(a, row, n, end); break;
+      case 1: linear_rows<1>(a, row, n, end); break;
     }
   }
   for (int row = 0; row < a.rows; row++) {
@@ -422,18 +423,18 @@ void linear(const Linear& a, int first, int last) {
   }
 }
 
-constexpr int kPositionsAhead = 16;  // whose keys, or values, are asked for already
+constexpr int kPrefetchPositions = 16;  // how far ahead keys and values are prefetched
 
 template <class Value>
-void attend_as(const Head& a) {
+void attention_typed(const AttentionArgs& a) {
   const Value* k = static_cast<const Value*>(a.k);
   const Value* v = static_cast<const Value*>(a.v);
   const int vectors = a.dim / kLanes * kLanes;
   float largest = -INFINITY;
   for (int t = 0; t < a.length; t++) {
     const Value* key = k + t * a.stride;
-    for (int d = 0; d < a.dim; d += 64 / sizeof(Value)) __builtin_prefetch(key + kPositionsAhead * a.stride + d);
-    Floats s0{}, s1{};
+    for (int d = 0; d < a.dim; d += 64 / sizeof(Value)) __builtin_prefetch(key + kPrefetchPositions * a.stride + d);
+    FloatVec s0{}, s1{};
     int at = 0;
     for (; at + 2 * kLanes <= vectors; at += 2 * kLanes) {
       s0 += load(a.q + at) * load(key + at);
@@ -446,7 +447,7 @@ void attend_as(const Head& a) {
     a.scores[t] = a.mask && !a.mask[t] ? -INFINITY : dot * a.scale;
     largest = std::max(largest, a.scores[t]);
   }
-  if (largest == -INFINITY) largest = 0;  // nothing to look at: weights of 0
+  if (largest == -INFINITY) largest = 0;  // everything is masked out: all weights are 0
   for (int t = 0; t < a.length; t++) a.scores[t] = exp_below_zero(a.scores[t] - largest);
   if (a.mask)
     for (int t = 0; t < a.length; t++)
@@ -457,15 +458,15 @@ void attend_as(const Head& a) {
   if (a.v_scales)
     for (int t = 0; t < a.length; t++) a.scores[t] *= a.v_scales[t];
 
-  constexpr int block = 4;  // vectors of the result that stay in registers
+  constexpr int block = 4;  // output vectors that stay in registers
   for (int d0 = 0; d0 < vectors; d0 += block * kLanes) {
     const int count = std::min(block, (vectors - d0) / kLanes);
-    Floats s[block] = {};
+    FloatVec s[block] = {};
     if (count == block) {
       for (int t = 0; t < a.length; t++) {
         const Value* value = v + t * a.stride + d0;
         for (int j = 0; j < block * kLanes; j += 64 / sizeof(Value))
-          __builtin_prefetch(value + kPositionsAhead * a.stride + j);
+          __builtin_prefetch(value + kPrefetchPositions * a.stride + j);
         for (int j = 0; j < block; j++) s[j] += a.scores[t] * load(value + j * kLanes);
       }
     } else {
@@ -481,101 +482,103 @@ void attend_as(const Head& a) {
   }
 }
 
-void attend(const Head& a) {
-  switch (a.format) {
-    case Format::float32: return attend_as<float>(a);
-    case Format::float16: return attend_as<_Float16>(a);
-    case Format::int8: return attend_as<int8_t>(a);
+void attention(const AttentionArgs& a) {
+  switch (a.kv_type) {
+    case ElementType::float32: return attention_typed<float>(a);
+    case ElementType::float16: return attention_typed<_Float16>(a);
+    case ElementType::int8: return attention_typed<int8_t>(a);
   }
 }
 
-constexpr int kTogether = 2 * kLanes;  // queries at a time, each in a lane of its own
-static_assert(kTogether <= kQueries);
-typedef float Tile[kTogether];
+constexpr int kQueryBlock = 2 * kLanes;  // queries at a time, one per lane
+static_assert(kQueryBlock <= kQueryChunk);
+typedef float QueryTile[kQueryBlock];
 
-// to[j] = keep * to[j] + sum_i from[i] * b[i * per_i + j * per_j], for J rows.
+// out[j] = correction * out[j] + sum_i a[i] * b[i * stride_i + j * stride_j], for J rows.
 template <int J>
-inline void add_products(const Tile* from, int count, const float* b, size_t per_i, size_t per_j, const Tile& keep,
-                         Tile* to) {
-  Floats s0[J] = {}, s1[J] = {};
+inline void multiply_accumulate(const QueryTile* a, int count, const float* b, size_t stride_i, size_t stride_j,
+                                const QueryTile& correction, QueryTile* out) {
+  FloatVec s0[J] = {}, s1[J] = {};
   for (int i = 0; i < count; i++) {
-    const Floats a0 = load(from[i]), a1 = load(from[i] + kLanes);
+    const FloatVec a0 = load(a[i]), a1 = load(a[i] + kLanes);
     for (int j = 0; j < J; j++) {
-      const float factor = b[i * per_i + j * per_j];
+      const float factor = b[i * stride_i + j * stride_j];
       s0[j] += a0 * factor;
       s1[j] += a1 * factor;
     }
   }
   for (int j = 0; j < J; j++) {
-    store(to[j], load(keep) * load(to[j]) + s0[j]);
-    store(to[j] + kLanes, load(keep + kLanes) * load(to[j] + kLanes) + s1[j]);
+    store(out[j], load(correction) * load(out[j]) + s0[j]);
+    store(out[j] + kLanes, load(correction + kLanes) * load(out[j] + kLanes) + s1[j]);
   }
 }
 
-void add_products(const Tile* from, int count, const float* b, size_t per_i, size_t per_j, const Tile& keep, Tile* to,
-                  int rows) {
+void multiply_accumulate(const QueryTile* a, int count, const float* b, size_t stride_i, size_t stride_j,
+                         const QueryTile& correction, QueryTile* out, int rows) {
   constexpr int block = 8;
   int j = 0;
-  for (; j + block <= rows; j += block) add_products<block>(from, count, b + j * per_j, per_i, per_j, keep, to + j);
-  for (; j < rows; j++) add_products<1>(from, count, b + j * per_j, per_i, per_j, keep, to + j);
+  for (; j + block <= rows; j += block)
+    multiply_accumulate<block>(a, count, b + j * stride_j, stride_i, stride_j, correction, out + j);
+  for (; j < rows; j++) multiply_accumulate<1>(a, count, b + j * stride_j, stride_i, stride_j, correction, out + j);
 }
 
-// Softmax over some keys after others: what was found before counts for less, where a larger score is found.
-void attend_many(const Heads& a) {
-  Tile* queries = reinterpret_cast<Tile*>(a.memory);  // [dim]
-  Tile* found = queries + a.dim;                      // [dim]
-  Tile* scores = found + a.dim;                       // [kKeys]
-  // Rows that are a power of two apart would drive each other out of the cache.
-  float* together = reinterpret_cast<float*>(scores + kKeys);  // [kKeys, dim]
-  const auto gather = [&](const float* rows, int count) {
-    for (int i = 0; i < count; i++) std::copy_n(rows + i * a.stride, a.dim, together + i * a.dim);
-    return together;
+// Online softmax over blocks of keys, as in FlashAttention: where a block has a larger maximum, the accumulated sums
+// are corrected.
+void attention_full(const BatchAttentionArgs& a) {
+  QueryTile* queries = reinterpret_cast<QueryTile*>(a.workspace);  // [dim]
+  QueryTile* acc = queries + a.dim;                                // [dim]
+  QueryTile* scores = acc + a.dim;                                 // [kKeyBlock]
+  // Packed, because rows at a stride of a power of two would evict each other from the CPU cache.
+  float* packed = reinterpret_cast<float*>(scores + kKeyBlock);  // [kKeyBlock, dim]
+  const auto pack = [&](const float* rows, int count) {
+    for (int i = 0; i < count; i++) std::copy_n(rows + i * a.stride, a.dim, packed + i * a.dim);
+    return packed;
   };
-  constexpr Tile nothing = {};
-  for (int first = 0; first < a.queries; first += kTogether) {
-    const int count = std::min(kTogether, a.queries - first);
+  constexpr QueryTile zero = {};
+  for (int first = 0; first < a.queries; first += kQueryBlock) {
+    const int count = std::min(kQueryBlock, a.queries - first);
     for (int d = 0; d < a.dim; d++)
-      for (int i = 0; i < kTogether; i++) {
+      for (int i = 0; i < kQueryBlock; i++) {
         queries[d][i] = i < count ? a.scale * a.q[(first + i) * a.q_stride + d] : 0;
-        found[d][i] = 0;
+        acc[d][i] = 0;
       }
-    Tile largest, total = {}, keep;
-    std::fill_n(largest, kTogether, -INFINITY);
-    for (int t = 0; t < a.length; t += kKeys) {
-      const int keys = std::min(kKeys, a.length - t);
-      std::memset(scores, 0, keys * sizeof(Tile));
-      add_products(queries, a.dim, gather(a.k + t * a.stride, keys), 1, a.dim, nothing, scores, keys);
-      for (int i = 0; i < kTogether; i += kLanes) {
-        const Floats before = load(largest + i);
-        Floats most = before;
+    QueryTile largest, total = {}, correction;
+    std::fill_n(largest, kQueryBlock, -INFINITY);
+    for (int t = 0; t < a.length; t += kKeyBlock) {
+      const int keys = std::min(kKeyBlock, a.length - t);
+      std::memset(scores, 0, keys * sizeof(QueryTile));
+      multiply_accumulate(queries, a.dim, pack(a.k + t * a.stride, keys), 1, a.dim, zero, scores, keys);
+      for (int i = 0; i < kQueryBlock; i += kLanes) {
+        const FloatVec previous = load(largest + i);
+        FloatVec maximum = previous;
         for (int key = 0; key < keys; key++) {
-          const Floats score = load(scores[key] + i);
-          most = score > most ? score : most;
+          const FloatVec score = load(scores[key] + i);
+          maximum = score > maximum ? score : maximum;
         }
-        store(largest + i, most);
-        store(keep + i, before - most);
+        store(largest + i, maximum);
+        store(correction + i, previous - maximum);
       }
-      for (int i = 0; i < kTogether; i++) {
-        keep[i] = exp_below_zero(keep[i]);
-        total[i] *= keep[i];
+      for (int i = 0; i < kQueryBlock; i++) {
+        correction[i] = exp_below_zero(correction[i]);
+        total[i] *= correction[i];
       }
       for (int key = 0; key < keys; key++)
-        for (int i = 0; i < kTogether; i++) {
+        for (int i = 0; i < kQueryBlock; i++) {
           scores[key][i] = exp_below_zero(scores[key][i] - largest[i]);
           total[i] += scores[key][i];
         }
-      add_products(scores, keys, gather(a.v + t * a.stride, keys), a.dim, 1, keep, found, a.dim);
+      multiply_accumulate(scores, keys, pack(a.v + t * a.stride, keys), a.dim, 1, correction, acc, a.dim);
     }
     for (int i = 0; i < count; i++)
-      for (int d = 0; d < a.dim; d++) a.out[(first + i) * a.out_stride + d] = found[d][i] / total[i];
+      for (int d = 0; d < a.dim; d++) a.out[(first + i) * a.out_stride + d] = acc[d][i] / total[i];
   }
 }
 
 void elu(const float* x, float* y, size_t rows, int size) {
   MUSICGEN_IN_PLACE
   for (size_t i = 0; i < rows * size; i++) {
-    const float below = exp_below_zero(std::min(x[i], 0.0f)) - 1.0f;
-    y[i] = x[i] > 0 ? x[i] : below;
+    const float negative = exp_below_zero(std::min(x[i], 0.0f)) - 1.0f;
+    y[i] = x[i] > 0 ? x[i] : negative;
   }
 }
 
@@ -589,7 +592,7 @@ void glu(const float* x, float* y, size_t rows, int size) {
     for (int i = 0; i < size; i++) y[i] = x[i] * sigmoid(x[size + i]);
 }
 
-void lstm(const LstmStep& a, int first, int last) {
+void lstm(const LstmArgs& a, int first, int last) {
   const int dim = a.dim;
   float gates[4][64];
   for (int start = first; start < last; start += 64) {
@@ -598,11 +601,11 @@ void lstm(const LstmStep& a, int first, int last) {
       for (int i = 0; i < count; i++) {
         const int n = gate * dim + start + i;
         const float* w = a.w + static_cast<size_t>(n) * dim;
-        Floats s0{}, s1{};
+        FloatVec s0{}, s1{};
         int k = 0;
         for (; k + 2 * kLanes <= dim; k += 2 * kLanes) {
-          __builtin_prefetch(w + kBytesAhead / sizeof(float) + k);
-          __builtin_prefetch(w + kBytesAhead / sizeof(float) + k + kLanes);
+          __builtin_prefetch(w + kPrefetchBytes / sizeof(float) + k);
+          __builtin_prefetch(w + kPrefetchBytes / sizeof(float) + k + kLanes);
           s0 += load(w + k) * load(a.h + k);
           s1 += load(w + k + kLanes) * load(a.h + k + kLanes);
         }
@@ -624,12 +627,26 @@ void lstm(const LstmStep& a, int first, int last) {
 #define MUSICGEN_STRING(x) MUSICGEN_STRING2(x)
 extern const Kernels table;
 #ifdef __AVX512VNNI__
-constexpr bool kDigits = true;
+constexpr bool kUseInt8Limbs = true;
 #else
-constexpr bool kDigits = false;
+constexpr bool kUseInt8Limbs = false;
 #endif
-const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA), kDigits, moments, scale, layer_norm, sum_groups, to_digits,
-                    round_row, halve, linear, attend, attend_many, elu, gelu, glu, lstm};
+const Kernels table{MUSICGEN_STRING(MUSICGEN_ISA),
+                    kUseInt8Limbs,
+                    moments,
+                    normalize,
+                    layer_norm,
+                    sum_groups,
+                    to_int8_limbs,
+                    quantize_row_int8,
+                    to_fp16,
+                    linear,
+                    attention,
+                    attention_full,
+                    elu,
+                    gelu,
+                    glu,
+                    lstm};
 
 }  // namespace MUSICGEN_ISA
 }  // namespace musicgen

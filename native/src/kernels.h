@@ -1,40 +1,40 @@
-// What a kernel computes, and the table of kernels that suits the processor.
+// The kernels' arguments, and the table of kernels that is selected for this processor.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace musicgen {
 
-enum class Format : int { float32, float16, int8 };  // of quantisation scales (not int8), and of keys and values
-enum class Weights : int { floats, halves, bits8, bits4 };
+enum class ElementType : int { float32, float16, int8 };  // of keys and values; of quantization scales, not int8
+enum class WeightType : int { float32, float16, quantized8, quantized4 };
 
 constexpr int kGroup = 64;  // weights that share a scale and a bias
-constexpr int kTile = 16;   // outputs whose quantised weights lie side by side
+constexpr int kTile = 16;   // outputs whose quantized weights are interleaved
 
 // y[m, n] = residual[m, n] + gelu(sum_k w[n, k] x[m, k] + bias[n]), all rows contiguous.
-struct Linear {
-  Weights kind;
+struct LinearArgs {
+  WeightType weight_type;
   int rows, outputs, inputs;
-  // float32 or float16 [N, K]; or MLX's affine layout, 8 or 4 bits each, lowest first, in tiles: the 32-bit words
-  // [N / kTile, K * bits / 32, kTile]. Of those the kernels want whole tiles.
+  // float32 or float16 [N, K]; or MLX's affine quantization with 8 or 4 bits, lowest bits first, in tiles of 32-bit
+  // words [N / kTile, K * bits / 32, kTile]. A kernel call on quantized weights computes whole tiles.
   const void* w;
   const void* scales;    // [N / kTile, K / kGroup, kTile]
   const void* biases;
-  Format scale_format;
-  const float* x;        // [M, K]; not used where there are digits
-  const int8_t* digits;  // [M, digit_count, K], from to_digits
-  int digit_count;       // 0: activations are taken as they are
-  const float* x_scale;  // [M, K / kGroup], of the last digits
-  const float* x_sum;    // [M, K / kGroup]: sums of x over each group
-  const float* bias;    // or null
-  const float* residual;
+  ElementType scale_type;
+  const float* x;            // [M, K]; unused if limb_count > 0
+  const int8_t* int8_limbs;  // [M, limb_count, K], from to_int8_limbs
+  int limb_count;            // 0: float32 activations
+  const float* x_scale;      // [M, K / kGroup]: scale of the least significant limb
+  const float* x_sum;        // [M, K / kGroup]: sum of x over each group
+  const float* bias;         // or null
+  const float* residual;     // or null
   bool gelu;
   float* y;
 };
 
-// One query over `length` keys and values, which lie `stride` elements apart.
-struct Head {
-  Format format;
+// One query over `length` keys and values, `stride` elements apart.
+struct AttentionArgs {
+  ElementType kv_type;
   int length, dim;
   size_t stride;
   float scale;
@@ -43,13 +43,13 @@ struct Head {
   const void* v;
   const float* k_scales;  // [length], of int8 keys; or null
   const float* v_scales;
-  const uint8_t* mask;  // 0 where the query may not look; or null
-  float* out;
-  float* scores;        // scratch, `length` floats
+  const uint8_t* mask;  // [length], 0: masked out; or null
+  float* out;           // [dim]
+  float* scores;        // scratch, [length]
 };
 
-// Many queries over the same keys and values, all float32; rows lie as far apart as the strides say.
-struct Heads {
+// Many queries over the same keys and values, all float32, without a mask. Strides are in elements.
+struct BatchAttentionArgs {
   int queries, length, dim;
   size_t q_stride, stride, out_stride;
   float scale;
@@ -57,50 +57,57 @@ struct Heads {
   const float* k;
   const float* v;
   float* out;
-  float* memory;  // scratch, `memory_of_heads(dim)` floats
+  float* workspace;  // attention_full_workspace(dim) floats
 };
-constexpr int kQueries = 32, kKeys = 32;  // at a time, at most
-constexpr size_t memory_of_heads(int dim) { return static_cast<size_t>(kQueries) * (2 * dim + kKeys) + kKeys * dim; }
+constexpr int kQueryChunk = 32;  // queries of one call, at most
+constexpr int kKeyBlock = 32;    // keys at a time
+constexpr size_t attention_full_workspace(int dim) {
+  return static_cast<size_t>(kQueryChunk) * (2 * dim + kKeyBlock) + kKeyBlock * dim;
+}
 
-// A range of an LSTM layer's units, one step: gates in torch's order (input, forget, cell, output).
-struct LstmStep {
+// One time step of an LSTM layer. Gates are in PyTorch's order: input, forget, cell, output.
+struct LstmArgs {
   int dim;
   const float* w;          // [4 * dim, dim]
-  const float* projected;  // [4 * dim]: inputs and biases
-  const float* h;          // of the step before
-  float* c;
-  float* next_h;
+  const float* projected;  // [4 * dim]: input projection plus biases
+  const float* h;          // [dim], of the previous step
+  float* c;                // [dim], updated in place
+  float* next_h;           // [dim]
 };
 
 struct Kernels {
   const char* name;
-  bool digits;  // whether quantised layers are faster with their activations in digits
-  // The mean, and the sum of the squared distances from it.
-  void (*moments)(const float* x, int size, float* mean, float* squares);
-  // (x - mean) * factor * weight + bias; x and y may be the same.
-  void (*scale)(const float* x, const float* weight, const float* bias, float* y, int size, float mean, float factor);
+  bool use_int8_limbs;  // quantized layers multiply int8 limbs of the activations, instead of float32
+  // The mean, and the sum of squared deviations from it.
+  void (*moments)(const float* x, int size, float* mean, float* squared_deviations);
+  // (x - mean) * inv_std * weight + bias; may be in place.
+  void (*normalize)(const float* x, const float* weight, const float* bias, float* y, int size, float mean,
+                    float inv_std);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* y, int dim, float eps);
   void (*sum_groups)(const float* x, int inputs, float* x_sum);
-  // A row in 1 or 3 digits to the base of 256 [count, inputs], for weights of so many bits: whole numbers with a scale
-  // for each group, of 8 or of 24 bits, which is what float32 has. With the sums of what they stand for.
-  void (*to_digits)(const float* x, int inputs, int bits, int count, int8_t* digits, float* x_scale, float* x_sum);
-  // A row in 8 bits, with one scale.
-  void (*round_row)(const float* x, int size, int8_t* x8, float* scale);
-  // A row in half precision.
-  void (*halve)(const float* x, int size, uint16_t* y);
-  void (*linear)(const Linear& linear, int first, int last);  // outputs first … last - 1
-  void (*attend)(const Head& head);
-  void (*attend_many)(const Heads& heads);
-  // Value by value, or row by row of `size` results; x and y may be the same, but not of glu.
+  // Quantizes a row, with a scale for each group, to 8-bit (limb_count 1) or 24-bit integers (limb_count 3, the
+  // precision of float32), split into int8 limbs [limb_count, inputs], most significant first, in the input order of
+  // weights with `bits` bits. x_sum are the group sums of the dequantized values.
+  void (*to_int8_limbs)(const float* x, int inputs, int bits, int limb_count, int8_t* limbs, float* x_scale,
+                        float* x_sum);
+  // Quantizes a row to int8 with one scale.
+  void (*quantize_row_int8)(const float* x, int size, int8_t* x8, float* scale);
+  // Converts a row to float16.
+  void (*to_fp16)(const float* x, int size, uint16_t* y);
+  void (*linear)(const LinearArgs& args, int first, int last);  // outputs [first, last)
+  void (*attention)(const AttentionArgs& args);
+  void (*attention_full)(const BatchAttentionArgs& args);
+  // Over [rows, size] outputs. elu and gelu may be in place.
   void (*elu)(const float* x, float* y, size_t rows, int size);
   void (*gelu)(const float* x, float* y, size_t rows, int size);
-  void (*glu)(const float* x, float* y, size_t rows, int size);  // values, then their gates: 2 * size of x a row
-  void (*lstm)(const LstmStep& step, int first, int last);
+  void (*glu)(const float* x, float* y, size_t rows, int size);  // a row of x: `size` values, then `size` gates
+  void (*lstm)(const LstmArgs& args, int first, int last);       // units [first, last)
 };
 
-// The fastest that this processor runs; MUSICGEN_MLX_CPU names one of them (for tests), unknown names are refused.
+// The fastest table that this processor supports, or the one named by MUSICGEN_MLX_CPU (for tests). Throws
+// std::invalid_argument if that one isn't supported.
 const Kernels& kernels();
-// All that this processor runs, the portable one first.
-int supported(const Kernels** out, int capacity);
+// All tables that this processor supports, from the portable to the fastest; returns how many.
+int supported_kernels(const Kernels** out, int capacity);
 
 }  // namespace musicgen

@@ -1,4 +1,4 @@
-// What the operations have in common: MLX primitives on the CPU around the kernels.
+// Shared by all operations: MLX CPU primitives around the kernels.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -18,20 +18,20 @@ namespace mx = mlx::core;
 
 namespace musicgen {
 
-using Maybe = std::optional<mx::array>;
+using OptionalArray = std::optional<mx::array>;
 
-inline void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
+inline void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
 }
 
-inline mx::Stream cpu() { return mx::default_stream(mx::Device(mx::Device::cpu)); }
+inline mx::Stream cpu_stream() { return mx::default_stream(mx::Device(mx::Device::cpu)); }
 
-inline Format format_of(const mx::array& a) {
+inline ElementType element_type_of(const mx::array& a) {
   require(a.dtype() == mx::float32 || a.dtype() == mx::float16, "only float32 and float16 are supported");
-  return a.dtype() == mx::float16 ? Format::float16 : Format::float32;
+  return a.dtype() == mx::float16 ? ElementType::float16 : ElementType::float32;
 }
 
-// Scratch of the thread that asks, and of one user; it grows to the largest call and stays.
+// A scratch buffer per calling thread and `User`. It grows to the largest size requested and is never freed.
 template <class T, class User = void>
 T* scratch(size_t size) {
   thread_local std::vector<T> memory;
@@ -39,8 +39,8 @@ T* scratch(size_t size) {
   return memory.data();
 }
 
-// Memory for `out`: that of `in`, if it is of the same size and nobody else needs it.
-inline void make_room(mx::array& out, const mx::array& in) {
+// Allocates `out`, reusing the buffer of `in` if it has the same size and no other reference.
+inline void donate_or_allocate(mx::array& out, const mx::array& in) {
   if (in.size() == out.size() && mx::is_donatable(in, out))
     out.copy_shared_buffer(in);
   else
@@ -55,8 +55,8 @@ class CpuPrimitive : public mx::Primitive {
   }
 };
 
-// `a` with its rows one behind the other. So lie weights, once they are there, and what these operations make: then
-// nothing is added to the graph.
+// `a` as a row-contiguous array. Evaluated weights and the outputs of these operations already are; for them nothing
+// is added to the graph.
 inline mx::array row_contiguous(const mx::array& a, mx::Stream stream) {
   if (a.status() == mx::array::Status::available && a.flags().row_contiguous) return a;
   if (a.has_primitive() && dynamic_cast<const CpuPrimitive*>(&a.primitive())) return a;

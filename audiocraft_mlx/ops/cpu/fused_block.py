@@ -81,14 +81,14 @@ def _fuse_block(
         return None
 
     def norm(own: nn.LayerNorm) -> object:
-        return kernels.BlockNorm(own.weight, own.bias, own.eps)
+        return kernels.FusedNorm(own.weight, own.bias, own.eps)
 
-    out, linear1, linear2, *of_cross = (kernels.BlockLinear(**own) for own in weights[1:] if own is not None)
+    out, linear1, linear2, *of_cross = (kernels.FusedLinear(**own) for own in weights[1:] if own is not None)
     cross = None
     if cross_kv is not None:
         mask = None if cross_mask is None else cross_mask.reshape(rows, -1)
-        cross = kernels.BlockContext(norm(layer.norm_cross), *of_cross, *cross_kv, mask)
-    step: FusedBlockStep = kernels.Block(
+        cross = kernels.FusedCrossAttention(norm(layer.norm_cross), *of_cross, *cross_kv, mask)
+    step: FusedBlockStep = kernels.FusedBlockStep(
         layer.self_attn.num_heads, out, cross, norm(layer.norm2), linear1, linear2
     )
     return step
