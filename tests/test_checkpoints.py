@@ -257,7 +257,10 @@ def test_a_text_encoder_that_cannot_be_had(release: Path, package: dict[str, Any
         (lambda s: s.update({"out_norm.extra": np.zeros(3, np.float16)}), "out_norm.extra is unexpected"),
         (lambda s: s.update({"out_norm.weight": np.zeros(63, np.float16)}), "out_norm.weight has shape [63]"),
         (lambda s: s.update({"emb.2.weight": np.zeros((65, 63), np.float16)}), "emb.2.weight [65, 63]"),
-        (lambda s: s.update({"linears.3.weight": np.zeros((60, 64), np.float16)}), "heads.weight has shape"),
+        (
+            lambda s: s.update({"linears.3.weight": np.zeros((60, 64), np.float16)}),
+            "lm_heads.weight has shape",
+        ),
         (
             lambda s: s.update({"transformer.layers.0.cross_attention.in_proj_weight": np.zeros((190, 64))}),
             "layers.0.cross_attn",

@@ -215,7 +215,7 @@ def test_linear_layers_and_the_table_of_words_are_quantized_and_nothing_else() -
     assert quantization_of(checkpoint.lm) == Quantization(4, 32)
     kinds = {type(layer) for layer in checkpoint.lm.leaf_modules()["layers"][0]["self_attn"].values()}
     assert kinds == {nn.QuantizedLinear}
-    assert isinstance(checkpoint.lm.heads, nn.QuantizedLinear)
+    assert isinstance(checkpoint.lm.lm_heads, nn.QuantizedLinear)
     assert type(checkpoint.lm.embed) is nn.Embedding
     assert isinstance(checkpoint.text_conditioner.t5.embed, nn.QuantizedEmbedding)
     assert type(checkpoint.text_conditioner.t5.relative_bias) is nn.Embedding
@@ -315,7 +315,7 @@ def test_the_format_is_as_it_is_described(converted: Path) -> None:
         ("lm.num_heads", 3, "'lm.num_heads' .* doesn't divide 64"),
         ("lm.delays", [0, 1, 2], "'lm.delays' .* is not one rising delay for each of 4 codebooks"),
         ("lm.num_layers", 5, "lm.safetensors doesn't fit its configuration: layers.3.* is missing"),
-        ("lm.bias_heads", True, "lm.safetensors doesn't fit its configuration: heads.bias is missing"),
+        ("lm.bias_heads", True, "lm.safetensors doesn't fit its configuration: lm_heads.bias is missing"),
         ("lm.colour", "red", "'lm.colour' .* is unknown"),
         ("text_encoder.num_buckets", 2, "'text_encoder.num_buckets' .* is 2"),
         ("codec.pad_mode", "wrap", "'codec.pad_mode' .* is 'wrap'"),
@@ -374,17 +374,17 @@ def change(path: Path, how: Callable[[Weights], object]) -> None:
 @pytest.mark.parametrize(
     ("file", "how", "message"),
     [
-        (mlx_format.LM_FILE, lambda w: w.pop("heads.scales"), "heads.scales is missing"),
+        (mlx_format.LM_FILE, lambda w: w.pop("lm_heads.scales"), "lm_heads.scales is missing"),
         (mlx_format.LM_FILE, lambda w: w.update(more=mx.zeros(1)), "more is unexpected"),
         (
             mlx_format.LM_FILE,
-            lambda w: w.update({"heads.weight": w["heads.weight"].astype(mx.float32)}),
-            "heads.weight is of type float32 instead of uint32",
+            lambda w: w.update({"lm_heads.weight": w["lm_heads.weight"].astype(mx.float32)}),
+            "lm_heads.weight is of type float32 instead of uint32",
         ),
         (
             mlx_format.LM_FILE,
-            lambda w: w.update({"heads.scales": w["heads.scales"].astype(mx.bfloat16)}),
-            "heads.scales is of type bfloat16 instead of float16",
+            lambda w: w.update({"lm_heads.scales": w["lm_heads.scales"].astype(mx.bfloat16)}),
+            "lm_heads.scales is of type bfloat16 instead of float16",
         ),
         (
             mlx_format.LM_FILE,

@@ -260,7 +260,9 @@ class LM(nn.Module):
             self.rotary_frequencies = mx.zeros(config.dim // config.num_heads // 2)
         self.layers = [Block(config) for _ in range(config.num_layers)]
         self.out_norm = nn.LayerNorm(config.dim)
-        self.heads = nn.Linear(config.dim, config.num_codebooks * config.cardinality, bias=config.bias_heads)
+        self.lm_heads = nn.Linear(
+            config.dim, config.num_codebooks * config.cardinality, bias=config.bias_heads
+        )
 
     @property
     def special_token_id(self) -> int:
@@ -293,7 +295,7 @@ class LM(nn.Module):
                     config.num_heads,
                     capacity,
                     config.dim // config.num_heads,
-                    kv_cache_dtype(isinstance(self.heads, nn.QuantizedLinear), self.dtype),
+                    kv_cache_dtype(isinstance(self.lm_heads, nn.QuantizedLinear), self.dtype),
                     bits=self.cache_bits,
                 )
                 for _ in self.layers
@@ -372,7 +374,7 @@ class LM(nn.Module):
                 if next_asked:
                     q, kv = next_asked
         state.offset += length
-        logits = linear(self.heads, x[:, -steps:], norm=self.out_norm)
+        logits = linear(self.lm_heads, x[:, -steps:], norm=self.out_norm)
         return logits.reshape(batch, steps, num_codebooks, -1).transpose(0, 2, 1, 3)
 
     @staticmethod
@@ -412,7 +414,7 @@ class LM(nn.Module):
             dim = packed.shape[0] // 3
             ours = name.replace(".cross_attention.in_proj.", ".cross_attn.{}_proj.")
             weights[ours.format("q")], weights[ours.format("kv")] = packed[:dim], packed[dim:]
-        for ours, theirs in (("embed", "emb"), ("heads", "linears")):
+        for ours, theirs in (("embed", "emb"), ("lm_heads", "linears")):
             for kind in ("weight", "bias"):
                 count = sum(name.startswith(f"{theirs}.") and name.endswith(f".{kind}") for name in weights)
                 if count:
