@@ -11,7 +11,7 @@ from audiocraft_mlx.networks.weights import dtype_name
 _META = (
     "The weights are those of [{repo}](https://huggingface.co/{repo}) by Meta AI, under the licence"
     " [CC-BY-NC 4.0](https://creativecommons.org/licenses/by-nc/4.0/): not for commercial use."
-    " What was changed: their layout and precision, as said above."
+    " What was changed: their layout and precision, as described above."
 )
 _DEMO = (
     "The weights are those of musicgen-mlx's demo model, dedicated to the public domain"
