@@ -1,4 +1,4 @@
-"""The failures that a user can understand and mend.
+"""The errors that a user can understand and fix.
 
 Each message is one line that names the file or value at fault and says what to do. The command line
 prints it as it is and exits with `exit_status`; any other exception is a bug.
@@ -6,13 +6,13 @@ prints it as it is and exits with `exit_status`; any other exception is a bug.
 
 
 class MusicGenError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of the errors that this package raises on purpose."""
 
     exit_status = 1
 
 
 class UsageError(MusicGenError, ValueError):
-    """A value was asked for that cannot be: an option out of range, an argument of the wrong shape."""
+    """A value from the user is invalid: an option out of range, an argument of the wrong shape."""
 
     exit_status = 2
 
@@ -22,8 +22,8 @@ class CheckpointError(MusicGenError):
 
 
 class DownloadError(MusicGenError):
-    """A file could not be had from the Hub."""
+    """A file could not be downloaded from the Hub."""
 
 
 class OutputError(MusicGenError):
-    """A result could not be written."""
+    """A file could not be written."""

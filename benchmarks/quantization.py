@@ -23,8 +23,9 @@ import mlx.nn as nn
 import numpy as np
 
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
-from audiocraft_mlx.checkpoints.load import load, read
-from audiocraft_mlx.checkpoints.quantization import BITS, GROUP_SIZES, enable_int8_activations, quantize
+from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.checkpoints.quantization import enable_int8_activations, quantize
+from audiocraft_mlx.checkpoints.quantization_config import BITS, GROUP_SIZES
 from audiocraft_mlx.cli.common import say
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.errors import UsageError
@@ -125,7 +126,7 @@ def language_model_losses(case: Case) -> Iterator[Loss]:
     reference = log_probabilities(load(case.model), case)
     for bits in BITS:
         for group_size in GROUP_SIZES:
-            checkpoint = read(case.model)
+            checkpoint = load(case.model, lazy=True)
             try:
                 quantize(checkpoint, bits, group_size)
             except UsageError:
@@ -142,7 +143,7 @@ def language_model_losses(case: Case) -> Iterator[Loss]:
 
 def loss(case: Case, what: str, checkpoint: ModelBundle, reference: np.ndarray) -> Loss:
     left, stored = linear_sizes(checkpoint.lm)
-    total = linear_sizes(read(case.model).lm)[0]
+    total = linear_sizes(load(case.model, lazy=True).lm)[0]
     found = log_probabilities(checkpoint, case)
     divergence = (np.exp(reference) * (reference - found)).sum(axis=-1)
     return Loss(

@@ -1,12 +1,14 @@
-"""Throws damaged and hostile files at the reader of PyTorch's files.
+"""Fuzzes the reader of PyTorch's files with damaged and hostile files.
 
     python tests/fuzz_torch_pickle.py [--runs 100000] [--seed 0]
 
 Each input must be read or refused with a one-line CheckpointError, within a second, in bounded memory and
-without importing anything. At the first that isn't, the input is kept as a file and the exit status is not 0.
+without importing anything. The first input that breaks a rule is saved as a file, and the exit status is
+not 0.
 
-Atheris guides it: an input that reaches new branches of the reader is mutated further, by the mutations
-below, which know what a pickle and an archive are. Where there is no Atheris, they begin anew each time.
+With Atheris it is guided by coverage: an input that reaches new branches of the reader is mutated further,
+by the mutations below, which know the syntax of pickles and archives. Without Atheris each input is a
+mutation of a seed.
 """
 
 import argparse
@@ -37,7 +39,7 @@ if __name__ == "__main__":
     with contextlib.suppress(ImportError):
         import atheris
 
-# What is imported here for the first time has its branches counted.
+# Modules imported here are instrumented: their branches are counted.
 with atheris.instrument_imports(["audiocraft_mlx", "zipfile"]) if atheris else contextlib.nullcontext():
     import zipfile
 
@@ -53,7 +55,7 @@ SECONDS = 1.0
 MEMORY_GROWTH = 64 * 2**20
 LOADED_ELEMENTS = 2**16  # tensors that claim more are not loaded here
 
-# What the mutations splice into a pickle: numbers at the edges, every opcode family, things that would run.
+# Fragments that mutations insert into a pickle: boundary numbers, every opcode family, code that would run.
 FRAGMENTS = [
     *(bytes([code]) for code in b"N(012taesu}])Rob.Q\x81\x85\x86\x87\x88\x89\x8f\x90\x93\x94"),
     *(b"K\x00", b"K\xff", b"M\xff\xff", b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"G\x7f\xf8" + bytes(6)),
@@ -79,7 +81,7 @@ FRAGMENTS = [
 
 
 def seed_files(folder: Path) -> list[bytes]:
-    """Whole files, in both forms, with everything that the reader understands and some that it refuses."""
+    """Valid files, in both forms, of everything that the reader supports and some that it refuses."""
     grid = np.arange(12, dtype=np.float32).reshape(3, 4)
     kinds = ("float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
     nests: list[dict[str, Any]] = [
@@ -108,7 +110,7 @@ def seed_files(folder: Path) -> list[bytes]:
 
 
 def pack(records: dict[str, bytes], random_: random.Random) -> bytes:
-    """A zip archive of the records; now and then one of another kind than PyTorch's."""
+    """A zip archive of the records; sometimes compressed, which PyTorch's never are."""
     buffer = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if random_.random() < 0.02 else zipfile.ZIP_STORED
     with zipfile.ZipFile(buffer, "w", method) as archive:
@@ -118,7 +120,7 @@ def pack(records: dict[str, bytes], random_: random.Random) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, bytes]:
-    """The records of a zip archive; none, if it is not a sound one."""
+    """The records of a zip archive; none if it is invalid."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             plain = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
@@ -133,10 +135,10 @@ def pickle_name(records: dict[str, bytes]) -> str:
 
 @lru_cache(1000)
 def opcodes(data: bytes) -> tuple[bytes, ...]:
-    """The code of each opcode of the pickles that the data begins with, and at last the rest of the data."""
+    """The bytes of each opcode of the pickles at the start of the data, and last the rest of the data."""
     stream = io.BytesIO(data)
     ends = [0]
-    with contextlib.suppress(ValueError):  # at the first that is no opcode
+    with contextlib.suppress(ValueError):  # the first byte that is no opcode
         while True:
             for _ in pickletools.genops(stream):
                 ends.append(stream.tell())
@@ -144,7 +146,7 @@ def opcodes(data: bytes) -> tuple[bytes, ...]:
 
 
 def splice(data: bytes, donor: bytes, random_: random.Random) -> bytes:
-    """A few opcodes exchanged for others of their kind, or moved, repeated, left out, put in."""
+    """A few opcodes replaced by others of their kind, swapped, repeated, deleted or inserted."""
     codes = list(opcodes(data))
     for _ in range(random_.choice((1, 1, 2, 3))):
         at = random_.randrange(len(codes))
@@ -198,9 +200,9 @@ def mutate(data: bytes, donor: bytes, random_: random.Random) -> bytes:
 
 
 def variant(data: bytes, donor: bytes, random_: random.Random) -> bytes:
-    """A file a little unlike `data`, in opcodes or bytes; of an archive mostly a sound one again.
+    """`data` with a few changes of opcodes or bytes; of an archive mostly a valid one again.
 
-    Now and then it has nothing of `data`.
+    Sometimes a file that is unrelated to `data`.
     """
     change = random_.choice((splice, splice, splice, mutate, mutate))
     kind = random_.randrange(10)
@@ -221,7 +223,7 @@ def variant(data: bytes, donor: bytes, random_: random.Random) -> bytes:
 
 
 def sketch(random_: random.Random) -> bytes:
-    """The beginning of some kind of file, with anything behind it."""
+    """The first bytes of some file type, followed by random ones."""
     start = random_.choice((b"", b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"<html>", b"version "))
     body = random_.choice((random_.randbytes(64), b"".join(random_.choices(FRAGMENTS, k=40)) + b"."))
     packed = {"a/data.pkl": b"\x80\x02" + body, "a/data/0": b"0" * 16}
@@ -240,7 +242,7 @@ def tensors(value: object) -> Iterator[LazyTensor]:
 
 
 def try_file(path: Path) -> str:
-    """Read a file and its tensors; "read" or "refused", and anything else is raised."""
+    """Read a file and its tensors: "read" or "refused". Any other outcome is raised."""
     try:
         for tensor in tensors(read_torch_file(path)):
             if np.prod(tensor.shape, dtype=object) <= LOADED_ELEMENTS:
@@ -250,28 +252,28 @@ def try_file(path: Path) -> str:
                     raise AssertionError(f"{tensor} was loaded as {array.shape}, {array.dtype}")
     except CheckpointError as error:
         if not (str(error).startswith(str(path)) and str(error).isprintable()):
-            raise AssertionError(f"not a plain line: {error!r}") from None
+            raise AssertionError(f"not a printable line: {error!r}") from None
         return "refused"
     return "read"
 
 
 class Violation(Exception):
-    """What the reader did wrong with an input."""
+    """A rule that the reader broke with an input."""
 
 
 class Trial:
-    """Tries the reader on one input after the other, in the file `path`, and counts the `outcomes`."""
+    """Runs the reader on inputs, in the file `path`, and counts the `outcomes`."""
 
     def __init__(self, path: Path, seeds: list[bytes]) -> None:
         self.path = path
         self.outcomes: Counter[str] = Counter(read=0, refused=0)
-        for data in seeds:  # so that all that is ever imported is imported, and MLX has its buffers
+        for data in seeds:  # so that all imports are done, and MLX has its buffers
             path.write_bytes(data)
             try_file(path)
         self.peak = peak_memory()
 
     def __call__(self, data: bytes) -> None:
-        """Try one input. Raises Violation if that breaks a rule."""
+        """Run one input. Raises `Violation` if the reader breaks a rule."""
         self.path.write_bytes(data)
         modules = list(sys.modules)
         start = time.perf_counter()
@@ -291,7 +293,7 @@ class Trial:
 
 
 def fuzz(runs: int, seed: int, guided: bool = False) -> Counter[str]:
-    """Try `runs` inputs and count the outcomes. Ends with an exception at the first that breaks a rule."""
+    """Run `runs` inputs and count the outcomes. Raises `Violation` at the first that breaks a rule."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=memory) as name, alarm():
         folder = Path(name)
@@ -305,7 +307,7 @@ def fuzz(runs: int, seed: int, guided: bool = False) -> Counter[str]:
 
 
 def run_unguided(trial: Trial, seeds: list[bytes], runs: int, seed: int) -> None:
-    """Try variants of the seeds, the same for the same `seed`."""
+    """Run variants of the seeds, the same for the same `seed`."""
     random_ = random.Random(seed)
     for _ in range(runs):
         data = variant(random_.choice(seeds), random_.choice(seeds), random_)
@@ -318,11 +320,11 @@ def run_unguided(trial: Trial, seeds: list[bytes], runs: int, seed: int) -> None
 
 
 def run_guided(trial: Trial, seeds: list[bytes], runs: int, seed: int, corpus: Path) -> None:
-    """Try the seeds, and variants of what has reached new branches. Keeps an offending input as `fuzz-…`."""
+    """Run the seeds, and variants of inputs that reached new branches. Saves a violating one as `fuzz-…`."""
 
     def vary(data: bytes, max_size: int, seed: int) -> bytes:
         random_ = random.Random(seed)
-        # Most of what reaches new branches is refused there: to begin anew lets more be read to the end.
+        # Most inputs that reach new branches are refused there; more of those made from a seed are read.
         base = data if random_.random() < 0.6 else random_.choice(seeds)
         changed = variant(base, random_.choice(seeds), random_)
         if len(changed) > max_size or random_.random() < 0.1:
@@ -335,7 +337,7 @@ def run_guided(trial: Trial, seeds: list[bytes], runs: int, seed: int, corpus: P
     options = {
         "atheris_runs": runs,  # unlike libFuzzer's own `runs`, this lets Python finish
         "seed": seed + 1,  # 0 would be a random one
-        "mutate_depth": 1,  # a variant has several changes already, and few bear more
+        "mutate_depth": 1,  # a variant has several changes already, and few stay readable with more
         "artifact_prefix": "fuzz-",
         "verbosity": 0,
     }
@@ -343,7 +345,7 @@ def run_guided(trial: Trial, seeds: list[bytes], runs: int, seed: int, corpus: P
     atheris.Setup([sys.argv[0], *flags, str(corpus)], trial, custom_mutator=vary)
     try:
         atheris.Fuzz()
-    except SystemExit as end:  # it always raises that
+    except SystemExit as end:  # it always raises this
         if end.code != 0:
             raise
     trial.outcomes["reached new branches"] = len(list(corpus.iterdir())) - len(seeds)
@@ -351,10 +353,10 @@ def run_guided(trial: Trial, seeds: list[bytes], runs: int, seed: int, corpus: P
 
 @contextlib.contextmanager
 def alarm() -> Iterator[None]:
-    """Turn the timer's signal into an exception, so that an endless loop is found too."""
+    """Turn the timer's signal into an exception, so that an infinite loop is found too."""
 
     def ring(*_: object) -> None:
-        raise RuntimeError("no end in sight")
+        raise RuntimeError("timed out")
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
@@ -365,7 +367,7 @@ def alarm() -> Iterator[None]:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process ever had in memory."""
+    """The peak of this process's memory in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -381,10 +383,10 @@ def main() -> int:
     except Violation as violation:
         sys.stdout.write(f"{violation}\n")
         return 1
-    way = "guided by coverage" if atheris else "unguided for lack of Atheris"
+    mode = "guided by coverage" if atheris else "unguided, as Atheris is not installed"
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     seconds = time.perf_counter() - start
-    sys.stdout.write(f"{arguments.runs} inputs of seed {arguments.seed}, {way}: {counts}; {seconds:.0f} s\n")
+    sys.stdout.write(f"{arguments.runs} inputs of seed {arguments.seed}, {mode}: {counts}; {seconds:.0f} s\n")
     return 0
 
 

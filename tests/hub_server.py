@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1, with faults on demand.
+"""A fake Hugging Face Hub on 127.0.0.1, with faults on demand.
 
 It speaks the part of the Hub's protocol that downloads need: the list of a model's files, and the files,
-small ones directly and large ones (LFS) by way of a second host that has neither the Hub's headers nor a
-need for its token.
+small ones directly and large ones (LFS) redirected to a second host, which neither sends the Hub's headers
+nor needs its token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Content = bytes | Path
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came in; header names in lower case."""
+    """One request; header names in lower case."""
 
     method: str
     path: str
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass
 class _Fault:
-    """What happens to requests whose path contains `where`, `times` times or for ever (None)."""
+    """A fault in the answers to requests whose path contains `where`, `times` times or always (None)."""
 
     where: str
     times: int | None = None
@@ -56,9 +56,9 @@ class _Fault:
 
 
 class HubServer:
-    """Serves `repos` (name → file name → content) as long as the `with` block lasts.
+    """Serves `repos` (name → file name → content) during the `with` block.
 
-    `repos` may be changed at any time: a repository's commit follows from its content. Files named
+    `repos` may be changed at any time: a repository's commit is a hash of its content. Files named
     `*.bin` and `*.safetensors` are large ones (LFS), all others small.
     """
 
@@ -79,26 +79,26 @@ class HubServer:
         self.stop()
 
     def stop(self) -> None:
-        """Go away: end all connections and refuse further ones."""
+        """Close all connections and refuse new ones."""
         self._http.shutdown()
         self._http.server_close()
-        for connection in list(self.connections):  # those that clients keep for their next request
+        for connection in list(self.connections):  # those that clients keep alive
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def commit(self, repo: str) -> str:
-        """The commit that the repository is at."""
+        """The repository's current commit."""
         listing = sorted((name, digests(content).sha256) for name, content in self.repos[repo].items())
         return hashlib.sha1(repr(listing).encode()).hexdigest()
 
     @property
     def fetched(self) -> list[str]:
-        """The files whose content was asked for, as `repo/file`, once for each attempt."""
+        """The files whose content was requested, as `repo/file`, once for each attempt."""
         paths = (request.path for request in self.requests if request.method == "GET")
         parts = (path.lstrip("/").split("/resolve/") for path in paths if "/resolve/" in path)
         return [f"{repo}/{unquote(rest.partition('/')[2])}" for repo, rest in parts]
 
-    # Faults: `where` is a part of the request's path ("" for all requests), `times` None means for ever.
+    # Faults: `where` is a part of the request's path ("" for all requests), `times` None means always.
 
     def fail(
         self, status: int, code: str = "", message: str = "", where: str = "", times: int | None = None
@@ -113,7 +113,7 @@ class HubServer:
         self._faults.append(_Fault(where, times, cut_after=after))
 
     def corrupt(self, where: str, content: Content, times: int | None = None) -> None:
-        """Serve another content under the file's true size and checksum."""
+        """Serve other content under the size and checksum of the true one."""
         self._faults.append(_Fault(where, times, content=content))
 
     def delay(self, where: str, seconds: float, times: int | None = None) -> None:
@@ -121,11 +121,11 @@ class HubServer:
         self._faults.append(_Fault(where, times, delay=seconds))
 
     def heal(self) -> None:
-        """Take all faults back."""
+        """Remove all faults."""
         self._faults.clear()
 
     def fault(self, path: str, kind: str) -> _Fault | None:
-        """The next fault of this kind that is due on a path; it counts as used."""
+        """The next fault of this kind for a path, whose `times` is counted down."""
         for fault in self._faults:
             if getattr(fault, kind) is not None and fault.where in path and fault.times != 0:
                 if fault.times is not None:
@@ -143,7 +143,7 @@ class Digests:
 
 @cache
 def digests(content: Content) -> Digests:
-    """A file's size and the two checksums that the Hub names files by."""
+    """A file's size and the two checksums that the Hub uses as ETags."""
     size = content.stat().st_size if isinstance(content, Path) else len(content)
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
     for block in _blocks(content, 0):
@@ -171,10 +171,10 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's own looks the host's name up, which can take seconds
+        TCPServer.server_bind(self)  # HTTPServer's own looks up the host's name, which can take seconds
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients may leave, or be killed, at any time
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients may disconnect at any time
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -244,11 +244,11 @@ class _Handler(BaseHTTPRequestHandler):
                 302,
                 {
                     **headers,
-                    # Another origin than self.url for a client, as the real Hub's storage is.
+                    # Another origin than self.url, as the real Hub's storage has.
                     "Location": f"http://localhost:{self.hub.port}/large/{known.sha256}/{repo}/{quoted}",
                     "X-Linked-Etag": f'"{known.sha256}"',
                     "X-Linked-Size": str(known.size),
-                    # Offers Xet as the real Hub does, but has none: a client must do with HTTP.
+                    # Announces Xet as the real Hub does, but has none: a client must use HTTP.
                     "X-Xet-Hash": known.sha256,
                     "Link": f'<{self.hub.url}/api/models/{repo}/xet-read-token/{commit}>; rel="xet-auth"',
                 },
@@ -266,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_content(path, content, {"ETag": f'"{sha256}"'})
 
     def known_commit(self, repo: str, revision: str) -> str | None:
-        """The commit that a revision means; if there is none, that has been answered."""
+        """The commit of a revision; if there is none, an error has been sent and None is returned."""
         if repo not in self.hub.repos:
             self.reply(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
             return None

@@ -24,8 +24,9 @@ from audiocraft_mlx.benchmark.subject import Subject
 from audiocraft_mlx.benchmark.suite import Row
 from audiocraft_mlx.benchmark.traffic import cache_bytes, weight_bytes
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
-from audiocraft_mlx.checkpoints.load import load, read
-from audiocraft_mlx.checkpoints.quantization import Quantization, quantization_of
+from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.checkpoints.quantization import quantization_of
+from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.cli.bench import main
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
@@ -246,7 +247,7 @@ def test_exported_weights_are_those_of_the_file(
     folder = transformers_folder(model)
     file = load_file(folder / "model.safetensors")
     theirs = {name: value.astype(np.float32) for name, value in file.items()}
-    exported = export(read(str(folder)))
+    exported = export(load(str(folder), lazy=True))
     ours = {name: np.array(value) for name, value in exported.weights.items()}
     # Two names of one table, of which a file has one.
     tied = {"text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"}

@@ -1,4 +1,4 @@
-"""Checkpoints as they come: in either format, fine-tuned, incomplete, damaged, foreign, hostile."""
+"""Checkpoints in both upstream formats: released, fine-tuned, incomplete, damaged, unsupported, hostile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from audiocraft_mlx import CheckpointError, DownloadError
-from audiocraft_mlx.checkpoints.load import ModelBundle, load
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
@@ -28,7 +29,7 @@ from .torch_files import Opcodes, write_torch_file
 
 
 def arrays(value: Any) -> Any:
-    """A saved object with NumPy arrays in the place of its tensors."""
+    """A saved object with NumPy arrays in place of its tensors."""
     if isinstance(value, dict):
         return {name: arrays(item) for name, item in value.items()}
     return np.array(value.load()) if hasattr(value, "load") else value
@@ -41,7 +42,7 @@ def mono_package(goldens: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def package(mono_package: dict[str, Any]) -> dict[str, Any]:
-    """What a release's `state_dict.bin` holds, to be changed and saved again."""
+    """The content of a release's `state_dict.bin`, to be changed and saved again."""
     return deepcopy(mono_package)
 
 
@@ -64,7 +65,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """The one line that loading `folder` fails with."""
+    """The one-line error message of loading `folder`."""
     with pytest.raises(CheckpointError) as failure:
         load(str(folder))
     message = str(failure.value)
@@ -72,13 +73,11 @@ def refusal(folder: Path) -> str:
     return message
 
 
-def weights_of(checkpoint: ModelBundle) -> dict[str, np.ndarray]:
-    codec = (
-        checkpoint.codec.mono if isinstance(checkpoint.codec, InterleavedStereoCodec) else checkpoint.codec
-    )
-    parts = {"lm": checkpoint.lm, "codec": codec, "t5": checkpoint.text_conditioner.t5}
-    if checkpoint.text_conditioner.output_proj is not None:
-        parts["proj"] = checkpoint.text_conditioner.output_proj
+def weights_of(bundle: ModelBundle) -> dict[str, np.ndarray]:
+    codec = bundle.codec.mono if isinstance(bundle.codec, InterleavedStereoCodec) else bundle.codec
+    parts = {"lm": bundle.lm, "codec": codec, "t5": bundle.text_conditioner.t5}
+    if bundle.text_conditioner.output_proj is not None:
+        parts["proj"] = bundle.text_conditioner.output_proj
     return {
         f"{part}.{name}": np.array(value)
         for part, module in parts.items()
@@ -86,7 +85,7 @@ def weights_of(checkpoint: ModelBundle) -> dict[str, np.ndarray]:
     }
 
 
-# What works
+# Supported checkpoints
 
 
 def test_both_formats_and_all_files_of_one_model_give_the_same_weights(
@@ -129,14 +128,14 @@ def test_without_a_codec_file_the_configuration_names_the_codec(release: Path) -
         np.testing.assert_array_equal(without[key], value)
 
 
-def test_the_first_releases_say_neither_codebooks_nor_codes(release: Path, package: dict[str, Any]) -> None:
-    # They say neither 'version' nor 'exported', and have keys that nobody knows any more.
+def test_the_first_releases_lack_keys_of_later_ones(release: Path, package: dict[str, Any]) -> None:
+    # Neither 'version' nor 'exported', and keys that no longer exist.
     del package["version"], package["exported"]
     config = package["xp.cfg"]
     for gone in ("  n_q: 4\n", "  kv_repeat: 1\n", "      normalize_text: false\n"):
         assert gone in config
         config = config.replace(gone, "")
-    package["xp.cfg"] = config + "\nsomething_old:\n  unheard_of: ${nowhere}\n"
+    package["xp.cfg"] = config + "\nsomething_old:\n  unknown: ${nowhere}\n"
     write_torch_file(release / "state_dict.bin", package)
     assert load(str(release)).lm.config.num_codebooks == 4
 
@@ -148,7 +147,7 @@ def test_a_file_in_torchs_legacy_form(release: Path, package: dict[str, Any]) ->
         np.testing.assert_array_equal(value, before[key])
 
 
-def test_a_config_without_what_transformers_defaults(published: Path) -> None:
+def test_a_config_without_keys_that_transformers_has_defaults_for(published: Path) -> None:
     def drop(config: dict[str, Any]) -> None:
         for part, key in (
             ("decoder", "audio_channels"),
@@ -163,7 +162,7 @@ def test_a_config_without_what_transformers_defaults(published: Path) -> None:
     assert load(str(published)).lm.config.num_codebooks == 4
 
 
-def test_a_folder_without_a_tokenizer_takes_that_of_t5_base(published: Path, hub_cache: Path) -> None:
+def test_a_folder_without_a_tokenizer_uses_the_one_of_t5_base(published: Path, hub_cache: Path) -> None:
     (published / "tokenizer.json").unlink()
     tokens, _ = load(str(published)).text_conditioner.tokenize(["happy rock"])
     assert tokens.shape == (1, 3)
@@ -176,26 +175,26 @@ def test_a_models_own_sampling_defaults(published: Path) -> None:
         )
 
     edit_json(published / "generation_config.json", own)
-    checkpoint = load(str(published))
-    assert checkpoint.sampling == SamplingParams(top_k=20, temperature=0.8)
-    assert checkpoint.guidance == GuidanceParams(1.5)
-    assert checkpoint.max_duration == 8.0
+    bundle = load(str(published))
+    assert bundle.sampling == SamplingParams(top_k=20, temperature=0.8)
+    assert bundle.guidance == GuidanceParams(1.5)
+    assert bundle.max_duration == 8.0
     (published / "generation_config.json").unlink()
-    checkpoint = load(str(published))
-    assert checkpoint.sampling == SamplingParams()
-    assert checkpoint.max_duration == 30.0
+    bundle = load(str(published))
+    assert bundle.sampling == SamplingParams()
+    assert bundle.max_duration == 30.0
 
 
 def test_half_precision_files_are_read_in_single_precision_on_a_cpu(
     transformers_folder: Callable[[str], Path],
 ) -> None:
-    checkpoint = load(str(transformers_folder("stereo")))
-    wanted = mx.float16 if mx.default_device() == mx.gpu else mx.float32
-    assert checkpoint.lm.dtype == wanted
-    assert checkpoint.text_conditioner.t5.norm.weight.dtype == mx.float32
+    bundle = load(str(transformers_folder("stereo")))
+    expected = mx.float16 if mx.default_device() == mx.gpu else mx.float32
+    assert bundle.lm.dtype == expected
+    assert bundle.text_conditioner.t5.norm.weight.dtype == mx.float32
 
 
-# Files that are not there
+# Missing files
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
@@ -205,12 +204,12 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     assert "config.json" in message
 
 
-def test_weights_that_are_not_there(published: Path) -> None:
+def test_missing_weights(published: Path) -> None:
     (published / "model.safetensors").unlink()
     assert "no weights" in refusal(published)
 
 
-def test_a_shard_that_is_not_there(transformers_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_missing_shard(transformers_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(transformers_folder("mono-bin"), tmp_path / "sharded", symlinks=True))
     (folder / "pytorch_model-00002-of-00003.bin").unlink()
     assert "pytorch_model-00002-of-00003.bin" in refusal(folder)
@@ -235,7 +234,7 @@ def test_a_codec_that_is_not_public(release: Path, package: dict[str, Any]) -> N
     assert "compression_state_dict.bin" in message
 
 
-def test_a_text_encoder_that_cannot_be_had(release: Path, package: dict[str, Any]) -> None:
+def test_a_text_encoder_that_cannot_be_downloaded(release: Path, package: dict[str, Any]) -> None:
     package["xp.cfg"] = package["xp.cfg"].replace("name: t5-base", "name: t5-somewhere")
     write_torch_file(release / "state_dict.bin", package)
     with pytest.raises(DownloadError, match="t5-somewhere"):
@@ -246,7 +245,7 @@ def test_a_text_encoder_that_cannot_be_had(release: Path, package: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda s: s.pop("out_norm.bias"), "out_norm.bias is missing"),
         (
@@ -257,7 +256,10 @@ def test_a_text_encoder_that_cannot_be_had(release: Path, package: dict[str, Any
         (lambda s: s.update({"out_norm.extra": np.zeros(3, np.float16)}), "out_norm.extra is unexpected"),
         (lambda s: s.update({"out_norm.weight": np.zeros(63, np.float16)}), "out_norm.weight has shape [63]"),
         (lambda s: s.update({"emb.2.weight": np.zeros((65, 63), np.float16)}), "emb.2.weight [65, 63]"),
-        (lambda s: s.update({"linears.3.weight": np.zeros((60, 64), np.float16)}), "heads.weight has shape"),
+        (
+            lambda s: s.update({"linears.3.weight": np.zeros((60, 64), np.float16)}),
+            "lm_heads.weight has shape",
+        ),
         (
             lambda s: s.update({"transformer.layers.0.cross_attention.in_proj_weight": np.zeros((190, 64))}),
             "layers.0.cross_attn",
@@ -269,11 +271,11 @@ def test_a_text_encoder_that_cannot_be_had(release: Path, package: dict[str, Any
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
-    release: Path, package: dict[str, Any], change: Callable[[dict[str, Any]], None], said: str
+    release: Path, package: dict[str, Any], change: Callable[[dict[str, Any]], None], expected: str
 ) -> None:
     change(package["best_state"])
     write_torch_file(release / "state_dict.bin", package)
-    assert said in refusal(release)
+    assert expected in refusal(release)
 
 
 def test_of_many_wrong_tensors_five_are_named(release: Path, package: dict[str, Any]) -> None:
@@ -286,14 +288,14 @@ def test_of_many_wrong_tensors_five_are_named(release: Path, package: dict[str, 
     assert "and 4 more" in message
 
 
-def test_something_that_is_no_tensor_among_the_weights(release: Path, package: dict[str, Any]) -> None:
+def test_a_value_that_is_no_tensor_among_the_weights(release: Path, package: dict[str, Any]) -> None:
     package["best_state"]["out_norm.bias"] = "hello"
     write_torch_file(release / "state_dict.bin", package)
     assert "out_norm.bias" in refusal(release)
 
 
 @pytest.mark.parametrize("saved", [[], "text", {"best_state": {}}, {"xp.cfg": "a: 1", "best_state": []}, {}])
-def test_a_torch_file_of_something_else(release: Path, saved: Any) -> None:
+def test_a_torch_file_that_is_no_release(release: Path, saved: Any) -> None:
     write_torch_file(release / "state_dict.bin", saved)
     assert "state_dict.bin" in refusal(release)
 
@@ -361,7 +363,7 @@ def test_a_damaged_tokenizer(published: Path) -> None:
     assert "tokenizer.json" in refusal(published)
 
 
-def test_a_pickle_that_would_run_a_program_is_refused_and_runs_nothing(
+def test_a_pickle_that_would_run_a_program_is_refused_and_not_run(
     release: Path, package: dict[str, Any], tmp_path: Path
 ) -> None:
     marker = tmp_path / "ran"
@@ -381,7 +383,7 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_runs_nothing(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("  dim: 64\n", "", "'transformer_lm.dim' in its configuration is missing"),
         ("  dim: 64\n", "  dim: wide\n", "'wide'"),
@@ -416,17 +418,17 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_runs_nothing(
         ("lm_model: transformer_lm\n", "lm_model: [\n", "YAML"),
     ],
 )
-def test_configurations_of_other_networks_are_refused_by_name(
-    release: Path, package: dict[str, Any], old: str, new: str, said: str
+def test_unsupported_configurations_are_refused_by_name(
+    release: Path, package: dict[str, Any], old: str, new: str, expected: str
 ) -> None:
     assert old in package["xp.cfg"], "the test's own configuration has changed"
     package["xp.cfg"] = package["xp.cfg"].replace(old, new)
     write_torch_file(release / "state_dict.bin", package)
-    assert said in refusal(release)
+    assert expected in refusal(release)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "expected"),
     [
         (("model_type",), "bert", "bert"),
         (("model_type",), "musicgen_melody", "audio_enc_to_dec_proj"),
@@ -450,8 +452,8 @@ def test_configurations_of_other_networks_are_refused_by_name(
         (("audio_encoder", "num_lstm_layers"), 3, "lstm"),
     ],
 )
-def test_transformers_configurations_of_other_networks_are_refused_by_name(
-    published: Path, path: tuple[str, ...], value: Any, said: str
+def test_unsupported_transformers_configurations_are_refused_by_name(
+    published: Path, path: tuple[str, ...], value: Any, expected: str
 ) -> None:
     def change(config: dict[str, Any]) -> None:
         for key in path[:-1]:
@@ -462,14 +464,14 @@ def test_transformers_configurations_of_other_networks_are_refused_by_name(
             config[path[-1]] = value
 
     edit_json(published / "config.json", change)
-    assert said in refusal(published)
+    assert expected in refusal(published)
 
 
 @pytest.mark.parametrize(
     "change",
     [{"top_k": -1}, {"temperature": "hot"}, {"guidance_scale": None}, {"top_p": 2}, {"max_length": 0}],
 )
-def test_sampling_defaults_that_make_no_sense(published: Path, change: dict[str, Any]) -> None:
+def test_invalid_sampling_defaults(published: Path, change: dict[str, Any]) -> None:
     edit_json(published / "generation_config.json", lambda config: config.update(change))
     message = refusal(published)
     assert "generation_config.json" in message

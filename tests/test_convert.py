@@ -1,9 +1,10 @@
-"""Our own format and its quantization: what is written is what was read, and nothing else is taken for it."""
+"""Our own format and quantization: the round trip is exact, and invalid files are refused by name."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.checkpoints import mlx_format
-from audiocraft_mlx.checkpoints.load import load, read
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.model_card import model_card
-from audiocraft_mlx.checkpoints.quantization import Quantization, quantization_of, quantize
+from audiocraft_mlx.checkpoints.quantization import quantization_of, quantize
+from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.cli.convert import main
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
@@ -34,7 +37,7 @@ PROMPTS = ["happy rock", "80s driving pop song with heavy drums", None]
 def source(
     goldens: Path, hub_cache: Path, separator: None, transformers_folder: Callable[[str], Path]
 ) -> Callable[[str], str]:
-    """A function: the folder of a tiny model, by its format and kind."""
+    """A function: the folder of a tiny model, by format and name."""
 
     def folder(name: str) -> str:
         form, kind = name.split("/")
@@ -67,12 +70,12 @@ def greedy(model: MusicGen) -> np.ndarray:
 
 
 def all_parameters(name: str, bits: int | None = None) -> dict[str, np.ndarray]:
-    checkpoint = load(name, None, bits)
+    bundle = load(name, None, bits)
     networks = {
-        "lm": checkpoint.lm,
-        "t5": checkpoint.text_conditioner.t5,
-        "output_proj": checkpoint.text_conditioner.output_proj,
-        "codec": checkpoint.mono_codec,
+        "lm": bundle.lm,
+        "t5": bundle.text_conditioner.t5,
+        "output_proj": bundle.text_conditioner.output_proj,
+        "codec": bundle.mono_codec,
     }
     return {
         f"{part}.{key}": np.array(value)
@@ -121,11 +124,11 @@ def test_a_converted_model_is_the_model(source: Callable[[str], str], tmp_path: 
         ("n_fft", 2**21, "'melody.n_fft' .* at most"),
         ("n_fft", 0, "'melody.n_fft'"),
         ("hop_length", 2**15, "'melody.hop_length' .* at most"),
-        ("n_chroma", 13, "listener.safetensors doesn't fit its configuration"),
+        ("n_chroma", 13, "audio_conditioner.safetensors doesn't fit its configuration"),
         ("loudness", 1, "'melody.loudness' .* is unknown"),
     ],
 )
-def test_a_wrong_configuration_of_a_melody_is_named(
+def test_an_invalid_melody_configuration_is_named(
     source: Callable[[str], str], tmp_path: Path, key: str, value: int, message: str
 ) -> None:
     assert main([source("audiocraft/melody"), "-o", str(tmp_path / "made")]) == 0
@@ -137,7 +140,7 @@ def test_a_wrong_configuration_of_a_melody_is_named(
         load(str(tmp_path / "made"))
 
 
-def test_what_a_release_stores_in_half_precision_survives_it(
+def test_weights_that_a_release_stores_in_half_precision_are_unchanged(
     source: Callable[[str], str], tmp_path: Path
 ) -> None:
     assert main([source("audiocraft/mono"), "-o", str(tmp_path / "made")]) == 0
@@ -179,22 +182,22 @@ def test_a_folder_that_is_not_quantized_can_be_converted_again(
         np.testing.assert_array_equal(after[name], value)
 
 
-def test_the_quantized_model_computes_with_its_quantized_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quantized_model_computes_with_its_dequantized_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not with a cache in half precision, as the native extension has it.
     monkeypatch.setattr("audiocraft_mlx.networks.lm.kv_cache_dtype", lambda quantized, dtype: dtype)
-    quantized, plain = read("demo"), load("demo")
+    quantized, plain = load("demo", lazy=True), load("demo")
     quantize(quantized, 4, 32)
     networks = [(quantized.lm, plain.lm), (quantized.text_conditioner.t5, plain.text_conditioner.t5)]
     for network, equal in networks:
-        quantize_int8 = [
+        dequantized = [
             (f"{name}.weight", mx.dequantize(*exact(layer), group_size=layer.group_size, bits=layer.bits))
             for name, layer in network.named_modules()
             if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
         ]
-        assert quantize_int8
-        equal.load_weights(quantize_int8, strict=False)
+        assert dequantized
+        equal.load_weights(dequantized, strict=False)
     prompts = ["slow happy piano", "a fast sad organ with drums"]
-    ours, theirs = (checkpoint.text_conditioner.encode(prompts) for checkpoint in (quantized, plain))
+    ours, theirs = (bundle.text_conditioner.encode(prompts) for bundle in (quantized, plain))
     assert ours.cross.dtype == mx.float32
     np.testing.assert_allclose(ours.cross, theirs.cross, atol=1e-4)
     codes = mx.array(np.random.default_rng(0).integers(0, 512, (2, 4, 20), dtype=np.int32))
@@ -209,35 +212,35 @@ def exact(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> tuple[mx.array, 
     return layer.weight, layer.scales.astype(mx.float32), layer.biases.astype(mx.float32)
 
 
-def test_linear_layers_and_the_table_of_words_are_quantized_and_nothing_else() -> None:
-    checkpoint = read("demo")
-    quantize(checkpoint, 4, 32)
-    assert quantization_of(checkpoint.lm) == Quantization(4, 32)
-    kinds = {type(layer) for layer in checkpoint.lm.leaf_modules()["layers"][0]["self_attn"].values()}
+def test_linear_layers_and_the_text_embedding_are_quantized_and_nothing_else() -> None:
+    bundle = load("demo", lazy=True)
+    quantize(bundle, 4, 32)
+    assert quantization_of(bundle.lm) == Quantization(4, 32)
+    kinds = {type(layer) for layer in bundle.lm.leaf_modules()["layers"][0]["self_attn"].values()}
     assert kinds == {nn.QuantizedLinear}
-    assert isinstance(checkpoint.lm.lm_heads, nn.QuantizedLinear)
-    assert type(checkpoint.lm.embed) is nn.Embedding
-    assert isinstance(checkpoint.text_conditioner.t5.embed, nn.QuantizedEmbedding)
-    assert type(checkpoint.text_conditioner.t5.relative_bias) is nn.Embedding
-    assert {
-        layer.scales.dtype for layer in checkpoint.lm.modules() if isinstance(layer, nn.QuantizedLinear)
-    } == {mx.float16}
-    assert quantization_of(checkpoint.mono_codec) is None
+    assert isinstance(bundle.lm.lm_heads, nn.QuantizedLinear)
+    assert type(bundle.lm.embed) is nn.Embedding
+    assert isinstance(bundle.text_conditioner.t5.embed, nn.QuantizedEmbedding)
+    assert type(bundle.text_conditioner.t5.relative_bias) is nn.Embedding
+    assert {layer.scales.dtype for layer in bundle.lm.modules() if isinstance(layer, nn.QuantizedLinear)} == {
+        mx.float16
+    }
+    assert quantization_of(bundle.mono_codec) is None
 
 
-def test_a_layer_that_groups_do_not_divide_is_left_as_it_is() -> None:
-    checkpoint = read("demo")
-    quantize(checkpoint, 4, 128)  # its layers are 192 and 768 wide
-    assert type(checkpoint.lm.layers[0].linear1) is nn.Linear
-    assert isinstance(checkpoint.lm.layers[0].linear2, nn.QuantizedLinear)
+def test_a_layer_whose_width_is_no_multiple_of_the_group_size_is_not_quantized() -> None:
+    bundle = load("demo", lazy=True)
+    quantize(bundle, 4, 128)  # its layers are 192 and 768 wide
+    assert type(bundle.lm.layers[0].linear1) is nn.Linear
+    assert isinstance(bundle.lm.layers[0].linear2, nn.QuantizedLinear)
 
 
-def test_a_model_that_groups_do_not_divide_at_all_is_refused() -> None:
-    checkpoint = read("demo")
-    for layer in checkpoint.lm.layers:
+def test_a_model_without_a_layer_that_the_group_size_divides_is_refused() -> None:
+    bundle = load("demo", lazy=True)
+    for layer in bundle.lm.layers:
         layer.linear2 = nn.Linear(100, 100)
     with pytest.raises(UsageError, match="group_size 128 doesn't divide"):
-        quantize(checkpoint, 4, 128)
+        quantize(bundle, 4, 128)
 
 
 @pytest.mark.parametrize("bits", [3, 16, True, 4.5])
@@ -256,12 +259,12 @@ def test_a_quantized_folder_is_small(converted: Path, source: Callable[[str], st
 
 def test_it_loads_from_the_hub(converted: Path, hub_cache: Path) -> None:
     add_to_hub_cache(_HF_HOME / "hub", "somebody/tiny-4bit", converted)
-    checkpoint = load("somebody/tiny-4bit")
-    assert quantization_of(checkpoint.lm) == Quantization(4, 64)
-    assert checkpoint.source_repo == "somebody/tiny-4bit"
+    bundle = load("somebody/tiny-4bit")
+    assert quantization_of(bundle.lm) == Quantization(4, 64)
+    assert bundle.source_repo == "somebody/tiny-4bit"
 
 
-def test_the_origin_is_kept_from_one_conversion_to_the_next(tmp_path: Path) -> None:
+def test_the_source_repo_is_kept_from_one_conversion_to_the_next(tmp_path: Path) -> None:
     assert main(["demo", "-o", str(tmp_path / "first")]) == 0
     assert main([str(tmp_path / "first"), "-o", str(tmp_path / "second"), "-q", "8"]) == 0
     assert load(str(tmp_path / "second")).source_repo == "demo"
@@ -269,25 +272,75 @@ def test_the_origin_is_kept_from_one_conversion_to_the_next(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("origin", "said"),
+    ("source_repo", "expected"),
     [
         ("facebook/musicgen-small", "license: cc-by-nc-4.0\nbase_model: facebook/musicgen-small\n"),
         ("somebody/else", "base_model: somebody/else\n"),
-        (None, "whose files don't say who made them"),
+        (None, "whose files don't name their authors or licence"),
     ],
 )
-def test_the_card_says_whose_the_weights_are(origin: str | None, said: str) -> None:
-    card = model_card("made", origin, Quantization(4), mx.float16)
-    assert said in card
+def test_the_card_names_the_source_and_licence_of_the_weights(source_repo: str | None, expected: str) -> None:
+    card = model_card("made", source_repo, Quantization(4), mx.float16)
+    assert expected in card
     assert "CC-BY-NC 4.0" in card
-    assert ("license:" in card) == (origin == "facebook/musicgen-small")
+    assert ("license:" in card) == (source_repo == "facebook/musicgen-small")
     assert "quantized to 4 bits (affine, groups of 64); the rest is stored as float16" in card
 
 
-# What is wrong with a folder
+# Version 1 of the format
 
 
-def test_the_format_is_as_it_is_described(converted: Path) -> None:
+def all_weights(bundle: ModelBundle) -> dict[str, np.ndarray]:
+    return {
+        f"{number}.{name}": np.array(value)
+        for number, network in enumerate(bundle._networks())
+        for name, value in parameters(network).items()
+    }
+
+
+def write_version_1(folder: Path) -> None:
+    """Rewrite a converted folder with the names of version 1."""
+    config = json.loads((folder / "config.json").read_text())
+    config["format_version"] = 1
+    if "source_repo" in config:
+        config["origin"] = config.pop("source_repo")
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = dict(mx.load(str(folder / "lm.safetensors")))
+    mx.eval(weights)
+    renamed = {re.sub(r"^lm_heads\.", "heads.", name): weight for name, weight in weights.items()}
+    mx.save_safetensors(str(folder / "lm.safetensors"), renamed)
+    if (folder / "audio_conditioner.safetensors").exists():
+        (folder / "audio_conditioner.safetensors").rename(folder / "listener.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["demo", "melody", "style"])
+def test_a_folder_of_version_1_is_loaded(source: Callable[[str], str], tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "made"
+    quantize = ["-q", "8"] if kind == "demo" else []
+    name = "demo" if kind == "demo" else source(f"audiocraft/{kind}")
+    assert main([name, "-o", str(folder), "--dtype", "float32", *quantize]) == 0
+    before = load(str(folder))
+    write_version_1(folder)
+    # What is read is what version 1 really wrote, with layers' numbers as #.
+    written = {
+        file.name: sorted({re.sub(r"\.\d+\.", ".#.", tensor) for tensor in mx.load(str(file))})
+        for file in folder.glob("*.safetensors")
+    }
+    written["keys"] = sorted(json.loads((folder / "config.json").read_text()))
+    assert written == json.loads(Path(__file__).with_name("mlx_format_v1.json").read_text())[kind]
+    after = load(str(folder))
+    assert after.source_repo == before.source_repo == ("demo" if kind == "demo" else None)
+    assert after.style_params == before.style_params
+    expected, weights = all_weights(before), all_weights(after)
+    assert weights.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(weights[key], value, err_msg=key)
+
+
+# Invalid folders
+
+
+def test_files_and_version_of_the_format(converted: Path) -> None:
     assert {file.name for file in converted.iterdir()} == {
         "README.md",
         "codec.safetensors",
@@ -297,7 +350,7 @@ def test_the_format_is_as_it_is_described(converted: Path) -> None:
         "tokenizer.json",
     }
     config = json.loads((converted / "config.json").read_text())
-    assert (config["format"], config["format_version"]) == ("musicgen-mlx", 1)
+    assert (config["format"], config["format_version"]) == ("musicgen-mlx", 2)
     assert config["quantization"] == {"group_size": 64, "bits": 4}
 
 
@@ -305,21 +358,26 @@ def test_the_format_is_as_it_is_described(converted: Path) -> None:
     ("path", "value", "message"),
     [
         ("format", "gguf", "'format' .* is 'gguf'; only 'musicgen-mlx' is supported"),
-        ("format_version", 2, r"'format_version' .* is newer than this program knows \(1\); update"),
-        ("format_version", "1", "'format_version' .* is '1', not a whole number"),
+        ("format_version", 3, r"'format_version' .* is newer than this program knows \(2\); update"),
+        ("format_version", "1", "'format_version' .* is '1', not an integer"),
         ("stereo", 1, "'stereo' .* is 1, not true or false"),
         ("max_duration", 0, "'max_duration' .* is 0, not a number of seconds"),
         ("max_duration", float("inf"), "'max_duration' .* is inf, not a number of seconds"),
         ("lm.dim", None, "'lm.dim' .* is None"),
         ("lm.dim", 128, "lm.safetensors doesn't fit its configuration: .* has shape"),
         ("lm.num_heads", 3, "'lm.num_heads' .* doesn't divide 64"),
-        ("lm.delays", [0, 1, 2], "'lm.delays' .* is not one rising delay for each of 4 codebooks"),
+        (
+            "lm.delays",
+            [0, 1, 2],
+            r"'lm.delays' .* is \[0, 1, 2\], not one ascending delay for each of 4 codebooks",
+        ),
         ("lm.num_layers", 5, "lm.safetensors doesn't fit its configuration: layers.3.* is missing"),
-        ("lm.bias_heads", True, "lm.safetensors doesn't fit its configuration: heads.bias is missing"),
+        ("lm.bias_heads", True, "lm.safetensors doesn't fit its configuration: lm_heads.bias is missing"),
         ("lm.colour", "red", "'lm.colour' .* is unknown"),
         ("text_encoder.num_buckets", 2, "'text_encoder.num_buckets' .* is 2"),
         ("codec.pad_mode", "wrap", "'codec.pad_mode' .* is 'wrap'"),
-        ("codec.ratios", [], r"'codec.ratios' .* is \[\], not factors"),
+        ("codec.ratios", [], "'codec.ratios' .* is empty"),
+        ("codec.ratios", [8, 0], "'codec.ratios' .* not a list of integers of at least 1"),
         ("sampling.top_p", 2.0, "top_p must be between 0 and 1"),
         ("quantization.bits", 3, "bits must be one of 4, 8, not 3"),
         ("quantization.bits", 8, "lm.safetensors doesn't fit its configuration: .* has shape"),
@@ -328,7 +386,7 @@ def test_the_format_is_as_it_is_described(converted: Path) -> None:
         ("quantization", [4], "'quantization' .* is not a mapping"),
     ],
 )
-def test_a_configuration_that_is_wrong_is_named(copy: Path, path: str, value: Any, message: str) -> None:
+def test_an_invalid_configuration_value_is_named(copy: Path, path: str, value: Any, message: str) -> None:
     config = json.loads((copy / "config.json").read_text())
     place = config
     *sections, key = path.split(".")
@@ -341,14 +399,14 @@ def test_a_configuration_that_is_wrong_is_named(copy: Path, path: str, value: An
     assert "\n" not in str(caught.value)
 
 
-def test_no_value_of_another_type_gets_through(copy: Path) -> None:
+def test_values_of_the_wrong_type_are_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     tried = 0
     for section, keys in config.items():
         for key in keys if isinstance(keys, dict) else [None]:
             for wrong in ("x", {}, -1.5, None):
                 old = config[section] if key is None else config[section][key]
-                if type(old) is type(wrong) or (wrong is None and section == "origin"):
+                if type(old) is type(wrong) or (wrong is None and section == "source_repo"):
                     continue
                 if wrong == -1.5 and key == "coef":
                     continue
@@ -374,17 +432,17 @@ def change(path: Path, how: Callable[[Weights], object]) -> None:
 @pytest.mark.parametrize(
     ("file", "how", "message"),
     [
-        (mlx_format.LM_FILE, lambda w: w.pop("heads.scales"), "heads.scales is missing"),
+        (mlx_format.LM_FILE, lambda w: w.pop("lm_heads.scales"), "lm_heads.scales is missing"),
         (mlx_format.LM_FILE, lambda w: w.update(more=mx.zeros(1)), "more is unexpected"),
         (
             mlx_format.LM_FILE,
-            lambda w: w.update({"heads.weight": w["heads.weight"].astype(mx.float32)}),
-            "heads.weight is of type float32 instead of uint32",
+            lambda w: w.update({"lm_heads.weight": w["lm_heads.weight"].astype(mx.float32)}),
+            "lm_heads.weight is of type float32 instead of uint32",
         ),
         (
             mlx_format.LM_FILE,
-            lambda w: w.update({"heads.scales": w["heads.scales"].astype(mx.bfloat16)}),
-            "heads.scales is of type bfloat16 instead of float16",
+            lambda w: w.update({"lm_heads.scales": w["lm_heads.scales"].astype(mx.bfloat16)}),
+            "lm_heads.scales is of type bfloat16 instead of float16",
         ),
         (
             mlx_format.LM_FILE,
@@ -402,7 +460,7 @@ def change(path: Path, how: Callable[[Weights], object]) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_tensor_that_does_not_belong_is_named(
+def test_a_missing_or_unexpected_tensor_is_named(
     copy: Path, file: str, how: Callable[[Weights], object], message: str
 ) -> None:
     change(copy / file, how)
@@ -413,7 +471,7 @@ def test_a_tensor_that_does_not_belong_is_named(
 @pytest.mark.parametrize(
     "file", [mlx_format.LM_FILE, mlx_format.TEXT_FILE, mlx_format.CODEC_FILE, "tokenizer.json"]
 )
-def test_a_file_that_is_missing_or_cut_short_is_named(copy: Path, file: str) -> None:
+def test_a_missing_or_truncated_file_is_named(copy: Path, file: str) -> None:
     data = (copy / file).read_bytes()
     (copy / file).write_bytes(data[:-10])
     with pytest.raises(CheckpointError, match=file):
@@ -423,11 +481,11 @@ def test_a_file_that_is_missing_or_cut_short_is_named(copy: Path, file: str) -> 
         load(str(copy))
 
 
-# What is wrong with a conversion
+# Invalid conversions
 
 
-def no_loading(*arguments: object) -> None:
-    raise AssertionError("it was loaded")
+def no_loading(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a model was loaded")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +500,7 @@ def no_loading(*arguments: object) -> None:
         (["demo", "other", "-o", "made"], "unrecognized arguments: other"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
+def test_a_usage_error_is_one_line_and_status_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -450,7 +508,7 @@ def test_a_mistake_is_one_line_and_status_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("audiocraft_mlx.checkpoints.load.read", no_loading)
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.load.load", no_loading)
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -468,7 +526,7 @@ def test_a_mistake_is_one_line_and_status_2(
         ("none/made", "there is no folder"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
+def test_an_invalid_output_folder_is_refused_before_anything_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -476,7 +534,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("audiocraft_mlx.checkpoints.load.read", no_loading)
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.load.load", no_loading)
     Path("full").mkdir()
     Path("full/file").write_text("mine")
     assert main(["demo", "-o", output]) == 1
@@ -505,22 +563,22 @@ def test_a_quantized_model_is_not_quantized_again(
     assert quantization_of(load(str(tmp_path / "made")).lm) == Quantization(4, 64)
 
 
-def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
-    checkpoint = load("demo")
-    checkpoint.text_conditioner.t5.embed.weight = checkpoint.text_conditioner.t5.embed.weight + 70000
+def test_a_weight_that_overflows_in_half_precision_is_refused(tmp_path: Path) -> None:
+    bundle = load("demo")
+    bundle.text_conditioner.t5.embed.weight = bundle.text_conditioner.t5.embed.weight + 70000
     with pytest.raises(UsageError, match=r"t5\.embed\.weight has values that float16 can't hold; .*float32"):
-        mlx_format.write(checkpoint, tmp_path / "made", mx.float16)
+        mlx_format.save_model(bundle, tmp_path / "made", mx.float16)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interruption_leaves_nothing(
+def test_an_interruption_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save, saved = mlx_format._save, []
 
     def interrupted(path: Path, weights: Weights) -> None:
         if saved:
-            assert len(os.listdir(tmp_path)) == 1  # half of it is there
+            assert len(os.listdir(tmp_path)) == 1  # a partial folder is there
             raise KeyboardInterrupt
         save(path, weights)
         saved.append(path)
@@ -533,7 +591,7 @@ def test_an_interruption_leaves_nothing(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX limits")
 @pytest.mark.parametrize("limit", [500, 2_000_000])
-def test_a_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_leaves_no_files(tmp_path: Path, limit: int) -> None:
     # A limit on the size of files stands in for a full disk: the write ends in the middle.
     script = f"""
 import resource, signal, sys
@@ -545,6 +603,6 @@ sys.exit(main(["demo", "-o", {str(tmp_path / "made")!r}]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"musicgen-mlx-convert: error: {tmp_path / 'made'} can't be written: ")
-    assert done.stderr.endswith("; free some space or choose another folder\n")
+    assert done.stderr.endswith("; free some space\n")
     assert done.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The model inside the package: text in, sound out, with nothing to download."""
+"""The model in the package: text in, audio out, without a download."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_its_own_sampling_defaults_are_used(demo: MusicGen) -> None:
     assert demo.guidance.coef < 3.0
 
 
-def test_text_becomes_sound_and_the_seed_decides_which(demo: MusicGen) -> None:
+def test_audio_depends_on_the_seed(demo: MusicGen) -> None:
     demo.set_generation_params(duration=2.0, seed=3)
     audio, tokens = demo.generate(["a fast happy piano tune"], return_tokens=True)
     wave = np.array(audio)[0, 0]
@@ -56,7 +56,7 @@ def test_text_becomes_sound_and_the_seed_decides_which(demo: MusicGen) -> None:
     assert (np.array(other) != np.array(tokens)).mean() > 0.2
 
 
-def test_as_an_audiocraft_release_it_makes_the_same_music(
+def test_as_an_audiocraft_release_it_generates_the_same_audio(
     demo: MusicGen, hub_cache: Path, tmp_path: Path
 ) -> None:
     release, text_encoder = tmp_path / "release", tmp_path / "t5"
@@ -73,8 +73,8 @@ def test_as_an_audiocraft_release_it_makes_the_same_music(
     np.testing.assert_allclose(music[0][0], music[1][0], atol=1e-5)
 
 
-def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None:
-    """A subtle break of any part of the network moves it. See `make_demo_codes.py`."""
+def test_log_likelihood_of_held_out_music_is_unchanged(demo: MusicGen) -> None:
+    """A subtle error in any part of the network changes it. See `make_demo_codes.py`."""
     with np.load(HERE / "demo_codes.npz") as file:
         codes, captions, expected = file["codes"].astype(np.int32), list(file["captions"]), file["nats"]
     lm = demo.lm
@@ -88,5 +88,5 @@ def test_log_likelihood_of_held_out_music_is_what_it_was(demo: MusicGen) -> None
         likelihood = predicted - np.log(np.exp(predicted).sum(axis=-1, keepdims=True))
         nats.append(-np.take_along_axis(likelihood, codes[:, k, :, None], axis=-1).mean())
     np.testing.assert_allclose(nats, expected, atol=2e-3)
-    # And it has learned something: a code at random costs 6.2 nats.
+    # It is trained: a uniform distribution has 6.2 nats.
     assert np.mean(nats) < 4.0

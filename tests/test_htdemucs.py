@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from audiocraft_mlx.audio.resample import convert_audio
-from audiocraft_mlx.checkpoints.demucs import FILE, REPOSITORY, VARIABLE, load_htdemucs
+from audiocraft_mlx.checkpoints.demucs import ENV_VAR, HTDEMUCS_FILE, HTDEMUCS_REPO, load_htdemucs
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, DownloadError
 from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig, moments, spectrum, waveform
@@ -62,7 +62,7 @@ def noise(*shape: int) -> mx.array:
 def golden(goldens: Path) -> SimpleNamespace:
     """The golden network, what it makes of the golden melody, and what Demucs does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(goldens / "goldens" / "htdemucs" / FILE))
+        patch.setenv(ENV_VAR, str(goldens / "goldens" / "htdemucs" / HTDEMUCS_FILE))
         network = load_htdemucs()
     with np.load(goldens / "goldens" / "melody.npz") as values:
         melody = convert_audio(values["chroma.wav"][:1], 32000, network.sample_rate, network.channels)
@@ -222,14 +222,14 @@ def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Pa
 
     def name(ending: str) -> Path:
         path = tmp_path / f"file{ending}"
-        monkeypatch.setenv(VARIABLE, str(path))
+        monkeypatch.setenv(ENV_VAR, str(path))
         return path
 
     return name
 
 
 def golden_parts(goldens: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    path = goldens / "goldens" / "htdemucs" / FILE
+    path = goldens / "goldens" / "htdemucs" / HTDEMUCS_FILE
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
     return load_file(path), metadata
@@ -255,9 +255,9 @@ def test_the_release_is_found_in_the_hubs_cache(
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(ENV_VAR, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    add_to_hub_cache(tmp_path, REPOSITORY, goldens / "goldens" / "htdemucs")
+    add_to_hub_cache(tmp_path, HTDEMUCS_REPO, goldens / "goldens" / "htdemucs")
     assert load_htdemucs().config.width == 8
 
 
@@ -266,15 +266,15 @@ def test_offline_and_without_a_file_the_message_says_what_can_be_done(
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(ENV_VAR, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DownloadError, match=rf"^{REPOSITORY} is not in the cache [^\n]*{VARIABLE}[^\n]*$"):
+    with pytest.raises(DownloadError, match=rf"^{HTDEMUCS_REPO} is not in the cache [^\n]*{ENV_VAR}[^\n]*$"):
         load_htdemucs()
 
 
 def test_a_named_file_that_is_not_there(named: Callable[[str], Path]) -> None:
     path = named(".th")
-    with pytest.raises(CheckpointError, match=f"^{path}: no such file; {VARIABLE} [^\n]*$"):
+    with pytest.raises(CheckpointError, match=f"^{path}: no such file; {ENV_VAR} [^\n]*$"):
         load_htdemucs()
 
 

@@ -1,4 +1,4 @@
-"""Finding and downloading checkpoints, against a stand-in for the Hub."""
+"""Finding and downloading checkpoints, against a fake Hub."""
 
 import errno
 import logging
@@ -26,7 +26,7 @@ CHUNK = 1000
 
 @pytest.fixture(scope="module", autouse=True)
 def no_proxy() -> Iterator[None]:
-    """The library's one HTTP client reads the proxies of the environment when it is made."""
+    """The library's one HTTP client reads the proxies of the environment when it is created."""
     from huggingface_hub import close_session
 
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def no_proxy() -> Iterator[None]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """A Hub with musicgen-small and t5-base, as if the environment had been set before the start."""
+    """A fake Hub with musicgen-small and t5-base, which huggingface_hub takes for the real one."""
     import huggingface_hub.file_download
     from huggingface_hub import constants
 
@@ -51,7 +51,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    # What has arrived is written, and so can be resumed, in chunks of 10 MB; and it waits between attempts.
+    # It writes what it has received, and so can resume, in chunks of 10 MB; and it waits between attempts.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
     monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -75,7 +75,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def failure(
     kind: type[MusicGenError], name: str, filename: str | None = None, revision: str | None = None
 ) -> str:
-    """The message of the error that opening a model, or getting a file of it, must end with."""
+    """The message of the error that resolving a model, or getting a file of it, must raise."""
 
     def use() -> None:
         source = resolve_model(name, revision)
@@ -121,13 +121,13 @@ def test_a_short_name_goes_before_a_folder_and_a_folder_before_the_hub(
 @pytest.mark.parametrize(
     "name", ["./x", "/x", "~/x-x", "~nobody-at-all/x", "a/b/c", "a\\b", "../no-such", "a/"]
 )
-def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(hub: HubServer, name: str) -> None:
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(hub: HubServer, name: str) -> None:
     assert f"{name}: no such folder" in failure(CheckpointError, name)
     assert not hub.requests
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "a--b", "x" * 200])
-def test_an_impossible_name_is_a_usage_error_that_lists_the_short_names(hub: HubServer, name: str) -> None:
+def test_an_invalid_name_is_a_usage_error_that_lists_the_short_names(hub: HubServer, name: str) -> None:
     assert ", ".join(SHORT_NAMES) in failure(UsageError, name)
     assert not hub.requests
 
@@ -135,7 +135,7 @@ def test_an_impossible_name_is_a_usage_error_that_lists_the_short_names(hub: Hub
 # Folders
 
 
-def test_a_folder_offers_its_files_and_those_one_level_below(tmp_path: Path) -> None:
+def test_a_folder_has_its_files_and_those_one_level_below(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer/spiece.model", "a/b/too-deep"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -171,7 +171,7 @@ def test_a_file_that_the_model_lacks_is_refused(hub: HubServer, tmp_path: Path, 
 # Downloads
 
 
-def test_only_the_files_asked_for_are_fetched(hub: HubServer) -> None:
+def test_only_requested_files_are_downloaded(hub: HubServer) -> None:
     source = resolve_model("small")
     assert source.files == set(FILES)
     assert hub.fetched == []
@@ -180,11 +180,11 @@ def test_only_the_files_asked_for_are_fetched(hub: HubServer) -> None:
     assert hub.fetched == [f"{REPO}/config.json", f"{REPO}/model.safetensors"]
 
 
-def test_a_file_in_a_folder_of_the_repository_is_fetched(hub: HubServer) -> None:
+def test_a_file_in_a_subfolder_is_downloaded(hub: HubServer) -> None:
     assert resolve_model("small").local_path("onnx/decoder.bin").read_bytes() == b"unwanted"
 
 
-def test_an_empty_file_is_fetched(hub: HubServer) -> None:
+def test_an_empty_file_is_downloaded(hub: HubServer) -> None:
     hub.repos[REPO]["empty.txt"] = b""
     assert resolve_model("small").local_path("empty.txt").read_bytes() == b""
 
@@ -209,7 +209,7 @@ def test_the_cache_is_the_one_that_huggingface_hub_uses(hub: HubServer) -> None:
     assert hub.fetched == []
 
 
-def test_a_new_commit_brings_only_what_has_changed(hub: HubServer) -> None:
+def test_of_a_new_commit_only_changed_files_are_downloaded(hub: HubServer) -> None:
     resolve_model("small").local_path("config.json")
     resolve_model("small").local_path("model.safetensors")
     hub.repos[REPO]["config.json"] = b"{}"
@@ -247,7 +247,7 @@ def test_the_user_agent_names_the_project(hub: HubServer) -> None:
     assert all(request.headers["user-agent"].startswith("musicgen-mlx/") for request in hub.requests)
 
 
-def test_the_library_is_silent_and_its_verbosity_stays(
+def test_the_library_is_silent_and_its_verbosity_is_restored(
     hub: HubServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = logging.getLogger("huggingface_hub")
@@ -269,7 +269,7 @@ def test_a_cut_connection_is_resumed_at_once(hub: HubServer) -> None:
     assert ranges == [None, "bytes=5000-"]
 
 
-def test_a_connection_that_stays_away_is_resumed_by_the_next_run(hub: HubServer) -> None:
+def test_a_lost_connection_is_resumed_by_the_next_run(hub: HubServer) -> None:
     hub.cut("/large/", after=5500, times=1)
     hub.cut("/large/", after=0)
     message = failure(DownloadError, "small", "model.safetensors")
@@ -283,7 +283,7 @@ def test_a_connection_that_stays_away_is_resumed_by_the_next_run(hub: HubServer)
     ]
 
 
-def test_a_stopped_program_leaves_what_the_next_one_resumes(hub: HubServer, cache: Path) -> None:
+def test_a_download_of_a_killed_program_is_resumed(hub: HubServer, cache: Path) -> None:
     partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(WEIGHTS[:70000])
@@ -294,7 +294,7 @@ def test_a_stopped_program_leaves_what_the_next_one_resumes(hub: HubServer, cach
     assert not partial.exists()
 
 
-def test_a_partial_file_that_is_too_long_is_begun_anew(hub: HubServer, cache: Path) -> None:
+def test_a_partial_file_that_is_too_long_is_downloaded_again(hub: HubServer, cache: Path) -> None:
     partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(WEIGHTS + b"!")
@@ -312,7 +312,7 @@ def test_a_damaged_download_is_never_kept(hub: HubServer, cache: Path, filename:
     assert resolve_model("small").local_path(filename).read_bytes() == FILES[filename]
 
 
-def test_a_damaged_beginning_is_found_out_at_the_end(hub: HubServer, cache: Path) -> None:
+def test_a_damaged_partial_file_fails_the_checksum(hub: HubServer, cache: Path) -> None:
     partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"?" * 5000)
@@ -341,13 +341,13 @@ def test_offline_the_cache_is_enough(hub: HubServer, offline: SimpleNamespace) -
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
-def test_a_hub_in_trouble_leaves_the_cache(hub: HubServer, status: int) -> None:
+def test_if_the_hub_fails_the_cache_is_used(hub: HubServer, status: int) -> None:
     path = resolve_model("small").local_path("config.json")
     hub.fail(status)
     assert resolve_model("small").local_path("config.json") == path
 
 
-def test_an_unreachable_hub_leaves_the_cache(hub: HubServer) -> None:
+def test_if_the_hub_is_unreachable_the_cache_is_used(hub: HubServer) -> None:
     path = resolve_model("small").local_path("config.json")
     hub.stop()
     assert resolve_model("small").local_path("config.json") == path
@@ -357,7 +357,7 @@ def test_a_file_that_only_the_cache_lacks_is_reported_as_such(hub: HubServer) ->
     resolve_model("small").local_path("config.json")
     hub.stop()
     message = failure(CheckpointError, "small", "model.safetensors")
-    assert message.startswith(f"{REPO} (as cached; the Hub could not be asked)")
+    assert message.startswith(f"{REPO} (as cached; the Hub could not be reached)")
 
 
 def test_a_pinned_commit_is_found_without_the_hub(hub: HubServer) -> None:
@@ -407,14 +407,14 @@ def test_unreachable_with_an_empty_cache_says_what_to_do(hub: HubServer) -> None
     assert "check the network, give a local folder, or use the model 'demo'" in message
 
 
-def test_a_hub_that_does_not_answer_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_times_out(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiocraft_mlx.checkpoints.model_files._TIMEOUT", 0.05)
     hub.delay("/api/", 0.3)
     assert "can't be reached" in failure(DownloadError, "small")
     assert len(hub.requests) == 1
 
 
-# What the Hub may answer
+# Answers of the Hub
 
 
 def test_an_unknown_repository_lists_the_short_names(hub: HubServer) -> None:
@@ -423,7 +423,7 @@ def test_an_unknown_repository_lists_the_short_names(hub: HubServer) -> None:
     assert message == f"no model 'facebook/smal' on the Hub ({hub.url}); known short names: {known}"
 
 
-def test_the_hubs_answer_to_strangers_may_mean_a_missing_or_a_private_model(hub: HubServer) -> None:
+def test_401_may_mean_a_missing_or_a_private_model(hub: HubServer) -> None:
     hub.fail(401, message="Invalid username or password.")
     message = failure(CheckpointError, "somebody/x")
     assert "no model 'somebody/x'" in message
@@ -453,7 +453,7 @@ def test_denied_access_asks_to_log_in(hub: HubServer, status: int, code: str, re
 
 @pytest.mark.parametrize("where", ["/api/", "/resolve/", "/large/"])
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_server_error_is_given_up_at_once(hub: HubServer, status: int, where: str) -> None:
+def test_a_server_error_is_not_retried(hub: HubServer, status: int, where: str) -> None:
     hub.fail(status, where=where)
     assert f"the Hub answers with error {status}" in failure(DownloadError, "small", "model.safetensors")
     assert len(hub.requests) <= 4
@@ -467,18 +467,20 @@ def test_a_revision_does_not_lead_out_of_the_cache(hub: HubServer, revision: str
 
 def test_a_listed_file_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path) -> None:
     hub.repos[REPO]["../../../escaped"] = b"!"
-    assert "doesn't answer as the Hub would" in failure(DownloadError, "small", "../../../escaped")
+    assert "doesn't answer like the Hub" in failure(DownloadError, "small", "../../../escaped")
     assert not cache.exists()
 
 
-def test_a_file_that_vanished_since_it_was_listed_is_named(hub: HubServer) -> None:
+def test_a_file_that_was_removed_since_it_was_listed_is_named(hub: HubServer) -> None:
     hub.fail(404, "EntryNotFound", where="/resolve/")
-    assert f"{REPO}: config.json: the Hub has lost" in failure(CheckpointError, "small", "config.json")
+    assert f"{REPO}: config.json: this file is no longer on the Hub" in failure(
+        CheckpointError, "small", "config.json"
+    )
 
 
-def test_a_login_page_is_not_taken_for_the_hub(hub: HubServer) -> None:
+def test_a_login_page_is_not_mistaken_for_the_hub(hub: HubServer) -> None:
     hub.fail(200)
-    assert "doesn't answer as the Hub would" in failure(DownloadError, "small")
+    assert "doesn't answer like the Hub" in failure(DownloadError, "small")
 
 
 # Disks
@@ -534,7 +536,7 @@ def test_the_environment_of_huggingface_hub_is_respected(tmp_path: Path) -> None
     assert again.stdout == done.stdout
 
 
-def test_nothing_slow_is_imported_before_it_is_needed() -> None:
+def test_heavy_packages_are_not_imported_before_they_are_needed() -> None:
     code = (
         "import sys, audiocraft_mlx.checkpoints.model_files;"
         "print(sorted({'huggingface_hub', 'httpx2', 'mlx', 'numpy', 'tqdm'} & set(sys.modules)))"
@@ -542,8 +544,8 @@ def test_nothing_slow_is_imported_before_it_is_needed() -> None:
     assert in_a_new_process(code).stdout == "[]\n"
 
 
-def test_a_black_hole_is_no_reason_to_hang(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listening socket that nobody serves takes connections and never answers."""
+def test_a_server_that_never_answers_times_out(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listening socket without a server accepts connections and never answers."""
     from huggingface_hub import constants
 
     with socket.socket() as silent:

@@ -1,4 +1,4 @@
-"""Writes files as `torch.save` does, zip and legacy, without PyTorch: the tests' only source of them."""
+"""Writes files as `torch.save` does, zip and legacy, without PyTorch."""
 
 import struct
 import zipfile
@@ -27,7 +27,7 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Opcodes:
-    """Pickle opcodes that are written as they are, in the place of a value."""
+    """Pickle opcodes that are written unchanged, in place of a value."""
 
     code: bytes
 
@@ -40,9 +40,9 @@ class Parameter:
 
 
 def write_torch_file(path: Path, obj: Any, legacy: bool = False) -> None:
-    """Save a nest of dicts, lists, tuples, scalars and arrays (NumPy's; MLX's for bfloat16) as PyTorch would.
+    """Save nested dicts, lists, tuples, scalars and arrays (NumPy's; MLX's for bfloat16) as PyTorch would.
 
-    Views share the storage of the array that they are a view of, and that is saved whole.
+    Views share the storage of their base array, which is saved in full.
     """
     pickler = _Pickler(legacy)
     pickler.emit(obj)
@@ -53,13 +53,13 @@ def write_torch_file(path: Path, obj: Any, legacy: bool = False) -> None:
 
 
 def write_torch_zip(path: Path, data_pkl: bytes, storages: dict[str, bytes], prefix: str = "archive") -> None:
-    """Pack a pickle and the storages that it refers to into PyTorch's kind of zip archive."""
+    """Pack a pickle and its storages into a zip archive like PyTorch's."""
     records = {"data.pkl": data_pkl, "byteorder": b"little"}
     records |= {f"data/{key}": data for key, data in storages.items()} | {"version": b"3\n"}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in records.items():
             info = zipfile.ZipInfo(f"{prefix}/{name}")
-            # PyTorch aligns the data by padding in the local header, of which the directory knows nothing.
+            # PyTorch aligns the data by padding in the local header, which is not in the directory.
             padding = -(archive.fp.tell() + 30 + len(info.filename) + 4) % 64
             info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
             archive.writestr(info, data)
@@ -67,7 +67,7 @@ def write_torch_zip(path: Path, data_pkl: bytes, storages: dict[str, bytes], pre
 
 
 def pickled(obj: Any) -> bytes:
-    """A pickle, of protocol 2, of a nest without arrays."""
+    """A pickle of protocol 2 of an object without arrays."""
     pickler = _Pickler(legacy=False)
     pickler.emit(obj)
     return pickler.finished()
@@ -93,7 +93,7 @@ def _write_legacy(path: Path, pickler: "_Pickler") -> None:
 
 @dataclass
 class _Pickler:
-    """Emits the opcodes that Python's pickler would for PyTorch's objects."""
+    """Emits the opcodes that Python's pickler would emit for PyTorch's objects."""
 
     legacy: bool
     code: bytearray = field(default_factory=lambda: bytearray(b"\x80\x02"))
@@ -140,7 +140,7 @@ class _Pickler:
             case np.ndarray():
                 self._tensor(value, STORAGES[value.dtype.name])
             case _:
-                raise TypeError(f"no way to save a {type(value).__name__}")
+                raise TypeError(f"can't save a {type(value).__name__}")
 
     def _int(self, value: int) -> None:
         if 0 <= value < 2**8:
@@ -154,7 +154,7 @@ class _Pickler:
             self.code += b"\x8a" + struct.pack("<B", len(long)) + long
 
     def _memoized(self, value: str, code: bytes) -> None:
-        """Emit `code` and remember its result; the second time, just recall it."""
+        """Emit `code` and memoize its result; the second time, get it from the memo."""
         if value in self.memo:
             index = self.memo[value]
             self.code += struct.pack("<cB", b"h", index) if index < 256 else struct.pack("<cI", b"j", index)

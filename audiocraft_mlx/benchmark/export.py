@@ -101,7 +101,7 @@ def _bandwidth(codec: Encodec) -> float:
 
 def _lm(lm: LM) -> Weights:
     weights = parameters(lm)
-    for ours, theirs in (("embed", "model.decoder.embed_tokens"), ("heads", "lm_heads")):
+    for ours, theirs in (("embed", "model.decoder.embed_tokens"), ("lm_heads", "lm_heads")):
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in weights:
                 parts = mx.split(weights.pop(f"{ours}.{kind}"), lm.config.num_codebooks)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from audiocraft_mlx.benchmark.shapes import random_checkpoint
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
-from audiocraft_mlx.checkpoints.load import load, read
+from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations, quantize
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
@@ -20,7 +20,7 @@ class Subject:
 
     def read(self) -> ModelBundle:
         """The model, its weights only promised yet. Raises `MusicGenError`."""
-        return random_checkpoint(self.name) if self.random else read(self.name)
+        return random_checkpoint(self.name) if self.random else load(self.name, lazy=True)
 
     def load(self, bits: int | None, fast: bool = False, cache_bits: int | None = None) -> ModelBundle:
         """The model, ready to be used; the arguments are those of `MusicGen.get_pretrained`.

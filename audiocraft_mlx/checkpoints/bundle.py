@@ -1,10 +1,9 @@
-"""A loaded model, and what its readers share, whichever format they read."""
+"""`ModelBundle`, a loaded model, and what the readers of all formats share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,36 +33,35 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 Codec = Encodec | InterleavedStereoCodec
-_AS_TRAINED = StyleParams()
+_DEFAULT_STYLE_PARAMS = StyleParams()
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A loaded model: its networks and how they are meant to be used."""
+    """A loaded model: its networks, and the defaults that its authors set."""
 
     lm: LM
     codec: Codec
     text_conditioner: TextConditioner
     max_duration: float
-    """Seconds that the model was trained to make in one go."""
+    """Seconds of audio that the model was trained to generate in one window."""
     sampling: SamplingParams
     guidance: GuidanceParams
     audio_conditioner: AudioConditioner | None = None
-    """What hears melodies or style; None for a model that is told text only."""
-    style_params: StyleParams = _AS_TRAINED
-    """How much of a style is heard."""
+    """Of a model that is conditioned on melody or style; None for one that takes text only."""
+    style_params: StyleParams = _DEFAULT_STYLE_PARAMS
     source_repo: str | None = None
-    """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't say."""
+    """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't name one."""
 
     @property
     def mono_codec(self) -> Encodec:
-        """The network of the codec, one for both channels of stereo."""
+        """The codec's network; a stereo codec uses one for both channels."""
         return self.codec.mono if isinstance(self.codec, InterleavedStereoCodec) else self.codec
 
     def materialize(self) -> None:
-        """Compute every weight that is only promised yet, one at a time: the peak stays near what is kept.
+        """Compute all lazy weights, one at a time: the peak of memory stays near what is kept.
 
-        From then on they are in the order that suits this machine, no longer in that of the files.
+        Their layout is then the one that is fastest on this machine, no longer that of the files.
         """
         store_fp16_if_exact(self.lm)
         optimize_layout(self.lm)
@@ -90,28 +88,31 @@ def lm_dtype() -> mx.Dtype:
     return mx.float16 if on_gpu() else mx.float32
 
 
-def load_projection(t5: T5Config, lm: LMConfig, weights: Weights, where: str) -> nn.Linear | None:
-    """From T5's dimension to the transformer's; it may be left out where the two are the same."""
+def load_projection(t5: T5Config, lm: LMConfig, weights: Weights, source: str) -> nn.Linear | None:
+    """The projection from T5's dimension to the LM's; None where there is none, as the two are the same."""
     if not weights and t5.dim == lm.dim:
         return None
     projection = nn.Linear(t5.dim, lm.dim)
-    load_strict(projection, weights, mx.float32, where)
+    load_strict(projection, weights, mx.float32, source)
     return projection
 
 
-def melody_conditioner(config: ChromaConfig, dim: int, weights: Weights, where: str) -> MelodyConditioner:
-    """From chroma to the transformer's dimension `dim`; the separator is loaded when it is needed."""
+def melody_conditioner(config: ChromaConfig, dim: int, weights: Weights, source: str) -> MelodyConditioner:
+    """Chroma → the LM's dimension `dim`; the network for source separation is loaded when it is needed."""
     projection = nn.Linear(config.n_chroma, dim)
-    load_strict(projection, weights, mx.float32, where)
+    load_strict(projection, weights, mx.float32, source)
     return MelodyConditioner(config, projection, load_htdemucs)
 
 
-def select_codebooks(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, where: str) -> Codec:
-    """The codec as the language model sees it: so many codebooks, of one channel or two."""
+def select_codebooks(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, source: str) -> Codec:
+    """`codec` with the number of codebooks that the LM predicts, interleaved if the LM is `stereo`.
+
+    `used` is the number per channel that the checkpoint states, if it does. Raises `CheckpointError`.
+    """
     needed = lm.num_codebooks // (2 if stereo else 1)
     if codec.cardinality != lm.cardinality or needed > codec.num_codebooks or used not in (None, needed):
         raise CheckpointError(
-            f"{where}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
+            f"{source}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
             f" its codec, which has {codec.num_codebooks} of {codec.cardinality} for each of its channels"
         )
     codec.num_codebooks = needed
@@ -119,20 +120,20 @@ def select_codebooks(codec: Encodec, lm: LMConfig, stereo: bool, used: int | Non
         return codec
     if codec.channels != 1:
         raise CheckpointError(
-            f"{where}: a stereo model needs a mono codec, and its own has {codec.channels} channels"
+            f"{source}: a stereo model needs a mono codec, and its own has {codec.channels} channels"
         )
     return InterleavedStereoCodec(codec)
 
 
-def read_config(source: ModelFiles) -> ConfigSection:
+def read_config(model_files: ModelFiles) -> ConfigSection:
     """`config.json`. Raises `CheckpointError`."""
-    path = source.local_path(CONFIG_FILE)
+    path = model_files.local_path(CONFIG_FILE)
     return ConfigSection(read_json(path), str(path))
 
 
-def read_tokenizer(source: ModelFiles) -> Tokenizer:
+def read_tokenizer(model_files: ModelFiles) -> Tokenizer:
     """`tokenizer.json`. Raises `CheckpointError`."""
-    path: Path = source.local_path(TOKENIZER_FILE)
+    path = model_files.local_path(TOKENIZER_FILE)
     try:
         return Tokenizer.from_file(str(path))
     # The library raises bare `Exception`.

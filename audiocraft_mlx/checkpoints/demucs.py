@@ -1,4 +1,4 @@
-"""From the files of htdemucs, as Demucs publishes them, to the network that takes music apart."""
+"""htdemucs, the network for source separation, from the files that Demucs publishes."""
 
 from __future__ import annotations
 
@@ -11,55 +11,52 @@ from typing import Any
 import mlx.core as mx
 from safetensors import safe_open
 
+from audiocraft_mlx.checkpoints.build import build_network
 from audiocraft_mlx.checkpoints.model_files import resolve_model
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_safetensors
 from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, read_torch_file
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, DownloadError
 from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig
-from audiocraft_mlx.networks.weights import Weights, load_strict
+from audiocraft_mlx.networks.weights import Weights
 
-# Where Demucs gets its weights from since its version 4.1, and the file named after their training.
-REPOSITORY = "adefossez/HTDemucs"
-FILE = "955717e8.safetensors"
-VARIABLE = "MUSICGEN_MLX_DEMUCS"
+# Where Demucs 4.1 and later gets its weights from; the file is named after their training run.
+HTDEMUCS_REPO = "adefossez/HTDemucs"
+HTDEMUCS_FILE = "955717e8.safetensors"
+ENV_VAR = "MUSICGEN_MLX_DEMUCS"
 """Environment variable: a file to use instead, `.safetensors` or, as before version 4.1, `.th`."""
 
 _CLASS = "demucs.htdemucs.HTDemucs"
 
 
 def load_htdemucs() -> HTDemucs:
-    """The released htdemucs, downloaded at first, or the one in the file that `MUSICGEN_MLX_DEMUCS` names.
+    """htdemucs from the file that `MUSICGEN_MLX_DEMUCS` names, else the released one, downloaded if need be.
 
     Raises `CheckpointError` or `DownloadError`.
     """
-    path = _find()
+    path = _find_file()
     arguments, weights = (_read_safetensors if path.suffix == ".safetensors" else _read_torch)(path)
-    where = str(path)
-    network = HTDemucs(HTDemucsConfig.from_demucs(ConfigSection(arguments, where)))
-    try:
-        own = network.sanitize(weights)
-    except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{where} has tensors of a wrong shape: {error}") from error
-    load_strict(network, own, mx.float32, where)
-    return network
+    config = HTDemucsConfig.from_demucs(ConfigSection(arguments, str(path)))
+    return build_network(HTDemucs, config, weights, mx.float32, str(path))
 
 
-def _find() -> Path:
-    named = os.environ.get(VARIABLE)
+def _find_file() -> Path:
+    named = os.environ.get(ENV_VAR)
     if named:
         path = Path(named)
         if not path.is_file():
-            raise CheckpointError(f"{named}: no such file; {VARIABLE} must name one with htdemucs' weights")
+            raise CheckpointError(
+                f"{named}: no such file; {ENV_VAR} must name a file with the weights of htdemucs"
+            )
         return path
     try:
-        return resolve_model(REPOSITORY).local_path(FILE)
+        return resolve_model(HTDEMUCS_REPO).local_path(HTDEMUCS_FILE)
     except (CheckpointError, DownloadError) as error:
-        raise type(error)(f"{error}; or set {VARIABLE} to a file with htdemucs' weights") from error
+        raise type(error)(f"{error}; or set {ENV_VAR} to a file with the weights of htdemucs") from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], Weights]:
-    """The arguments that the network was built with, and its tensors."""
+    """The arguments of the network's class, and its tensors."""
     match read_torch_file(path):
         case {"klass": GlobalRef(name), "args": (), "kwargs": dict(arguments), "state": state}:
             return _arguments(path, name, arguments), load_state_dict(state, str(path))
@@ -87,7 +84,7 @@ def _arguments(path: Path, name: str, arguments: dict[str, Any]) -> dict[str, An
 
 
 def _without_fraction(value: Any) -> Any:
-    """The seconds of a segment, which Demucs has as a fraction, as a float; other values as they are."""
+    """A fraction (Demucs stores the seconds of a segment as one) as a float; other values as they are."""
     match value:
         case {"_type": "fraction", "numerator": int(top), "denominator": int(bottom)} if bottom:
             value = Fraction(top, bottom)
@@ -98,5 +95,5 @@ def _without_fraction(value: Any) -> Any:
 
 def _unsupported_file(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path} is not a file of Demucs' (a class, its arguments and its tensors); download it again"
+        f"{path} is not a Demucs checkpoint (a class, its arguments and its tensors); download it again"
     )

@@ -1,9 +1,12 @@
-"""Our own format: a folder that loads at once, with the weights as the networks want them.
+"""Our own format, in mlx-lm's way: a folder whose weights have the names and layouts of our networks.
 
-`config.json` has everything that it takes to build the networks; `lm.safetensors`, `text_encoder.safetensors`
-(T5 and its projection), `codec.safetensors` and, where melody or style is heard, `listener.safetensors` have
-their weights under the networks' own names, and `tokenizer.json` is T5's. An entry `quantization` in the
-configuration, as mlx-lm has it, says that the linear layers are in MLX's affine layout.
+`config.json` holds the networks' configurations and the defaults for generation; `lm.safetensors`,
+`text_encoder.safetensors` (T5 and its projection), `codec.safetensors` and, for models conditioned on melody
+or style, `audio_conditioner.safetensors` hold the weights; `tokenizer.json` is T5's. With an entry
+`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout.
+
+Version 1 differs in three names, which are mapped when it is read: the file `listener.safetensors`, the key
+`origin`, and the LM's layer `heads`.
 """
 
 from __future__ import annotations
@@ -12,9 +15,6 @@ import dataclasses
 import errno
 import json
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,8 @@ from audiocraft_mlx.checkpoints.bundle import (
 )
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
-from audiocraft_mlx.checkpoints.quantization import Quantization, quantization_of, quantize_layers
+from audiocraft_mlx.checkpoints.quantization import quantization_of, quantize_layers
+from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.checkpoints.tensors import read_safetensors
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
@@ -44,12 +45,19 @@ from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
-from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig, InterleavedStereoCodec
-from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import write_folder
+from audiocraft_mlx.networks.encodec import (
+    Encodec,
+    EncodecConfig,
+    InterleavedStereoCodec,
+    read_pad_mode,
+    read_ratios,
+)
+from audiocraft_mlx.networks.lm import LM, LMConfig, read_delays, read_num_heads
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
 from audiocraft_mlx.networks.style_encoder import StyleConfig, StyleEncoder
-from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
+from audiocraft_mlx.networks.t5 import T5Config, T5Encoder, read_buckets
 from audiocraft_mlx.networks.weights import (
     Weights,
     dtype_name,
@@ -57,33 +65,41 @@ from audiocraft_mlx.networks.weights import (
     parameters,
     pop_prefix,
     quantized_parameters,
+    rename,
 )
 
 FORMAT = "musicgen-mlx"
-VERSION = 1
+VERSION = 2
 LM_FILE = "lm.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 CODEC_FILE = "codec.safetensors"
-AUDIO_CONDITIONER_FILE = "listener.safetensors"
+AUDIO_CONDITIONER_FILE = "audio_conditioner.safetensors"
+SOURCE_REPO_KEY = "source_repo"
 README_FILE = "README.md"
 
 _T5_PREFIX, _PROJECTION_PREFIX = "t5.", "output_proj."
 _MERT_PREFIX, _STYLE_PREFIX = "mert.", "style."
 _Config = TypeVar("_Config")
 
+# Of version 1.
+_V1_AUDIO_CONDITIONER_FILE = "listener.safetensors"
+_V1_SOURCE_REPO_KEY = "origin"
+_V1_LM_NAMES = [(r"^heads\.", "lm_heads.")]
+
 
 def is_mlx_format(config: ConfigSection) -> bool:
-    """Whether a `config.json` is of this format, of any version."""
+    """Whether a `config.json` is of this format, in any version."""
     return "format" in config
 
 
-def read(source: ModelFiles, config: ConfigSection) -> ModelBundle:
-    """The model in `source`, whose `config.json` is `config`; see `load_strict` for when weights are read.
+def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
+    """The lazy model in `model_files`, whose `config.json` is `config`.
 
     Raises `CheckpointError` or `DownloadError`.
     """
     config.require("format", FORMAT)
-    if config.integer("format_version") > VERSION:
+    version = config.integer("format_version")
+    if version > VERSION:
         raise config.error(
             "format_version", f"is newer than this program knows ({VERSION}); update musicgen-mlx"
         )
@@ -101,169 +117,153 @@ def read(source: ModelFiles, config: ConfigSection) -> ModelBundle:
         try:
             quantize_layers(lm, t5, quantization)
         except UsageError as error:
-            raise section.error("group_size", f"doesn't fit: {error}") from error
+            raise section.error("group_size", f"doesn't fit the model: {error}") from error
 
-    lm_path, text_path, codec_path = (source.local_path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE))
-    load_strict(lm, read_safetensors(lm_path), lm_dtype(), str(lm_path))
+    lm_path, text_path, codec_path = (
+        model_files.local_path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE)
+    )
+    lm_weights = read_safetensors(lm_path)
+    if version == 1:
+        lm_weights = rename(lm_weights, _V1_LM_NAMES)
+    load_strict(lm, lm_weights, lm_dtype(), str(lm_path))
     text = read_safetensors(text_path)
     projection = pop_prefix(text, _PROJECTION_PREFIX)
     t5_weights = pop_prefix(text, _T5_PREFIX)
     load_strict(t5, t5_weights | text, mx.float32, str(text_path))
     load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path))
-    stereo = config.boolean("stereo")
-    fitted = select_codebooks(codec, lm_config, stereo, None, source.name)
-    audio_conditioner, style_params = _read_audio_conditioner(source, config, lm_config, fitted.sample_rate)
+    selected = select_codebooks(codec, lm_config, config.boolean("stereo"), None, model_files.name)
+    audio_conditioner, style_params = _read_audio_conditioner(
+        model_files,
+        _V1_AUDIO_CONDITIONER_FILE if version == 1 else AUDIO_CONDITIONER_FILE,
+        config,
+        lm_config,
+        selected.sample_rate,
+    )
+    source_repo_key = _V1_SOURCE_REPO_KEY if version == 1 else SOURCE_REPO_KEY
     return ModelBundle(
         lm=lm,
-        codec=fitted,
+        codec=selected,
         text_conditioner=TextConditioner(
-            read_tokenizer(source), t5, load_projection(t5_config, lm_config, projection, str(text_path))
+            read_tokenizer(model_files), t5, load_projection(t5_config, lm_config, projection, str(text_path))
         ),
         max_duration=max_duration,
         sampling=_read_dataclass(SamplingParams, config.section("sampling")),
         guidance=_read_dataclass(GuidanceParams, config.section("guidance")),
         audio_conditioner=audio_conditioner,
         style_params=style_params,
-        source_repo=config.string("origin") if "origin" in config else source.source_repo,
+        source_repo=config.string(source_repo_key) if source_repo_key in config else model_files.source_repo,
     )
 
 
 def _read_audio_conditioner(
-    source: ModelFiles, config: ConfigSection, lm: LMConfig, sample_rate: int
+    model_files: ModelFiles, filename: str, config: ConfigSection, lm: LMConfig, sample_rate: int
 ) -> tuple[AudioConditioner | None, StyleParams]:
     if "melody" in config:
         chroma = _read_chroma_config(config.section("melody"))
-        path = source.local_path(AUDIO_CONDITIONER_FILE)
+        path = model_files.local_path(filename)
         return melody_conditioner(chroma, lm.dim, read_safetensors(path), str(path)), StyleParams()
     if "style" not in config:
         return None, StyleParams()
     style = config.section("style")
     mert = MERT(_read_dataclass(MERTConfig, style.section("mert")))
     encoder = StyleEncoder(_read_dataclass(StyleConfig, style.section("encoder")))
-    path = source.local_path(AUDIO_CONDITIONER_FILE)
+    path = model_files.local_path(filename)
     weights = read_safetensors(path)
-    own = pop_prefix(weights, _STYLE_PREFIX)
+    encoder_weights = pop_prefix(weights, _STYLE_PREFIX)
     load_strict(mert, pop_prefix(weights, _MERT_PREFIX) | weights, mx.float32, str(path))
-    load_strict(encoder, own, mx.float32, str(path))
+    load_strict(encoder, encoder_weights, mx.float32, str(path))
     params = _read_dataclass(StyleParams, style.section("params"))
     return StyleConditioner(mert, encoder, sample_rate), params
 
 
-def check_folder(folder: Path) -> None:
-    """Make sure, before anything is loaded, that `write` can make `folder`.
+def save_model(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
+    """Write a model as a new folder, atomically, and return its size in bytes.
+
+    Weights that aren't quantized are stored as `dtype`. They replace those of `bundle`'s networks, so that
+    there are never two copies of all of them. The codec is stored as float32 or float16
+    (docs/QUANTIZATION.md).
 
     Raises:
-        OutputError: it has something in it, is no folder, or there is no folder that it could be in.
-    """
-    try:
-        parent = folder.resolve().parent
-        if not parent.is_dir():
-            raise OutputError(f"{folder} can't be written: there is no folder {parent}; create it")
-        if folder.is_dir():
-            if any(folder.iterdir()):
-                raise OutputError(f"{folder} is not empty; choose another folder, or remove it first")
-        elif os.path.lexists(folder):
-            raise OutputError(f"{folder} is a file; choose another name for the folder")
-        probe = _temporary_beside(folder)
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise _not_written(folder, error) from error
-
-
-def write(checkpoint: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
-    """Write a model as a new folder, which appears complete or not at all, and return its size in bytes.
-
-    What isn't quantized is stored as `dtype` and the checkpoint's networks take it on, so that there are
-    never two copies of all weights; the codec is stored as float32 or float16 (docs/QUANTIZATION.md).
-
-    Raises:
-        OutputError: the folder can't be written.
+        OutputError: the folder can't be written; see `files.check_new_folder`.
         UsageError: `dtype` can't hold a weight.
     """
-    check_folder(folder)
-    temporary = _temporary_beside(folder)
-    codec_dtype = mx.float32 if dtype == mx.float32 else mx.float16
-    conditioner = checkpoint.text_conditioner
-    try:
-        temporary.mkdir()
-        _save(temporary / LM_FILE, _stored("", checkpoint.lm, dtype))
-        text = _stored(_T5_PREFIX, conditioner.t5, dtype)
-        if conditioner.output_proj is not None:
-            text |= _stored(_PROJECTION_PREFIX, conditioner.output_proj, dtype)
-        _save(temporary / TEXT_FILE, text)
-        _save(temporary / CODEC_FILE, _stored("", checkpoint.mono_codec, codec_dtype))
-        if checkpoint.audio_conditioner is not None:
-            _save(
-                temporary / AUDIO_CONDITIONER_FILE,
-                _audio_conditioner_weights(checkpoint.audio_conditioner, dtype),
-            )
-        (temporary / TOKENIZER_FILE).write_text(conditioner.tokenizer.to_str(), encoding="utf-8")
-        card = model_card(
-            folder.resolve().name, checkpoint.source_repo, quantization_of(checkpoint.lm), dtype
-        )
-        (temporary / README_FILE).write_text(card, encoding="utf-8")
-        # The last one: without it, the rest isn't taken for a model.
-        (temporary / CONFIG_FILE).write_text(
-            json.dumps(_config(checkpoint), indent=2) + "\n", encoding="utf-8"
-        )
+    size = 0
+
+    def write_files(temporary: Path) -> None:
+        nonlocal size
+        _write_files(bundle, temporary, folder.resolve().name, dtype)
         size = sum(file.stat().st_size for file in temporary.iterdir())
-        os.replace(temporary, folder.resolve())
-    except BaseException as error:  # an interruption leaves nothing either
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise _not_written(folder, error) from error
-        raise
+
+    write_folder(folder, write_files)
     return size
 
 
-def _config(checkpoint: ModelBundle) -> dict[str, Any]:
-    quantization = quantization_of(checkpoint.lm)
+def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) -> None:
+    codec_dtype = mx.float32 if dtype == mx.float32 else mx.float16
+    text_conditioner = bundle.text_conditioner
+    _save(folder / LM_FILE, _cast_weights("", bundle.lm, dtype))
+    text = _cast_weights(_T5_PREFIX, text_conditioner.t5, dtype)
+    if text_conditioner.output_proj is not None:
+        text |= _cast_weights(_PROJECTION_PREFIX, text_conditioner.output_proj, dtype)
+    _save(folder / TEXT_FILE, text)
+    _save(folder / CODEC_FILE, _cast_weights("", bundle.mono_codec, codec_dtype))
+    if bundle.audio_conditioner is not None:
+        _save(folder / AUDIO_CONDITIONER_FILE, _audio_conditioner_weights(bundle.audio_conditioner, dtype))
+    (folder / TOKENIZER_FILE).write_text(text_conditioner.tokenizer.to_str(), encoding="utf-8")
+    card = model_card(name, bundle.source_repo, quantization_of(bundle.lm), dtype)
+    (folder / README_FILE).write_text(card, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(_config(bundle), indent=2) + "\n", encoding="utf-8")
+
+
+def _config(bundle: ModelBundle) -> dict[str, Any]:
+    quantization = quantization_of(bundle.lm)
     config: dict[str, Any] = {"format": FORMAT, "format_version": VERSION}
-    if checkpoint.source_repo is not None:
-        config["origin"] = checkpoint.source_repo
+    if bundle.source_repo is not None:
+        config[SOURCE_REPO_KEY] = bundle.source_repo
     if quantization is not None:
         config["quantization"] = dataclasses.asdict(quantization)
-    listener = checkpoint.audio_conditioner
-    if isinstance(listener, MelodyConditioner):
-        config["melody"] = dataclasses.asdict(listener.config)
-    elif listener is not None:
+    conditioner = bundle.audio_conditioner
+    if isinstance(conditioner, MelodyConditioner):
+        config["melody"] = dataclasses.asdict(conditioner.config)
+    elif conditioner is not None:
         config["style"] = {
-            "mert": dataclasses.asdict(listener.mert.config),
-            "encoder": dataclasses.asdict(listener.encoder.config),
-            "params": _without_none(checkpoint.style_params),
+            "mert": dataclasses.asdict(conditioner.mert.config),
+            "encoder": dataclasses.asdict(conditioner.encoder.config),
+            "params": _without_none(bundle.style_params),
         }
     return config | {
-        "max_duration": checkpoint.max_duration,
-        "sampling": dataclasses.asdict(checkpoint.sampling),
-        "guidance": _without_none(checkpoint.guidance),
-        "stereo": isinstance(checkpoint.codec, InterleavedStereoCodec),
-        "lm": dataclasses.asdict(checkpoint.lm.config),
-        "text_encoder": dataclasses.asdict(checkpoint.text_conditioner.t5.config),
-        "codec": dataclasses.asdict(checkpoint.mono_codec.config),
+        "max_duration": bundle.max_duration,
+        "sampling": dataclasses.asdict(bundle.sampling),
+        "guidance": _without_none(bundle.guidance),
+        "stereo": isinstance(bundle.codec, InterleavedStereoCodec),
+        "lm": dataclasses.asdict(bundle.lm.config),
+        "text_encoder": dataclasses.asdict(bundle.text_conditioner.t5.config),
+        "codec": dataclasses.asdict(bundle.mono_codec.config),
     }
 
 
-def _without_none(parameters: GuidanceParams | StyleParams) -> dict[str, Any]:
-    """What isn't None."""
-    return {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
+def _without_none(params: GuidanceParams | StyleParams) -> dict[str, Any]:
+    """The fields that aren't None: an absent key is read as None."""
+    return {name: value for name, value in dataclasses.asdict(params).items() if value is not None}
 
 
-def _audio_conditioner_weights(listener: AudioConditioner, dtype: mx.Dtype) -> Weights:
-    if isinstance(listener, MelodyConditioner):
-        return _stored("", listener.output_proj, dtype)
-    return _stored(_MERT_PREFIX, listener.mert, dtype) | _stored(_STYLE_PREFIX, listener.encoder, dtype)
+def _audio_conditioner_weights(conditioner: AudioConditioner, dtype: mx.Dtype) -> Weights:
+    if isinstance(conditioner, MelodyConditioner):
+        return _cast_weights("", conditioner.output_proj, dtype)
+    return _cast_weights(_MERT_PREFIX, conditioner.mert, dtype) | _cast_weights(
+        _STYLE_PREFIX, conditioner.encoder, dtype
+    )
 
 
-def _stored(prefix: str, network: nn.Module, dtype: mx.Dtype) -> Weights:
-    """A network's weights as they are stored, computed one at a time; the network takes them on."""
+def _cast_weights(prefix: str, network: nn.Module, dtype: mx.Dtype) -> Weights:
+    """A network's weights as they are stored, computed one at a time; they replace the network's own."""
     weights, quantized = parameters(network), quantized_parameters(network)
     stored: Weights = {}
     for name in list(weights):
         weight = weights.pop(name)
         if name not in quantized:
             weight = weight.astype(dtype)
-            network.load_weights([(name, weight)], strict=False)  # nothing refers to the wider one now
+            network.load_weights([(name, weight)], strict=False)  # frees the wider one
         mx.eval(weight)
         if name not in quantized and dtype != mx.float32 and not mx.isfinite(weight).all():
             raise UsageError(
@@ -276,42 +276,36 @@ def _stored(prefix: str, network: nn.Module, dtype: mx.Dtype) -> Weights:
 def _save(path: Path, weights: Weights) -> None:
     try:
         mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
-    except RuntimeError as error:  # MLX doesn't say why
-        raise OSError(errno.EIO, f"{path.name} could be written only in part") from error
+    except RuntimeError as error:  # MLX doesn't say why: most often the disk is full
+        raise OSError(errno.ENOSPC, f"{path.name} could be written only in part") from error
 
 
 def _read_chroma_config(section: ConfigSection) -> ChromaConfig:
     config = _read_dataclass(ChromaConfig, section)
-    for key, most in (("n_chroma", 128), ("n_fft", 2**20), ("hop_length", config.n_fft), ("length", 2**16)):
-        if getattr(config, key) > most:
-            raise section.error(key, f"is {getattr(config, key)}; at most {most} is supported")
+    limits = {"n_chroma": 128, "n_fft": 2**20, "hop_length": config.n_fft, "length": 2**16}
+    for key, maximum in limits.items():
+        if getattr(config, key) > maximum:
+            raise section.error(key, f"is {getattr(config, key)}; at most {maximum} is supported")
     return config
 
 
 def _read_lm_config(section: ConfigSection) -> LMConfig:
     config = _read_dataclass(LMConfig, section)
-    if config.dim % config.num_heads or config.dim // config.num_heads % 2:
-        raise section.error("num_heads", f"doesn't divide {config.dim} into heads of even size")
-    if len(config.delays) != config.num_codebooks or list(config.delays) != sorted(config.delays):
-        raise section.error("delays", f"is not one rising delay for each of {config.num_codebooks} codebooks")
+    read_num_heads(section, "num_heads", config.num_heads, config.dim)
+    read_delays(section, "delays", config.num_codebooks)
     return config
 
 
 def _read_t5_config(section: ConfigSection) -> T5Config:
     config = _read_dataclass(T5Config, section)
-    if config.num_buckets < 4 or config.max_distance <= config.num_buckets // 4:
-        raise section.error("num_buckets", f"is {config.num_buckets}, which doesn't fit max_distance")
+    read_buckets(section, "num_buckets", "max_distance")
     return config
 
 
 def _read_codec_config(section: ConfigSection) -> EncodecConfig:
     config = _read_dataclass(EncodecConfig, section)
-    if config.pad_mode not in ("reflect", "constant"):
-        raise section.error(
-            "pad_mode", f"is {config.pad_mode!r}; only 'reflect' and 'constant' are supported"
-        )
-    if not config.ratios or 0 in config.ratios:
-        raise section.error("ratios", f"is {list(config.ratios)}, not factors of at least 1")
+    read_pad_mode(section)
+    read_ratios(section, "ratios")
     return config
 
 
@@ -319,7 +313,7 @@ _MAY_BE_ZERO = {"top_k", "num_residual_layers", "num_lstm_layers"}
 
 
 def _read_dataclass(kind: type[_Config], section: ConfigSection) -> _Config:
-    """A frozen dataclass of numbers, truths and texts; every key must be a field, and of its type."""
+    """A frozen dataclass of numbers, booleans and strings; every key must be a field, and of its type."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in section.keys:
         if name not in fields:
@@ -336,20 +330,10 @@ def _read_dataclass(kind: type[_Config], section: ConfigSection) -> _Config:
     values = {
         name: readers[str(field.type)](name)
         for name, field in fields.items()
-        # What a later version of the program adds, it must be able to do without.
+        # A field with a default may be absent: files written before it was added don't have it.
         if name in section.keys or field.default is dataclasses.MISSING
     }
     try:
         return kind(**values)
     except UsageError as error:
-        raise section.error(", ".join(values), f"can't be: {error}") from error
-
-
-def _temporary_beside(folder: Path) -> Path:
-    return folder.resolve().parent / f".musicgen-{secrets.token_hex(8)}.part"
-
-
-def _not_written(folder: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{folder} can't be written: {error.strerror or error}; free some space or choose another folder"
-    )
+        raise section.error(", ".join(values), f"are invalid: {error}") from error

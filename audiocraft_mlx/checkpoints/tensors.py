@@ -1,4 +1,4 @@
-"""Tensors out of a checkpoint's files: torch's and safetensors, single or sharded."""
+"""The tensors of a checkpoint's files: torch's and safetensors, single or sharded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights
 
-# In the order of preference: safetensors are read lazily.
+# In order of preference: safetensors are read lazily.
 _LAYOUTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -25,34 +25,36 @@ _LAYOUTS = (
 
 
 def read_transformers_weights(
-    source: ModelFiles, wanted: Callable[[str], bool] = lambda name: True
+    model_files: ModelFiles, is_wanted: Callable[[str], bool] = lambda name: True
 ) -> Weights:
-    """All tensors of a transformers repository whose name is `wanted`. Raises `CheckpointError`."""
+    """All tensors of a transformers repository whose name `is_wanted`. Raises `CheckpointError`."""
     for layout in _LAYOUTS:
-        if layout in source.files:
+        if layout in model_files.files:
             break
     else:
-        raise CheckpointError(f"{source.name} has no weights: none of {', '.join(_LAYOUTS)}")
-    files = _shards(source, layout, wanted) if layout.endswith(".json") else {layout: set()}
+        raise CheckpointError(f"{model_files.name} has no weights: none of {', '.join(_LAYOUTS)}")
+    files = _shards(model_files, layout, is_wanted) if layout.endswith(".json") else {layout: set()}
     weights: Weights = {}
     for name, expected in files.items():
-        path = source.local_path(name)
+        path = model_files.local_path(name)
         tensors: Mapping[str, mx.array | LazyTensor]
         tensors = (
-            read_safetensors(path) if name.endswith(".safetensors") else _stored(read_torch_file(path), name)
+            read_safetensors(path)
+            if name.endswith(".safetensors")
+            else _lazy_tensors(read_torch_file(path), name)
         )
         missing = sorted(expected - tensors.keys())
         if missing:
-            raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} says it has")
+            raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} lists in it")
         for key, tensor in tensors.items():
-            if wanted(key):
+            if is_wanted(key):
                 weights[key] = tensor.load() if isinstance(tensor, LazyTensor) else tensor
     return weights
 
 
-def load_state_dict(state: Any, where: str) -> Weights:
-    """The tensors of a state dict as `read_torch_file` returns it; what isn't a tensor is an error."""
-    return {name: tensor.load() for name, tensor in _stored(state, where).items()}
+def load_state_dict(state: Any, source: str) -> Weights:
+    """The tensors of a state dict from `read_torch_file`. Raises `CheckpointError` for any other value."""
+    return {name: tensor.load() for name, tensor in _lazy_tensors(state, source).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -66,38 +68,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _shards(source: ModelFiles, index: str, wanted: Callable[[str], bool]) -> dict[str, set[str]]:
-    weight_map = read_json(source.local_path(index)).get("weight_map")
+def _shards(model_files: ModelFiles, index: str, is_wanted: Callable[[str], bool]) -> dict[str, set[str]]:
+    weight_map = read_json(model_files.local_path(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{source.name}: {index} has no usable 'weight_map'; download it again")
+        raise CheckpointError(f"{model_files.name}: {index} has no usable 'weight_map'; download it again")
     files: dict[str, set[str]] = {}
     for key, name in weight_map.items():
-        if wanted(key):
+        if is_wanted(key):
             files.setdefault(name, set()).add(key)
-    unknown = sorted(files.keys() - source.files)
+    unknown = sorted(files.keys() - model_files.files)
     if unknown:
-        raise CheckpointError(f"{source.name} lacks {', '.join(unknown[:5])}, which {index} names")
+        raise CheckpointError(f"{model_files.name} lacks {', '.join(unknown[:5])}, which {index} lists")
     return files
 
 
 def read_safetensors(path: Path) -> Weights:
-    """All tensors of a file; their data is read when it is first used. Raises `CheckpointError`."""
+    """All tensors of a file, lazy: their data is read when it is first used. Raises `CheckpointError`."""
     try:
-        # MLX reads the data; the library checks that the header is sound and that all bytes are there.
+        # MLX reads the data; the library checks that the header is valid and that the data is complete.
         with safe_open(path, framework="numpy"):
             pass
         tensors = mx.load(str(path), format="safetensors")
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); download it again"
+            f"{path} is not a complete safetensors file ({error}); download it again"
         ) from error
     return cast(Weights, tensors)
 
 
-def _stored(state: Any, where: str) -> dict[str, LazyTensor]:
+def _lazy_tensors(state: Any, source: str) -> dict[str, LazyTensor]:
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{where} doesn't hold a state dict")
+        raise CheckpointError(f"{source} doesn't hold a state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
-            raise CheckpointError(f"{where}: {str(name)[:80]!r} in its state dict is not a tensor")
+            raise CheckpointError(f"{source}: {str(name)[:80]!r} in its state dict is not a tensor")
     return state

@@ -1,12 +1,12 @@
 """PyTorch's saved files, read without PyTorch and without executing the pickle inside.
 
-`torch.save` writes a pickle, the nest of dicts, lists and numbers in which each tensor is a reference, and
+`torch.save` writes a pickle of nested dicts, lists and numbers, in which each tensor is a reference, and
 beside it the raw bytes of the tensors: since PyTorch 1.6 as the records of an uncompressed zip archive,
 before that one after the other behind the pickle ("legacy").
 
-A pickle is a program that may call anything. Here a small machine follows just the opcodes that such files
+A pickle is a program that may call anything. The interpreter here supports only the opcodes that such files
 need; nothing is imported or called. The few functions that rebuild tensors are known by name, a call of
-any other is refused, and a class that is only mentioned becomes a `GlobalRef`, an inert name.
+any other is refused, and a class that is only referenced becomes a `GlobalRef`, an inert name.
 """
 
 import io
@@ -57,14 +57,14 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class GlobalRef:
-    """A class or function that the file mentions by its dotted name; never imported."""
+    """A class or function that the file references by its dotted name; never imported."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """Where a tensor lies in its file. Nothing of it is in memory until `load`."""
+    """A tensor's place in its file. Its data is not read before `load`."""
 
     path: Path
     offset: int  # in bytes, of the tensor's first element in the file
@@ -74,7 +74,7 @@ class LazyTensor:
     strides: tuple[int, ...]  # in elements, never negative
 
     def load(self) -> mx.array:
-        """Read the tensor's bytes, and no others, into an array of `shape` and `dtype`.
+        """Read the tensor's bytes, and only those, into an array of `shape` and `dtype`.
 
         Raises CheckpointError if the file can't be read or has become shorter.
         """
@@ -95,11 +95,11 @@ class LazyTensor:
 
 
 def read_torch_file(path: Path) -> object:
-    """Read what `torch.save` wrote, in the zip or in the legacy form.
+    """Read a file that `torch.save` wrote, in the zip or in the legacy form.
 
     Returns the saved object: dicts (also for OrderedDicts), lists, tuples, strings, numbers and None, with a
-    `LazyTensor` for each tensor and a `GlobalRef` for each class that is mentioned.
-    Raises CheckpointError if the file can't be read, is damaged, is of another kind, or asks to run code.
+    `LazyTensor` for each tensor and a `GlobalRef` for each class that is referenced.
+    Raises CheckpointError if the file can't be read, is damaged, is of another type, or would run code.
     """
     try:
         with open(path, "rb") as file:
@@ -116,7 +116,7 @@ def read_torch_file(path: Path) -> object:
 
 
 class _Fault(Exception):
-    """What is wrong with the file, as the end of a sentence that begins with its path."""
+    """A problem with the file, as the end of a sentence that begins with its path."""
 
 
 def _damaged(detail: str) -> _Fault:
@@ -128,7 +128,7 @@ def _refused(action: str) -> _Fault:
 
 
 def _shown(text: str) -> str:
-    """A string out of an untrusted file, fit for a one-line message."""
+    """A string from an untrusted file, safe for a one-line message."""
     return repr(text[:100])[1:-1]
 
 
@@ -139,7 +139,7 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
 
 
 def _guess_file_type(head: bytes) -> str:
-    """What a file that is not PyTorch's seems to be by its first bytes, and what to do about it."""
+    """The likely type of a file that is not PyTorch's, by its first bytes, and what to do about it."""
     text = head.lstrip().lower()
     if not head:
         return "is empty; delete it and download it again"
@@ -177,7 +177,7 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
         raise _Fault("is a zip archive, but not one of PyTorch's; delete it and download it again")
     prefix = prefixes[0]
 
-    def place(name: str) -> tuple[int, int]:
+    def locate(name: str) -> tuple[int, int]:
         """Offset and length in bytes of a record."""
         if name not in records:
             raise _damaged(f"it lacks the record {_shown(name)}")
@@ -193,7 +193,7 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
         return start, record.file_size
 
     def content(name: str, limit: int) -> bytes:
-        start, length = place(name)
+        start, length = locate(name)
         if length > limit:
             raise _damaged(f"the record {_shown(name)} is too long")
         file.seek(start)
@@ -203,7 +203,7 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
         return data
 
     def find_storage(kind: str, key: str, count: int) -> _Storage:
-        start, length = place(f"{prefix}data/{key}")
+        start, length = locate(f"{prefix}data/{key}")
         if count * _item_size(kind) > length:
             raise _damaged(f"the record of the storage {_shown(key)} is too short")
         return _Storage(path, kind, start, count)
@@ -211,11 +211,11 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
     if f"{prefix}byteorder" in records and content(f"{prefix}byteorder", 16) != b"little":
         raise _Fault("was saved on a big-endian machine; save it again on a little-endian one")
     stream = io.BytesIO(content(f"{prefix}data.pkl", _MAX_PICKLE_BYTES))
-    return _checked_nest(_interpret(_opcodes(stream), find_storage))
+    return _check_nesting(_interpret(_opcodes(stream), find_storage))
 
 
 class _BoundedFile(io.FileIO):
-    """A file that refuses to give much at once: `zipfile` reads a directory whole, however long it is."""
+    """A file that refuses large reads: `zipfile` reads the whole directory at once, however long it is."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         rest = os.fstat(self.fileno()).st_size - self.tell()
@@ -226,7 +226,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _zip_records(path: Path, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The archive's directory, checked to describe plain records that the file has room for."""
+    """The archive's directory, checked: uncompressed records that fit into the file."""
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
@@ -262,46 +262,46 @@ def _read_legacy(path: Path, file: BinaryIO) -> object:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _Fault("was saved on a big-endian machine; save it again on a little-endian one")
 
-    # Where the storages lie is known only behind the pickle that refers to them. So that is read twice:
-    # first to learn the storages' kinds and lengths, then again with their places.
+    # The storages' offsets are known only after the pickle that refers to them. So the pickle is read twice:
+    # first for the storages' kinds and lengths, then again with their offsets.
     storages: dict[str, _Storage] = {}
 
-    def note_storage(kind: str, key: str, count: int) -> _Storage:
+    def record_storage(kind: str, key: str, count: int) -> _Storage:
         storage = storages.setdefault(key, _Storage(path, kind, 0, count))
         if (storage.kind, storage.count) != (kind, count):
             raise _damaged(f"the storage {_shown(key)} is described in two ways")
         return storage
 
     start = stream.tell()
-    _interpret(opcodes, note_storage)
+    _interpret(opcodes, record_storage)
     keys = _interpret(opcodes, no_storage)
     if not isinstance(keys, list) or not all(_is_name(key) for key in keys):
         raise _damaged("its list of storages is wrong")
     if sorted(keys) != sorted(storages):
         raise _damaged("its list of storages doesn't fit its tensors")
 
-    places: dict[str, _Storage] = {}
+    located: dict[str, _Storage] = {}
     position = stream.tell()
     for key in keys:
-        noted = storages[key]
+        recorded = storages[key]
         file.seek(position)
-        if int.from_bytes(file.read(8), "little", signed=True) != noted.count:
+        if int.from_bytes(file.read(8), "little", signed=True) != recorded.count:
             raise _damaged(f"the storage {_shown(key)} has a wrong length")
-        places[key] = _Storage(path, noted.kind, position + 8, noted.count)
-        position += 8 + noted.count * _item_size(noted.kind)
+        located[key] = _Storage(path, recorded.kind, position + 8, recorded.count)
+        position += 8 + recorded.count * _item_size(recorded.kind)
         if position > size:
             raise _damaged(f"the storage {_shown(key)} reaches past the end")
 
     stream.seek(start)
-    return _checked_nest(_interpret(opcodes, lambda kind, key, count: places[key]))
+    return _check_nesting(_interpret(opcodes, lambda kind, key, count: located[key]))
 
 
 def _item_size(kind: str) -> int:
     return np.dtype(_STORAGES[kind][0]).itemsize
 
 
-def _checked_nest(value: object) -> object:
-    """Refuse circular nests, deep ones, and small ones that unfold into huge ones through shared parts."""
+def _check_nesting(value: object) -> object:
+    """Refuse objects that are circular, too deep, or small but huge when their shared parts are expanded."""
     todo = [(value, 0)]
     seen = 0
     while todo:
@@ -318,7 +318,7 @@ def _checked_nest(value: object) -> object:
     return value
 
 
-# The machine
+# The interpreter
 
 
 def _read_global(stream: BinaryIO) -> str:
@@ -385,7 +385,7 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
                     memo[argument] = _top(stack)
                 case "BINGET" | "LONG_BINGET":
                     if argument not in memo:
-                        raise _damaged("its pickle refers to what it never made")
+                        raise _damaged("its pickle refers to an object that it never created")
                     stack.append(memo[argument])
                 case "MARK":
                     marks.append(len(stack))
@@ -427,12 +427,12 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
                     return _pop(stack)
                 case "PROTO":
                     pass  # any protocol may use these opcodes
-    raise _damaged("its pickle ends early")  # pragma: no cover, because _opcodes raises first
+    raise _damaged("its pickle ends early")  # pragma: no cover, because `_opcodes` raises first
 
 
 def _top(stack: list[Any], kind: type = object) -> Any:
     if not stack or not isinstance(stack[-1], kind):
-        raise _damaged("its pickle works on what isn't there")
+        raise _damaged("its pickle uses an object that isn't there")
     return stack[-1]
 
 
@@ -460,24 +460,24 @@ def _set_items(target: dict[Any, Any], items: list[Any]) -> None:
 
 
 def _is_name(key: object) -> bool:
-    """Whether a string may be a key: cheap to hash and to compare, and fit for a one-line message."""
+    """Whether a string may be a key: cheap to hash and to compare, and safe for a one-line message."""
     return isinstance(key, str) and len(key) <= _MAX_KEY_LENGTH and key.isprintable()
 
 
-# What a pickle may build
+# Objects that a pickle may build
 
 
 def _storage(reference: tuple[Any, ...], find_storage: _FindStorage) -> _Storage:
-    # The legacy form has a sixth part, long out of use.
+    # The legacy form has a sixth part, no longer used.
     if len(reference) == 6 and reference[5] is None:
         reference = reference[:5]
     match reference:
-        # The fourth part, the device, is of no interest.
+        # The fourth part, the device, is ignored.
         case ("storage", GlobalRef(kind), str(key), _, int(count)) if _is_name(key) and count >= 0:
             if kind not in _STORAGES:
                 raise _refused(f"asks for storage of the type {_shown(kind)}")
             return find_storage(kind, key, count)
-    raise _damaged("its pickle refers to something that is no storage")
+    raise _damaged("its pickle has a reference that is not a storage")
 
 
 def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
@@ -534,7 +534,7 @@ def _tensor(storage: _Storage, offset: int, shape: tuple[Any, ...], strides: tup
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """How many elements lie between a tensor's first and its last, both counted."""
+    """The number of elements from a tensor's first to its last, both included."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

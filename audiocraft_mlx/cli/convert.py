@@ -1,6 +1,6 @@
-"""`musicgen-mlx-convert`: any model that can be loaded → a folder in our own format, perhaps quantized.
+"""`musicgen-mlx-convert`: any model that can be loaded → a folder in our own format, quantized if asked.
 
-Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes answer at once.
+Nothing heavy is imported before the arguments are checked: `--help` and usage errors are answered at once.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import argparse
 import time
 from pathlib import Path
 
+from audiocraft_mlx.checkpoints.quantization_config import BITS, DEFAULT_GROUP_SIZE, GROUP_SIZES
 from audiocraft_mlx.cli.common import Parser, run, say
 from audiocraft_mlx.errors import MusicGenError
+from audiocraft_mlx.files import check_new_folder
 from audiocraft_mlx.version import __version__
 
 PROGRAM = "musicgen-mlx-convert"
@@ -28,15 +30,15 @@ def _convert(argv: list[str] | None) -> None:
     try:
         import mlx.core as mx
 
-        from audiocraft_mlx.checkpoints.load import read
-        from audiocraft_mlx.checkpoints.mlx_format import check_folder, write
-        from audiocraft_mlx.checkpoints.quantization import DEFAULT_GROUP_SIZE, quantize
+        from audiocraft_mlx.checkpoints.load import load
+        from audiocraft_mlx.checkpoints.mlx_format import save_model
+        from audiocraft_mlx.checkpoints.quantization import quantize
 
-        check_folder(folder)
-        checkpoint = read(arguments.model, arguments.revision)
+        check_new_folder(folder)
+        bundle = load(arguments.model, arguments.revision, lazy=True)
         if arguments.quantize is not None:
-            quantize(checkpoint, arguments.quantize, arguments.group_size or DEFAULT_GROUP_SIZE)
-        size = write(checkpoint, folder, getattr(mx, arguments.dtype))
+            quantize(bundle, arguments.quantize, arguments.group_size or DEFAULT_GROUP_SIZE)
+        size = save_model(bundle, folder, getattr(mx, arguments.dtype))
     except MemoryError:
         raise MusicGenError(f"out of memory while converting {arguments.model}; close programs") from None
     say(f"wrote {folder}: {size / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s")
@@ -45,13 +47,15 @@ def _convert(argv: list[str] | None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog=PROGRAM,
-        description="Convert a MusicGen model to a folder that musicgen-mlx loads at once, perhaps in fewer"
-        " bits.",
+        description="Convert a MusicGen or AudioGen model to a folder in musicgen-mlx's own format, which"
+        " loads fast, and optionally quantize it.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument(
-        "model", metavar="MODEL", help="a name on the Hugging Face Hub, a short name (small, ...) or a folder"
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face Hub repository, a short name (small, ...) or a folder",
     )
     parser.add_argument(
         "-o",
@@ -59,28 +63,28 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         type=Path,
         required=True,
-        help="the folder to write; it must not exist yet, or be empty",
+        help="the folder to create; it must not exist yet, or be empty",
     )
     parser.add_argument(
         "-q",
         "--quantize",
         metavar="BITS",
         type=int,
-        choices=(4, 8),
+        choices=BITS,
         help="quantize the linear layers to 4 or 8 bits",
     )
     parser.add_argument(
         "--group-size",
         metavar="N",
         type=int,
-        choices=(32, 64, 128),
-        help="with -q, how many weights share a scale: 32, 64 or 128 (default: 64)",
+        choices=GROUP_SIZES,
+        help="with -q, the number of weights that share a scale: 32, 64 or 128 (default: 64)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
         default="float16",
-        help="what the rest is stored as (default: %(default)s)",
+        help="the precision of all weights that are not quantized (default: %(default)s)",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
     arguments = parser.parse_args(argv)

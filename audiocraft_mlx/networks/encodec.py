@@ -73,7 +73,7 @@ class EncodecConfig:
         dimension = config.integer("hidden_size", 128)
         config.require("codebook_dim", dimension, dimension)
         sample_rate = config.integer("sampling_rate", 24000)
-        ratios = _ratios(config, "upsampling_ratios")
+        ratios = read_ratios(config, "upsampling_ratios")
         bandwidths = config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0))
         # As in `EncodecConfig.num_quantizers`: bits per second over bits per codebook and second.
         frame_rate = math.ceil(sample_rate / math.prod(ratios))
@@ -94,7 +94,7 @@ class EncodecConfig:
             last_kernel_size=config.integer("last_kernel_size", 7),
             residual_kernel_size=config.integer("residual_kernel_size", 3),
             dilation_base=config.integer("dilation_growth_rate", 2),
-            pad_mode=_pad_mode(config),
+            pad_mode=read_pad_mode(config),
             compress=config.integer("compress", 2),
             num_lstm_layers=config.integer("num_lstm_layers", 2),
             num_codebooks=num_codebooks,
@@ -127,12 +127,12 @@ class EncodecConfig:
             dimension=dimension,
             num_filters=seanet.integer("n_filters", 32),
             num_residual_layers=seanet.integer("n_residual_layers", 3, minimum=0),
-            ratios=_ratios(seanet, "ratios"),
+            ratios=read_ratios(seanet, "ratios"),
             kernel_size=seanet.integer("kernel_size", 7),
             last_kernel_size=seanet.integer("last_kernel_size", 7),
             residual_kernel_size=seanet.integer("residual_kernel_size", 3),
             dilation_base=seanet.integer("dilation_base", 2),
-            pad_mode=_pad_mode(seanet),
+            pad_mode=read_pad_mode(seanet),
             compress=seanet.integer("compress", 2),
             num_lstm_layers=seanet.integer("lstm", 0, minimum=0),
             num_codebooks=rvq.integer("n_q", 8),
@@ -140,18 +140,17 @@ class EncodecConfig:
         )
 
 
-def _ratios(config: ConfigSection, key: str) -> tuple[int, ...]:
+def read_ratios(config: ConfigSection, key: str) -> tuple[int, ...]:
+    """The value of `key`, if it has at least one ratio, else `CheckpointError`."""
     ratios = config.integers(key, (8, 5, 4, 2), minimum=1)
     if not ratios:
         raise config.error(key, "is empty")
     return ratios
 
 
-def _pad_mode(config: ConfigSection) -> str:
-    mode = config.string("pad_mode", "reflect")
-    if mode not in ("reflect", "constant"):
-        raise config.error("pad_mode", f"is {mode!r}; only 'reflect' and 'constant' are supported")
-    return mode
+def read_pad_mode(config: ConfigSection) -> str:
+    """The value of `pad_mode`, if it is supported, else `CheckpointError`."""
+    return config.choice("pad_mode", ("reflect", "constant"), "reflect")
 
 
 class Conv1d(nn.Module):

@@ -69,7 +69,7 @@ class LMConfig:
             num_codebooks=num_codebooks,
             cardinality=lm.integer("card", 2048),
             dim=dim,
-            num_heads=_heads(lm, "num_heads", 8, dim),
+            num_heads=read_num_heads(lm, "num_heads", 8, dim),
             num_layers=lm.integer("num_layers"),
             hidden_dim=int(lm.number("hidden_scale", 4) * dim),
             delays=_audiocraft_delays(config.section("codebooks_pattern"), num_codebooks),
@@ -98,7 +98,7 @@ class LMConfig:
             num_codebooks=num_codebooks,
             cardinality=config.integer("vocab_size", 2048),
             dim=dim,
-            num_heads=_heads(config, "num_attention_heads", 16, dim),
+            num_heads=read_num_heads(config, "num_attention_heads", 16, dim),
             num_layers=config.integer("num_hidden_layers", 24),
             hidden_dim=config.integer("ffn_dim", 4096),
             delays=tuple(k // channels for k in range(num_codebooks)),
@@ -106,11 +106,22 @@ class LMConfig:
         )
 
 
-def _heads(config: ConfigSection, key: str, default: int, dim: int) -> int:
-    heads = config.integer(key, default)
-    if dim % heads or (dim // heads) % 2:
-        raise config.error(key, f"is {heads}, which doesn't divide {dim} into heads of even size")
-    return heads
+def read_num_heads(config: ConfigSection, key: str, default: int, dim: int) -> int:
+    """The value of `key`, if it divides `dim` into heads of even size, else `CheckpointError`."""
+    num_heads = config.integer(key, default)
+    if dim % num_heads or (dim // num_heads) % 2:
+        raise config.error(key, f"is {num_heads}, which doesn't divide {dim} into heads of even size")
+    return num_heads
+
+
+def read_delays(config: ConfigSection, key: str, num_codebooks: int) -> tuple[int, ...]:
+    """The value of `key`, if it is an ascending delay for each codebook, else `CheckpointError`."""
+    delays = config.integers(key, range(num_codebooks))
+    if len(delays) != num_codebooks or list(delays) != sorted(delays):
+        raise config.error(
+            key, f"is {list(delays)}, not one ascending delay for each of {num_codebooks} codebooks"
+        )
+    return delays
 
 
 def _audiocraft_delays(config: ConfigSection, num_codebooks: int) -> tuple[int, ...]:
@@ -123,12 +134,7 @@ def _audiocraft_delays(config: ConfigSection, num_codebooks: int) -> tuple[int, 
     delay = config.section("delay")
     delay.require("flatten_first", 0, 0)
     delay.require("empty_initial", 0, 0)
-    delays = delay.integers("delays", range(num_codebooks))
-    if len(delays) != num_codebooks or list(delays) != sorted(delays):
-        raise delay.error(
-            "delays", f"is {list(delays)}, not one rising delay for each of {num_codebooks} codebooks"
-        )
-    return delays
+    return read_delays(delay, "delays", num_codebooks)
 
 
 def sinusoidal_embedding(positions: mx.array, dim: int) -> mx.array:

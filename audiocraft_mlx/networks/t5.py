@@ -35,10 +35,9 @@ class T5Config:
         """Read a `config.json` of model type `t5`; absent keys take `transformers.T5Config`'s defaults."""
         config.require("model_type", "t5", "t5")
         config.require("feed_forward_proj", "relu", "relu")
-        num_buckets = config.integer("relative_attention_num_buckets", 32, minimum=4)
-        max_distance = config.integer("relative_attention_max_distance", 128)
-        if max_distance <= num_buckets // 4:
-            raise config.error("relative_attention_max_distance", f"is too small for {num_buckets} buckets")
+        num_buckets, max_distance = read_buckets(
+            config, "relative_attention_num_buckets", "relative_attention_max_distance"
+        )
         return cls(
             vocab_size=config.integer("vocab_size", 32128),
             dim=config.integer("d_model", 512),
@@ -50,6 +49,15 @@ class T5Config:
             max_distance=max_distance,
             norm_eps=config.number("layer_norm_epsilon", 1e-6),
         )
+
+
+def read_buckets(config: ConfigSection, num_buckets_key: str, max_distance_key: str) -> tuple[int, int]:
+    """The number of buckets and the maximum distance, if they fit together, else `CheckpointError`."""
+    num_buckets = config.integer(num_buckets_key, 32, minimum=4)
+    max_distance = config.integer(max_distance_key, 128)
+    if max_distance <= num_buckets // 4:
+        raise config.error(max_distance_key, f"is too small for {num_buckets} buckets")
+    return num_buckets, max_distance
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:

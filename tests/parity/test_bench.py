@@ -15,7 +15,7 @@ from audiocraft_mlx.benchmark.shapes import random_checkpoint
 from audiocraft_mlx.benchmark.side import PROMPT
 from audiocraft_mlx.benchmark.theirs import Theirs
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
-from audiocraft_mlx.checkpoints.load import load, read
+from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.cli.bench import main
 
 from .pair import relative_error
@@ -37,7 +37,7 @@ def test_both_have_the_same_model(
         ours.materialize()
     else:
         folder = str(transformers_folder(model))
-        as_read, ours = read(folder), load(folder)
+        as_read, ours = load(folder, lazy=True), load(folder)
     theirs = side(as_read, monkeypatch)
     rng = np.random.default_rng(0)
     steps, codebooks = 5, ours.lm.config.num_codebooks

@@ -1,4 +1,4 @@
-"""Loading takes little more memory than what is loaded, and generating again takes no more."""
+"""Loading peaks near the memory of the weights, and generating again takes no more."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ conditioners:
 """
 
 
-# These run in processes of their own, where nothing else has touched the memory. (Their peak is not taken
-# from `getrusage`, which begins with the peak of the process that started them.)
+# These run in their own processes, so that nothing else uses memory. (Their peak is not from `getrusage`,
+# which starts at the peak of the parent process.)
 MEASURE = """
 import re, sys
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
 
-def measured(what):  # VmRSS: bytes in memory now; VmHWM: the most there ever were
-    return 1024 * int(re.search(rf"{what}:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+def measured(field):  # VmRSS: bytes in memory now; VmHWM: their maximum so far
+    return 1024 * int(re.search(rf"{field}:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 LOAD = f"""{MEASURE}
 from mlx.utils import tree_flatten
 from audiocraft_mlx.checkpoints.load import load
 before = measured("VmRSS")
-made = load(sys.argv[1])
+bundle = load(sys.argv[1])
 peak = measured("VmHWM")
-networks = made.lm, made.conditioner.t5, made.conditioner.output_proj, made.codec
+text = bundle.text_conditioner
+networks = bundle.lm, text.t5, text.output_proj, bundle.codec
 kept = sum(array.nbytes for network in networks for _, array in tree_flatten(network.parameters()))
 print(peak - before, kept)
 """
@@ -69,11 +70,11 @@ for _ in range(20):
     print(measured("VmRSS"))
 """
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc of Linux")
 
 
 def run(program: str, *arguments: str) -> list[int]:
-    """The numbers that a Python program prints, run in a process of its own."""
+    """The numbers that a Python program prints, run in its own process."""
     result = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
     )
@@ -83,7 +84,7 @@ def run(program: str, *arguments: str) -> list[int]:
 
 @pytest.fixture
 def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in the shape of musicgen-small's release, and a Hub cache with what it names."""
+    """A folder in the shape of musicgen-small's release, and a Hub cache with the repositories it names."""
     torch.manual_seed(0)
     dim = 1024
     state = {
@@ -123,9 +124,9 @@ def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> I
     shutil.rmtree(tmp_path)  # two gigabytes
 
 
-def test_loading_peaks_near_what_is_kept(release: Path) -> None:
+def test_loading_peaks_near_the_size_of_the_weights(release: Path) -> None:
     grown, kept = run(LOAD, str(release))
-    assert kept > 2 * 10**9  # musicgen-small in single precision, really
+    assert kept > 2 * 10**9  # musicgen-small in single precision
     assert grown < 1.4 * kept
 
 

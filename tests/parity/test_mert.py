@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from audiocraft_mlx.checkpoints import load
+from audiocraft_mlx.checkpoints import audiocraft
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
 from .pair import relative_error
@@ -65,8 +65,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     torch.save(state, folder / "pytorch_model.bin")
     patch_mlx_blas()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "MERT_NAME", str(folder))
-        return SimpleNamespace(theirs=theirs, ours=load._mert())
+        patch.setattr(audiocraft, "MERT_REPO", str(folder))
+        return SimpleNamespace(theirs=theirs, ours=audiocraft._load_mert())
 
 
 def test_the_shape_is_that_of_the_release(pair: SimpleNamespace) -> None:

@@ -1,4 +1,4 @@
-"""What torch.save writes is what `read_torch_file` reads: torch itself is the judge."""
+"""`read_torch_file` reads files of `torch.save` as `torch.load` does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MLX_DTYPES = {
 
 @pytest.fixture(params=["zip", "legacy"])
 def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], Path]:
-    """Saves an object with torch, in the new or in the old form; the file."""
+    """A function that saves an object with torch, in the zip or legacy form, and returns the file."""
 
     def save(saved: Any) -> Path:
         path = tmp_path / "saved.bin"
@@ -54,7 +54,7 @@ def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], Path
 
 
 def ramp(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    """Distinct values, negative ones too where there are any."""
+    """Distinct values, with negative ones where the dtype has them."""
     torch.manual_seed(0)
     if dtype == torch.bool:
         return torch.rand(shape) > 0.5
@@ -67,7 +67,7 @@ def ramp(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 
 def check(read: Any, loaded: Any) -> None:
-    """Compare what we read with what torch loads, down to the last bit, type and key."""
+    """Compare our object with torch's: bits, types and keys must be equal."""
     match loaded:
         case torch.Tensor():
             assert isinstance(read, LazyTensor)
@@ -98,7 +98,7 @@ def check_equal(path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_type(save: Callable[[Any], Path], dtype: torch.dtype) -> None:
+def test_every_dtype(save: Callable[[Any], Path], dtype: torch.dtype) -> None:
     check_equal(save(ramp(dtype, 7, 5)))
 
 
@@ -110,7 +110,7 @@ def test_views_of_every_kind(save: Callable[[Any], Path], dtype: torch.dtype) ->
     check_equal(
         save(
             {
-                "whole": base,
+                "contiguous": base,
                 "transposed": base.transpose(0, 2),
                 "permuted": base.permute(1, 2, 0),
                 "row": base[3],
@@ -120,7 +120,7 @@ def test_views_of_every_kind(save: Callable[[Any], Path], dtype: torch.dtype) ->
                 "diagonal": torch.diagonal(base, dim1=0, dim2=1),
                 "expanded": base[:1].expand(6, 8, 4),
                 "element": base[5, 7, 3],
-                "nothing in the middle": base[2:2],
+                "empty slice": base[2:2],
                 "flat": base.reshape(-1)[17:],
             }
         )
@@ -188,7 +188,7 @@ def test_a_release_package(save: Callable[[Any], Path]) -> None:
     )
 
 
-def test_pickle_protocols_of_other_writers(tmp_path: Path) -> None:
+def test_other_pickle_protocols(tmp_path: Path) -> None:
     for protocol in (2, 3):
         path = tmp_path / f"{protocol}.bin"
         torch.save({"a": ramp(torch.float16, 3, 2)}, path, pickle_protocol=protocol)

@@ -1,0 +1,182 @@
+"""audiocraft's format: `state_dict.bin` and `compression_state_dict.bin`, as by its `utils/export.py`.
+
+The text encoder, MERT and sometimes the codec are only named there; they come from their own repositories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from audiocraft_mlx.checkpoints.build import build_network
+from audiocraft_mlx.checkpoints.bundle import (
+    ModelBundle,
+    lm_dtype,
+    load_projection,
+    melody_conditioner,
+    read_tokenizer,
+    select_codebooks,
+)
+from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
+from audiocraft_mlx.checkpoints.tensors import load_state_dict
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
+from audiocraft_mlx.checkpoints.transformers import RELEASED_MAX_DURATION, load_network
+from audiocraft_mlx.conditioning.chroma import ChromaConfig
+from audiocraft_mlx.conditioning.prepend import AudioConditioner
+from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
+from audiocraft_mlx.conditioning.text import TextConditioner
+from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.sampling import SamplingParams
+from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
+from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.networks.mert import MERT, MERTConfig
+from audiocraft_mlx.networks.style_encoder import StyleConfig, StyleEncoder
+from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
+from audiocraft_mlx.networks.weights import Weights, pop_prefix
+
+LM_FILE = "state_dict.bin"
+CODEC_FILE = "compression_state_dict.bin"
+AUDIO_CONDITIONERS = ("chroma_stem", "style")
+"""audiocraft's names of the conditioners on audio that are supported: melody and style."""
+MERT_REPO = "m-a-p/MERT-v1-95M"
+
+_PRETRAINED = "//pretrained/"
+
+
+def load_model(model_files: ModelFiles) -> ModelBundle:
+    """The lazy model in `model_files`. Raises `CheckpointError` or `DownloadError`."""
+    path = model_files.local_path(LM_FILE)
+    source = str(path)
+    config, weights = _parse_package(read_torch_file(path), source)
+    lm_config = LMConfig.from_audiocraft(config)
+    t5_name = _read_text_encoder_name(config)
+    projection = pop_prefix(weights, "condition_provider.conditioners.description.output_proj.")
+    self_wav = pop_prefix(weights, "condition_provider.conditioners.self_wav.")
+    lm = build_network(LM, lm_config, weights, lm_dtype(), source)
+    t5_files = resolve_model(t5_name)
+    t5 = load_network(t5_files, T5Encoder, T5Config.from_transformers, T5Encoder.is_encoder_weight)
+    codec = select_codebooks(_find_codec(model_files, config), lm_config, *_read_stereo(config), source)
+    audio_conditioner, style_params = _load_audio_conditioner(
+        config, lm_config, self_wav, codec.sample_rate, source
+    )
+    return ModelBundle(
+        lm=lm,
+        codec=codec,
+        text_conditioner=TextConditioner(
+            read_tokenizer(t5_files), t5, load_projection(t5.config, lm_config, projection, source)
+        ),
+        max_duration=config.section("dataset").number("segment_duration", RELEASED_MAX_DURATION),
+        sampling=SamplingParams(),
+        guidance=GuidanceParams(two_step=config.section("transformer_lm").boolean("two_step_cfg", False)),
+        audio_conditioner=audio_conditioner,
+        style_params=style_params,
+        source_repo=model_files.source_repo,
+    )
+
+
+def _parse_package(package: Any, source: str) -> tuple[ConfigSection, Weights]:
+    """Configuration and tensors of a release file."""
+    if (
+        not isinstance(package, dict)
+        or not isinstance(package.get("xp.cfg"), str)
+        or "best_state" not in package
+    ):
+        raise CheckpointError(
+            f"{source} is not an audiocraft release file: it needs 'xp.cfg' and 'best_state'"
+        )
+    return ConfigSection.from_yaml(package["xp.cfg"], source), load_state_dict(package["best_state"], source)
+
+
+def _read_text_encoder_name(config: ConfigSection) -> str:
+    """The Hub name of the model's T5, after a check that its conditioners and their fusion are supported."""
+    conditioners = config.section("conditioners")
+    names = [name for name in conditioners.keys if name != "args"]  # `args` is for training
+    for name in names:
+        kind = conditioners.section(name).string("model")
+        if (name, kind) not in (("description", "t5"), *(("self_wav", kind) for kind in AUDIO_CONDITIONERS)):
+            raise conditioners.error(
+                name, f"is a {kind!r} condition; only text by T5, melody and style are supported"
+            )
+    if "description" not in names:
+        raise conditioners.error("description", "is missing; only models conditioned on text are supported")
+    fuser, has_audio = config.section("fuser"), "self_wav" in names
+    fuser.require("cross", [] if has_audio else ["description"])
+    fuser.require("prepend", ["self_wav", "description"] if has_audio else [], [])
+    for method in ("sum", "input_interpolate"):
+        fuser.require(method, [], [])
+    fuser.require("cross_attention_pos_emb", False, False)
+    t5 = conditioners.section("description").section("t5")
+    t5.require("finetune", False, False)
+    t5.require("normalize_text", False, False)
+    return t5.string("name")
+
+
+def _load_audio_conditioner(
+    config: ConfigSection, lm: LMConfig, weights: Weights, sample_rate: int, source: str
+) -> tuple[AudioConditioner | None, StyleParams]:
+    """The conditioner on melody or style, of `self_wav`'s weights, and the default style parameters."""
+    conditioners = config.section("conditioners")
+    kind = conditioners.section("self_wav").string("model") if "self_wav" in conditioners else None
+    if kind == "chroma_stem":
+        weights.pop("chroma.spec.window", None)  # a constant, rounded
+        chroma = ChromaConfig.from_audiocraft(config)
+        return melody_conditioner(
+            chroma, lm.dim, pop_prefix(weights, "output_proj.") | weights, source
+        ), StyleParams()
+    if kind == "style":
+        mert = _load_mert()
+        style = StyleConfig.from_audiocraft(config, mert.config.dim)
+        # The configuration names a size only; the weights show how many layers that is.
+        numbers = {int(name.split(".")[2]) for name in weights if name.startswith("transformer.layers.")}
+        if numbers:
+            style = replace(style, num_layers=max(numbers) + 1)
+        encoder = build_network(StyleEncoder, style, weights, mx.float32, source)
+        return StyleConditioner(mert, encoder, sample_rate), StyleParams.from_audiocraft(config)
+    if weights:
+        raise CheckpointError(f"{source} doesn't fit its configuration: it has weights of self_wav")
+    return None, StyleParams()
+
+
+def _load_mert() -> MERT:
+    return load_network(resolve_model(MERT_REPO), MERT, MERTConfig.from_transformers)
+
+
+def _read_stereo(config: ConfigSection) -> tuple[bool, int | None]:
+    """Whether the codebooks of two channels are interleaved, and how many are used per channel."""
+    interleave = config.section("interleave_stereo_codebooks")
+    interleave.require("per_timestep", False, False)
+    used = config.integer("compression_model_n_q") if "compression_model_n_q" in config else None
+    return interleave.boolean("use", False), used
+
+
+def _find_codec(model_files: ModelFiles, config: ConfigSection) -> Encodec:
+    """The codec beside the model, or else the one that its configuration names."""
+    if CODEC_FILE in model_files.files:
+        return _load_codec(model_files)
+    name = config.string("compression_model_checkpoint", "")
+    if not name.startswith(_PRETRAINED):
+        raise CheckpointError(
+            f"{model_files.name} has no {CODEC_FILE}, and its configuration names no public codec"
+            f" ({name!r}); put the codec's {CODEC_FILE} beside {LM_FILE}"
+        )
+    return _load_codec_by_name(name.removeprefix(_PRETRAINED))
+
+
+def _load_codec_by_name(name: str) -> Encodec:
+    model_files = resolve_model(name)
+    if CODEC_FILE in model_files.files:
+        return _load_codec(model_files)
+    return load_network(model_files, Encodec, EncodecConfig.from_transformers)
+
+
+def _load_codec(model_files: ModelFiles) -> Encodec:
+    path = model_files.local_path(CODEC_FILE)
+    package = read_torch_file(path)
+    if isinstance(package, dict) and isinstance(package.get("pretrained"), str):
+        return _load_codec_by_name(package["pretrained"])
+    config, weights = _parse_package(package, str(path))
+    return build_network(Encodec, EncodecConfig.from_audiocraft(config), weights, mx.float32, str(path))
