@@ -68,7 +68,7 @@ train-demo: .venv-parity/installed ## make the demo model anew: music, codec, la
 	cd training && ../.venv-parity/bin/python encode.py
 	cd training && ../.venv-parity/bin/python tokenizer.py
 	cd training && ../.venv-parity/bin/python train_lm.py
-	cd training && ../.venv-parity/bin/python export.py
+	cd training && ../.venv-parity/bin/python write_checkpoint.py
 	cd training && ../.venv-parity/bin/python evaluate.py
 	cd training && ../.venv-parity/bin/python pictures.py
 

@@ -1,6 +1,6 @@
-"""Draws `melody.png`: what a melody model hears of a scale. `python docs/melody_picture.py`
+"""Plots `melody.png`, a scale and its chromagram as a melody condition: `python docs/melody_picture.py`
 
-No released weights are needed: a scale without drums and bass isn't taken apart first.
+It needs no weights: a scale without drums and bass needs no source separation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from audiocraft_mlx.conditioning.chroma import ChromaConfig, chroma
 
 RATE = 32000
 SCALE = (60, 62, 64, 65, 67, 69, 71, 72, 71, 69, 67, 65, 64, 62, 60)
-"""MIDI notes, of half a second each: C major, up and down."""
+"""MIDI notes of 0.5 s each: C major, up and down."""
 
 
 def tone(note: int, seconds: float = 0.5) -> np.ndarray:
@@ -32,6 +32,6 @@ plot(
     Path(__file__).with_name("melody.png"),
     audio,
     RATE,
-    "A scale in C major, and below what a melody model hears of it",
+    "A scale in C major, and the chromagram that conditions a melody model",
     Chroma(frames, config.hop_length / RATE),
 )

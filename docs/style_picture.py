@@ -1,7 +1,6 @@
-"""Draws `style.png`: what a style model hears of some music. `python docs/style_picture.py`
+"""Plots `style.png`, music and its excerpt as a style condition: `python docs/style_picture.py`
 
-No released weights are needed: the music is the demo model's, and what is drawn is what is heard, not what is
-made of it.
+It needs no released weights: the music is the demo model's, and the plot shows only the condition.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ model = MusicGen.get_pretrained("demo")
 model.set_generation_params(duration=10, seed=1)
 audio = np.array(model.generate([PROMPT])[0])
 rate = model.sample_rate
-heard = audio[0, int(START * rate) : int((START + SECONDS) * rate)]
+excerpt = audio[0, int(START * rate) : int((START + SECONDS) * rate)]
 plot(
     Path(__file__).with_name("style.png"),
     audio,
     rate,
-    "Ten seconds of music, and below what a style model hears of it",
-    StyleExcerpt(heard, rate, START),
+    "Ten seconds of music, and the excerpt that conditions a style model",
+    StyleExcerpt(excerpt, rate, START),
 )

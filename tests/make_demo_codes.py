@@ -1,7 +1,7 @@
 """Held-out music for `test_demo.py`: `python tests/make_demo_codes.py` (needs torch and transformers).
 
-Four loops that training never had, as codes of the demo model's codec, their captions, and the mean negative
-log-likelihood (nats, by codebook) that transformers gives them: ours has to agree.
+Four held-out loops as codes of the demo model's codec, their captions, and their mean negative log-likelihood
+(nats, by codebook) in transformers, with which ours must agree.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ def main() -> None:
     codes = model.audio_encoder.encode(audio).audio_codes[0][:, :, :FRAMES]
     captions = [caption(attributes, random.Random(i)) for i, (attributes, _) in enumerate(loops)]
 
-    batch, books, frames = codes.shape
+    batch, codebooks, frames = codes.shape
     special = model.decoder.config.vocab_size
-    steps = frames + books - 1
-    sequence = torch.full((batch, books, steps + 1), special)
-    for k in range(books):
+    steps = frames + codebooks - 1
+    sequence = torch.full((batch, codebooks, steps + 1), special)
+    for k in range(codebooks):
         sequence[:, k, 1 + k : 1 + k + frames] = codes[:, k]
     text = tokenizer(captions, padding=True, return_tensors="pt")
     hidden = model.text_encoder(**text).last_hidden_state
     hidden = model.enc_to_dec_proj(hidden) * text.attention_mask[..., None]
     logits = model.decoder(
-        input_ids=sequence[:, :, :-1].reshape(batch * books, steps),
+        input_ids=sequence[:, :, :-1].reshape(batch * codebooks, steps),
         encoder_hidden_states=hidden,
         encoder_attention_mask=text.attention_mask,
-    ).logits.view(batch, books, steps, special)
-    likelihood = torch.log_softmax(logits, -1)
+    ).logits.view(batch, codebooks, steps, special)
+    log_probs = torch.log_softmax(logits, -1)
     nats = [
-        -likelihood[:, k, k : k + frames].gather(-1, codes[:, k, :, None]).mean().item() for k in range(books)
+        -log_probs[:, k, k : k + frames].gather(-1, codes[:, k, :, None]).mean().item()
+        for k in range(codebooks)
     ]
     np.savez_compressed(
         Path(__file__).with_name("demo_codes.npz"),

@@ -1,8 +1,8 @@
-"""Pack what the tests need of the reference goldens: `python tests/pack_goldens.py FOLDER`.
+"""Pack the reference goldens that the tests use: `python tests/pack_goldens.py FOLDER`.
 
 FOLDER holds `goldens/` and `goldens_hf/`: random models in the released formats, with inputs and outputs of
-audiocraft and of transformers. The archive lies beside this script; `tests/conftest.py` unpacks it. A run of
-the tests against another such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
+audiocraft and of transformers. The archive is written next to this script; `tests/conftest.py` unpacks it. To
+run the tests with another such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FILES = [
     ),
     *(f"goldens_hf/{name}" for name in ("mono.npz", "stereo.npz", "melody.npz", "meta.json")),
 ]
-# Of these arrays a part is enough, or only some are of use.
+# Files of which only some arrays, or parts of arrays, are packed.
 TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {
     "goldens/melody.npz": {
         **dict.fromkeys(
@@ -90,8 +90,8 @@ TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {
         **dict.fromkeys(
             (
                 *(
-                    f"normalize.{way}.{level}.{headroom}"
-                    for way in ("peak", "clip", "rms", "loudness")
+                    f"normalize.{strategy}.{level}.{headroom}"
+                    for strategy in ("peak", "clip", "rms", "loudness")
                     for level in ("loud", "quiet")
                     for headroom in (0, 1)
                 ),
@@ -104,7 +104,7 @@ TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {
 
 
 def pack(folder: Path) -> None:
-    # One stream with a window over all of it: the models share their text encoder.
+    # One stream, with a dictionary larger than all of it: the models have the same text encoder.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 64 << 20}]
     with (
         lzma.open(ARCHIVE, "wb", filters=filters) as stream,
@@ -120,7 +120,7 @@ def pack(folder: Path) -> None:
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # no times and owners: the same input gives the same archive
+    entry = tarfile.TarInfo(name)  # without time and owner: the same input gives the same archive
     entry.size = len(data)
     archive.addfile(entry, io.BytesIO(data))
 

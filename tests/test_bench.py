@@ -1,4 +1,4 @@
-"""`musicgen-mlx-bench`: what it shows, what it counts, and what it refuses."""
+"""`musicgen-mlx-bench`: its table, its counts and its errors."""
 
 from __future__ import annotations
 
@@ -7,43 +7,53 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from audiocraft_mlx.benchmark import SHAPES, companion, report, subject
-from audiocraft_mlx.benchmark.export import export
-from audiocraft_mlx.benchmark.graph import count_kernels, kernels_of_layer, kernels_of_step
-from audiocraft_mlx.benchmark.late import LateLM
-from audiocraft_mlx.benchmark.measure import Sample, cores, peak_memory, read_bandwidth
-from audiocraft_mlx.benchmark.ours import Ours
-from audiocraft_mlx.benchmark.shapes import random_checkpoint, shape
-from audiocraft_mlx.benchmark.subject import Subject
-from audiocraft_mlx.benchmark.suite import Row
-from audiocraft_mlx.benchmark.traffic import cache_bytes, weight_bytes
+from audiocraft_mlx.benchmark import SHAPES, report, transformers_process
+from audiocraft_mlx.benchmark import model as benchmark_model
+from audiocraft_mlx.benchmark.measure import Measurement, num_cpus, peak_memory, read_bandwidth
+from audiocraft_mlx.benchmark.mlx_backend import MLXBackend, PrefilledDecoder
+from audiocraft_mlx.benchmark.model import BenchmarkModel, model_shape, random_bundle
+from audiocraft_mlx.benchmark.step_costs import (
+    cache_bytes,
+    count_kernels,
+    kernels_per_layer,
+    kernels_per_step,
+    weight_bytes,
+)
+from audiocraft_mlx.benchmark.suite import Result
+from audiocraft_mlx.benchmark.transformers_model import to_transformers
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.quantization import quantization_of
 from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.cli.bench import main
+from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.weights import parameters
 
-POINTS = (0, 10, 20, 30)
+POSITIONS = (0, 10, 20, 30)
 ROWS = [
     "text encoding",
-    *(f"LM at {second} s" for second in POINTS),
+    *(f"LM at {second} s" for second in POSITIONS),
     "codec, 0.2 s",
     "generation, 0.2 s",
     "peak memory",
     "host time per step",
     "kernels per layer and step",
     "memory bandwidth",
-    *(f"{what} at {second} s" for second in POINTS for what in ("read per step", "limit", "reached")),
+    *(
+        f"{name} at {second} s"
+        for second in POSITIONS
+        for name in ("bytes per step", "bandwidth bound", "% of bound")
+    ),
 ]
 
 TINY = LMConfig(
@@ -60,12 +70,12 @@ TINY = LMConfig(
 
 @pytest.fixture(scope="module")
 def demo() -> ModelBundle:
-    checkpoint = random_checkpoint("demo")
-    checkpoint.materialize()
-    return checkpoint
+    bundle = random_bundle("demo")
+    bundle.materialize()
+    return bundle
 
 
-@pytest.mark.parametrize("options", [(), ("-q", "8")], ids=["whole", "quantized"])
+@pytest.mark.parametrize("options", [(), ("-q", "8")], ids=["float", "quantized"])
 def test_a_model_gives_a_table_and_json(
     options: tuple[str, ...],
     transformers_folder: Callable[[str], Path],
@@ -89,11 +99,11 @@ def test_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert result["random_weights"]
 
 
-def test_only_the_other_side_imports_torch() -> None:
-    package = Path(companion.__file__).parents[1]
+def test_only_the_transformers_backend_imports_torch() -> None:
+    package = Path(transformers_process.__file__).parents[1]
     pattern = re.compile(r"^\s*(import|from) (torch|transformers)\b", re.MULTILINE)
     found = [path.relative_to(package) for path in package.rglob("*.py") if pattern.search(path.read_text())]
-    assert found == [Path("benchmark", "theirs.py")]
+    assert found == [Path("benchmark", "transformers_backend.py")]
 
 
 def _check(result: dict, rows: list[str], table: str) -> None:
@@ -122,7 +132,7 @@ def _check(result: dict, rows: list[str], table: str) -> None:
         (["--shape", "demo", "-q", "4", "--compare", "onnx"], 2, "onnx"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_usage_error_is_one_line(
     arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == status
@@ -133,10 +143,10 @@ def test_a_mistake_is_one_line(
     assert message in err
 
 
-def test_a_comparison_without_torch_says_what_to_install(
+def test_a_comparison_without_torch_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(companion, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(transformers_process, "find_spec", lambda name: None if name == "torch" else object())
     assert main(["--shape", "demo", "--compare", "transformers"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -146,21 +156,23 @@ def test_a_comparison_without_torch_says_what_to_install(
     )
 
 
-class Ended(int):
-    """Makes `os._exit` out of what loads the other side."""
+class KilledModel(int):
+    """An exit status as the model: `os._exit` in place of `_start` ends the process with it."""
 
     name = "demo"
 
 
-def test_a_comparison_whose_process_is_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(companion, "_start", os._exit)
-    message = "demo: the process of transformers was ended"
-    with pytest.raises(MusicGenError, match=message), companion.companion(Ended(9)):  # type: ignore[arg-type]
+def test_a_killed_transformers_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_process, "_start", os._exit)
+    message = "demo: the transformers process was killed"
+    model = cast(BenchmarkModel, KilledModel(9))
+    with pytest.raises(MusicGenError, match=message), transformers_process.transformers_process(model):
         pass
 
 
-def test_fast_needs_a_quantized_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--shape", "demo", "--fast"]) == 2
+@pytest.mark.parametrize("option", ["--int8-activations", "--fast"])
+def test_int8_activations_need_a_quantized_model(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--shape", "demo", option]) == 2
     assert "8-bit activations need a quantized model" in capsys.readouterr().err
 
 
@@ -174,44 +186,45 @@ def test_kernels_are_counted_without_views() -> None:
     assert count_kernels(shared * mx.sin(shared)) == 3
 
 
-def test_kernels_of_a_layer_are_what_a_layer_adds(demo: ModelBundle) -> None:
+def test_kernels_per_layer_are_what_a_layer_adds(demo: ModelBundle) -> None:
     conditions = demo.text_conditioner.encode(["a tune"])
     layers = len(demo.lm.layers)
-    of_layer, of_step = kernels_of_layer(demo.lm, conditions), kernels_of_step(demo.lm, conditions)
+    per_layer = kernels_per_layer(demo.lm, conditions)
+    per_step = kernels_per_step(LMDecoder(demo.lm), conditions)
     assert len(demo.lm.layers) == layers
-    # A layer has six linear layers and two attentions, and there is something before and behind them.
-    assert of_layer >= 8
-    assert of_step > layers * of_layer
+    # A layer has six linear layers and two attentions; embedding, output and sampling come on top.
+    assert per_layer >= 8
+    assert per_step > layers * per_layer
 
 
-def test_bytes_of_a_step() -> None:
+def test_bytes_per_step() -> None:
     lm = LM(TINY)
     norms, attention, cross, feed_forward = 3 * 2 * 8, 8 * 24 + 8 * 8, 2 * 8 * 8, 2 * 8 * 16
     layers = 3 * (norms + attention + cross + feed_forward)
-    heads, last_norm, gathered = 8 * 20, 2 * 8, 2 * 2 * 8
-    assert weight_bytes(lm, rows=2) == 4 * (layers + heads + last_norm + gathered)
-    state = lm.start(ConditionTensors(cross=mx.zeros((2, 5, 8))), steps=12)
+    heads, last_norm, embedding_rows = 8 * 20, 2 * 8, 2 * 2 * 8
+    assert weight_bytes(lm, rows=2) == 4 * (layers + heads + last_norm + embedding_rows)
+    state = lm.make_cache(ConditionTensors(cross=mx.zeros((2, 5, 8))), steps=12)
     # Keys and values, layers, rows, positions, width.
     assert cache_bytes(state, positions=7) == 4 * (2 * 3 * 2 * 7 * 8 + 2 * 3 * 2 * 5 * 8)
 
 
 def test_a_late_step_reads_more(demo: ModelBundle) -> None:
-    ours = Ours("demo", demo)
+    ours = MLXBackend("demo", demo)
     width, layers, rate = demo.lm.config.dim, demo.lm.config.num_layers, 50
-    assert ours.bytes_of_step(30) - ours.bytes_of_step(20) == 4 * 2 * layers * 2 * 10 * rate * width
+    assert ours.bytes_per_step(30) - ours.bytes_per_step(20) == 4 * 2 * layers * 2 * 10 * rate * width
 
 
-def test_a_late_model_goes_on_from_its_offset() -> None:
+def test_a_prefilled_model_starts_at_its_offset() -> None:
     lm = LM(TINY)
     conditions = ConditionTensors(cross=mx.ones((1, 3, 8)))
-    late = LateLM(lm, offset=6, capacity=9)
+    prefilled = PrefilledDecoder(lm, None, offset=6, capacity=9)
     codes = mx.zeros((1, 2, 1), mx.int32)
-    state = late.start(conditions, steps=2)
-    logits = late(codes, state)
-    assert (state.offset, state.positions.shape[0]) == (7, 9)
-    assert late.special_token_id == 10
-    # It looks at all that is behind it, and stands elsewhere than at the start.
-    assert not mx.allclose(logits, lm(codes, lm.start(conditions, 2)))
+    sequences = prefilled.start(conditions, steps=2)
+    logits = sequences(codes)
+    assert (sequences.state.offset, sequences.state.positions.shape[0]) == (7, 9)
+    assert lm.special_token_id == 10
+    # It attends to the cached positions, and has another position than the first.
+    assert not mx.allclose(logits, lm(codes, conditions))
 
 
 @pytest.mark.parametrize(
@@ -219,80 +232,79 @@ def test_a_late_model_goes_on_from_its_offset() -> None:
     [("small", 420e6, 4), ("medium", 1.84e9, 4), ("large", 3.26e9, 4), ("stereo-small", 437e6, 8)],
 )
 def test_shapes_are_those_of_the_released_models(name: str, parameters_of_lm: float, codebooks: int) -> None:
-    wanted = shape(name)
-    assert sum(weight.size for weight in parameters(LM(wanted.lm)).values()) == pytest.approx(
+    shape = model_shape(name)
+    assert sum(weight.size for weight in parameters(LM(shape.lm)).values()) == pytest.approx(
         parameters_of_lm, rel=0.01
     )
-    assert wanted.lm.num_codebooks == codebooks
-    assert (wanted.codec.num_codebooks, wanted.codec.hop_length, wanted.t5.dim) == (4, 640, 768)
+    assert shape.lm.num_codebooks == codebooks
+    assert (shape.codec.num_codebooks, shape.codec.hop_length, shape.t5.dim) == (4, 640, 768)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_shape_can_be_promised(name: str) -> None:
-    checkpoint = random_checkpoint(name)
-    assert checkpoint.codec.channels == (2 if name.startswith("stereo") else 1)
-    assert checkpoint.lm.config.num_codebooks == checkpoint.codec.num_codebooks
+def test_every_shape_gives_a_lazy_model(name: str) -> None:
+    bundle = random_bundle(name)
+    assert bundle.codec.channels == (2 if name.startswith("stereo") else 1)
+    assert bundle.lm.config.num_codebooks == bundle.codec.num_codebooks
 
 
 def test_random_weights_are_the_same_each_time() -> None:
-    other, made = (parameters(random_checkpoint("demo").lm) for _ in range(2))
+    other, made = (parameters(random_bundle("demo").lm) for _ in range(2))
     assert all(mx.array_equal(value, other[name]) for name, value in made.items())
     assert all(mx.isfinite(value).all() for value in made.values())
 
 
 @pytest.mark.parametrize("model", ["mono", "stereo"])
-def test_exported_weights_are_those_of_the_file(
+def test_converted_weights_are_those_of_the_file(
     model: str, transformers_folder: Callable[[str], Path]
 ) -> None:
     folder = transformers_folder(model)
     file = load_file(folder / "model.safetensors")
-    theirs = {name: value.astype(np.float32) for name, value in file.items()}
-    exported = export(load(str(folder), lazy=True))
-    ours = {name: np.array(value) for name, value in exported.weights.items()}
-    # Two names of one table, of which a file has one.
+    stored = {name: value.astype(np.float32) for name, value in file.items()}
+    converted = to_transformers(load(str(folder), lazy=True))
+    ours = {name: np.array(value) for name, value in converted.weights.items()}
+    # Two names of one embedding, of which a file has one.
     tied = {"text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"}
     training = ("embed_avg", "cluster_size", "inited")
     assert {name for name in ours if not name.endswith(training)} - tied == {
-        name for name in theirs if not name.endswith(training)
+        name for name in stored if not name.endswith(training)
     } - tied
-    for name, wanted in theirs.items():
+    for name, expected in stored.items():
         if name.endswith("original1"):
-            wanted = wanted * theirs[name[:-1] + "0"] / np.sqrt((wanted**2).sum((1, 2), keepdims=True))
-        if "bias_ih" in name:  # the two that are only ever added
-            wanted = wanted + theirs[name.replace("_ih", "_hh")]
+            expected = expected * stored[name[:-1] + "0"] / np.sqrt((expected**2).sum((1, 2), keepdims=True))
+        if "bias_ih" in name:  # the two biases, which are only ever added
+            expected = expected + stored[name.replace("_ih", "_hh")]
         if "bias_hh" not in name and not name.endswith(training):
-            # One of the files has half precision, in which sums are rounded.
-            np.testing.assert_allclose(ours[name], wanted, rtol=1e-5, atol=2e-4, err_msg=name)
+            # One of the files is float16, in which the sums are rounded.
+            np.testing.assert_allclose(ours[name], expected, rtol=1e-5, atol=2e-4, err_msg=name)
     config = json.loads((folder / "config.json").read_text())
     for part in ("decoder", "text_encoder"):
-        expected = config[part]
-        for key, value in getattr(exported, part).items():
-            assert value == expected[key], key
+        for key, value in getattr(converted, part).items():
+            assert value == config[part][key], key
 
 
-def test_a_quantized_model_is_not_exported(transformers_folder: Callable[[str], Path]) -> None:
-    checkpoint = load(str(transformers_folder("mono")), quantize_to=8)
+def test_a_quantized_model_is_refused(transformers_folder: Callable[[str], Path]) -> None:
+    bundle = load(str(transformers_folder("mono")), quantize_to=8)
     with pytest.raises(UsageError, match="isn't quantized"):
-        export(checkpoint)
+        to_transformers(bundle)
 
 
-def test_ratios_say_how_many_times_as_good_ours_is() -> None:
-    slow, fast = Sample((3.0, 4.0, 9.0)), Sample((2.0, 2.0, 1.0))
-    assert Row("time", "s", fast, slow).ratio == 2
-    assert Row("rate", "steps/s", slow, fast, more_is_better=True).ratio == 2
-    assert Row("time", "s", fast).ratio is None
-    line = " ".join(report.line(Row("time", "s", fast, slow)).split())
+def test_a_ratio_is_how_many_times_better_ours_is() -> None:
+    slow, fast = Measurement((3.0, 4.0, 9.0)), Measurement((2.0, 2.0, 1.0))
+    assert Result("time", "s", fast, slow).ratio == 2
+    assert Result("rate", "steps/s", slow, fast, more_is_better=True).ratio == 2
+    assert Result("time", "s", fast).ratio is None
+    line = " ".join(report.line(Result("time", "s", fast, slow)).split())
     assert line == "time s 2 (1 to 2) 4 (3 to 9) 2.00x"
 
 
-def test_a_shape_is_run_with_what_a_model_is_run_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setattr(subject, "patch_mlx_blas", lambda: called.append(True))
-    assert quantization_of(Subject("demo", random=True).load(4).lm) == Quantization(4)
-    assert called
+def test_a_shape_uses_the_fast_blas_and_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched = []
+    monkeypatch.setattr(benchmark_model, "patch_mlx_blas", lambda: patched.append(True))
+    assert quantization_of(BenchmarkModel("demo", random=True).load(4).lm) == Quantization(4)
+    assert patched
 
 
 def test_the_machine_is_measured() -> None:
-    assert cores() >= 1
+    assert num_cpus() >= 1
     assert 1e7 < peak_memory() < 1e12
     assert 1e8 < read_bandwidth(size=2**24, tries=2) < 1e13

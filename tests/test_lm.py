@@ -133,7 +133,7 @@ def test_a_layer_with_an_adapter_takes_the_place_of_a_linear_one(layer: str, opt
 @pytest.mark.parametrize("positions", ["sin", "rope"])
 @pytest.mark.parametrize("cross", [True, False])
 def test_rows_join_and_leave(cross: bool, positions: str, bits: int | None) -> None:
-    """Three rows of other conditions, of which one joins later and one leaves, have the logits of each alone."""
+    """Three rows, of which one joins later and one leaves, have the logits of each alone."""
     lm = lm_of(cross, positions)
     lengths = (3, 3, 5)
     conditions = [conditions_of(cross, 1, length) for length in lengths]

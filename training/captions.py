@@ -1,4 +1,4 @@
-"""Attributes → a sentence, in many wordings. Some words are kept for the evaluation and never trained on."""
+"""Attributes → a caption, in many wordings; those of `unseen_caption` are only for the evaluation."""
 
 from __future__ import annotations
 
@@ -30,41 +30,40 @@ DRUMS = {
     "none": ("no drums", "without drums", "no percussion", "drumless"),
 }
 BASS = {True: ("with bass", "and bass", "bass line"), False: ("solo", "unaccompanied", "alone")}
-THINGS = ("track", "song", "tune", "piece", "loop", "music", "melody")
+NOUNS = ("track", "song", "tune", "piece", "loop", "music", "melody")
 
 
 def caption(attributes: Attributes, random_: random.Random) -> str:
-    """One of the training wordings: lists, phrases and sentences, with parts left out at times."""
+    """A training caption: a list, a phrase or a sentence, which may leave out attributes."""
     instrument = random_.choice(INSTRUMENTS[attributes.instrument])
     tempo = random_.choice(TEMPOS[attributes.tempo]) if random_.random() < 0.9 else ""
     mode = random_.choice(MODES[attributes.mode]) if random_.random() < 0.9 else ""
-    told = attributes.drums != "none" or random_.random() < 0.5
-    drums = random_.choice(DRUMS[attributes.drums]) if told else ""
+    named = attributes.drums != "none" or random_.random() < 0.5
+    drums = random_.choice(DRUMS[attributes.drums]) if named else ""
     bass = random_.choice(BASS[attributes.bass]) if random_.random() < 0.5 else ""
-    thing = random_.choice(THINGS)
-    shape = random_.random()
-    if shape < 0.35:
+    noun = random_.choice(NOUNS)
+    form = random_.random()
+    if form < 0.35:
         parts = [part for part in (tempo, mode, instrument, drums, bass) if part]
         random_.shuffle(parts)
         text = ", ".join(parts)
-    elif shape < 0.7:
+    elif form < 0.7:
         adjectives = [tempo, mode]
         random_.shuffle(adjectives)
-        text = (
-            f"{random_.choice(('a', ''))} {' '.join(adjectives)} {instrument} {thing} {joined(drums)} {bass}"
-        )
+        article = random_.choice(("a", ""))
+        text = f"{article} {' '.join(adjectives)} {instrument} {noun} {drums_phrase(drums)} {bass}"
     else:
-        text = f"{random_.choice(('a', ''))} {mode} {tempo} {thing} {random_.choice(('with', 'for', 'on'))}"
-        text += f" {instrument} {joined(drums, 'and')} {bass}"
+        text = f"{random_.choice(('a', ''))} {mode} {tempo} {noun} {random_.choice(('with', 'for', 'on'))}"
+        text += f" {instrument} {drums_phrase(drums, 'and')} {bass}"
     return " ".join(text.split())
 
 
-def joined(drums: str, word: str = "with") -> str:
+def drums_phrase(drums: str, word: str = "with") -> str:
     return drums if not drums or drums.startswith(("no ", "without", "drumless")) else f"{word} {drums}"
 
 
 def unseen_caption(attributes: Attributes, random_: random.Random) -> str:
-    """Wordings for the evaluation: sentences that training never has; every attribute is told."""
+    """A caption for the evaluation, a sentence not in training, with all attributes but the bass."""
     instrument = random_.choice(INSTRUMENTS[attributes.instrument])
     tempo = random_.choice(TEMPOS[attributes.tempo])
     mode = random_.choice(MODES[attributes.mode])
@@ -77,4 +76,4 @@ def unseen_caption(attributes: Attributes, random_: random.Random) -> str:
             "background music: {mode} {instrument} {drums}, {tempo}",
         )
     )
-    return template.format(mode=mode, tempo=tempo, instrument=instrument, drums=joined(drums))
+    return template.format(mode=mode, tempo=tempo, instrument=instrument, drums=drums_phrase(drums))

@@ -1,4 +1,4 @@
-"""EnCodec at toy size, in torch, for training: transformers' network and our own quantizer and losses."""
+"""A small EnCodec in torch, for training: transformers' network with our own quantizer and losses."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CODEBOOKS, CODES, DIMENSION, FILTERS = 4, 512, 64, 16
 def autocast() -> torch.autocast:
     """bfloat16 where the CPU has instructions for it; emulated it is slower than float32."""
     cpu = Path("/proc/cpuinfo")
-    has = cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=has)
+    supported = cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=supported)
 
 
 def make_encodec() -> EncodecModel:
-    """Transformers' network without its weight norm, which only slows training down here."""
+    """transformers' network without its weight norm, which only makes training slower here."""
     model = EncodecModel(
         EncodecConfig(
             sampling_rate=SAMPLE_RATE,
@@ -56,8 +56,8 @@ def _conv(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _conv_transpose(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    # As a convolution with one output channel per phase: exact, quicker, and right in bfloat16, where
-    # the gradient of torch 2.13's own is not.
+    # As a convolution with one output channel per phase: exact, faster, and correct in bfloat16, where
+    # the gradient of torch 2.13's own transposed convolution is wrong.
     conv = layer.conv
     stride = conv.stride[0]
     inputs, outputs, kernel = conv.weight.shape
@@ -71,21 +71,21 @@ def _conv_transpose(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def compiled(layers: nn.ModuleList) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`run_layers` on these layers, compiled in front of the LSTM and behind it (which can't be)."""
+    """`run_layers` on these layers, compiled except for the LSTM."""
     at = next(i for i, layer in enumerate(layers) if type(layer).__name__ == "EncodecLSTM")
     parts = [list(layers[:at]), [layers[at]], list(layers[at + 1 :])]
-    front, back = (
+    before, after = (
         torch.compile(lambda x, p=p: run_layers(p, x), dynamic=False) for p in (parts[0], parts[2])
     )
-    return lambda x: back(run_layers(parts[1], front(x)).contiguous())
+    return lambda x: after(run_layers(parts[1], before(x)).contiguous())
 
 
 def run_layers(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """An encoder's or decoder's layers, in a form that trains fast on a CPU."""
+    """Apply an encoder's or decoder's layers, in a form that trains fast on a CPU."""
     for layer in layers:
         match type(layer).__name__:
             case "EncodecConv1d" if layer.conv.out_channels == 1:
-                # The samples themselves: bfloat16's rounding would be audible.
+                # The output layer: the rounding of bfloat16 samples would be audible.
                 with torch.autocast("cpu", enabled=False):
                     x = _conv(layer, x.float())
             case "EncodecConv1d":
@@ -105,7 +105,7 @@ def run_layers(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
 
 
 class Quantizer(nn.Module):
-    """A residual vector quantizer whose codebooks follow running means (van den Oord et al. 2017, A.1)."""
+    """Residual vector quantizer with EMA codebook updates (van den Oord et al. 2017, appendix A.1)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ class Quantizer(nn.Module):
     def nearest(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
         return (2 * x @ codebook.T - codebook.pow(2).sum(1)).argmax(1)
 
-    def start(self, latents: torch.Tensor, rounds: int = 12) -> None:
-        """K-means of `latents` `[n, DIMENSION]`, codebook after codebook."""
+    def init_kmeans(self, latents: torch.Tensor, rounds: int = 12) -> None:
+        """Initialize one codebook after the other with k-means of `latents` `[n, DIMENSION]`."""
         residual = latents.clone()
         for k in range(CODEBOOKS):
             codebook = residual[torch.randperm(len(residual))[:CODES]].clone()
@@ -133,9 +133,12 @@ class Quantizer(nn.Module):
             residual = residual - codebook[self.nearest(residual, codebook)]
 
     def forward(
-        self, latents: torch.Tensor, learn: bool = False
+        self, latents: torch.Tensor, update: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Quantized latents `[B, D, F]` (straight-through gradients), commitment loss, codes `[B, K, F]`."""
+        """Quantized latents `[B, D, F]` (straight-through gradients), commitment loss, codes `[B, K, F]`.
+
+        `update` moves the codebooks towards the latents.
+        """
         batch, dimension, frames = latents.shape
         flat = latents.permute(0, 2, 1).reshape(-1, dimension).float()
         residual, total = flat.detach(), torch.zeros_like(flat)
@@ -144,15 +147,15 @@ class Quantizer(nn.Module):
             chosen = self.nearest(residual, self.codebooks[k])
             entries = self.codebooks[k][chosen]
             commitment = commitment + F.mse_loss(flat - total, entries)
-            if learn:
-                self._follow(k, chosen, residual)
+            if update:
+                self._ema_update(k, chosen, residual)
             codes.append(chosen.view(batch, frames))
             total, residual = total + entries, residual - entries
         quantized = flat + (total - flat).detach()
         return quantized.view(batch, frames, dimension).permute(0, 2, 1), commitment, torch.stack(codes, 1)
 
     @torch.no_grad()
-    def _follow(self, k: int, chosen: torch.Tensor, residual: torch.Tensor, decay: float = 0.99) -> None:
+    def _ema_update(self, k: int, chosen: torch.Tensor, residual: torch.Tensor, decay: float = 0.99) -> None:
         counts = torch.bincount(chosen, minlength=CODES).float()
         sums = torch.zeros_like(self.sums[k]).index_add_(0, chosen, residual)
         self.sizes[k].mul_(decay).add_(counts, alpha=1 - decay)
@@ -165,7 +168,7 @@ class Quantizer(nn.Module):
 
 
 class Codec(nn.Module):
-    """Encoder, quantizer and decoder with what training needs; audio `[B, samples]`."""
+    """Encoder, quantizer and decoder; audio `[B, samples]`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +191,7 @@ class Codec(nn.Module):
 
 
 def mel_filters(n_fft: int, mels: int, low: float = 30.0, high: float = 16000.0) -> torch.Tensor:
-    """Triangles `[mels, bins]`, each summing to 1."""
+    """Triangular filters `[mels, bins]`, each with sum 1."""
     points = 700 * (
         10 ** (np.linspace(*(2595 * np.log10(1 + f / 700) for f in (low, high)), mels + 2) / 2595) - 1
     )
@@ -201,17 +204,17 @@ def mel_filters(n_fft: int, mels: int, low: float = 30.0, high: float = 16000.0)
 
 
 class SpectralLoss:
-    """Distances of audio `[B, samples]` from a reference: log-mel (nats), spectral, and of the waveform."""
+    """Losses of audio `[B, samples]`: log-mel distance (nats), spectral convergence, waveform error."""
 
     RESOLUTIONS = ((2048, 512, 96), (512, 128, 48), (128, 64, 20))
-    FLOOR = 2e-4  # some 74 dB below a full-scale sine
+    FLOOR = 2e-4  # about 74 dB below a full-scale sine
 
     def __init__(self) -> None:
         self.windows = [torch.hann_window(n) for n, _, _ in self.RESOLUTIONS]
         self.filters = [mel_filters(n, mels) for n, _, mels in self.RESOLUTIONS]
 
     def __call__(
-        self, made: torch.Tensor, wanted: torch.Tensor
+        self, predicted: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mel = spectral = torch.zeros(())
         for (n, hop, _), window, filters in zip(self.RESOLUTIONS, self.windows, self.filters, strict=True):
@@ -224,18 +227,18 @@ class SpectralLoss:
                 )
                 .sqrt()
                 .div(window.sum())
-                for x in (made, wanted)
+                for x in (predicted, target)
             )
             log_a, log_b = (torch.log(filters @ x + self.FLOOR) for x in (a, b))
             mel = mel + (log_a - log_b).abs().mean()
             distance = (a - b).pow(2).sum((1, 2)).add(1e-9).sqrt()
             spectral = spectral + (distance / (b.pow(2).sum((1, 2)).sqrt() + 1e-3)).mean()
-        wave = ((made - wanted).pow(2).sum(1) / (wanted.pow(2).sum(1) + 1.0)).mean()
+        wave = ((predicted - target).pow(2).sum(1) / (target.pow(2).sum(1) + 1.0)).mean()
         return mel / 3, spectral / 3, wave
 
 
-def si_sdr(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def si_sdr(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Scale-invariant signal-to-distortion ratio in dB, for each row (Le Roux et al. 2019)."""
-    scale = (made * wanted).sum(1, keepdim=True) / wanted.pow(2).sum(1, keepdim=True)
-    target = scale * wanted
-    return 10 * torch.log10(target.pow(2).sum(1) / (made - target).pow(2).sum(1))
+    scale = (predicted * target).sum(1, keepdim=True) / target.pow(2).sum(1, keepdim=True)
+    scaled = scale * target
+    return 10 * torch.log10(scaled.pow(2).sum(1) / (predicted - scaled).pow(2).sum(1))

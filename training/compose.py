@@ -1,8 +1,8 @@
-"""Loops of two bars: attributes → events, everything on the grid of the codec's frames.
+"""Loops of two bars: attributes → events, all aligned to the codec's frames.
 
-The music is as simple as it can be and still be music, for a language model that is small. A note on every
-beat, all of one length: then a beat is a unit that can be learned as a whole. Beats of whole fifths of a
-second, after which a held note's codes repeat (`synth.py`): then what is played tells when the next is due.
+The music is kept very simple, for a small language model. One note on every beat, all of the same length: a
+beat is a unit that can be learned as a whole. Beats last a multiple of 0.2 s, the period after which a held
+note's codes repeat (`synth.py`): the codes so far show when the next note is due.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ FRAMES_PER_BEAT = {"slow": 40, "medium": 30, "fast": 20}  # 75, 100 and 150 beat
 INSTRUMENTS = ("piano", "guitar", "strings", "flute", "organ", "marimba", "synth")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 TONICS = {"major": 60, "minor": 57}  # C and A
-CHORDS = {"major": ((0, 3), (0, 4)), "minor": ((0, 3), (0, 5))}  # degrees of the two bars' roots
+CHORDS = {"major": ((0, 3), (0, 4)), "minor": ((0, 3), (0, 5))}  # scale degrees of the two bars' roots
 LOWEST = {"piano": 60, "guitar": 55, "strings": 57, "flute": 67, "organ": 57, "marimba": 60, "synth": 55}
-CONTOURS = ((0, 2, 4, 2), (4, 2, 0, 2), (0, 4, 2, 4), (0, 1, 2, 4))  # degrees above the root, one a beat
+CONTOURS = ((0, 2, 4, 2), (4, 2, 0, 2), (0, 4, 2, 4), (0, 1, 2, 4))  # degrees above the root, per beat
 DRUMS = ("none", "rock", "dance")
-# Of each of a bar's beats: (half beat, drum).
+# For each beat of a bar: (half beat, drum).
 DRUM_PATTERNS = {
     "none": ((), (), (), ()),
     "rock": (((0, "kick"),), ((0, "snare"),)) * 2,
@@ -28,7 +28,7 @@ DRUM_PATTERNS = {
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption tells of a loop."""
+    """The attributes of a loop that its caption describes."""
 
     instrument: str
     tempo: str
@@ -51,26 +51,27 @@ def draw_attributes(random_: random.Random) -> Attributes:
 
 
 def compose(attributes: Attributes, random_: random.Random, frames: int) -> list[tuple[int, str, int, int]]:
-    """Events (frame, instrument or drum, MIDI key, frames held) of a loop that fills `frames` frames."""
+    """Events (frame, instrument or drum, MIDI key, length in frames) of a loop of `frames` frames."""
     beat = FRAMES_PER_BEAT[attributes.tempo]
     chords = random_.choice(CHORDS[attributes.mode])
     contour = random_.choice(CONTOURS)
     events = []
     for number, start in enumerate(range(0, frames, beat)):
-        bar, place = divmod(number, 4)
+        bar, beat_in_bar = divmod(number, 4)
         root = chords[bar % 2]
-        key = pitch(attributes.mode, root + contour[place], LOWEST[attributes.instrument])
+        key = pitch(attributes.mode, root + contour[beat_in_bar], LOWEST[attributes.instrument])
         events.append((start, attributes.instrument, key, beat - 1))
         if attributes.bass:
             events.append((start, "bass", pitch(attributes.mode, root, 36), beat - 1))
         events += [
-            (start + half * beat // 2, kind, 0, 0) for half, kind in DRUM_PATTERNS[attributes.drums][place]
+            (start + half * beat // 2, kind, 0, 0)
+            for half, kind in DRUM_PATTERNS[attributes.drums][beat_in_bar]
         ]
     return [event for event in events if event[0] < frames]
 
 
 def pitch(mode: str, degree: int, lowest: int) -> int:
-    """The MIDI key of a scale's degree, in the octave that begins at the first tonic from `lowest` up."""
+    """The MIDI key of a scale degree, in the octave from the first tonic at or above `lowest`."""
     tonic = lowest + (TONICS[mode] - lowest) % 12
     # Within one octave and a fifth, so that no note is shrill.
     octave, step = divmod(degree, 7)

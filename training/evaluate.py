@@ -1,7 +1,8 @@
-"""Does the demo model follow the words, and does its codec sound clean? `python evaluate.py`
+"""Does the demo model follow its prompts, and how good is its codec? `python evaluate.py`
 
-The judges learn from real renders through the codec; their share of right answers on others (held out) stands
-beside that on generated clips, whose prompts are in wordings that training never had.
+Classifiers are trained on rendered loops through the codec. Their accuracy on held-out loops is the reference
+for the share of generated clips that they classify as prompted; the prompts have wordings that don't occur in
+training.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import torch
 from captions import unseen_caption
 from codec import SpectralLoss, si_sdr
 from compose import FRAMES_PER_BEAT, INSTRUMENTS, SCALES, Attributes
-from export import DEMO
 from loops import loop
-from measures import Judge, beat_peak
+from metrics import AttributeClassifier, beat_peak
 from transformers import MusicgenForConditionalGeneration
+from write_checkpoint import DEMO
 
 from audiocraft_mlx import MusicGen
 
 HELD_OUT_CLIPS = 96
-JUDGE_CLIPS = 420
+CLASSIFIER_CLIPS = 420
 
 
 def main() -> None:
@@ -41,35 +42,35 @@ def main() -> None:
     torch.set_num_threads(2)
     model = MusicGen.get_pretrained(str(arguments.model))
     renders = Renders(arguments.model, arguments.codes)
-    made, attributes = renders.decoded("held_out", HELD_OUT_CLIPS)
-    wanted = np.stack([loop(number, held_out=True)[1] for number in range(HELD_OUT_CLIPS)])
+    decoded, attributes = renders.decoded("held_out", HELD_OUT_CLIPS)
+    rendered = np.stack([loop(number, held_out=True)[1] for number in range(HELD_OUT_CLIPS)])
     codec = {
-        "SI-SDR median dB": round(si_sdr(torch.tensor(made), torch.tensor(wanted)).median().item(), 2),
-        "log-mel nats": round(SpectralLoss()(torch.tensor(made), torch.tensor(wanted))[0].item(), 3),
+        "SI-SDR median dB": round(si_sdr(torch.tensor(decoded), torch.tensor(rendered)).median().item(), 2),
+        "log-mel nats": round(SpectralLoss()(torch.tensor(decoded), torch.tensor(rendered))[0].item(), 3),
     }
     print(json.dumps(codec), flush=True)
-    examples, labels = renders.decoded("train", JUDGE_CLIPS)
-    judge = Judge(list(examples), labels)
-    real = shares(judge.right(list(made), attributes))
+    examples, labels = renders.decoded("train", CLASSIFIER_CLIPS)
+    classifier = AttributeClassifier(list(examples), labels)
+    reference = shares(classifier.is_correct(list(decoded), attributes))
     peaks = [
         beat_peak(clip, str(a["tempo"]))
-        for clip, a in zip(made, attributes, strict=True)
+        for clip, a in zip(decoded, attributes, strict=True)
         if a["drums"] != "none"
     ]
-    floor = float(np.percentile(peaks, 10))
-    print("real renders:", real, flush=True)
-    result: dict[str, object] = {"codec": codec, "real": real}
+    clear_beat = float(np.percentile(peaks, 10))
+    print("held-out loops:", reference, flush=True)
+    result: dict[str, object] = {"codec": codec, "held out": reference}
 
     for guidance in [model.guidance.coef, *arguments.guidance]:
         name = f"guidance {guidance:g}"
-        result[name] = evaluate(model, judge, floor, guidance, arguments)
+        result[name] = evaluate(model, classifier, clear_beat, guidance, arguments)
         print(f"{name}: {json.dumps(result[name], ensure_ascii=False)}", flush=True)
         arguments.out.parent.mkdir(exist_ok=True)
         arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
 
 
 class Renders:
-    """Real loops through the model's own codec: decoded from the codes that `encode.py` made with it."""
+    """Rendered loops after the model's codec: decoded from the codes that `encode.py` wrote."""
 
     def __init__(self, folder: Path, codes: Path) -> None:
         model = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -87,7 +88,7 @@ class Renders:
         return torch.cat(parts).numpy(), json.loads(str(self.codes[f"{name}_attributes"]))[:count]
 
 
-def wanted_attributes(count: int) -> list[Attributes]:
+def prompt_attributes(count: int) -> list[Attributes]:
     """Every combination of instrument, tempo and mode in turn, drums in half of them."""
     random_ = random.Random(11)
     grid = [(i, t, m) for m in SCALES for t in FRAMES_PER_BEAT for i in INSTRUMENTS]
@@ -99,13 +100,17 @@ def wanted_attributes(count: int) -> list[Attributes]:
 
 
 def evaluate(
-    model: MusicGen, judge: Judge, floor: float, guidance: float, arguments: argparse.Namespace
+    model: MusicGen,
+    classifier: AttributeClassifier,
+    clear_beat: float,
+    guidance: float,
+    arguments: argparse.Namespace,
 ) -> dict:
-    attributes = wanted_attributes(arguments.clips)
+    attributes = prompt_attributes(arguments.clips)
     random_ = random.Random(12)
     prompts = [unseen_caption(a, random_) for a in attributes]
     clips: list[np.ndarray] = []
-    began = time.time()
+    start_time = time.time()
     for start in range(0, len(prompts), 8):
         model.set_generation_params(
             duration=8.0,
@@ -115,33 +120,33 @@ def evaluate(
             temperature=arguments.temperature,
         )
         clips += list(np.array(model.generate(prompts[start : start + 8]))[:, 0])
-    seconds = (time.time() - began) / len(prompts)
-    right = shares(judge.right(clips, [a.to_json() for a in attributes]))
+    seconds = (time.time() - start_time) / len(prompts)
+    correct = shares(classifier.is_correct(clips, [a.to_json() for a in attributes]))
     beats = [
-        beat_peak(clip, a.tempo) > floor
+        beat_peak(clip, a.tempo) > clear_beat
         for clip, a in zip(clips, attributes, strict=True)
         if a.drums != "none"
     ]
     peaks = np.array([np.abs(clip).max() for clip in clips])
     level = np.array([np.sqrt((clip**2).mean()) for clip in clips])
     return {
-        **right,
+        **correct,
         "clear beat": share(np.array(beats)),
         "silent": int((level < 1e-3).sum()),
         "clipped": int((peaks > 1.0).sum()),
         "constant": int(sum(np.ptp(clip) < 1e-3 for clip in clips)),
-        "seconds a clip": round(seconds, 2),
+        "seconds per clip": round(seconds, 2),
     }
 
 
-def shares(right: dict[str, np.ndarray]) -> dict[str, str]:
-    return {task: share(values) for task, values in right.items()}
+def shares(correct: dict[str, np.ndarray]) -> dict[str, str]:
+    return {task: share(values) for task, values in correct.items()}
 
 
-def share(right: np.ndarray) -> str:
-    """A share with its standard error."""
-    p = right.mean()
-    return f"{p:.2f} ± {np.sqrt(p * (1 - p) / len(right)):.2f}"
+def share(correct: np.ndarray) -> str:
+    """The share of True in `correct` with its standard error."""
+    p = correct.mean()
+    return f"{p:.2f} ± {np.sqrt(p * (1 - p) / len(correct)):.2f}"
 
 
 if __name__ == "__main__":

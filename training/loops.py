@@ -1,7 +1,7 @@
-"""Loops by number: the same number is the same loop, for ever.
+"""Loops by number; a number always gives the same loop.
 
-There are some 2,000 different ones. Every twentieth is held out, as a whole: none of its kind is ever trained
-on, under whatever number.
+There are about 2,000 different loops, and several numbers can give the same one. A twentieth of the loops is
+held out: no number of the training set gives one of these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FRAMES = 400  # 8 s
 
 
 def loop(number: int, held_out: bool = False) -> tuple[Attributes, np.ndarray]:
-    """Attributes and audio, float32 `[FRAMES * 640]`, of loop `number` of the one set or the other."""
+    """Attributes and audio, float32 `[FRAMES * 640]`, of loop `number` of the training or held-out set."""
     random_ = random.Random(number)
     while True:
         attributes = draw_attributes(random_)

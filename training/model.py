@@ -1,4 +1,4 @@
-"""The demo model's shape, as transformers builds it."""
+"""The demo model, untrained, as a transformers model."""
 
 from __future__ import annotations
 

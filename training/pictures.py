@@ -1,4 +1,4 @@
-"""Held-out loops beside what the codec makes of them: `python pictures.py` → ../docs/codec.png."""
+"""Spectrograms of held-out loops before and after the codec: `python pictures.py` → ../docs/codec.png."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from codec import SAMPLE_RATE
 from compose import Attributes
 from evaluate import Renders
-from export import DEMO
 from loops import loop
+from write_checkpoint import DEMO
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SHOWN = ("strings", "flute", "organ", "piano")  # the first three hold their notes
+SHOWN = ("strings", "flute", "organ", "piano")  # the first three sustain their notes
 HIGHEST_HERTZ = 8000
 
 
@@ -29,11 +29,11 @@ def main() -> None:
     decoded, attributes = Renders(arguments.model, arguments.codes).decoded("held_out", 32)
     figure, axes = plt.subplots(len(SHOWN), 2, figsize=(12, 11), sharex=True, sharey=True)
     for row, instrument in zip(axes, SHOWN, strict=True):
-        number = next(n for n, what in enumerate(attributes) if what["instrument"] == instrument)
-        what, rendered = loop(number, held_out=True)
+        number = next(n for n, a in enumerate(attributes) if a["instrument"] == instrument)
+        loop_attributes, rendered = loop(number, held_out=True)
         for axis, audio, name in zip(row, (rendered, decoded[number]), ("rendered", "codec"), strict=True):
             draw(axis, audio)
-            axis.set_title(f"{describe(what)}: {name}", fontsize=9)
+            axis.set_title(f"{describe(loop_attributes)}: {name}", fontsize=9)
         row[0].set_ylabel("Hz")
     for axis in axes[-1]:
         axis.set_xlabel("seconds")
@@ -47,9 +47,10 @@ def draw(axis: plt.Axes, audio: np.ndarray) -> None:
     axis.set_ylim(0, HIGHEST_HERTZ)
 
 
-def describe(what: Attributes) -> str:
-    drums = "no drums" if what.drums == "none" else f"{what.drums} drums"
-    return f"{what.tempo} {what.instrument} in {what.mode}, {drums}{', bass' if what.bass else ''}"
+def describe(attributes: Attributes) -> str:
+    drums = "no drums" if attributes.drums == "none" else f"{attributes.drums} drums"
+    bass = ", bass" if attributes.bass else ""
+    return f"{attributes.tempo} {attributes.instrument} in {attributes.mode}, {drums}{bass}"
 
 
 if __name__ == "__main__":

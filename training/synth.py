@@ -1,8 +1,8 @@
-"""Our own synthesiser: notes and drums as sums of decaying partials and fixed noise.
+"""A synthesizer: notes and drums as sums of decaying partials and fixed noise.
 
-It is made for a small codec and a small language model to learn from. Every sound is a fixed sample: the same
-instrument, pitch and length is the same waveform, to the last bit. Pitches lie on a grid of 5 Hz (at most
-some 15 cents from equal temperament), so that a held note repeats after 10 codec frames of 20 ms.
+Its audio is easy to learn for a small codec and a small language model. The same instrument, pitch and length
+always give the same samples, bit by bit. Pitches are multiples of 5 Hz (at most about 15 cents from equal
+temperament), so that a held note repeats after 10 codec frames of 20 ms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 SAMPLE_RATE = 32000
 HOP = 640  # samples per codec frame
 GRID_HZ = 5.0
-LEVEL = 0.6  # keeps the fullest loops below full scale
+LEVEL = 0.6  # keeps the loudest loops below full scale
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ TIMBRES = {
 
 
 def frequency(key: int) -> float:
-    """Hertz of a MIDI key, on the grid."""
+    """Frequency of a MIDI key in Hz, rounded to a multiple of `GRID_HZ`."""
     return GRID_HZ * round(440 * 2 ** ((key - 69) / 12) / GRID_HZ)
 
 
 @cache
 def note(instrument: str, key: int, frames: int) -> np.ndarray:
-    """A note held for `frames` codec frames, float32, with its release behind."""
+    """A note of `frames` codec frames plus its release, float32 `[samples]`."""
     timbre = TIMBRES[instrument]
     held = frames * HOP
     release = int(timbre.release * SAMPLE_RATE)
@@ -74,7 +74,7 @@ def note(instrument: str, key: int, frames: int) -> np.ndarray:
 
 @cache
 def drum(kind: str) -> np.ndarray:
-    """A drum's one sample, float32."""
+    """The sample of a drum, float32 `[samples]`."""
     noise = np.random.default_rng(7).standard_normal(SAMPLE_RATE)
     spectrum, hertz = np.fft.rfft(noise), np.fft.rfftfreq(SAMPLE_RATE, 1 / SAMPLE_RATE)
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
@@ -90,11 +90,11 @@ def drum(kind: str) -> np.ndarray:
 
 
 def render(events: list[tuple[int, str, int, int]], frames: int) -> np.ndarray:
-    """Mix events (frame, instrument or drum, MIDI key, frames held) into `frames` frames of float32 audio."""
+    """Mix events (frame, instrument or drum, MIDI key, length in frames): float32 `[frames * HOP]`."""
     audio = np.zeros(frames * HOP, np.float32)
-    for start, what, key, length in events:
-        sound = note(what, key, length) if what in TIMBRES else drum(what)
-        at = start * HOP
-        end = min(len(audio), at + len(sound))
-        audio[at:end] += LEVEL * sound[: end - at]
+    for frame, name, key, length in events:
+        sound = note(name, key, length) if name in TIMBRES else drum(name)
+        start = frame * HOP
+        end = min(len(audio), start + len(sound))
+        audio[start:end] += LEVEL * sound[: end - start]
     return audio

@@ -1,4 +1,4 @@
-"""The tokenizer of the captions: `python tokenizer.py` → work/tokenizer/."""
+"""Train a tokenizer on captions: `python tokenizer.py` → work/tokenizer/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 480
-# So that other prompts fall into pieces that are not all letters.
+# Words of other prompts, so that these aren't all split into single letters.
 OTHER_WORDS = """the of and for music video game movie night morning rain ocean love dance party jazz blues
 folk metal pop ambient electronic orchestral soft loud deep high low warm cold dreamy epic funky groove summer
 winter child lullaby meditation violin cello saxophone trumpet beat 80s 90s retro classical play please"""

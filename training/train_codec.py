@@ -1,4 +1,4 @@
-"""Train the codec: `python train_codec.py --minutes 30`. Goes on from its checkpoint if there is one."""
+"""Train the codec: `python train_codec.py --minutes 30`. Continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main() -> None:
         codec.load_state_dict(saved["codec"])
         optimizer.load_state_dict(saved["optimizer"])
         step, elapsed = saved["step"], saved["elapsed"]
-        print(f"going on at step {step}")
+        print(f"continuing at step {step}")
     encode, decode = compiled(codec.encodec.encoder.layers), compiled(codec.encodec.decoder.layers)
     precision = autocast()
     random_ = random.Random(step)
@@ -48,7 +48,7 @@ def main() -> None:
     sums, since = np.zeros(4), time.time()
 
     while elapsed < 60 * arguments.minutes:
-        began = time.time()
+        step_start = time.time()
         rate = PEAK_RATE * min(1, (step + 1) / 150)
         progress = min(1, elapsed / (60 * arguments.minutes))
         for group in optimizer.param_groups:
@@ -57,13 +57,13 @@ def main() -> None:
         with precision:
             z = encode(audio[:, None]).float()
             if step >= KMEANS_AT:
-                quantized, commitment, _ = codec.quantizer(z, learn=True)
-            else:  # first a latent space, then its quantizer
+                quantized, commitment, _ = codec.quantizer(z, update=True)
+            else:  # at first without quantization
                 quantized, commitment = z, 0.01 * z.pow(2).mean()
                 if step >= KMEANS_AT - 50:
                     latents.append(z.detach().permute(0, 2, 1).reshape(-1, z.shape[1]))
-            made = decode(quantized)[:, 0].float()
-        mel, spectral, wave = loss(made, audio)
+            predicted = decode(quantized)[:, 0].float()
+        mel, spectral, wave = loss(predicted, audio)
         optimizer.zero_grad()
         (mel + spectral + wave + 0.25 * commitment).backward()
         norm = torch.nn.utils.clip_grad_norm_(codec.network_parameters(), 1.0)
@@ -71,17 +71,18 @@ def main() -> None:
             optimizer.step()
         step += 1
         if step == KMEANS_AT:
-            codec.quantizer.start(torch.cat(latents))
+            codec.quantizer.init_kmeans(torch.cat(latents))
         sums += [mel.item(), spectral.item(), wave.item(), commitment.item()]
         if step > 3:
-            elapsed += time.time() - began
+            elapsed += time.time() - step_start
         if step % REPORT == 0:
             speed = REPORT * BATCH * WINDOW / 50 / (time.time() - since)
             values = " ".join(
                 f"{name} {v / REPORT:.3f}" for name, v in zip(("mel", "sc", "wave", "com"), sums, strict=True)
             )
             print(
-                f"{elapsed / 60:.1f} min, step {step}: {values}; {speed:.0f} s of audio a second", flush=True
+                f"{elapsed / 60:.1f} min, step {step}: {values}; {speed:.0f} s of audio per second",
+                flush=True,
             )
             sums, since = np.zeros(4), time.time()
         if step % 1000 == 0:
@@ -103,11 +104,11 @@ def excerpt(pool: list[np.ndarray], random_: random.Random) -> np.ndarray:
 @torch.no_grad()
 def report(codec: Codec, loss: SpectralLoss, audio: torch.Tensor) -> None:
     quantized, _, codes = codec.quantizer(codec.encode(audio).float())
-    made = codec.decode(quantized)
-    mel, _, _ = loss(made, audio)
+    predicted = codec.decode(quantized)
+    mel, _, _ = loss(predicted, audio)
     used = [len(torch.unique(codes[:, k])) for k in range(codes.shape[1])]
     print(
-        f"  held out: SI-SDR {si_sdr(made, audio).median():.2f} dB, log-mel {mel:.3f} nats,"
+        f"  held out: SI-SDR {si_sdr(predicted, audio).median():.2f} dB, log-mel {mel:.3f} nats,"
         f" codes used {used} of {CODES}",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""How fast a model is here, and how much of that the machine would allow: `musicgen-mlx-bench`."""
+"""`musicgen-mlx-bench`: how fast a model is on this machine, and the bound that memory bandwidth sets."""
 
 SHAPES = ("small", "medium", "large", "stereo-small", "stereo-medium", "stereo-large", "demo")
-"""What can be measured without a checkpoint, with random weights (`shapes.py`)."""
+"""Model shapes that can be measured with random weights, without a checkpoint (`model.py`)."""

@@ -1,4 +1,4 @@
-"""Taking a measure: of time, of memory, of the memory's bandwidth."""
+"""Measuring time, memory and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 import mlx.core as mx
 
 _BANDWIDTH_BYTES = 2**29
-"""Read for a measurement of the bandwidth: far more than any cache holds."""
-_PROCESS = Path("/proc/self")
+"""Read to measure the bandwidth: far more than any CPU cache holds."""
+_PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What came of measuring the same thing one or more times."""
+class Measurement:
+    """The values of one quantity, one for each run."""
 
     values: tuple[float, ...]
 
@@ -30,55 +30,55 @@ class Sample:
         return statistics.median(self.values)
 
     @property
-    def low(self) -> float:
+    def min(self) -> float:
         return min(self.values)
 
     @property
-    def high(self) -> float:
+    def max(self) -> float:
         return max(self.values)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long `work` takes."""
+    """The time that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def cores() -> int:
-    """Processors that this process may use."""
+def num_cpus() -> int:
+    """Logical CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def peak_memory() -> float:
-    """The most memory in bytes that this process has had, on a GPU the most that its arrays have had."""
+    """Peak memory of this process in bytes; on a GPU, of its arrays."""
     if mx.default_device() == mx.gpu:
         return float(mx.get_peak_memory())
     if sys.platform == "linux":
-        # Not ru_maxrss: a process begins with that of the one that started it.
-        status = (_PROCESS / "status").read_text()
+        # Not ru_maxrss: a child process starts with its parent's.
+        status = (_PROC / "status").read_text()
         return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def forget_peak_memory() -> None:
-    """Have `peak_memory` count from now on, where the system can do that."""
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on, where the system supports it."""
     mx.clear_cache()
     mx.reset_peak_memory()
     with suppress(OSError):
-        (_PROCESS / "clear_refs").write_text("5")
+        (_PROC / "clear_refs").write_text("5")
 
 
 def read_bandwidth(size: int = _BANDWIDTH_BYTES, tries: int = 5) -> float:
-    """Bytes per second that can be read from memory: the best of some sums over `size` bytes."""
-    # One stream is one thread on a CPU, and one processor alone doesn't reach what the memory can give.
+    """Bytes per second that can be read from memory: the best of `tries` sums over `size` bytes."""
+    # On a CPU one stream is one thread, and a single core doesn't reach the memory's bandwidth.
     on_gpu = mx.default_device() == mx.gpu
-    streams = [mx.default_stream(mx.gpu)] if on_gpu else [mx.new_stream(mx.cpu) for _ in range(cores())]
-    # Whole numbers: on a CPU MLX's sums of floats are slower than the memory.
-    parts = [mx.ones(size // 8 // len(streams), mx.uint64) for _ in streams]
-    mx.eval(parts)
+    streams = [mx.default_stream(mx.gpu)] if on_gpu else [mx.new_stream(mx.cpu) for _ in range(num_cpus())]
+    # Integers: MLX's sums of floats on a CPU are slower than the memory.
+    chunks = [mx.ones(size // 8 // len(streams), mx.uint64) for _ in streams]
+    mx.eval(chunks)
 
     def read() -> None:
-        mx.eval([mx.sum(part, stream=stream) for part, stream in zip(parts, streams, strict=True)])
+        mx.eval([mx.sum(chunk, stream=stream) for chunk, stream in zip(chunks, streams, strict=True)])
 
-    return sum(part.nbytes for part in parts) / min(seconds(read) for _ in range(tries))
+    return sum(chunk.nbytes for chunk in chunks) / min(seconds(read) for _ in range(tries))

@@ -1,4 +1,4 @@
-"""What is measured, in which order: a generator of the table's rows."""
+"""The benchmark: what is measured, in which order; a generator of the table's rows."""
 
 from __future__ import annotations
 
@@ -12,131 +12,137 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from audiocraft_mlx.benchmark import measure
-from audiocraft_mlx.benchmark.companion import companion, require_transformers
-from audiocraft_mlx.benchmark.measure import Sample
-from audiocraft_mlx.benchmark.ours import Ours
-from audiocraft_mlx.benchmark.side import Side
-from audiocraft_mlx.benchmark.subject import Subject
+from audiocraft_mlx.benchmark.backend import Backend
+from audiocraft_mlx.benchmark.measure import Measurement
+from audiocraft_mlx.benchmark.mlx_backend import MLXBackend
+from audiocraft_mlx.benchmark.model import BenchmarkModel
+from audiocraft_mlx.benchmark.transformers_process import require_transformers, transformers_process
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.validation import validate_int, validate_number
 
-SECONDS = (0, 10, 20, 30)
-"""Where in the music the transformer's speed is measured: the further, the more there is to look back at."""
+POSITIONS = (0, 10, 20, 30)
+"""Seconds of the music at which the LM's speed is measured: the later, the more its attention reads."""
 _WARM_UP_DURATION = 0.5
 
 
 @dataclass(frozen=True)
 class Settings:
     duration: float
-    """Seconds of the music that is made as a whole."""
+    """Seconds, of the clip that is generated from the prompt to the audio."""
     runs: int
     bits: int | None = None
-    """To which ours is quantized."""
-    fast: bool = False
-    """Whether ours calculates with 8-bit activations."""
+    """To which our weights are quantized; None: not at all."""
+    int8_activations: bool = False
+    """Whether our quantized layers compute with int8 activations."""
     cache_bits: int | None = None
-    """In which ours keeps its keys and values; None: in what suits the weights."""
+    """Of our KV cache; None: the type that suits the weights."""
     compare: bool = False
-    """Whether with transformers."""
+    """Whether transformers is measured too."""
 
     def __post_init__(self) -> None:
         validate_number(
             "duration", self.duration, "from 0.1 to 1000 s", lambda seconds: 0.1 <= seconds <= 1000
         )
-        validate_int("runs", self.runs, "a whole number of at least 1", lambda runs: runs >= 1)
+        validate_int("runs", self.runs, "an integer of at least 1", lambda runs: runs >= 1)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One thing that was measured. `theirs` is None where there is nothing to compare, or nobody to."""
+class Result:
+    """One row of the table. `transformers` is None if it wasn't measured."""
 
     name: str
     unit: str
-    ours: Sample
-    theirs: Sample | None = None
+    ours: Measurement
+    transformers: Measurement | None = None
     more_is_better: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """How many times as good ours is; None without a comparison."""
-        if self.theirs is None:
+        """How many times better ours is, by the medians; None without a comparison."""
+        if self.transformers is None:
             return None
-        ours, theirs = self.ours.median, self.theirs.median
+        ours, theirs = self.ours.median, self.transformers.median
         return ours / theirs if self.more_is_better else theirs / ours
 
 
-def measure_all(subject: Subject, settings: Settings) -> Iterator[Row]:
+def run_benchmark(model: BenchmarkModel, settings: Settings) -> Iterator[Result]:
     """Yield each row as soon as it is known. Raises `MusicGenError`."""
     runs, duration = settings.runs, settings.duration
     if settings.compare:
         require_transformers()
-    checkpoint, loading = _load(subject, settings)
-    yield Row("random weights" if subject.random else "load", "s", loading)
-    ours = Ours(subject.name, checkpoint)
+    bundle, load_time = _load(model, settings)
+    yield Result("random weights" if model.random else "load", "s", load_time)
+    ours = MLXBackend(model.name, bundle, settings.cache_bits)
     with ExitStack() as stack:
-        sides: list[Side] = [ours]
+        backends: list[Backend] = [ours]
         if settings.compare:
-            sides.append(stack.enter_context(companion(subject)))
-        for side in sides:
-            side.generate(min(duration, _WARM_UP_DURATION))
-        yield _compare("text encoding", "ms", sides, runs, lambda side: 1e3 * side.encode_text())
+            backends.append(stack.enter_context(transformers_process(model)))
+        for backend in backends:
+            backend.generate(min(duration, _WARM_UP_DURATION))
+        yield _measure("text encoding", "ms", backends, runs, lambda backend: 1e3 * backend.encode_text())
         rates = {}
-        for second in SECONDS:
-            if second <= checkpoint.max_duration:
-                row = _compare_steps(second, sides, runs)
-                rates[second] = row.ours
-                yield row
-        yield _compare(f"codec, {duration:g} s", "s", sides, runs, lambda side: side.decode(duration))
-        yield _compare(f"generation, {duration:g} s", "s", sides, runs, lambda side: side.generate(duration))
-        # Elsewhere a process can't tell, or it is another kind of memory.
+        for second in POSITIONS:
+            if second <= bundle.max_duration:
+                result = _measure_steps(second, backends, runs)
+                rates[second] = result.ours
+                yield result
+        yield _measure(
+            f"codec, {duration:g} s", "s", backends, runs, lambda backend: backend.decode(duration)
+        )
+        yield _measure(
+            f"generation, {duration:g} s", "s", backends, runs, lambda backend: backend.generate(duration)
+        )
+        # On a GPU and elsewhere than on Linux the numbers of the two programs aren't comparable.
         comparable = sys.platform == "linux" and mx.default_device() == mx.cpu
-        tellers = sides if comparable else sides[:1]
-        yield _compare("peak memory", "GB", tellers, 1, lambda side: side.peak_memory() / 1e9)
-    yield _compare("host time per step", "ms", [ours], runs, lambda side: 1e3 * ours.host_time())
-    yield Row("kernels per layer and step", "", Sample((ours.kernels_of_layer(),)))
-    yield from _limits(ours, rates)
+        memory_backends = backends if comparable else backends[:1]
+        yield _measure("peak memory", "GB", memory_backends, 1, lambda backend: backend.peak_memory() / 1e9)
+    yield _measure("host time per step", "ms", [ours], runs, lambda backend: 1e3 * ours.host_time())
+    yield Result("kernels per layer and step", "", Measurement((ours.kernels_per_layer(),)))
+    yield from _bandwidth_bounds(ours, rates)
 
 
-def _load(subject: Subject, settings: Settings) -> tuple[ModelBundle, Sample]:
-    checkpoint = subject.read()  # downloads what isn't there yet
+def _load(model: BenchmarkModel, settings: Settings) -> tuple[ModelBundle, Measurement]:
+    bundle = model.read()  # downloads missing files, before the time is taken
     times = []
     for _ in range(settings.runs):
-        # Never two models at once.
-        del checkpoint
+        # Never two models in memory.
+        del bundle
         gc.collect()
         start = time.perf_counter()
-        checkpoint = subject.load(settings.bits, settings.fast, settings.cache_bits)
+        bundle = model.load(settings.bits, settings.int8_activations)
         times.append(time.perf_counter() - start)
-    return checkpoint, Sample(tuple(times))
+    return bundle, Measurement(tuple(times))
 
 
-def _compare(
+def _measure(
     name: str,
     unit: str,
-    sides: Sequence[Side],
+    backends: Sequence[Backend],
     runs: int,
-    work: Callable[[Side], float],
+    work: Callable[[Backend], float],
     more_is_better: bool = False,
-) -> Row:
-    """`work` of all sides in turns, so that whatever else the machine does meets each of them."""
-    values = [[work(side) for side in sides] for _ in range(runs)]
-    ours, *theirs = (Sample(of_side) for of_side in zip(*values, strict=True))
-    return Row(name, unit, ours, theirs[0] if theirs else None, more_is_better)
+) -> Result:
+    """Run `work` for the backends in turns, so that other load on the machine affects all of them."""
+    values = [[work(backend) for backend in backends] for _ in range(runs)]
+    ours, *theirs = (Measurement(of_backend) for of_backend in zip(*values, strict=True))
+    return Result(name, unit, ours, theirs[0] if theirs else None, more_is_better)
 
 
-def _compare_steps(second: int, sides: Sequence[Side], runs: int) -> Row:
+def _measure_steps(second: int, backends: Sequence[Backend], runs: int) -> Result:
     name = f"LM at {second} s"
-    return _compare(name, "steps/s", sides, runs, lambda side: 1 / side.step(second), more_is_better=True)
+    return _measure(
+        name, "steps/s", backends, runs, lambda backend: 1 / backend.step(second), more_is_better=True
+    )
 
 
-def _limits(ours: Ours, rates: dict[int, Sample]) -> Iterator[Row]:
-    """What the memory would allow if nothing but reading took time, and how much of that is reached."""
+def _bandwidth_bounds(ours: MLXBackend, rates: dict[int, Measurement]) -> Iterator[Result]:
+    """The rate if a step only had to read its bytes from memory, and the share of it that is reached."""
     bandwidth = measure.read_bandwidth()
-    yield Row("memory bandwidth", "GB/s", Sample((bandwidth / 1e9,)))
+    yield Result("memory bandwidth", "GB/s", Measurement((bandwidth / 1e9,)))
     for second, rate in rates.items():
-        size = ours.bytes_of_step(second)
-        limit = bandwidth / size
-        yield Row(f"read per step at {second} s", "GB", Sample((size / 1e9,)))
-        yield Row(f"limit at {second} s", "steps/s", Sample((limit,)))
-        reached = tuple(100 * value / limit for value in rate.values)
-        yield Row(f"reached at {second} s", "%", Sample(reached))
+        size = ours.bytes_per_step(second)
+        bound = bandwidth / size
+        yield Result(f"bytes per step at {second} s", "GB", Measurement((size / 1e9,)))
+        yield Result(f"bandwidth bound at {second} s", "steps/s", Measurement((bound,)))
+        share = tuple(100 * value / bound for value in rate.values)
+        yield Result(f"% of bound at {second} s", "%", Measurement(share))

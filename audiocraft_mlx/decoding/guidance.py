@@ -100,7 +100,7 @@ def apply_guidance(
     unconditional: mx.array,
     audio_only: mx.array | None = None,
 ) -> mx.array:
-    """The guided logits of the branches' logits `[B, K, card]`; `coef` and `beta` are numbers or `[B, 1, 1]`."""
+    """Guided logits of the branches' logits `[B, K, card]`; `coef` and `beta` are numbers or `[B, 1, 1]`."""
     if audio_only is not None and beta is not None:
         conditional = audio_only + (conditional - audio_only) * beta
     return unconditional + (conditional - unconditional) * coef

@@ -25,7 +25,7 @@ from transformers import (
     T5Config,
 )
 
-from audiocraft_mlx.benchmark.shapes import ENCODEC_32KHZ, T5_BASE
+from audiocraft_mlx.benchmark.model import ENCODEC_32KHZ, T5_BASE
 from audiocraft_mlx.decoding.guidance import apply_guidance
 from audiocraft_mlx.decoding.windows import Window
 from audiocraft_mlx.models.musicgen import MusicGen

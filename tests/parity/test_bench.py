@@ -1,4 +1,4 @@
-"""The benchmark's comparison: transformers has the same model as ours, and both are measured."""
+"""The benchmark's comparison: transformers runs the same model as ours, and both are measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from audiocraft_mlx.benchmark.shapes import random_checkpoint
-from audiocraft_mlx.benchmark.side import PROMPT
-from audiocraft_mlx.benchmark.theirs import Theirs
+from audiocraft_mlx.benchmark.backend import PROMPT
+from audiocraft_mlx.benchmark.model import random_bundle
+from audiocraft_mlx.benchmark.transformers_backend import TransformersBackend
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.cli.bench import main
@@ -21,24 +21,24 @@ from audiocraft_mlx.cli.bench import main
 from .pair import relative_error
 
 
-def side(checkpoint: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> Theirs:
-    # torch's threads would wait for a processor that is taken.
+def make_backend(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> TransformersBackend:
+    # More torch threads would wait for cores that other tests use.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with torch.no_grad():  # gives back the gradients, which it turns off for its whole process
-        return Theirs(checkpoint)
+    with torch.no_grad():  # restores the gradients afterwards, which the backend turns off
+        return TransformersBackend(bundle)
 
 
 @pytest.mark.parametrize("model", ["demo", "stereo"])
-def test_both_have_the_same_model(
+def test_transformers_runs_the_same_model(
     model: str, transformers_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if model == "demo":
-        as_read, ours = random_checkpoint("demo"), random_checkpoint("demo")
+        lazy, ours = random_bundle("demo"), random_bundle("demo")
         ours.materialize()
     else:
         folder = str(transformers_folder(model))
-        as_read, ours = load(folder, lazy=True), load(folder)
-    theirs = side(as_read, monkeypatch)
+        lazy, ours = load(folder, lazy=True), load(folder)
+    theirs = make_backend(lazy, monkeypatch)
     rng = np.random.default_rng(0)
     steps, codebooks = 5, ours.lm.config.num_codebooks
     codes = rng.integers(0, ours.lm.config.cardinality, (1, codebooks, steps))
@@ -49,28 +49,28 @@ def test_both_have_the_same_model(
             attention_mask=torch.from_numpy(mask).long(),
             decoder_input_ids=torch.from_numpy(codes).flatten(0, 1),
         ).logits
-        audio = theirs.audio(torch.from_numpy(codes))
+        audio = theirs.decode_audio(torch.from_numpy(codes))
     conditions = ours.text_conditioner.encode([PROMPT])
-    our_logits = ours.lm(mx.array(codes), ours.lm.start(conditions, steps))
+    our_logits = ours.lm(mx.array(codes), conditions)
     assert relative_error(our_logits, logits[None].numpy()) < 1e-3
     assert relative_error(ours.codec.decode(mx.array(codes)), audio.numpy()) < 1e-3
 
 
-def test_a_late_step_looks_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = side(random_checkpoint("demo"), monkeypatch)
-    seen = []
+def test_a_late_step_attends_to_all_positions_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = make_backend(random_bundle("demo"), monkeypatch)
+    lengths = []
     forward = theirs.model.decoder.forward
 
     def record(*arguments: object, **options: object) -> object:
-        seen.append(options["past_key_values"].get_seq_length())  # type: ignore[attr-defined]
+        lengths.append(options["past_key_values"].get_seq_length())  # type: ignore[attr-defined]
         return forward(*arguments, **options)
 
     theirs.model.decoder.forward = record
     assert theirs.step(10) > 0
-    assert seen == list(range(482, 500))
+    assert lengths == list(range(482, 500))
 
 
-def test_a_comparison_has_both_and_their_ratio(
+def test_a_comparison_reports_both_and_their_ratio(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

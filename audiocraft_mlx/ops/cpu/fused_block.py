@@ -17,8 +17,8 @@ FusedBlockStep = Callable[[mx.array, mx.array, mx.array, mx.array | None, int, m
 """From a block's queries, keys and values to its output.
 
 Its arguments: `x` `[B, 1, dim]`; `qkv` `[B, 1, 3 * dim]`; the cache `[B, 2 * heads, capacity, head_dim]` and,
-if it is int8, its scales; the number of its positions to attend to, the step's own included; bool `[B, length]`,
-False where it may not attend to, or None.
+if it is int8, its scales; the number of its positions to attend to, the step's own included; and bool
+`[B, length]`, False where it may not attend to, or None.
 """
 
 

@@ -1,4 +1,4 @@
-"""What a clip sounds like, measured: features of the signal, and classifiers learned on real renders."""
+"""Features of a clip's audio, and classifiers of its attributes trained on rendered loops."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def spectrogram(audio: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
 
 
 def onset_strength(audio: np.ndarray) -> np.ndarray:
-    """Rise of the log-mel spectrum from one codec frame (20 ms) to the next, summed over bands."""
+    """Rise of the log-mel spectrum from one codec frame (20 ms) to the next, mean of all bands."""
     mel = mel_filters(1024, 40).numpy() @ spectrogram(audio, 1024, 640)
     rise = np.maximum(0, np.diff(np.log(mel + 1e-2), axis=1))
     return rise.mean(axis=0)
 
 
 def onset_autocorrelation(audio: np.ndarray, lags: int = 130) -> np.ndarray:
-    """Autocorrelation of the onset strength at lags of 0 … `lags` - 1 frames, 1 at lag 0."""
+    """Autocorrelation of the onset strength at lags of 0 … `lags` - 1 frames, normalized to 1 at lag 0."""
     strength = onset_strength(audio)
     strength = strength - strength.mean()
     full = np.correlate(strength, strength, "full")[len(strength) - 1 :]
@@ -47,13 +47,13 @@ def onset_autocorrelation(audio: np.ndarray, lags: int = 130) -> np.ndarray:
 
 
 def beat_peak(audio: np.ndarray, tempo: str) -> float:
-    """The autocorrelation's peak within a frame of the beat's period: how clear the beat is."""
+    """How clear the beat is: the autocorrelation's maximum within one frame of the beat's period."""
     period = FRAMES_PER_BEAT[tempo]
     return float(onset_autocorrelation(audio)[period - 1 : period + 2].max())
 
 
 def chroma(audio: np.ndarray) -> np.ndarray:
-    """Energy of the 12 pitch classes from C2 to C6, summing to 1."""
+    """Energy of the 12 pitch classes from C2 to C6, normalized to sum 1."""
     magnitudes = spectrogram(audio, 8192, 2048)
     hertz = np.fft.rfftfreq(8192, 1 / SAMPLE_RATE)
     used = (hertz > 63) & (hertz < 1060)
@@ -70,8 +70,8 @@ def features(audio: np.ndarray) -> np.ndarray:
     return np.concatenate([*parts, onset_autocorrelation(audio), 3 * chroma(audio)]).astype(np.float32)
 
 
-class Judge:
-    """A small network for each question, trained on features of real renders through the codec."""
+class AttributeClassifier:
+    """A small network for each attribute, trained on features of rendered loops through the codec."""
 
     def __init__(self, clips: list[np.ndarray], attributes: list[dict[str, object]], seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -96,8 +96,10 @@ class Judge:
         return (x - self.mean) / self.std
 
     @torch.no_grad()
-    def right(self, clips: list[np.ndarray], attributes: list[dict[str, object]]) -> dict[str, np.ndarray]:
-        """For each question, which clips are heard as their attributes say."""
+    def is_correct(
+        self, clips: list[np.ndarray], attributes: list[dict[str, object]]
+    ) -> dict[str, np.ndarray]:
+        """For each attribute, which clips are classified as `attributes` says: bool `[clips]`."""
         x = self.scaled(torch.tensor(np.stack([features(clip) for clip in clips])))
         return {
             task: network(x).argmax(1).numpy() == np.array([target(task, a) for a in attributes])

@@ -1,4 +1,4 @@
-"""From our networks back to transformers' configuration and names: the inverse of their `sanitize`."""
+"""Our networks as transformers' configuration and state dict: the inverse of their `sanitize`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from audiocraft_mlx.networks.weights import Weights, parameters, rename
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A model as transformers has it."""
+class TransformersModel:
+    """What transformers needs to build a model."""
 
     decoder: dict[str, Any]
     text_encoder: dict[str, Any]
@@ -29,23 +29,31 @@ class Exported:
     """The state dict of `MusicgenForConditionalGeneration`."""
 
 
-def export(checkpoint: ModelBundle) -> Exported:
-    """Of a model as it was read, its weights in the order of the files.
+def to_transformers(bundle: ModelBundle) -> TransformersModel:
+    """Convert a model as `load.read` returns it: its weights not yet reordered for speed.
 
-    Raises `UsageError` for one that transformers can't have.
+    Raises `UsageError` for a model that transformers can't run.
     """
-    lm, t5, codec = checkpoint.lm, checkpoint.text_conditioner.t5, checkpoint.mono_codec
-    projection = checkpoint.text_conditioner.output_proj
+    lm, t5, codec = bundle.lm, bundle.text_conditioner.t5, bundle.mono_codec
+    projection = bundle.text_conditioner.output_proj
     if quantization_of(lm) is not None:
-        raise UsageError("--compare needs a model that isn't quantized; give the one that it was made from")
-    channels = 2 if isinstance(checkpoint.codec, InterleavedStereoCodec) else 1
+        raise UsageError(
+            "--compare needs a model that isn't quantized; give the model that it was converted from"
+        )
+    channels = 2 if isinstance(bundle.codec, InterleavedStereoCodec) else 1
     delays = tuple(k // channels for k in range(lm.config.num_codebooks))
     if lm.config.delays != delays or lm.config.rotary_positions or lm.config.bias_attention:
-        raise UsageError("--compare needs a model of the released kind, which transformers can run, too")
-    parts = {"decoder": _lm(lm), "text_encoder": _t5(t5), "audio_encoder": _codec(codec)}
+        raise UsageError(
+            "--compare needs a model with the released architecture, the only one that transformers can run"
+        )
+    parts = {
+        "decoder": _lm_weights(lm),
+        "text_encoder": _t5_weights(t5),
+        "audio_encoder": _codec_weights(codec),
+    }
     if projection is not None:
         parts["enc_to_dec_proj"] = parameters(projection)
-    return Exported(
+    return TransformersModel(
         decoder={
             "vocab_size": lm.config.cardinality,
             "pad_token_id": lm.special_token_id,
@@ -94,19 +102,19 @@ def export(checkpoint: ModelBundle) -> Exported:
 
 
 def _bandwidth(codec: Encodec) -> float:
-    """Of all codebooks in kbit/s, and half a codebook more, for no rounding to take one away."""
+    """Of all codebooks in kbit/s, and of half a codebook more, so that rounding doesn't drop one."""
     bits = (codec.config.cardinality - 1).bit_length()
     return (codec.config.num_codebooks + 0.5) * codec.frame_rate * bits / 1000
 
 
-def _lm(lm: LM) -> Weights:
+def _lm_weights(lm: LM) -> Weights:
     weights = parameters(lm)
     for ours, theirs in (("embed", "model.decoder.embed_tokens"), ("lm_heads", "lm_heads")):
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in weights:
                 parts = mx.split(weights.pop(f"{ours}.{kind}"), lm.config.num_codebooks)
                 weights |= {f"{theirs}.{k}.{kind}": part for k, part in enumerate(parts)}
-    _unpack(weights)
+    _split_packed(weights)
     return rename(
         weights,
         [
@@ -121,9 +129,9 @@ def _lm(lm: LM) -> Weights:
     )
 
 
-def _t5(t5: T5Encoder) -> Weights:
+def _t5_weights(t5: T5Encoder) -> Weights:
     weights = parameters(t5)
-    _unpack(weights)
+    _split_packed(weights)
     weights = rename(
         weights,
         [
@@ -142,35 +150,35 @@ def _t5(t5: T5Encoder) -> Weights:
     return weights
 
 
-def _unpack(weights: Weights) -> None:
-    """Take the packed projections of attention apart."""
+def _split_packed(weights: Weights) -> None:
+    """Split the packed attention projections (`qkv_proj`, `kv_proj`) into one for each of q, k and v."""
     for name in list(weights):
         if packed := re.search(r"\.(qkv|kv)_proj\.", name):
-            parts = packed.group(1)
-            for part, value in zip(parts, mx.split(weights.pop(name), len(parts)), strict=True):
-                weights[name.replace(f".{parts}_proj.", f".{part}_proj.")] = value
+            letters = packed.group(1)
+            for letter, value in zip(letters, mx.split(weights.pop(name), len(letters)), strict=True):
+                weights[name.replace(f".{letters}_proj.", f".{letter}_proj.")] = value
 
 
-def _codec(codec: Encodec) -> Weights:
+def _codec_weights(codec: Encodec) -> Weights:
     weights = parameters(codec)
     for k, codebook in enumerate(weights.pop("quantizer.codebooks")):
-        start = f"quantizer.layers.{k}.codebook."
-        weights[f"{start}embed"] = codebook
-        # Training's statistics.
-        weights[f"{start}embed_avg"] = codebook
-        weights[f"{start}cluster_size"] = mx.zeros(codebook.shape[0])
-        weights[f"{start}inited"] = mx.ones(1)
+        prefix = f"quantizer.layers.{k}.codebook."
+        weights[f"{prefix}embed"] = codebook
+        # Statistics of the training, not used in inference.
+        weights[f"{prefix}embed_avg"] = codebook
+        weights[f"{prefix}cluster_size"] = mx.zeros(codebook.shape[0])
+        weights[f"{prefix}inited"] = mx.ones(1)
     for name in [name for name in weights if re.search(r"\.lstm\.\d+\.bias$", name)]:
-        # torch keeps two biases that are only ever added.
+        # torch's LSTM has two biases, which are only ever added.
         weights[name.replace(".bias", ".bias_hh")] = mx.zeros_like(weights[name])
     transposed = {
         f"{path}.conv.weight" for path, layer in codec.named_modules() if isinstance(layer, ConvTranspose1d)
     }
     for name in [name for name in weights if name.endswith(".conv.weight")]:
         weight = weights.pop(name).transpose((2, 0, 1) if name in transposed else (0, 2, 1))
-        start = name.replace(".weight", ".parametrizations.weight.original")
-        weights[f"{start}0"] = mx.sqrt((weight * weight).sum(axis=(1, 2), keepdims=True))
-        weights[f"{start}1"] = weight
+        original = name.replace(".weight", ".parametrizations.weight.original")
+        weights[f"{original}0"] = mx.sqrt((weight * weight).sum(axis=(1, 2), keepdims=True))
+        weights[f"{original}1"] = weight
     return rename(
         weights,
         [

@@ -1,4 +1,4 @@
-"""What is measured of both programs, and with what work, so that it is the same for both."""
+"""What is measured of every backend, and the workload, which is the same for all of them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ PROMPT = "an energetic drum and bass track with a deep bass line, bright synths 
 SAMPLING = SamplingParams()
 GUIDANCE = GuidanceParams()
 WARM_UP_STEPS = 2
-STEPS = 16
-"""Steps whose time is taken. Ours makes its random numbers for so many at once."""
+TIMED_STEPS = 16
+"""As many as `decoding.frames.NOISE_CHUNK`: the random noise of one chunk is part of what is timed."""
 
 
-class Side(Protocol):
-    """One program with the model. Every method does some work and says in seconds how long it took."""
+class Backend(Protocol):
+    """A program that runs the model. Every timing method runs its work once and returns seconds."""
 
     def encode_text(self) -> float:
-        """The conditions of one prompt."""
+        """Encode one prompt."""
         ...
 
     def step(self, second: float) -> float:
-        """One guided step for one clip, of the `STEPS` up to `second` of its music."""
+        """Mean time of one guided step for one clip, over the `TIMED_STEPS` up to `second` of the music."""
         ...
 
     def decode(self, duration: float) -> float:
-        """The audio of `duration` seconds of codes."""
+        """Decode `duration` seconds of codes to audio."""
         ...
 
     def generate(self, duration: float) -> float:
-        """`duration` seconds of music from the prompt to the audio."""
+        """Generate `duration` seconds of music, from the prompt to the audio."""
         ...
 
     def peak_memory(self) -> float:

@@ -1,4 +1,4 @@
-"""transformers' side, in a process of its own: so its memory is its own, and torch is never imported here."""
+"""transformers in a process of its own: its memory is measured alone, and torch is never imported here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
-from audiocraft_mlx.benchmark.subject import Subject
+from audiocraft_mlx.benchmark.model import BenchmarkModel
 from audiocraft_mlx.errors import MusicGenError, UsageError
 
-_MODULE = "audiocraft_mlx.benchmark.theirs"
+_BACKEND_MODULE = "audiocraft_mlx.benchmark.transformers_backend"
 
 
-class Companion:
-    """See `Side`."""
+class TransformersProcess:
+    """A `Backend` whose calls are run by the `TransformersBackend` of the child process."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
@@ -53,30 +53,32 @@ def require_transformers() -> None:
 
 
 @contextmanager
-def companion(subject: Subject) -> Iterator[Companion]:
-    """transformers with the same weights.
+def transformers_process(model: BenchmarkModel) -> Iterator[TransformersProcess]:
+    """Start a process that runs `model` in transformers, with the same weights.
 
-    Raises `MusicGenError`: `UsageError` for a model that it can't have, or if its process is ended.
+    Raises:
+        UsageError: transformers has no such model.
+        MusicGenError: the process was killed.
     """
-    # spawn: the threads of this process don't live on in a copy of it.
+    # spawn, not fork: a forked child would have the locks of this process's threads, but not the threads.
     context = multiprocessing.get_context("spawn")
-    # On Ctrl-C it just ends; what there is to say about it is said here.
+    # On Ctrl-C the child dies silently; this process reports it.
     on_interrupt = (signal.SIGINT, signal.SIG_DFL)
     with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=on_interrupt) as pool:
         try:
-            pool.submit(_start, subject).result()
-            yield Companion(pool)
+            pool.submit(_start, model).result()
+            yield TransformersProcess(pool)
         except BrokenProcessPool:
             raise MusicGenError(
-                f"{subject.name}: the process of transformers was ended, most likely for want of memory;"
+                f"{model.name}: the transformers process was killed, most likely because memory ran out;"
                 " close programs, or compare a smaller model"
             ) from None
 
 
-def _start(subject: Subject) -> None:
-    import_module(_MODULE).start(subject)
+def _start(model: BenchmarkModel) -> None:
+    import_module(_BACKEND_MODULE).start(model)
 
 
 def _call(method: str, *arguments: float) -> float:
-    result: float = import_module(_MODULE).call(method, *arguments)
+    result: float = import_module(_BACKEND_MODULE).call(method, *arguments)
     return result

@@ -1,4 +1,4 @@
-"""The trained parts as one model in transformers' layout, half precision: `python export.py`."""
+"""Write the trained networks as one float16 transformers model: `python write_checkpoint.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loops import FRAMES
 from model import make_model
 from transformers import PreTrainedTokenizerFast
 
-# Cooler than the released models': found with evaluate.py.
+# Lower temperature and guidance than the released models': found with evaluate.py.
 SAMPLING = {"do_sample": True, "top_k": 50, "temperature": 0.9, "guidance_scale": 2.0}
 DEMO = Path(__file__).resolve().parent.parent / "audiocraft_mlx" / "demo"
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def codec_tensor(name: str, codec: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A tensor of transformers' EnCodec out of the training's, which has no weight norm."""
+    """A tensor of transformers' EnCodec, with weight norm, from the trained codec, which has none."""
     part, _, last = name.rpartition(".")
     if part.startswith("quantizer."):
         k = int(part.split(".")[2])
