@@ -93,7 +93,7 @@ def generate_windows(
             known = generated if context is None else [context, *generated]
             needed = windows[window.index + 1].context_frames
             context = mx.concatenate(known, axis=2)[:, :, -needed:]
-            mx.eval(context)  # else it holds on to all that it was cut from
+            mx.eval(context)  # else it keeps the whole array in memory
     if begun:
         yield mx.concatenate(begun, axis=2)
 

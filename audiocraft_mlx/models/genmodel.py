@@ -81,7 +81,7 @@ class GenModel:
     default_name: str
     """What is loaded without a name."""
     default_duration = 15.0
-    """Seconds that a new model generates unless it is told otherwise."""
+    """`duration` of a new model, in seconds."""
     default_extend_stride = 18.0
 
     def __init__(self, name: str, bundle: ModelBundle, cache_bits: int | None = None) -> None:
@@ -561,8 +561,8 @@ class GenModel:
         hop = round(self.sample_rate / self.frame_rate)
 
         def generate(on_step: OnStep | None) -> Iterator[mx.array]:
-            pieces = self._decode(inputs, rows, size, without_prompt=True, on_step=on_step)
-            return rechunk((audio for _, audio in pieces if audio is not None), size * hop)
+            decoded = self._decode(inputs, rows, size, without_prompt=True, on_step=on_step)
+            return rechunk((audio for _, audio in decoded if audio is not None), size * hop)
 
         return generate
 
@@ -604,7 +604,7 @@ class GenModel:
                 mx.eval(codes, audio)
                 yield codes, audio
         left = windows[-1].start + windows[-1].frames - inputs.prompt_frames
-        # Only a listener wants the first chunk as soon as the codec can give all of it.
+        # A stream yields its first chunk as soon as the codec can give all of it.
         first = chunk_frames + decoder.lookahead_frames if without_prompt else chunk_frames
         for codes in self._code_frames(inputs, rows, windows, chunk_frames, first, on_step):
             left -= codes.shape[2]

@@ -27,13 +27,13 @@ class MusicGen(GenModel):
         Args:
             melody_wavs: float `[batch, channels, samples]`, `[channels, samples]` for one description, or a
                 list with `[channels, samples]` or None for each. A melody that is shorter than the model's
-                trained length is repeated; of a style an excerpt is heard (`set_style_conditioner_params`).
+                trained length is repeated; of a style an excerpt is used (`set_style_conditioner_params`).
             melody_sample_rate: their samples per second.
 
         See `generate` for the rest.
 
         Raises:
-            UsageError: also if the model hears text only, or an audio is silent or no audio.
+            UsageError: also if the model has no melody or style condition, or an audio is silent or of a wrong shape.
             CheckpointError, DownloadError: what takes music apart can't be loaded (melody models).
         """
         inputs = self._inputs(descriptions, melody_wavs=melody_wavs, melody_sample_rate=melody_sample_rate)
@@ -46,9 +46,9 @@ class MusicGen(GenModel):
         ds_factor: int | None = None,
         encodec_n_q: int | None = None,
     ) -> None:
-        """Set how much of a style is heard by a style model; see `StyleParams`. Raises `UsageError`."""
+        """Set how a style model uses a style; see `StyleParams`. Raises `UsageError`."""
         if not isinstance(self.audio_conditioner, StyleConditioner):
-            raise UsageError(f"{self.name} hears no style; load the model style")
+            raise UsageError(f"{self.name} has no style condition; load the model style")
         params = StyleParams(eval_q, excerpt_length, ds_factor, encodec_n_q)
         self.audio_conditioner.validate_params(params)
         self.style_params = params

@@ -1,4 +1,4 @@
-"""Where MLX computes, if it isn't told otherwise."""
+"""The device that MLX computes on by default."""
 
 from __future__ import annotations
 
