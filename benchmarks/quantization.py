@@ -29,7 +29,7 @@ from audiocraft_mlx.cli.common import say
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.encodec import Encodec
-from audiocraft_mlx.networks.weights import dtype_name, parameters
+from audiocraft_mlx.networks.weights import dtype_name, flat_parameters
 from audiocraft_mlx.ops.cpu import extension
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -203,7 +203,7 @@ def codec_losses(case: Case) -> Iterator[CodecLoss]:
 def store(codec: Encodec, dtype: mx.Dtype) -> None:
     """Round the weights as a file of that type would."""
     codec.load_weights(
-        [(name, weight.astype(dtype).astype(mx.float32)) for name, weight in parameters(codec).items()]
+        [(name, weight.astype(dtype).astype(mx.float32)) for name, weight in flat_parameters(codec).items()]
     )
 
 

@@ -30,7 +30,7 @@ from audiocraft_mlx.cli.bench import main
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM, LMConfig
-from audiocraft_mlx.networks.weights import parameters
+from audiocraft_mlx.networks.weights import flat_parameters
 
 POINTS = (0, 10, 20, 30)
 ROWS = [
@@ -219,7 +219,7 @@ def test_a_late_model_goes_on_from_its_offset() -> None:
 )
 def test_shapes_are_those_of_the_released_models(name: str, parameters_of_lm: float, codebooks: int) -> None:
     wanted = shape(name)
-    assert sum(weight.size for weight in parameters(LM(wanted.lm)).values()) == pytest.approx(
+    assert sum(weight.size for weight in flat_parameters(LM(wanted.lm)).values()) == pytest.approx(
         parameters_of_lm, rel=0.01
     )
     assert wanted.lm.num_codebooks == codebooks
@@ -234,7 +234,7 @@ def test_every_shape_can_be_promised(name: str) -> None:
 
 
 def test_random_weights_are_the_same_each_time() -> None:
-    other, made = (parameters(random_checkpoint("demo").lm) for _ in range(2))
+    other, made = (flat_parameters(random_checkpoint("demo").lm) for _ in range(2))
     assert all(mx.array_equal(value, other[name]) for name, value in made.items())
     assert all(mx.isfinite(value).all() for value in made.values())
 

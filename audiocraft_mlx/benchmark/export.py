@@ -14,7 +14,7 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.encodec import ConvTranspose1d, Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM
 from audiocraft_mlx.networks.t5 import T5Encoder
-from audiocraft_mlx.networks.weights import Weights, parameters, rename
+from audiocraft_mlx.networks.weights import Weights, flat_parameters, rename
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def export(checkpoint: ModelBundle) -> Exported:
         raise UsageError("--compare needs a model of the released kind, which transformers can run, too")
     parts = {"decoder": _lm(lm), "text_encoder": _t5(t5), "audio_encoder": _codec(codec)}
     if projection is not None:
-        parts["enc_to_dec_proj"] = parameters(projection)
+        parts["enc_to_dec_proj"] = flat_parameters(projection)
     return Exported(
         decoder={
             "vocab_size": lm.config.cardinality,
@@ -100,7 +100,7 @@ def _bandwidth(codec: Encodec) -> float:
 
 
 def _lm(lm: LM) -> Weights:
-    weights = parameters(lm)
+    weights = flat_parameters(lm)
     for ours, theirs in (("embed", "model.decoder.embed_tokens"), ("heads", "lm_heads")):
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in weights:
@@ -122,7 +122,7 @@ def _lm(lm: LM) -> Weights:
 
 
 def _t5(t5: T5Encoder) -> Weights:
-    weights = parameters(t5)
+    weights = flat_parameters(t5)
     _unpack(weights)
     weights = rename(
         weights,
@@ -152,7 +152,7 @@ def _unpack(weights: Weights) -> None:
 
 
 def _codec(codec: Encodec) -> Weights:
-    weights = parameters(codec)
+    weights = flat_parameters(codec)
     for k, codebook in enumerate(weights.pop("quantizer.codebooks")):
         start = f"quantizer.layers.{k}.codebook."
         weights[f"{start}embed"] = codebook

@@ -21,7 +21,7 @@ from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
-from audiocraft_mlx.networks.weights import load_strict, parameters
+from audiocraft_mlx.networks.weights import flat_parameters, load_strict
 
 MAX_DURATION = 30.0
 
@@ -101,7 +101,7 @@ def random_checkpoint(name: str) -> ModelBundle:
 
 
 def _randomize(network: nn.Module, key: mx.array, dtype: mx.Dtype) -> None:
-    weights = parameters(network)
+    weights = flat_parameters(network)
     keys = mx.random.split(key, len(weights))
     for (name, weight), own in zip(list(weights.items()), keys, strict=True):
         weights[name] = _random(name, weight.shape, own)

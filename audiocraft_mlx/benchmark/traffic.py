@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from audiocraft_mlx.networks.cache import DecoderState
 from audiocraft_mlx.networks.lm import LM
-from audiocraft_mlx.networks.weights import parameters
+from audiocraft_mlx.networks.weights import flat_parameters
 
 
 def weight_bytes(lm: LM, rows: int) -> int:
     """Of the weights, in a step of `rows` sequences."""
-    weights = parameters(lm)
+    weights = flat_parameters(lm)
     table = weights["embed.weight"]
     # One line of each codebook's table. The context's keys and values were made before the first step.
     read = [

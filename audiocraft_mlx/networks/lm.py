@@ -14,6 +14,7 @@ import mlx.nn as nn
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.networks.cache import DecoderState, KVCache, LayerStep
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.cpu.extension import kv_cache_dtype
@@ -131,15 +132,6 @@ def _audiocraft_delays(config: ConfigSection, num_codebooks: int) -> tuple[int, 
             "delays", f"is {list(delays)}, not one rising delay for each of {num_codebooks} codebooks"
         )
     return delays
-
-
-def sinusoidal_embedding(positions: mx.array, dim: int) -> mx.array:
-    """`[cos, sin]` of `positions` `[...]` → float32 `[..., dim]` (audiocraft's `create_sin_embedding`)."""
-    half = dim // 2
-    phase = positions[..., None].astype(mx.float32) / 10000.0 ** (
-        mx.arange(half, dtype=mx.float32) / (half - 1)
-    )
-    return mx.concatenate([mx.cos(phase), mx.sin(phase)], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ class Pair:
         mono = ours.mono if isinstance(ours, InterleavedStereoCodec) else ours
         our_noise = mx.array(noise.numpy())
         our_latents = (
-            mono.encoder.start()
+            mono.encoder.make_stream()
             .step(our_noise.reshape(channels, samples, 1), is_last=True)
             .transpose(0, 2, 1)
         )
