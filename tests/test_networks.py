@@ -1,4 +1,4 @@
-"""The parts, one by one, against the reference's."""
+"""Each network and decoding step equals the reference's."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ def test_t5_tokens_and_hidden_states(text: TextConditioner, prompts: list[str | 
     values = load_arrays(goldens / "goldens" / "t5.npz")
     tokens, mask = text.tokenize(prompts)
     np.testing.assert_array_equal(tokens, values["input_ids"])
-    # The reference blanks the mask of empty prompts; they see their own </s> all the same.
-    given = values["attention_mask"].astype(bool)
-    np.testing.assert_array_equal(mask[given.any(axis=1)], given[given.any(axis=1)])
+    # The reference's mask of empty prompts is all zeros; ours keeps their </s>.
+    unmasked = values["attention_mask"].astype(bool)
+    np.testing.assert_array_equal(mask[unmasked.any(axis=1)], unmasked[unmasked.any(axis=1)])
     hidden = np.array(text.t5(mx.array(tokens), mx.array(mask)))
-    np.testing.assert_allclose(hidden[given], values["last_hidden"][given], atol=TOLERANCE)
+    np.testing.assert_allclose(hidden[unmasked], values["last_hidden"][unmasked], atol=TOLERANCE)
 
 
-def test_t5_hidden_states_of_a_prompt_beyond_its_trained_length(text: TextConditioner, goldens: Path) -> None:
+def test_t5_hidden_states_of_a_prompt_longer_than_in_training(text: TextConditioner, goldens: Path) -> None:
     values = load_arrays(goldens / "goldens" / "t5.npz")
     tokens = mx.array(values["long_input_ids"])
     hidden = text.t5(tokens, mx.ones(tokens.shape, mx.bool_))
     np.testing.assert_allclose(hidden, values["long_last_hidden"], atol=TOLERANCE)
 
 
-def test_none_and_the_empty_prompt_are_the_same_and_a_blank_one_is_a_prompt(text: TextConditioner) -> None:
+def test_none_and_the_empty_prompt_are_unconditional_and_a_space_is_not(text: TextConditioner) -> None:
     assert text.encode(["", None]).null is None
     assert not np.array(text.encode(["", None]).cross).any()
     blank = text.encode([" "])
@@ -166,7 +166,7 @@ def codec_from(goldens: Path, name: str) -> Encodec:
 
 
 @pytest.mark.parametrize("name", ["codec", "codec_16khz"])
-def test_codec_encodes_and_decodes_every_length(goldens: Path, name: str) -> None:
+def test_codec_encodes_and_decodes_any_length(goldens: Path, name: str) -> None:
     codec, values = codec_from(goldens, name), load_arrays(goldens / "goldens" / f"{name}.npz")
     cases = sorted({key.split(".")[0] for key in values})
     assert len(cases) >= 3
@@ -185,7 +185,7 @@ def test_codec_encodes_and_decodes_every_length(goldens: Path, name: str) -> Non
         np.testing.assert_allclose(codec.decode(codes), values[f"{case}.decoded"], atol=TOLERANCE)
 
 
-def test_stereo_interleaves_left_and_right(goldens: Path) -> None:
+def test_stereo_codebooks_are_interleaved(goldens: Path) -> None:
     mono = codec_from(goldens, "codec")
     stereo = InterleavedStereoCodec(mono)
     audio = mx.random.normal((2, 2, 3000), key=mx.random.key(1)) * 0.1

@@ -87,7 +87,7 @@ def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, source: st
 
     Parameters of quantized layers keep their dtype. Lazy weights stay lazy, so that code that transforms
     them afterwards never holds two copies of all.
-    Raises `CheckpointError` naming `source` and up to five missing, unexpected, mis-shaped or mistyped tensors.
+    Raises `CheckpointError` with `source` and up to five missing, unexpected, mis-shaped or mistyped tensors.
     """
     expected = flat_parameters(module)
     quantized = quantized_parameters(module)

@@ -1,4 +1,4 @@
-"""Where MLX computes, if it isn't told otherwise."""
+"""The device that MLX computes on."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ import mlx.core as mx
 
 
 def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
     return mx.default_device() == mx.gpu
