@@ -99,7 +99,7 @@ def test_istft_is_the_inverse_of_stft() -> None:
     np.testing.assert_allclose(istft(parts, 10_001)[..., inner], audio[..., inner], atol=2e-3)
 
 
-def test_a_frame_of_the_stft_is_the_windowed_fft_around_its_centre() -> None:
+def test_a_frame_of_the_stft_is_the_windowed_fft_around_its_center() -> None:
     audio = noise(1, 1, 12_288)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(4096) / 4096)
     frame = np.fft.rfft(np.array(audio, np.float64)[0, 0, 512 : 512 + 4096] * window)[:-1] / 64

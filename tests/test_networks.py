@@ -27,6 +27,7 @@ from audiocraft_mlx.decoding.sampling import (
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
+from audiocraft_mlx.networks.rvq import ResidualVectorQuantizer
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
 from audiocraft_mlx.networks.weights import load_strict
 
@@ -183,6 +184,15 @@ def test_codec_encodes_and_decodes_any_length(goldens: Path, name: str) -> None:
             latents = codec.quantizer.decode(codes).transpose(0, 2, 1)
             np.testing.assert_allclose(latents, values[f"{case}.latent"], atol=TOLERANCE)
         np.testing.assert_allclose(codec.decode(codes), values[f"{case}.decoded"], atol=TOLERANCE)
+
+
+def test_quantized_latents_are_the_decoded_codes() -> None:
+    quantizer = ResidualVectorQuantizer(num_codebooks=4, cardinality=16, dim=8)
+    quantizer.codebooks = mx.random.normal((4, 16, 8), key=mx.random.key(0))
+    latents = mx.random.normal((2, 5, 8), key=mx.random.key(1))
+    codes = quantizer.encode(latents, 3)
+    assert (codes.shape, codes.dtype) == ((2, 3, 5), mx.int32)
+    np.testing.assert_allclose(quantizer(latents, 3), quantizer.decode(codes), atol=1e-5)
 
 
 def test_stereo_codebooks_are_interleaved(goldens: Path) -> None:

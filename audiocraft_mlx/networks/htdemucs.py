@@ -30,10 +30,10 @@ KERNEL, STRIDE = 8, 4
 PADDING = KERNEL // 4
 N_FFT = 4096
 HOP = N_FFT // 4
-# Frame j of the spectrogram is centred on sample (j + 1/2) * HOP, to be aligned with the temporal branch.
+# Frame j of the spectrogram is centered on sample (j + 1/2) * HOP, to be aligned with the temporal branch.
 EDGE = (N_FFT - HOP) // 2
 OVERLAP = 0.25
-"""Overlap of neighbouring segments as a fraction of their length: Demucs' default."""
+"""Overlap of neighboring segments as a fraction of their length: Demucs' default."""
 EPS = 1e-5
 
 
@@ -420,7 +420,7 @@ class HTDemucs(nn.Module):
         """Stems float32 `[B, sources, channels, T]` of `audio` float `[B, channels, T]` at `sample_rate`.
 
         Segment by segment and row by row: the network's memory depends neither on the length nor on the
-        batch. Neighbouring segments overlap by `OVERLAP` and are crossfaded.
+        batch. Neighboring segments overlap by `OVERLAP` and are crossfaded.
         """
         batch, channels, length = audio.shape
         segment = self.config.segment
@@ -442,7 +442,7 @@ class HTDemucs(nn.Module):
         return stems
 
     def _separate_segment(self, audio: mx.array, start: int, end: int) -> mx.array:
-        """Stems of the samples `start` to `end`, centred in a segment of the audio around them."""
+        """Stems of the samples `start` to `end`, centered in a segment of the audio around them."""
         missing = self.config.segment - (end - start)
         first = start - missing // 2
         last = first + self.config.segment
