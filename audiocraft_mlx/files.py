@@ -93,7 +93,7 @@ def write_file(path: Path, write_fn: Callable[[BinaryIO], None]) -> None:
 
 
 def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
-    """Make `folder` with the files that `write_fn` writes into the (temporary) folder it is given, atomically.
+    """Make `folder` with the files that `write_fn` writes into the (temporary) folder it gets, atomically.
 
     Raises `OutputError` if it can't be written; see `check_new_folder`.
     """

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from audiocraft_mlx.cli.common import say
-from audiocraft_mlx.clips.metadata import MUSICGEN
+from audiocraft_mlx.clips.metadata import MUSICGEN, read_metadata
 from audiocraft_mlx.errors import UsageError
 
 _BITS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
@@ -18,10 +18,8 @@ def show_info(path: Path) -> None:
     Raises:
         UsageError: it is missing, or no audio file, or its tags are damaged.
     """
-    from audiocraft_mlx.audio.tags import read_tags
-
     say(f"{path}: {_describe(path)}")
-    metadata = read_tags(path)
+    metadata = read_metadata(path)
     if metadata is None:
         say(f"it has no tags of {MUSICGEN.name}")
         return

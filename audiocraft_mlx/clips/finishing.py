@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
-from audiocraft_mlx.audio.plot import Chroma, StyleExcerpt, plot
+from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt, save_plot
 from audiocraft_mlx.audio.resample import convert_audio
+from audiocraft_mlx.audio.splice import append_continuation
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.cli.arguments import LUFS
 from audiocraft_mlx.clips.planning import Clip, free
-from audiocraft_mlx.clips.source import SourceClip, append_continuation
+from audiocraft_mlx.clips.source import SourceClip
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
@@ -48,7 +50,7 @@ class Results:
         model_rate: int,
         original: SourceClip | None = None,
         separator: HTDemucs | None = None,
-        picture_of_heard: Callable[[int], Chroma | StyleExcerpt | None] = lambda seed: None,
+        picture_of_heard: Callable[[int], Chromagram | StyleExcerpt | None] = lambda seed: None,
     ) -> None:
         self._arguments = arguments
         self._model_rate = model_rate
@@ -79,7 +81,7 @@ class Results:
             audio, rate = self._finished(recording)
             # A melody begins with the new music, and where that is the original's end only the ear says.
             heard = None if self._original is not None else self._picture_of_heard(clip.metadata.seed)
-            plot(clip.picture, _whole(audio), rate, clip.metadata.prompt, heard)
+            save_plot(clip.picture, _whole(audio), rate, clip.metadata.prompt, heard)
 
     def _finished(self, recording: AudioSpool) -> tuple[np.ndarray | AudioSpool, int]:
         """The clip as it is heard, and its sample rate; in memory only if it is changed."""
@@ -87,7 +89,10 @@ class Results:
         audio: np.ndarray | AudioSpool = recording
         if self._original is not None:
             rate = self._original.rate_in(self._format, rate)
-            audio = append_continuation(self._original, recording.read(), self._model_rate, rate)
+            original = self._original
+            audio = append_continuation(
+                original.audio, original.rate, recording.read(), self._model_rate, rate
+            )
         if arguments.normalize != "none":
             lufs = LUFS if arguments.lufs is None else arguments.lufs
             audio = normalize_audio(_whole(audio), rate, arguments.normalize, lufs)
@@ -98,7 +103,7 @@ class Results:
     def _write(self, clip: Clip, audio: np.ndarray | AudioSpool, rate: int) -> Written:
         assert clip.path is not None
         path = free(clip.path, self._arguments)
-        peak = write_audio(path, audio, rate, self._format, clip.metadata)
+        peak = write_audio(path, audio, rate, self._format, clip.metadata.to_tags())
         channels, samples = (audio.channels, audio.samples) if isinstance(audio, AudioSpool) else audio.shape
         return Written(path, channels, samples, rate, peak)
 
@@ -109,10 +114,10 @@ class Results:
         whole = audio / max(1.0, written.peak)
         mix = convert_audio(whole, rate, network.sample_rate, network.channels)
         paths = []
-        for name, stem in zip(network.sources, network.separate(mix[None])[0], strict=True):
-            part = np.asarray(convert_audio(stem, network.sample_rate, rate, len(whole)))
+        for name, stem in zip(network.sources, network.separate(mx.array(mix[None]))[0], strict=True):
+            part = convert_audio(np.asarray(stem), network.sample_rate, rate, len(whole))
             paths.append(free(path.with_stem(f"{path.stem}-{name}"), self._arguments))
-            write_audio(paths[-1], part[:, : whole.shape[1]], rate, self._format, clip.metadata)
+            write_audio(paths[-1], part[:, : whole.shape[1]], rate, self._format, clip.metadata.to_tags())
         return paths
 
 

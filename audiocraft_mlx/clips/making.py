@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.audio.plot import Chroma, StyleExcerpt
+from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
 from audiocraft_mlx.audio.spool import AudioSpool
-from audiocraft_mlx.audio.wav_stream import ClipStream
+from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.audio.write import check_wav_size
 from audiocraft_mlx.cli.arguments import PROMPT_SECONDS, STREAM
 from audiocraft_mlx.cli.common import note, say
@@ -228,15 +228,18 @@ class Making:
             player.feed_before(self._prompt)
         return player
 
-    def _open_stream(self) -> ClipStream:
-        model, bits = self._model, self._arguments.chosen_format.bits
-        return ClipStream(sys.stdout.buffer, model.audio_channels, model.sample_rate, bits, self._original)
+    def _open_stream(self) -> WavStream:
+        model, original, out = self._model, self._original, sys.stdout.buffer
+        rate, channels, bits = model.sample_rate, model.audio_channels, self._arguments.chosen_format.bits
+        if original is None:
+            return WavStream(out, channels, rate, bits)
+        return ContinuationWavStream(out, channels, rate, bits, original.at(rate, channels))
 
     def _tail(self, original: SourceClip) -> np.ndarray:
         seconds = self._arguments.prompt_seconds or PROMPT_SECONDS
         return original.tail(seconds, self._model.sample_rate, self._model.audio_channels, self._hop)
 
-    def _picture_of_heard(self, seed: int) -> Chroma | StyleExcerpt | None:
+    def _picture_of_heard(self, seed: int) -> Chromagram | StyleExcerpt | None:
         """What the model hears, for the clip of that seed, of the melody or style that it was given."""
         if self._heard is None:
             return None
@@ -256,13 +259,13 @@ class Making:
         return StyleExcerpt(np.asarray(excerpt), model.sample_rate, start / model.sample_rate)
 
     @cached_property
-    def _chroma(self) -> Chroma:
+    def _chroma(self) -> Chromagram:
         from audiocraft_mlx.conditioning.melody import MelodyConditioner
 
         listener = self._model.audio_conditioner
         assert isinstance(listener, MelodyConditioner)
         config = listener.config
-        return Chroma(
+        return Chromagram(
             np.asarray(listener.chroma(self._heard_by_model)), config.hop_length / config.sample_rate
         )
 
@@ -273,7 +276,7 @@ class Making:
 
         model = self._model
         audio = self._heard.audio[:, : int(model.max_condition_duration * self._heard.rate)]
-        return convert_audio(audio, self._heard.rate, model.sample_rate, model.audio_channels)
+        return mx.array(convert_audio(audio, self._heard.rate, model.sample_rate, model.audio_channels))
 
     def _tell_peak(self, written: Written) -> None:
         if written.peak > 1:

@@ -8,8 +8,10 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.version import __version__
 
 
@@ -93,6 +95,10 @@ class GenerationMetadata:
         """The same for programs, in ASCII."""
         return json.dumps(dataclasses.asdict(self))
 
+    def to_tags(self) -> AudioTags:
+        """The same as the tags of a file."""
+        return AudioTags(self.summary(), self.to_json())
+
     @classmethod
     def from_json(cls, text: str) -> GenerationMetadata:
         """What `to_json` wrote; what a later version added is left out.
@@ -111,6 +117,19 @@ class GenerationMetadata:
         if missing:
             raise ValueError(f"{missing[0]} is missing")
         return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def read_metadata(path: Path) -> GenerationMetadata | None:
+    """How the clip in the file at `path` was made; None if it has no tags of ours.
+
+    Raises:
+        UsageError: the file can't be read, or its tags are damaged or can't be read without mutagen.
+    """
+    tags = read_tags(path)
+    try:
+        return None if tags is None else GenerationMetadata.from_json(tags.data)
+    except ValueError as error:
+        raise damaged_tags(path, error) from error
 
 
 _NUMBER = (int, float)

@@ -11,10 +11,9 @@ import soundfile
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat
 from audiocraft_mlx.audio.read import read_audio
 from audiocraft_mlx.audio.resample import convert_audio, resample
+from audiocraft_mlx.audio.splice import broadcast_channels
 from audiocraft_mlx.errors import UsageError
 
-# Over so long the step between the original and the new music is levelled.
-_JOINT_SECONDS = 0.01
 # Bits that hold a file's samples as they are; others fit into 16.
 _BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
 # MP3 has no others.
@@ -33,7 +32,7 @@ class SourceClip:
     def tail(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's rate, in whole frames of `hop` samples if there is one."""
         heard = self.audio[:, -max(1, int(min(seconds * self.rate, self.audio.shape[1]))) :]
-        audio = np.asarray(convert_audio(heard, self.rate, rate, channels))
+        audio = convert_audio(heard, self.rate, rate, channels)
         # The codec fills up the last frame: whole ones end where the original ends.
         return audio[:, audio.shape[1] % hop if audio.shape[1] > hop else 0 :]
 
@@ -50,8 +49,7 @@ class SourceClip:
 
     def at(self, rate: int, channels: int) -> np.ndarray:
         """All of it, with at least so many channels."""
-        audio = self.audio if rate == self.rate else np.asarray(resample(self.audio, self.rate, rate))
-        return broadcast_channels(audio, channels)
+        return broadcast_channels(resample(self.audio, self.rate, rate), channels)
 
 
 def read_source(path: Path) -> SourceClip:
@@ -61,34 +59,3 @@ def read_source(path: Path) -> SourceClip:
         raise UsageError(f"{path} has {len(audio)} channels; mix it to mono or stereo")
     with path.open("rb") as stream, soundfile.SoundFile(stream.fileno(), closefd=False) as file:
         return SourceClip(audio, rate, _BITS.get(file.subtype, 16))
-
-
-def append_continuation(original: SourceClip, new: np.ndarray, model_rate: int, rate: int) -> np.ndarray:
-    """The original and what the model made after it, float32 `[channels, samples]` at `rate`.
-
-    Where the rate is the original's, so are its samples. The new music alone is scaled down if it goes
-    beyond full scale.
-    """
-    new = new / max(1.0, float(np.abs(new).max()))
-    new = new if rate == model_rate else np.asarray(resample(new, model_rate, rate))
-    before = original.at(rate, len(new))
-    return np.concatenate([before, smooth_joint(before, broadcast_channels(new, len(before)), rate)], axis=1)
-
-
-def smooth_joint(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
-    """`new` float `[channels, n]`, beginning where `before` ends.
-
-    Its waveform starts elsewhere, since the codec hears the original only about right: a click. A crossfade
-    would need the original's place, and a fade-in falls to zero at once, a click again. So the step itself is
-    taken out and let in again within milliseconds.
-    """
-    length = min(round(_JOINT_SECONDS * rate), new.shape[1])
-    fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(length, dtype=np.float32) / length)
-    levelled = new.copy()
-    levelled[:, :length] += (before[:, -1:] - new[:, :1]) * fade
-    return np.clip(levelled, -1, 1)
-
-
-def broadcast_channels(audio: np.ndarray, channels: int) -> np.ndarray:
-    """Mono as so many channels; what has more than one stays as it is."""
-    return np.repeat(audio, channels, axis=0) if len(audio) < channels else audio

@@ -380,7 +380,7 @@ class GenModel:
                 clip = clip[:, : int(longest * rate)]
             if not np.isfinite(clip).all():
                 raise UsageError(f"{name} has samples that are no numbers (NaN or infinite)")
-            clips.append(convert_audio(clip, rate, self.sample_rate, self.audio_channels))
+            clips.append(mx.array(convert_audio(clip, rate, self.sample_rate, self.audio_channels)))
         if not clips:
             raise UsageError(f"{name} is empty")
         return clips
@@ -483,7 +483,7 @@ class GenModel:
             told.descriptions,
             audios,
             self.style_params,
-            told.seed,
+            [(told.seed + row) % 2**32 for row in range(len(audios))],
             window.index,
             separate_null=self.guidance.two_step,
         )
