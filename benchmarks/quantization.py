@@ -25,7 +25,7 @@ import numpy as np
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load, read
 from audiocraft_mlx.checkpoints.quantization import BITS, GROUP_SIZES, enable_int8_activations, quantize
-from audiocraft_mlx.cli.common import say
+from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.encodec import Encodec
@@ -88,19 +88,19 @@ def main() -> None:
         losses = [found for case in cases for found in language_model_losses(case)]
         codecs = [found for case in cases for found in codec_losses(case)]
     if arguments.json:
-        say(json.dumps({"lm": list(map(asdict, losses)), "codec": list(map(asdict, codecs))}, indent=2))
+        print_stdout(json.dumps({"lm": list(map(asdict, losses)), "codec": list(map(asdict, codecs))}, indent=2))
         return
-    say("| model | what | quantized | bits per weight | KL mean | KL 99 % | same first |")
-    say("|---|---|---|---|---|---|---|")
+    print_stdout("| model | what | quantized | bits per weight | KL mean | KL 99 % | same first |")
+    print_stdout("|---|---|---|---|---|---|---|")
     for found in losses:
-        say(
+        print_stdout(
             f"| {found.model} | {found.what} | {found.share:.0%}"
             f" | {found.bits_per_weight:.2f} | {found.kl_mean:.2g} | {found.kl_p99:.2g}"
             f" | {found.same_first:.2%} |"
         )
-    say("\n| codec of | stored as | SNR | same codes |\n|---|---|---|---|")
+    print_stdout("\n| codec of | stored as | SNR | same codes |\n|---|---|---|---|")
     for codec in codecs:
-        say(f"| {codec.model} | {codec.stored} | {codec.snr:.1f} dB | {codec.same_codes:.2%} |")
+        print_stdout(f"| {codec.model} | {codec.stored} | {codec.snr:.1f} dB | {codec.same_codes:.2%} |")
 
 
 def demo() -> Case:

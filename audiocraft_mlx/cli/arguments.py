@@ -104,7 +104,7 @@ def _format(arguments: argparse.Namespace, program: CommandDefaults) -> AudioFor
         if name not in (None, WAV.name):
             raise UsageError(f"standard output gets WAV, and {name} needs a file; give one to --output")
         return choose_format(STREAM, WAV.name, bits)
-    path = arguments.output or Path(f"{program.stem}.{name or WAV.name}")
+    path = arguments.output or Path(f"{program.output_name}.{name or WAV.name}")
     return choose_format(path, name, bits)
 
 
@@ -263,7 +263,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         metavar="FILE",
         type=_path,
         help="WAV, FLAC, MP3 or Ogg file, replaced if it exists; several clips are numbered; - streams WAV "
-        f"to standard output (default: ./{program.stem}.wav, or the first free one of {program.stem}-2.wav, "
+        f"to standard output (default: ./{program.output_name}.wav, or the first free one of {program.output_name}-2.wav, "
         "...)",
     )
     add(

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from audiocraft_mlx.benchmark import SHAPES
-from audiocraft_mlx.cli.common import Parser, run, say
+from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
 from audiocraft_mlx.errors import OutputError
 from audiocraft_mlx.version import __version__
 
@@ -19,7 +19,7 @@ PROGRAM = "musicgen-mlx-bench"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own arguments) and return its exit status."""
-    return run(_bench, argv, PROGRAM)
+    return run_command(_bench, argv, PROGRAM)
 
 
 def _bench(argv: list[str] | None) -> None:
@@ -44,13 +44,13 @@ def _bench(argv: list[str] | None) -> None:
     rows: list[Row] = []
     for row in measure_all(subject, settings):
         if not rows:
-            say(report.title(subject, settings))
-            say(report.header(settings))
+            print_stdout(report.title(subject, settings))
+            print_stdout(report.header(settings))
         rows.append(row)
-        say(report.line(row))
+        print_stdout(report.line(row))
     if arguments.json:
         _write(arguments.json, json.dumps(report.as_json(subject, settings, rows), indent=2) + "\n")
-        say(f"wrote {arguments.json}")
+        print_stdout(f"wrote {arguments.json}")
 
 
 def _write(path: Path, text: str) -> None:

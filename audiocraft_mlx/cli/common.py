@@ -20,10 +20,10 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: object = None) -> None:
         # What argparse itself prints: --help and --version.
-        say(message, end="")
+        print_stdout(message, end="")
 
 
-def run(work: Callable[[list[str] | None], None], argv: list[str] | None, program: str) -> int:
+def run_command(work: Callable[[list[str] | None], None], argv: list[str] | None, program: str) -> int:
     """Do `work(argv)` and return the exit status of `program`; a failure is one line on standard error."""
     _open_closed_streams()
     warnings.showwarning = lambda message, *_, **__: print(f"{program}: warning: {message}", file=sys.stderr)
@@ -35,32 +35,32 @@ def run(work: Callable[[list[str] | None], None], argv: list[str] | None, progra
         return _fail(program, "out of memory; try a shorter --duration or a smaller --model", 1)
     except BrokenPipeError:
         # Whoever listened to the audio on standard output has heard enough.
-        drop_output()
+        silence_stdout()
     except KeyboardInterrupt as error:
         return _fail(program, str(error) or "interrupted", 130)
     return 0
 
 
-def say(text: str, end: str = "\n") -> None:
+def print_stdout(text: str, end: str = "\n") -> None:
     """Print to standard output now; a reader that has gone away (`| head`) is no error."""
     try:
         # A file name may hold bytes that standard output's encoding has no characters for.
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
     except OSError as error:
-        drop_output()
+        silence_stdout()
         if not isinstance(error, BrokenPipeError):
             raise OutputError(
                 f"standard output can't be written: {error.strerror}; free some space"
             ) from error
 
 
-def note(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Print to standard error, where standard output belongs to something else."""
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
-def drop_output() -> None:
+def silence_stdout() -> None:
     """Have no more of standard output: what is still buffered would be tried again when Python exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

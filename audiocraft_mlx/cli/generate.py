@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 
 from audiocraft_mlx.cli.arguments import STREAM, check_hearing, parse
-from audiocraft_mlx.cli.common import run
+from audiocraft_mlx.cli.common import run_command
 from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.errors import OutputError
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_program(program: CommandDefaults, argv: list[str] | None) -> int:
-    return run(lambda words: _generate(words, program), argv, program.name)
+    return run_command(lambda words: _generate(words, program), argv, program.name)
 
 
 def _generate(argv: list[str] | None, program: CommandDefaults) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from audiocraft_mlx.cli.common import note
+from audiocraft_mlx.cli.common import print_stderr
 from audiocraft_mlx.errors import UsageError
 
 # The speed so far is not a promise.
@@ -56,7 +56,7 @@ class Player:
         # PortAudio's own errors, and OSError where the library itself is missing.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            note(f"nothing is played: no audio device can be used ({reason})")
+            print_stderr(f"nothing is played: no audio device can be used ({reason})")
 
     def feed_before(self, audio: np.ndarray) -> None:
         """Play first what there was already, float32 `[channels, n]`."""
@@ -117,4 +117,4 @@ class Player:
                 self._stream.stop()  # when all was heard
             self._stream.close()
         except self._error as error:
-            note(f"playing has ended: {' '.join(str(error).split())}")
+            print_stderr(f"playing has ended: {' '.join(str(error).split())}")

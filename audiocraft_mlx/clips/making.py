@@ -18,7 +18,7 @@ from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.audio.write import check_wav_size
 from audiocraft_mlx.cli.arguments import PROMPT_SECONDS, STREAM
-from audiocraft_mlx.cli.common import note, say
+from audiocraft_mlx.cli.common import print_stderr, print_stdout
 from audiocraft_mlx.cli.playing import Player
 from audiocraft_mlx.cli.progress import progress_bar
 from audiocraft_mlx.clips.finishing import Results, Written
@@ -51,7 +51,7 @@ class Making:
         self._heard, self._original = heard, original
         self._streaming = arguments.output == STREAM
         # Standard output belongs to the audio.
-        self._tell: Callable[[str], None] = note if self._streaming else say
+        self._tell: Callable[[str], None] = print_stderr if self._streaming else print_stdout
         self._hop = round(model.sample_rate / model.frame_rate)
         self._frames = int(arguments.duration * model.frame_rate)
         self._seconds = self._frames * self._hop / model.sample_rate
@@ -148,7 +148,7 @@ class Making:
         except KeyboardInterrupt:
             return False
         if out and out.peak > 1 and self._arguments.bit_depth != 32:
-            note(f"peak {out.peak:.2f} was cut off: what is heard already can't be scaled down")
+            print_stderr(f"peak {out.peak:.2f} was cut off: what is heard already can't be scaled down")
         return True
 
     def _finish(

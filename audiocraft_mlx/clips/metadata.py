@@ -17,21 +17,21 @@ from audiocraft_mlx.version import __version__
 
 @dataclass(frozen=True)
 class CommandDefaults:
-    """A command that makes clips, and what it does when it isn't told otherwise."""
+    """A command that generates clips, and its defaults."""
 
     name: str
     model: str
     duration: float
     """Seconds."""
-    stem: str
-    """What its files are called."""
+    output_name: str
+    """The default file name, without its extension."""
 
 
 MUSICGEN = CommandDefaults("musicgen-mlx", "facebook/musicgen-small", 8.0, "musicgen_output")
 AUDIOGEN = CommandDefaults("audiogen-mlx", "facebook/audiogen-medium", 5.0, "audiogen_output")
 PROGRAMS = {program.name: program for program in (MUSICGEN, AUDIOGEN)}
 
-Value = str | int | float | bool
+OptionValue = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GenerationMetadata:
     top_p: float | None = None
     temperature: float | None = None
     cfg_coef: float | None = None
-    options: Mapping[str, Value] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
     version: str = __version__
     program: str = MUSICGEN.name
 
@@ -68,7 +68,7 @@ class GenerationMetadata:
     def to_command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
         program = PROGRAMS[self.program]
-        flags: dict[str, Value | None] = {
+        flags: dict[str, OptionValue | None] = {
             "model": None if self.model == program.model else self.model,
             "duration": None if self.duration == program.duration else self.duration,
             "seed": self.seed,
@@ -155,7 +155,7 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
 
 
-def _flag(name: str, value: Value | None) -> list[str]:
+def _flag(name: str, value: OptionValue | None) -> list[str]:
     if value is None or value is False:
         return []
     if value is True:

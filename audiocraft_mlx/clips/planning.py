@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.cli.arguments import STREAM
-from audiocraft_mlx.clips.metadata import CommandDefaults, GenerationMetadata, Value
+from audiocraft_mlx.clips.metadata import CommandDefaults, GenerationMetadata, OptionValue
 from audiocraft_mlx.files import check_writable, next_free_path
 
 
@@ -35,7 +35,7 @@ def plan_clips(arguments: argparse.Namespace, program: CommandDefaults) -> list[
     first_seed = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
     paths: Sequence[Path | None] = [None]
     if arguments.output is None:
-        usual = Path(f"{program.stem}.{arguments.chosen_format.name}")
+        usual = Path(f"{program.output_name}.{arguments.chosen_format.name}")
         paths = [usual] if len(prompts) == 1 else _unused_row(usual, len(prompts))
     elif arguments.output != STREAM:
         paths = _numbered(arguments.output, len(prompts))
@@ -85,7 +85,7 @@ def _recipe(
     arguments: argparse.Namespace, program: CommandDefaults, prompt: str, seed: int
 ) -> GenerationMetadata:
     chosen = arguments.chosen_format.name
-    options: dict[str, Value | None] = {
+    options: dict[str, OptionValue | None] = {
         "revision": arguments.revision,
         "quantize": arguments.quantize,
         "fast": arguments.fast or None,
