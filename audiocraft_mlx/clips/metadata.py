@@ -9,10 +9,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.version import __version__
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ OptionValue = str | int | float | bool
 class GenerationMetadata:
     """What was asked for. None is the model's own default.
 
-    `options` are further options of the command, without their dashes: `{"quantize": 8, "fast": True}`.
+    `options` are further options of the command without their dashes, as `{"quantize": 8, "cache-bits": 8}`.
     `program` is the command's name, one of `PROGRAMS`.
     """
 
@@ -130,6 +133,41 @@ def read_metadata(path: Path) -> GenerationMetadata | None:
         return None if tags is None else GenerationMetadata.from_json(tags.data)
     except ValueError as error:
         raise damaged_tags(path, error) from error
+
+
+def describe_request(
+    request: ClipRequest, output: OutputOptions, model: ModelOptions, program: CommandDefaults = MUSICGEN
+) -> GenerationMetadata:
+    """The metadata of a clip that is generated as these say."""
+    values = request.to_dict()
+    options: dict[str, OptionValue | None] = {
+        "revision": model.revision,
+        "quantize": model.quantize,
+        "int8-activations": model.int8_activations or None,
+        "cache-bits": model.cache_bits,
+        "melody": values.get("melody"),
+        "style": values.get("style"),
+        "style-coef": request.style_coef,
+        "continue": values.get("source"),
+        "prompt-seconds": request.prompt_seconds,
+        "format": None if output.audio_format == "wav" else output.audio_format,
+        "bit-depth": output.bit_depth,
+        "normalize": None if output.normalize == "none" else output.normalize,
+        "lufs": output.lufs,
+        "fade-out": output.fade_out,
+    }
+    return GenerationMetadata(
+        request.description or "",
+        model.name,
+        request.seed,
+        request.duration,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        temperature=request.temperature,
+        cfg_coef=request.cfg_coef,
+        options={name: value for name, value in options.items() if value is not None},
+        program=program.name,
+    )
 
 
 _NUMBER = (int, float)
