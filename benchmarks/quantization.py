@@ -88,7 +88,9 @@ def main() -> None:
         losses = [found for case in cases for found in language_model_losses(case)]
         codecs = [found for case in cases for found in codec_losses(case)]
     if arguments.json:
-        print_stdout(json.dumps({"lm": list(map(asdict, losses)), "codec": list(map(asdict, codecs))}, indent=2))
+        print_stdout(
+            json.dumps({"lm": list(map(asdict, losses)), "codec": list(map(asdict, codecs))}, indent=2)
+        )
         return
     print_stdout("| model | what | quantized | bits per weight | KL mean | KL 99 % | same first |")
     print_stdout("|---|---|---|---|---|---|---|")

@@ -48,7 +48,7 @@ class FakeModel:
         params: of each row that was generated, in order.
         prompts, seeds: of each row; `batches` has how many there were at a time.
         condition_inputs: the audio that the last batch was given.
-        during: called before the last chunk.
+        before, during: called before the first and the last chunk.
     """
 
     sample_rate = 32000
@@ -68,6 +68,7 @@ class FakeModel:
         self.condition_inputs: dict[str, Any] = {}
         self.condition_types = frozenset({"text"})
         self.peak = 0.5
+        self.before: Callable[[], None] = lambda: None
         self.during: Callable[[], None] = lambda: None
         self.closed = 0
 
@@ -121,6 +122,7 @@ class FakeModel:
         ramp = np.linspace(-self.peak, self.peak, samples, dtype=np.float32)
         audio = np.stack([np.stack([ramp, -ramp])[: self.audio_channels]] * len(params))
         try:
+            self.before()
             for step, chunk in enumerate(np.array_split(audio, 3, axis=2)):
                 on_step(step + 1, 3)
                 if step == 2:

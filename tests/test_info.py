@@ -1,6 +1,7 @@
 """What `--info` shows of an audio file."""
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.write import write_audio
+from audiocraft_mlx.cli.arguments import GenerateClips, parse
 from audiocraft_mlx.cli.info import show_info
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import UsageError
 
-RECIPE = GenerationMetadata("happy rock", "small", 42, 0.1, top_k=5, options={"fast": True}, version="9.8.7")
+METADATA = GenerationMetadata(
+    "happy rock", "small", 42, 0.1, top_k=5, options={"int8-activations": True}, version="9.8.7"
+)
 SILENCE = np.zeros((2, 3200), np.float32)
 
 
@@ -26,7 +30,7 @@ def shown(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.flac"
-    write_audio(path, SILENCE, 32000, AudioFormat("flac", 24), RECIPE)
+    write_audio(path, SILENCE, 32000, AudioFormat("flac", 24), METADATA.to_tags())
     assert shown(path, capsys) == [
         f"{path}: FLAC, 24 bits, 32000 Hz, stereo, 0.10 s",
         "made with musicgen-mlx 9.8.7",
@@ -35,9 +39,21 @@ def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest
         "  seed: 42",
         "  duration: 0.1 s",
         "  top-k: 5",
-        "  fast: True",
-        "make it again: musicgen-mlx 'happy rock' --model small --duration 0.1 --seed 42 --top-k 5 --fast",
+        "  int8-activations: True",
+        "make it again: musicgen-mlx 'happy rock' --model small --duration 0.1 --seed 42 --top-k 5 "
+        "--int8-activations",
     ]
+
+
+def test_an_option_by_its_old_name_gives_a_command_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = GenerationMetadata("rock", "small", 42, 8.0, options={"quantize": 8, "fast": True})
+    write_audio(tmp_path / "a.wav", SILENCE, 32000, tags=metadata.to_tags())
+    line = shown(tmp_path / "a.wav", capsys)[-1].removeprefix("make it again: ")
+    command = parse(shlex.split(line)[1:])
+    assert isinstance(command, GenerateClips)
+    assert command.model.int8_activations
 
 
 @pytest.mark.parametrize(
@@ -66,7 +82,7 @@ def test_other_kinds_of_audio_are_described_too(tmp_path: Path, capsys: pytest.C
 def test_a_terminal_obeys_nothing_in_the_tags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b]0;x\x07\r\n\u202e"
     metadata = GenerationMetadata(hostile, hostile, 1, 1.0, options={hostile: hostile}, version=hostile)
-    write_audio(tmp_path / "a.wav", SILENCE, 32000, metadata=metadata)
+    write_audio(tmp_path / "a.wav", SILENCE, 32000, tags=metadata.to_tags())
     assert all(line.isprintable() for line in shown(tmp_path / "a.wav", capsys))
 
 

@@ -1,4 +1,4 @@
-"""How an original and the music that goes on from it are joined."""
+"""How a source clip and the music that continues it are joined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
-from audiocraft_mlx.clips.source import SourceClip, append_continuation, read_source, smooth_joint
+from audiocraft_mlx.audio.splice import append_continuation, smooth_joint
+from audiocraft_mlx.clips.requests import OutputOptions
+from audiocraft_mlx.clips.source import SourceClip, read_source
 
 RATE = 32000
 
@@ -35,29 +37,29 @@ def test_what_begins_where_the_other_ends_stays_as_it_is() -> None:
     np.testing.assert_array_equal(smooth_joint(new[:, :1], new, RATE), new)
 
 
-def test_the_original_keeps_its_rate_and_the_new_part_its_length() -> None:
-    original = SourceClip(sine(200, 1, rate=44100), 44100, 16)
-    whole = append_continuation(original, sine(200, 1), RATE, 44100)
+def test_the_source_keeps_its_rate_and_the_new_part_its_length() -> None:
+    source = SourceClip(sine(200, 1, rate=44100), 44100, 16)
+    whole = append_continuation(source.audio, source.rate, sine(200, 1), RATE, 44100)
     assert whole.shape == (1, 88200)
-    np.testing.assert_array_equal(whole[:, :44100], original.audio)
-    whole = append_continuation(original, sine(200, 1), RATE, RATE)
+    np.testing.assert_array_equal(whole[:, :44100], source.audio)
+    whole = append_continuation(source.audio, source.rate, sine(200, 1), RATE, RATE)
     assert whole.shape == (1, 64000)
 
 
-def test_loud_music_does_not_change_the_original() -> None:
-    original = SourceClip(sine(200), RATE, 16)
-    whole = append_continuation(original, 4 * sine(300), RATE, RATE)
-    np.testing.assert_array_equal(whole[:, : original.audio.shape[1]], original.audio)
+def test_loud_music_does_not_change_the_source() -> None:
+    source = SourceClip(sine(200), RATE, 16)
+    whole = append_continuation(source.audio, source.rate, 4 * sine(300), RATE, RATE)
+    np.testing.assert_array_equal(whole[:, : source.audio.shape[1]], source.audio)
     assert 0.9 < np.abs(whole).max() <= 1
 
 
 def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:
-    original = SourceClip(np.concatenate([sine(200), sine(300)]), RATE, 16)
-    assert original.tail(0.1, RATE, 2, 640).shape == (2, 5 * 640)
-    assert original.tail(0.115, RATE, 1, 640).shape == (1, 5 * 640)
-    np.testing.assert_array_equal(original.tail(0.1, RATE, 2, 640), original.audio[:, -3200:])
-    assert original.tail(99, 16000, 2, 320).shape == (2, 8000)
-    assert original.tail(0.001, RATE, 1, 640).shape == (1, 32), "less than a frame is taken as it is"
+    source = SourceClip(np.concatenate([sine(200), sine(300)]), RATE, 16)
+    assert source.prompt_audio(0.1, RATE, 2, 640).shape == (2, 5 * 640)
+    assert source.prompt_audio(0.115, RATE, 1, 640).shape == (1, 5 * 640)
+    np.testing.assert_array_equal(source.prompt_audio(0.1, RATE, 2, 640), source.audio[:, -3200:])
+    assert source.prompt_audio(99, 16000, 2, 320).shape == (2, 8000)
+    assert source.prompt_audio(0.001, RATE, 1, 640).shape == (1, 32), "less than a frame is taken as it is"
 
 
 @pytest.mark.parametrize(
@@ -72,16 +74,16 @@ def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:
         ("PCM_24", "mp3", None, None),
     ],
 )
-def test_there_are_bits_enough_for_the_original(
+def test_there_are_bits_enough_for_the_source(
     tmp_path: Path, subtype: str, chosen: str, asked: int | None, bits: int | None
 ) -> None:
     soundfile.write(tmp_path / "a.wav", sine(200)[0], RATE, subtype=subtype)
-    default = AudioFormat(chosen, asked or (None if chosen == "mp3" else 16))
-    assert read_source(tmp_path / "a.wav").format(default, asked) == AudioFormat(chosen, bits)
+    source = read_source(tmp_path / "a.wav")
+    assert OutputOptions(chosen, asked).file_format(source) == AudioFormat(chosen, bits)
 
 
 @pytest.mark.parametrize(
     ("name", "rate", "written"), [("mp3", 44100, 44100), ("mp3", 96000, RATE), ("flac", 96000, 96000)]
 )
-def test_the_rate_is_the_originals_where_the_format_has_it(name: str, rate: int, written: int) -> None:
-    assert SourceClip(sine(200), rate, 16).rate_in(AudioFormat(name, None), RATE) == written
+def test_the_rate_is_the_sources_where_the_format_has_it(name: str, rate: int, written: int) -> None:
+    assert SourceClip(sine(200), rate, 16).output_rate(AudioFormat(name, None), RATE) == written

@@ -18,8 +18,9 @@ from mutagen.wave import WAVE
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
 from audiocraft_mlx.audio.tags import add_tags, read_tags
 from audiocraft_mlx.audio.write import write_audio
-from audiocraft_mlx.cli.arguments import parse
+from audiocraft_mlx.cli.arguments import GenerateClips, parse
 from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults, GenerationMetadata
+from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions
 from audiocraft_mlx.errors import UsageError
 
 FORMATS = [AudioFormat(name, bits) for name, depths in BIT_DEPTHS.items() for bits in depths or (None,)]
@@ -255,21 +256,19 @@ def test_a_shell_reads_the_command_as_it_is_meant(prompt: str) -> None:
 
 def test_the_command_line_understands_the_command() -> None:
     metadata = GenerationMetadata("-x", "-m", 7, 0.5, top_k=0, top_p=0.9, temperature=0.0, cfg_coef=-1e-05)
-    arguments = parse(shlex.split(metadata.to_command())[1:])
-    assert {name: getattr(arguments, name) for name in ("prompts", "model", "seed", "duration", "top_k")} == {
-        "prompts": ["-x"],
-        "model": "-m",
-        "seed": 7,
-        "duration": 0.5,
-        "top_k": 0,
-    }
-    assert (arguments.top_p, arguments.temperature, arguments.cfg_coef) == (0.9, 0.0, -1e-05)
+    command = parse(shlex.split(metadata.to_command())[1:])
+    assert isinstance(command, GenerateClips)
+    assert command.model == ModelOptions("-m")
+    assert command.requests == (
+        ClipRequest("-x", 7, 0.5, top_k=0, top_p=0.9, temperature=0.0, cfg_coef=-1e-05),
+    )
 
 
 @pytest.mark.parametrize("program", [MUSICGEN, AUDIOGEN])
 def test_the_defaults_are_those_of_the_command_line(program: CommandDefaults) -> None:
-    arguments = parse(["rock"], program)
-    assert (arguments.model, arguments.duration) == (program.model, program.duration)
+    command = parse(["rock"], program)
+    assert isinstance(command, GenerateClips)
+    assert (command.model.name, command.requests[0].duration) == (program.model, program.duration)
     metadata = GenerationMetadata("rain", program.model, 1, program.duration, program=program.name)
     assert metadata.to_command() == f"{program.name} rain --seed 1"
     assert f"made with {program.name} " in metadata.summary()

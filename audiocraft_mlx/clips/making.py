@@ -65,9 +65,9 @@ def generate_clips(
 ) -> Generator[Event, None, None]:
     """Generate the clips of `requests`, in batches of those that can share one.
 
-    The events of each batch: `Started`; for every `chunk_seconds` of audio `Progress`, then a `Chunk` for each
-    clip; at last a `Finished` for each clip. `index` is that of the request. Closing the iterator cancels: the
-    chunks so far are the partial output of clips that aren't finished.
+    The events of each batch: `Started`; for every `chunk_seconds` of audio `Progress`, then a `Chunk` for
+    each clip; at last a `Finished` for each clip. `index` is that of the request. Closing the iterator
+    cancels: the chunks so far are the partial output of clips that aren't finished.
 
     Args:
         batch_size: the most clips at a time. Default: as many as fit into memory, at most 8.

@@ -1,6 +1,7 @@
 """What is asked for, as values: clips, how their files are made, and the model.
 
-Each value is validated when it is made, from the command line, JSON (`from_dict`) or Python alike. Nothing heavy is imported here, so that mistakes are answered at once.
+Each value is validated when it is made, from the command line, JSON (`from_dict`) or Python alike.
+Nothing heavy is imported here, so that mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -49,10 +50,8 @@ class FieldError(UsageError):
 
     def describe(self, name: Callable[[str], str]) -> str:
         """The message, with each field called what `name` returns for it."""
-        names = {
-            item.name: name(item.name) for kind in (ClipRequest, OutputOptions) for item in _fields(kind)
-        }
-        return self._template.format_map(ChainMap(self._values, names))
+        fields = [*_field_names(ClipRequest), *_field_names(OutputOptions)]
+        return self._template.format_map(self._values | {field: name(field) for field in fields})
 
 
 @dataclass(frozen=True)
