@@ -15,11 +15,11 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
-from audiocraft_mlx.audio.tags import read_tags
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli import audiogen
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips import finishing, memory
+from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
@@ -66,7 +66,7 @@ def test_several_prompts_become_numbered_files(fake: FakeModel, capsys: pytest.C
         f"wrote musicgen_output-{row + 1}.wav: stereo, 0.10 s, 32000 Hz, seed {7 + row}" for row in range(3)
     ]
     assert re.fullmatch(r"3 clips, \d+\.\d s to make, \d+\.\d\dx real time", out[3])
-    metadata = read_tags(Path("musicgen_output-2.wav"))
+    metadata = read_metadata(Path("musicgen_output-2.wav"))
     assert metadata is not None
     assert (metadata.prompt, metadata.seed) == ("drums", 8)
     assert metadata.to_command() == "musicgen-mlx drums --duration 0.1 --seed 8"
@@ -75,7 +75,7 @@ def test_several_prompts_become_numbered_files(fake: FakeModel, capsys: pytest.C
 def test_takes_stand_side_by_side_and_seeds_go_round(fake: FakeModel) -> None:
     assert main(["piano", "drums", "-n", "2", "-d", "0.1", "--seed", str(2**32 - 1), "-o", "out.flac"]) == 0
     assert fake.prompts == ["piano", "piano", "drums", "drums"]
-    recipes = [read_tags(Path(name)) for name in names()]
+    recipes = [read_metadata(Path(name)) for name in names()]
     assert names() == [f"out-{number}.flac" for number in (1, 2, 3, 4)]
     assert [metadata.seed for metadata in recipes if metadata] == [2**32 - 1, 0, 1, 2]
 
@@ -153,7 +153,7 @@ def test_a_melody_reaches_the_model_with_or_without_a_prompt(fake: FakeModel) ->
     np.testing.assert_array_equal(fake.heard["melody_wavs"][1], audio)
     assert main(["-m", "melody", "--melody", "tune.wav", "-d", "0.1", "-o", "a.wav"]) == 0
     assert fake.prompts[2:] == [None]
-    metadata = read_tags(Path("a.wav"))
+    metadata = read_metadata(Path("a.wav"))
     assert metadata is not None
     assert metadata.options == {"melody": "tune.wav"}
 
@@ -164,7 +164,7 @@ def test_style_and_its_weight_reach_the_model(fake: FakeModel) -> None:
     assert main(["-m", "style", "--style", "tune.wav", "--style-coef", "5", "-d", "0.1", "-o", "a.wav"]) == 0
     assert "melody_wavs" in fake.heard
     assert fake.asked["cfg_coef_beta"] == 5
-    metadata = read_tags(Path("a.wav"))
+    metadata = read_metadata(Path("a.wav"))
     assert metadata is not None
     assert metadata.options == {"style": "tune.wav", "style-coef": 5.0}
 
@@ -249,7 +249,7 @@ def test_the_original_stays_as_it_is(fake: FakeModel, subtype: str, bits: int, n
     np.testing.assert_allclose(after[:, :44100], before, atol=2**-24 if name == "o.flac" else 0)
     assert np.abs(after[:, 44100:]).max() > 0.9
     assert np.abs(np.diff(after))[:, 44099].max() < 0.01  # no click
-    metadata = read_tags(Path(name))
+    metadata = read_metadata(Path(name))
     assert metadata is not None
     assert metadata.options["continue"] == "song.wav"
 
@@ -306,7 +306,7 @@ def test_each_format_is_written_by_its_name_or_ending_and_tagged(fake: FakeModel
     assert main(["piano", "-d", "0.1", "-o", f"clip.{name}", "--seed", "3"]) == 0
     for stem in ("musicgen_output", "clip"):
         assert soundfile.info(f"{stem}.{name}").format == name.upper()
-        metadata = read_tags(Path(f"{stem}.{name}"))
+        metadata = read_metadata(Path(f"{stem}.{name}"))
         assert metadata is not None
         assert metadata.options == ({} if name == "wav" else {"format": name})
         assert (metadata.prompt, metadata.seed, metadata.model) == ("piano", 3, "facebook/musicgen-small")
@@ -412,7 +412,7 @@ def test_a_picture_shows_what_was_heard_of_a_style(fake: FakeModel, monkeypatch:
     fake.condition_types = frozenset({"style"})
     fake.style_params = StyleParams(excerpt_length=0.25)
     shown = []
-    monkeypatch.setattr(finishing, "plot", lambda *arguments: shown.append(arguments[-1]))
+    monkeypatch.setattr(finishing, "save_plot", lambda *arguments: shown.append(arguments[-1]))
 
     class AudioConditioner(StyleConditioner):
         def __init__(self) -> None:
@@ -515,7 +515,7 @@ def test_ctrl_c_keeps_what_was_made(fake: FakeModel, capsys: pytest.CaptureFixtu
         "musicgen-mlx: error: interrupted; the 0.20 s made so far are kept in out.flac\n",
     )
     np.testing.assert_allclose(read("out.flac"), ramp(9600)[:, :6400], atol=1e-4)
-    assert read_tags(Path("out.flac")) is not None
+    assert read_metadata(Path("out.flac")) is not None
     assert names() == ["out.flac"]
 
 
