@@ -188,7 +188,7 @@ def test_a_model_that_turns_out_to_be_deaf_makes_nothing(
         (b"", "tune.wav is not audio"),
         (b"text", "tune.wav is not audio"),
         ("empty", "tune.wav has no samples"),
-        ("nan", "tune.wav has samples that are not numbers"),
+        ("nan", "tune.wav has samples that are NaN, infinite or far beyond full scale"),
     ],
 )
 def test_a_file_that_cannot_be_heard_is_refused_before_the_model_is_loaded(
