@@ -99,6 +99,7 @@ class FakeModel:
         seeds: Sequence[int],
         *,
         prompt: Sequence[np.ndarray] | None = None,
+        duration: float | None = None,
         **conditions: Any,
     ) -> FakeInputs:
         assert len(descriptions) == len(seeds)

@@ -68,7 +68,7 @@ def golden(goldens: Path) -> SimpleNamespace:
         melody = convert_audio(values["chroma.wav"][:1], 32000, network.sample_rate, network.channels)
         return SimpleNamespace(
             network=network,
-            stems=np.array(network.separate(melody)),
+            stems=np.array(network.separate(mx.array(melody))),
             wanted_beginning=values["demucs.stems_shift0"],
             wanted_mix=values["demucs.mix_shift0"],
         )

@@ -1,4 +1,4 @@
-"""How a source clip and the music that continues it are joined."""
+"""The clip that a continuation is generated from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
-from audiocraft_mlx.audio.splice import append_continuation, smooth_joint
 from audiocraft_mlx.clips.requests import OutputOptions
 from audiocraft_mlx.clips.source import SourceClip, read_source
 
@@ -19,38 +18,6 @@ RATE = 32000
 def sine(hertz: float, seconds: float = 0.5, phase: float = 0.0, rate: int = RATE) -> np.ndarray:
     wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate + phase)
     return wave[None].astype(np.float32)
-
-
-@pytest.mark.parametrize("phase", [0.0, 1.5, 3.0, 4.5])
-def test_the_joint_is_no_click(phase: float) -> None:
-    before, new = sine(200), sine(200, phase=phase)
-    whole = np.concatenate([before, smooth_joint(before, new, RATE)], axis=1)[0]
-    usual = np.abs(np.diff(before[0])).max()
-    assert np.abs(np.diff(whole)).max() < 1.3 * usual
-    # Only the first hundredth of a second of the new part is touched.
-    np.testing.assert_array_equal(whole[before.shape[1] + 320 :], new[0, 320:])
-    np.testing.assert_array_equal(whole[: before.shape[1]], before[0])
-
-
-def test_what_begins_where_the_other_ends_stays_as_it_is() -> None:
-    new = sine(200)
-    np.testing.assert_array_equal(smooth_joint(new[:, :1], new, RATE), new)
-
-
-def test_the_source_keeps_its_rate_and_the_new_part_its_length() -> None:
-    source = SourceClip(sine(200, 1, rate=44100), 44100, 16)
-    whole = append_continuation(source.audio, source.rate, sine(200, 1), RATE, 44100)
-    assert whole.shape == (1, 88200)
-    np.testing.assert_array_equal(whole[:, :44100], source.audio)
-    whole = append_continuation(source.audio, source.rate, sine(200, 1), RATE, RATE)
-    assert whole.shape == (1, 64000)
-
-
-def test_loud_music_does_not_change_the_source() -> None:
-    source = SourceClip(sine(200), RATE, 16)
-    whole = append_continuation(source.audio, source.rate, 4 * sine(300), RATE, RATE)
-    np.testing.assert_array_equal(whole[:, : source.audio.shape[1]], source.audio)
-    assert 0.9 < np.abs(whole).max() <= 1
 
 
 def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:

@@ -1,7 +1,7 @@
 """The tags of audio files: a comment for players, and a JSON string of our own.
 
-mutagen (an extra, because it is GPL) writes both in all formats, in Unicode and of any length. Without it both
-are in the comment that libsndfile writes, which is short in WAV and ASCII in MP3.
+mutagen (an extra, because it is GPL) writes both in all formats, in Unicode and of any length. Without it
+both are in the comment that libsndfile writes, which is short in WAV and ASCII in MP3.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def write_audio(
 ) -> float:
     """Write `audio`, float32 `[channels, samples]` nominally in [-1, 1], with `tags`; atomically.
 
-    Audio that exceeds full scale is scaled down as a whole. Full scale is 2**15 in 16 bits and 2**23 in 24, as
-    when such files are read: samples that were read from one are written back unchanged.
+    Audio that exceeds full scale is scaled down as a whole. Full scale is 2**15 in 16 bits and 2**23 in 24,
+    as when such files are read: samples read from one are written back unchanged.
 
     Returns:
         The peak of `audio`; above 1 the file was scaled down by it.
@@ -141,7 +141,7 @@ def _encode(
         subtype=_SUBTYPES[audio_format.name, audio_format.bits],
         **_QUALITY.get(audio_format.name, {}),
     ) as encoder:
-        # WAV has it behind the audio, which simple readers expect at a fixed offset; the others need it first.
+        # In WAV it follows the audio, which simple readers expect at a fixed offset; elsewhere it goes first.
         if comment and audio_format.name != "wav":
             encoder.comment = comment
         for block in blocks:

@@ -121,6 +121,7 @@ def _start(
     if conditions:
         given["melody_wavs"] = [condition.audio for condition in conditions]
         given["melody_sample_rate"] = conditions[0].rate
+        given["duration"] = batch[0].params.duration
     prompts = [plan.prompt for plan in batch if plan.prompt is not None]
     if prompts:
         given |= {"prompt": prompts, "prompt_sample_rate": model.sample_rate}

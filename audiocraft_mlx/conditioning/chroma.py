@@ -113,7 +113,7 @@ def chroma_filters(sample_rate: int, n_fft: int, n_chroma: int) -> np.ndarray:
     """The weight of each FFT bin in each pitch class, from C up: float32 `[n_chroma, n_fft // 2 + 1]`.
 
     Equal to `librosa.filters.chroma(tuning=0)`: a Gaussian around each class, as wide as a class, or as the
-    step to the next bin where that is wider, with a lower weight the farther the bin's octave is from the fifth.
+    step to the next bin where that is wider, weighted less the farther the bin's octave is from the fifth.
     """
     pitch = n_chroma * np.log2(np.arange(1, n_fft // 2 + 2) * (sample_rate / n_fft) / _A0)
     # 0 Hz has no pitch: as in librosa it is put 1.5 octaves below the first bin.
@@ -134,7 +134,7 @@ def _fit(frames: mx.array, length: int) -> mx.array:
 
 
 def _power_spectrum(wav: mx.array, n_fft: int, hop_length: int) -> mx.array:
-    """`[B, T]` → `[B, frames, n_fft // 2 + 1]`, centred on every `hop_length`-th sample; unit-norm Hann window."""
+    """`[B, T]` → `[B, frames, n_fft // 2 + 1]`, centred on every `hop_length`-th sample; normalized Hann."""
     missing = n_fft - wav.shape[1]
     if missing > 0:
         wav = mx.pad(wav, [(0, 0), (missing // 2, missing - missing // 2)])

@@ -1,7 +1,7 @@
 """The prefix of melody and style models: in front of the codes, tokens of the audio, then those of the text.
 
-audiocraft's `ConditionFuser` with `prepend` (`modules/conditioners.py`). There the texts of a batch are padded
-at their end with zeros, which the model attends to. Here each row has the same tokens as alone, with masked
+audiocraft's `ConditionFuser` with `prepend` (`modules/conditioners.py`). There texts of a batch are padded at
+their end with zeros, which the model attends to. Here each row has the same tokens as alone, with masked
 padding in front. Only rows without style in a batch with others have as many zeros as in the reference.
 """
 
