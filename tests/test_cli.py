@@ -301,14 +301,14 @@ def test_a_terminal_sees_the_progress(fake: FakeModel, monkeypatch: pytest.Monke
     assert re.search(r"100%\|.*\| 2\.0/2\.0 s \[.*x real time\]", terminal.getvalue())
 
 
-def test_a_picture_can_be_drawn_beside_it(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plot_can_be_saved_beside_it(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["piano", "-d", "0.5", "--plot", "clip.png", "--no-open"]) == 0
     assert Path("clip.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.splitlines()[-1] == "drew clip.png"
 
 
 @pytest.mark.parametrize("place", ["clip.jpg", "nowhere/clip.png"])
-def test_a_picture_that_cannot_be_drawn_is_refused_before_the_model_is_loaded(
+def test_a_plot_that_cannot_be_saved_is_refused_before_the_model_is_loaded(
     fake: FakeModel, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     assert main(["piano", "--plot", place]) in (1, 2)

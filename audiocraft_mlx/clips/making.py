@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +98,7 @@ def _generate(
                 on_progress(progress)
 
         chunks = _start(model, batch, chunk_seconds, on_step)
-        with closing(chunks):
+        try:
             yield Started(batch)
             start = time.perf_counter()
             for chunk in chunks:
@@ -107,13 +106,16 @@ def _generate(
                 for plan, audio in zip(batch, np.asarray(chunk), strict=True):
                     yield Chunk(plan.index, audio)
             elapsed = time.perf_counter() - start
+        finally:
+            if isinstance(chunks, Generator):
+                chunks.close()
         for plan in batch:
             yield Finished(plan.index, elapsed)
 
 
 def _start(
     model: GenModel, batch: Sequence[ClipPlan], chunk_seconds: float, on_step: Callable[[int, int], None]
-) -> Generator[mx.array, None, None]:
+) -> Iterator[mx.array]:
     """The model's generator of audio `[B, C, n]` for the rows of a batch."""
     given: dict[str, Any] = {}
     # All rows have them or none: see `ClipPlan.batch_key`.

@@ -66,7 +66,7 @@ class GenerationMetadata:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
             if not _is(value, (str, int, float, bool)):
-                raise ValueError(f"the option {option!r} is not text, a number, true or false")
+                raise ValueError(f"the option {option!r} is not a string, a number, true or false")
 
     def to_command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
@@ -172,17 +172,17 @@ def describe_request(
 
 _NUMBER = (int, float)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "prompt": ((str,), "text"),
-    "model": ((str,), "text"),
-    "seed": ((int,), "a whole number"),
+    "prompt": ((str,), "a string"),
+    "model": ((str,), "a string"),
+    "seed": ((int,), "an integer"),
     "duration": (_NUMBER, "a number"),
-    "top_k": ((int, type(None)), "a whole number"),
+    "top_k": ((int, type(None)), "an integer"),
     "top_p": ((*_NUMBER, type(None)), "a number"),
     "temperature": ((*_NUMBER, type(None)), "a number"),
     "cfg_coef": ((*_NUMBER, type(None)), "a number"),
-    "options": ((Mapping,), "a table"),
-    "version": ((str,), "text"),
-    "program": ((str,), "text"),
+    "options": ((Mapping,), "an object"),
+    "version": ((str,), "a string"),
+    "program": ((str,), "a string"),
 }
 
 
