@@ -17,12 +17,12 @@ import audiocraft_mlx
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.cli.arguments import option_name
 from audiocraft_mlx.clips.finishing import finish_audio
-from audiocraft_mlx.clips.inputs import AudioInput, load_inputs
+from audiocraft_mlx.clips.inputs import load_inputs
 from audiocraft_mlx.clips.making import Chunk, Finished, Progress, Started, generate_clips
 from audiocraft_mlx.clips.metadata import describe_request, read_metadata
 from audiocraft_mlx.clips.requests import ClipRequest, FieldError, ModelOptions, OutputOptions
 from audiocraft_mlx.clips.saving import save_clip
-from audiocraft_mlx.clips.source import SourceClip
+from audiocraft_mlx.clips.source import AudioInput, SourceClip
 from audiocraft_mlx.errors import UsageError
 
 from .fake_model import FakeModel, raiser

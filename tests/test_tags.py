@@ -20,13 +20,8 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
 from audiocraft_mlx.audio.tags import AudioTags, add_tags, libsndfile_comment, read_tags
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.cli.arguments import GenerateClips, parse
-from audiocraft_mlx.clips.metadata import (
-    AUDIOGEN,
-    MUSICGEN,
-    CommandDefaults,
-    GenerationMetadata,
-    read_metadata,
-)
+from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
+from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions
 from audiocraft_mlx.errors import UsageError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
 from audiocraft_mlx.cli.common import Parser
-from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
+from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
     DEFAULT_LUFS,
     DEFAULT_PROMPT_SECONDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from audiocraft_mlx.cli.generate import run_program
-from audiocraft_mlx.clips.metadata import AUDIOGEN
+from audiocraft_mlx.clips.defaults import AUDIOGEN
 
 
 def main(argv: list[str] | None = None) -> int:

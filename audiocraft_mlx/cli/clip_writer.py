@@ -15,11 +15,11 @@ from audiocraft_mlx.cli.clip_files import ClipFiles
 from audiocraft_mlx.cli.common import print_stderr, print_stdout
 from audiocraft_mlx.cli.playing import Player
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
-from audiocraft_mlx.clips.inputs import AudioInput
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.planning import ClipPlan
 from audiocraft_mlx.clips.saving import SavedFile, save_clip
+from audiocraft_mlx.clips.source import AudioInput
 from audiocraft_mlx.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
 from audiocraft_mlx.cli.common import run_command
-from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
+from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.errors import OutputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from audiocraft_mlx.cli.common import print_stdout
-from audiocraft_mlx.clips.metadata import MUSICGEN, read_metadata
+from audiocraft_mlx.clips.defaults import MUSICGEN
+from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.errors import UsageError
 
 _BITS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}

@@ -1,31 +1,14 @@
-"""The audio files of a request: a melody, a style, or a source clip that is continued."""
+"""Reads the audio files of requests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from audiocraft_mlx.audio.read import read_audio, require_non_silent
 from audiocraft_mlx.clips.requests import ClipRequest
-from audiocraft_mlx.clips.source import SourceClip, read_source
+from audiocraft_mlx.clips.source import AudioInput, SourceClip, read_condition_audio, read_source
 from audiocraft_mlx.errors import UsageError
-
-# A melody or style is read for the clip's duration and this: at most one window, and what separation needs
-# around it (`GenModel.max_condition_duration`).
-_EXTRA_SECONDS = 90.0
-
-
-@dataclass(frozen=True, eq=False)
-class AudioInput:
-    """A melody or a style: float32 `[channels, samples]` at `rate`. Rows that share one encode it once."""
-
-    audio: np.ndarray
-    rate: int
-    name: str | None = None
-    """Its file, for the metadata."""
 
 
 def load_inputs(requests: Sequence[ClipRequest]) -> list[ClipRequest]:
@@ -57,13 +40,3 @@ def load_inputs(requests: Sequence[ClipRequest]) -> list[ClipRequest]:
             raise UsageError(f"source must be a path or a SourceClip, not {type(request.source).__name__}")
         loaded.append(request)
     return loaded
-
-
-def read_condition_audio(path: Path, duration: float) -> AudioInput:
-    """A melody or style for a clip of `duration` seconds: no more of a long file than is used.
-
-    Raises `UsageError`.
-    """
-    audio, rate = read_audio(path, seconds=duration + _EXTRA_SECONDS)
-    require_non_silent(audio.mean(axis=0, keepdims=True), str(path))  # the model takes the channels' mean
-    return AudioInput(audio, rate, str(path))

@@ -12,27 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
+from audiocraft_mlx.clips.defaults import MUSICGEN, PROGRAMS, CommandDefaults
 from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
     from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
 
-
-@dataclass(frozen=True)
-class CommandDefaults:
-    """A command that generates clips, and its defaults."""
-
-    name: str
-    model: str
-    duration: float
-    """Seconds."""
-    output_name: str
-    """The default file name, without its extension."""
-
-
-MUSICGEN = CommandDefaults("musicgen-mlx", "facebook/musicgen-small", 8.0, "musicgen_output")
-AUDIOGEN = CommandDefaults("audiogen-mlx", "facebook/audiogen-medium", 5.0, "audiogen_output")
-PROGRAMS = {program.name: program for program in (MUSICGEN, AUDIOGEN)}
 
 OptionValue = str | int | float | bool
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiocraft_mlx.clips import memory
-from audiocraft_mlx.clips.inputs import AudioInput, load_inputs
+from audiocraft_mlx.clips.inputs import load_inputs
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
-from audiocraft_mlx.clips.source import SourceClip
+from audiocraft_mlx.clips.source import AudioInput, SourceClip
 
 if TYPE_CHECKING:
     from audiocraft_mlx.decoding.params import GenerationParams

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
-from audiocraft_mlx.clips.metadata import MUSICGEN
+from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
     CFG_COEF,
@@ -29,8 +29,7 @@ from audiocraft_mlx.validation import (
 )
 
 if TYPE_CHECKING:
-    from audiocraft_mlx.clips.inputs import AudioInput
-    from audiocraft_mlx.clips.source import SourceClip
+    from audiocraft_mlx.clips.source import AudioInput, SourceClip
 
 DEFAULT_PROMPT_SECONDS = 5.0
 DEFAULT_LUFS = -14.0

@@ -1,4 +1,4 @@
-"""A clip to continue: the prompt that the model gets of it, and the file that it needs."""
+"""The audio that a clip is generated from: a melody or a style, or a clip to continue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat
-from audiocraft_mlx.audio.read import read_audio
+from audiocraft_mlx.audio.read import read_audio, require_non_silent
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
 from audiocraft_mlx.errors import UsageError
@@ -18,6 +18,19 @@ from audiocraft_mlx.errors import UsageError
 _BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
 # MP3 has no others.
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# A melody or style is read for the clip's duration and this: at most one window, and what separation needs
+# around it (`GenModel.max_condition_duration`).
+_EXTRA_SECONDS = 90.0
+
+
+@dataclass(frozen=True, eq=False)
+class AudioInput:
+    """A melody or a style: float32 `[channels, samples]` at `rate`. Rows that share one encode it once."""
+
+    audio: np.ndarray
+    rate: int
+    name: str | None = None
+    """Its file, for the metadata."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +74,13 @@ def read_source(path: Path) -> SourceClip:
         raise UsageError(f"{path} has {len(audio)} channels; mix it to mono or stereo")
     with path.open("rb") as stream, soundfile.SoundFile(stream.fileno(), closefd=False) as file:
         return SourceClip(audio, rate, _BITS.get(file.subtype, 16), str(path))
+
+
+def read_condition_audio(path: Path, duration: float) -> AudioInput:
+    """A melody or style for a clip of `duration` seconds: no more of a long file than is used.
+
+    Raises `UsageError`.
+    """
+    audio, rate = read_audio(path, seconds=duration + _EXTRA_SECONDS)
+    require_non_silent(audio.mean(axis=0, keepdims=True), str(path))  # the model takes the channels' mean
+    return AudioInput(audio, rate, str(path))
