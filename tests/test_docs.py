@@ -26,6 +26,11 @@ DOCS = sorted(
     for pattern in ("*.md", "docs/*.md", "native/*.md", "training/*.md", "audiocraft_mlx/demo/*.md")
     for path in ROOT.glob(pattern)
 )
+SCRIPTS = sorted(
+    path.relative_to(ROOT)
+    for folder in ("benchmarks", "docs", "training")
+    for path in (ROOT / folder).glob("*.py")
+)
 MAINS = {
     "musicgen-mlx": generate.main,
     "audiogen-mlx": audiogen.main,
@@ -203,15 +208,7 @@ def test_the_first_screen_of_the_readme_fits() -> None:
     assert max(map(len, lines[:40])) <= 80
 
 
-@pytest.mark.parametrize(
-    "script",
-    sorted(
-        path.relative_to(ROOT)
-        for name in ("benchmarks", "docs", "training")
-        for path in (ROOT / name).glob("*.py")
-    ),
-    ids=str,
-)
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_scripts_import_what_the_package_has(script: Path) -> None:
     for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("audiocraft_mlx"):
