@@ -30,7 +30,7 @@ from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.encodec import Encodec
-from audiocraft_mlx.networks.weights import dtype_name, parameters
+from audiocraft_mlx.networks.weights import dtype_name, flat_parameters
 from audiocraft_mlx.ops.cpu.extension import cpu_extension
 from audiocraft_mlx.ops.cpu.tiled_linear import TiledLinear
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import GROUP_SIZE, TiledQuantizedLinear
@@ -211,7 +211,7 @@ def measure_codec(case: Case) -> Iterator[CodecError]:
 def round_weights(codec: Encodec, dtype: mx.Dtype) -> None:
     """Round the weights as storing them in `dtype` would."""
     codec.load_weights(
-        [(name, weight.astype(dtype).astype(mx.float32)) for name, weight in parameters(codec).items()]
+        [(name, weight.astype(dtype).astype(mx.float32)) for name, weight in flat_parameters(codec).items()]
     )
 
 

@@ -1,4 +1,4 @@
-"""A model in transformers' format, written as an audiocraft release: the same weights, other names."""
+"""Write a model in transformers' format as an audiocraft release: the same weights, other names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ rvq: {{dimension: {hidden_size}, n_q: {num_codebooks}, bins: {codebook_size}}}
 def write_audiocraft_release(
     model: Path, release: Path, text_encoder: Path, t5_name: str, seconds: float
 ) -> None:
-    """Write the folders `release` (state_dict.bin, …) and `text_encoder`, the T5 that it names."""
+    """Write the folders `release` (state_dict.bin, …) and `text_encoder`, its T5."""
     config = json.loads((model / "config.json").read_text())
     weights = {name: np.array(value) for name, value in mx.load(str(model / "model.safetensors")).items()}
     decoder, codec = config["decoder"], config["audio_encoder"]
@@ -61,17 +61,17 @@ def write_audiocraft_release(
     (text_encoder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     mx.save_safetensors(
         str(text_encoder / "model.safetensors"),
-        {name: mx.array(value) for name, value in under(weights, "text_encoder.").items()},
+        {name: mx.array(value) for name, value in with_prefix(weights, "text_encoder.").items()},
     )
 
 
 def lm_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     result = {
         f"condition_provider.conditioners.description.output_proj.{part}": value
-        for part, value in under(weights, "enc_to_dec_proj.").items()
+        for part, value in with_prefix(weights, "enc_to_dec_proj.").items()
     }
     projections: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in under(weights, "decoder.").items():
+    for name, value in with_prefix(weights, "decoder.").items():
         name = re.sub(r"^model\.decoder\.layers\.", "transformer.layers.", name)
         name = re.sub(r"^model\.decoder\.embed_tokens\.", "emb.", name)
         name = re.sub(r"^model\.decoder\.layer_norm\.", "out_norm.", name)
@@ -90,7 +90,7 @@ def lm_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def codec_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     result = {}
-    for name, value in under(weights, "audio_encoder.").items():
+    for name, value in with_prefix(weights, "audio_encoder.").items():
         inner = "convtr.convtr" if is_transposed(name, weights) else "conv.conv"
         name = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", name)
         name = re.sub(r"^quantizer\.layers\.(\d+)\.codebook\.", r"quantizer.vq.layers.\1._codebook.", name)
@@ -101,7 +101,7 @@ def codec_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def is_transposed(name: str, weights: dict[str, np.ndarray]) -> bool:
-    """Whether a codec's tensor belongs to an upsampling layer: the decoder's layers 3, 6, 9, …"""
+    """Whether a tensor belongs to an upsampling layer of the codec: the decoder's layers 3, 6, 9, …"""
     layer = re.match(r"decoder\.layers\.(\d+)\.conv\.", name)
     last = max(
         int(n[1]) for key in weights if (n := re.match(r"audio_encoder\.decoder\.layers\.(\d+)\.", key))
@@ -109,6 +109,6 @@ def is_transposed(name: str, weights: dict[str, np.ndarray]) -> bool:
     return layer is not None and int(layer[1]) % 3 == 0 and 0 < int(layer[1]) < last
 
 
-def under(weights: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The weights whose names begin with `prefix`, without it."""
+def with_prefix(weights: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The weights whose names begin with `prefix`, which is removed."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

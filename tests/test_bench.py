@@ -37,7 +37,7 @@ from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM, LMConfig
-from audiocraft_mlx.networks.weights import parameters
+from audiocraft_mlx.networks.weights import flat_parameters
 
 POSITIONS = (0, 10, 20, 30)
 ROWS = [
@@ -233,7 +233,7 @@ def test_a_prefilled_model_starts_at_its_offset() -> None:
 )
 def test_shapes_are_those_of_the_released_models(name: str, parameters_of_lm: float, codebooks: int) -> None:
     shape = model_shape(name)
-    assert sum(weight.size for weight in parameters(LM(shape.lm)).values()) == pytest.approx(
+    assert sum(weight.size for weight in flat_parameters(LM(shape.lm)).values()) == pytest.approx(
         parameters_of_lm, rel=0.01
     )
     assert shape.lm.num_codebooks == codebooks
@@ -248,7 +248,7 @@ def test_every_shape_gives_a_lazy_model(name: str) -> None:
 
 
 def test_random_weights_are_the_same_each_time() -> None:
-    other, made = (parameters(random_bundle("demo").lm) for _ in range(2))
+    other, made = (flat_parameters(random_bundle("demo").lm) for _ in range(2))
     assert all(mx.array_equal(value, other[name]) for name, value in made.items())
     assert all(mx.isfinite(value).all() for value in made.values())
 

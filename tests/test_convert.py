@@ -26,7 +26,7 @@ from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.cli.convert import main
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
-from audiocraft_mlx.networks.weights import Weights, parameters
+from audiocraft_mlx.networks.weights import Weights, flat_parameters
 
 from .conftest import _HF_HOME, add_to_hub_cache
 
@@ -81,7 +81,7 @@ def all_parameters(name: str, bits: int | None = None) -> dict[str, np.ndarray]:
         f"{part}.{key}": np.array(value)
         for part, network in networks.items()
         if network is not None
-        for key, value in parameters(network).items()
+        for key, value in flat_parameters(network).items()
     }
 
 
@@ -292,7 +292,7 @@ def all_weights(bundle: ModelBundle) -> dict[str, np.ndarray]:
     return {
         f"{number}.{name}": np.array(value)
         for number, network in enumerate(bundle._networks())
-        for name, value in parameters(network).items()
+        for name, value in flat_parameters(network).items()
     }
 
 

@@ -261,7 +261,7 @@ def text_only(goldens: Path) -> MusicGen:
         (lambda m, w: m.generate_with_chroma(["a"], [w * mx.nan], RATE), "NaN or infinite"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[0]], RATE), r"\[channels, samples\]"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[:, :0]], RATE), "some samples"),
-        (lambda m, w: m.set_style_conditioner_params(eval_q=1), "hears no style"),
+        (lambda m, w: m.set_style_conditioner_params(eval_q=1), "has no style condition"),
         (
             lambda m, w: m.set_generation_params(two_step_cfg=True, cfg_coef_beta=2.0),
             "can't be used with two_step_cfg",

@@ -1,4 +1,4 @@
-"""HTDemucs and its files: equal to Demucs at any length, and clear about damaged and foreign files."""
+"""HTDemucs and its files: equal to Demucs at any length; errors for damaged and unsupported files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.checkpoints.demucs import ENV_VAR, HTDEMUCS_FILE, HTDEMUCS_REPO, load_htdemucs
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, DownloadError
-from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig, moments, spectrum, waveform
+from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig, istft, stft
+from audiocraft_mlx.ops.normalization import moments
 
 from .conftest import add_to_hub_cache
 from .torch_files import Opcodes, write_torch_file
@@ -60,7 +61,7 @@ def noise(*shape: int) -> mx.array:
 
 @pytest.fixture(scope="module")
 def golden(goldens: Path) -> SimpleNamespace:
-    """The golden network, what it makes of the golden melody, and what Demucs does."""
+    """The golden network, its stems of the golden melody, and those of Demucs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV_VAR, str(goldens / "goldens" / "htdemucs" / HTDEMUCS_FILE))
         network = load_htdemucs()
@@ -69,8 +70,8 @@ def golden(goldens: Path) -> SimpleNamespace:
         return SimpleNamespace(
             network=network,
             stems=np.array(network.separate(melody)),
-            wanted_beginning=values["demucs.stems_shift0"],
-            wanted_mix=values["demucs.mix_shift0"],
+            expected_stems=values["demucs.stems_shift0"],
+            expected_mix=values["demucs.mix_shift0"],
         )
 
 
@@ -80,33 +81,33 @@ def golden(goldens: Path) -> SimpleNamespace:
 def test_stems_are_those_of_demucs(golden: SimpleNamespace) -> None:
     assert golden.network.sources == ("drums", "bass", "other", "vocals")
     assert (golden.network.sample_rate, golden.network.channels) == (44100, 2)
-    wanted = golden.wanted_beginning
-    np.testing.assert_allclose(golden.stems[..., : wanted.shape[-1]], wanted, atol=1e-5)
+    expected = golden.expected_stems
+    np.testing.assert_allclose(golden.stems[..., : expected.shape[-1]], expected, atol=1e-5)
 
 
-def test_voice_and_melody_are_what_audiocraft_hears_of_them(golden: SimpleNamespace) -> None:
+def test_the_melodic_stems_are_those_of_audiocraft(golden: SimpleNamespace) -> None:
     melody = golden.stems[:, 2] + golden.stems[:, 3]
-    np.testing.assert_allclose(convert_audio(melody, 44100, 32000, 1), golden.wanted_mix, atol=1e-5)
+    np.testing.assert_allclose(convert_audio(melody, 44100, 32000, 1), golden.expected_mix, atol=1e-5)
 
 
-def test_the_spectrum_and_its_way_back_keep_the_sound() -> None:
+def test_istft_is_the_inverse_of_stft() -> None:
     audio = noise(1, 2, 10_001)
-    parts = spectrum(audio)
+    parts = stft(audio)
     assert parts.shape == (1, 2048, 10, 4)
-    # The first and the last frames lack the neighbours that end beyond the clip.
+    # At the edges, frames beyond the clip are missing from the overlap-add.
     inner = slice(1536, -2560)
-    np.testing.assert_allclose(waveform(parts, 10_001)[..., inner], audio[..., inner], atol=2e-3)
+    np.testing.assert_allclose(istft(parts, 10_001)[..., inner], audio[..., inner], atol=2e-3)
 
 
-def test_a_frame_of_the_spectrum_is_the_windowed_transform_around_its_place() -> None:
+def test_a_frame_of_the_stft_is_the_windowed_fft_around_its_center() -> None:
     audio = noise(1, 1, 12_288)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(4096) / 4096)
     frame = np.fft.rfft(np.array(audio, np.float64)[0, 0, 512 : 512 + 4096] * window)[:-1] / 64
-    got = np.array(spectrum(audio))[0, :, 2]
+    got = np.array(stft(audio))[0, :, 2]
     np.testing.assert_allclose(got[:, 0] + 1j * got[:, 1], frame, atol=1e-6)
 
 
-def test_moments_of_millions_are_exact() -> None:
+def test_moments_of_millions_of_values_are_exact() -> None:
     values = np.random.default_rng(0).normal(0.3, 1, (1, 40_000, 96)).astype(np.float32)
     mean, variance = moments(mx.array(values))
     assert mean.item() == pytest.approx(values.mean(dtype=np.float64), rel=1e-5)
@@ -117,7 +118,7 @@ def test_moments_of_millions_are_exact() -> None:
 
 
 def demucs_overlap_add(network: HTDemucs, audio: mx.array) -> np.ndarray:
-    """`apply_model` of Demucs with shifts=0, word for word but for the arrays."""
+    """Demucs' `apply_model` with shifts=0, transcribed to NumPy."""
     segment, length = network.config.segment, audio.shape[-1]
     weight = np.concatenate([np.arange(1, segment // 2 + 1), np.arange(segment - segment // 2, 0, -1)])
     weight = weight / weight.max()
@@ -137,28 +138,28 @@ def demucs_overlap_add(network: HTDemucs, audio: mx.array) -> np.ndarray:
 
 
 @pytest.mark.parametrize("length", [1, 2000, 6000, 6001, 11_300])
-def test_segments_are_put_together_as_demucs_does(tiny: HTDemucs, length: int) -> None:
+def test_segments_are_overlapped_as_in_demucs(tiny: HTDemucs, length: int) -> None:
     audio = noise(1, 2, length)
     stems = tiny.separate(audio)
     assert stems.shape == (1, 2, 2, length)
     assert stems.dtype == mx.float32
-    wanted = demucs_overlap_add(tiny, audio)
-    assert np.abs(wanted).max() > 1e-3
-    np.testing.assert_allclose(stems, wanted, atol=1e-5)
+    expected = demucs_overlap_add(tiny, audio)
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(stems, expected, atol=1e-5)
 
 
 def test_a_clip_has_the_same_stems_in_a_batch_as_alone(tiny: HTDemucs) -> None:
     audio = noise(2, 2, 7000)
-    together = tiny.separate(audio)
+    batch = tiny.separate(audio)
     for row in range(2):
-        np.testing.assert_array_equal(together[row : row + 1], tiny.separate(audio[row : row + 1]))
+        np.testing.assert_array_equal(batch[row : row + 1], tiny.separate(audio[row : row + 1]))
 
 
-def test_nothing_makes_nothing(tiny: HTDemucs) -> None:
+def test_empty_audio_has_empty_stems(tiny: HTDemucs) -> None:
     assert tiny.separate(mx.zeros((1, 2, 0))).shape == (1, 2, 2, 0)
 
 
-def test_memory_is_that_of_one_segment(tiny: HTDemucs) -> None:
+def test_peak_memory_is_that_of_one_segment(tiny: HTDemucs) -> None:
     def peak(length: int) -> int:
         audio = noise(1, 2, length)
         mx.eval(audio)
@@ -201,13 +202,13 @@ def test_memory_is_that_of_one_segment(tiny: HTDemucs) -> None:
         ("sources", []),
     ],
 )
-def test_a_network_of_another_kind_is_refused_by_the_name_of_its_argument(key: str, value: Any) -> None:
-    blamed = "bottom_channels" if key == "t_heads" else key
-    with pytest.raises(CheckpointError, match=f"^a file: '{blamed}' in its configuration [^\n]*$"):
+def test_an_unsupported_argument_is_an_error_that_names_it(key: str, value: Any) -> None:
+    named = "bottom_channels" if key == "t_heads" else key
+    with pytest.raises(CheckpointError, match=f"^a file: '{named}' in its configuration [^\n]*$"):
         config(**{key: value})
 
 
-def test_the_length_of_a_segment_is_not_cut_short_by_rounding() -> None:
+def test_the_segment_length_is_rounded_not_truncated() -> None:
     assert config(samplerate=44100, segment=39 / 5).segment == 343_980
     assert config(samplerate=10_000, segment=1.1).segment == 11_000
     assert config(samplerate=10_000, segment=1.00006).segment == 10_000
@@ -218,10 +219,10 @@ def test_the_length_of_a_segment_is_not_cut_short_by_rounding() -> None:
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """A function: a path with that ending, which the environment variable names from now on."""
+    """A function: a path with this suffix, which the environment variable is set to."""
 
-    def name(ending: str) -> Path:
-        path = tmp_path / f"file{ending}"
+    def name(suffix: str) -> Path:
+        path = tmp_path / f"file{suffix}"
         monkeypatch.setenv(ENV_VAR, str(path))
         return path
 
@@ -235,7 +236,7 @@ def golden_parts(goldens: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return load_file(path), metadata
 
 
-def test_both_forms_of_file_hold_the_same(
+def test_torch_and_safetensors_files_load_the_same_weights(
     goldens: Path, golden: SimpleNamespace, named: Callable[[str], Path]
 ) -> None:
     tensors, metadata = golden_parts(goldens)
@@ -250,7 +251,7 @@ def test_both_forms_of_file_hold_the_same(
     assert all(mx.array_equal(one[name], two[name]) for name in one)
 
 
-def test_the_release_is_found_in_the_hubs_cache(
+def test_the_release_is_found_in_the_hub_cache(
     goldens: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
@@ -261,7 +262,7 @@ def test_the_release_is_found_in_the_hubs_cache(
     assert load_htdemucs().config.width == 8
 
 
-def test_offline_and_without_a_file_the_message_says_what_can_be_done(
+def test_offline_without_a_file_the_error_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
@@ -272,26 +273,26 @@ def test_offline_and_without_a_file_the_message_says_what_can_be_done(
         load_htdemucs()
 
 
-def test_a_named_file_that_is_not_there(named: Callable[[str], Path]) -> None:
+def test_the_environment_variable_names_a_missing_file(named: Callable[[str], Path]) -> None:
     path = named(".th")
     with pytest.raises(CheckpointError, match=f"^{path}: no such file; {ENV_VAR} [^\n]*$"):
         load_htdemucs()
 
 
-def test_a_missing_tensor_and_one_too_many_are_named(goldens: Path, named: Callable[[str], Path]) -> None:
+def test_missing_and_unexpected_tensors_are_named(goldens: Path, named: Callable[[str], Path]) -> None:
     tensors, metadata = golden_parts(goldens)
     del tensors["encoder.1.dconv.layers.0.6.scale"]
     tensors["encoder.1.more"] = np.zeros(2, np.float32)
     save_file(tensors, named(".safetensors"), metadata)
     with pytest.raises(
         CheckpointError,
-        match=r"encoder\.1\.residuals\.0\.scale is missing; encoder\.1\.more is unexpected$",
+        match=r"encoder\.1\.dconv\.0\.scale is missing; encoder\.1\.more is unexpected$",
     ):
         load_htdemucs()
 
 
 @pytest.mark.parametrize("shape", [(), (1, 1), (3,), (95, 32)])
-def test_a_tensor_of_a_wrong_shape_is_an_error_of_the_file(
+def test_a_tensor_of_a_wrong_shape_is_an_error_that_names_the_file(
     goldens: Path, named: Callable[[str], Path], shape: tuple[int, ...]
 ) -> None:
     tensors, metadata = golden_parts(goldens)
@@ -314,7 +315,7 @@ def test_a_tensor_of_a_wrong_shape_is_an_error_of_the_file(
         {"kwargs": "[" * 100_000},
     ],
 )
-def test_a_safetensors_file_of_another_network_is_refused(
+def test_a_safetensors_file_of_another_network_is_an_error(
     goldens: Path, named: Callable[[str], Path], changes: dict[str, str | None]
 ) -> None:
     tensors, metadata = golden_parts(goldens)
@@ -335,7 +336,7 @@ def test_a_safetensors_file_of_another_network_is_refused(
         {"klass": HTDEMUCS, "args": (), "kwargs": {}, "state": {}},
     ],
 )
-def test_a_torch_file_of_another_network_is_refused(named: Callable[[str], Path], package: Any) -> None:
+def test_a_torch_file_of_another_network_is_an_error(named: Callable[[str], Path], package: Any) -> None:
     path = named(".th")
     write_torch_file(path, package)
     with pytest.raises(CheckpointError, match=f"^{path} [^\n]*$"):
@@ -343,7 +344,7 @@ def test_a_torch_file_of_another_network_is_refused(named: Callable[[str], Path]
 
 
 @pytest.mark.parametrize("fraction", [(1, 0), (10**400, 1), ("a", 1)])
-def test_an_impossible_fraction_is_refused(
+def test_an_invalid_fraction_is_an_error(
     goldens: Path, named: Callable[[str], Path], fraction: tuple[Any, Any]
 ) -> None:
     tensors, metadata = golden_parts(goldens)

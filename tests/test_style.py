@@ -1,4 +1,4 @@
-"""The style condition, piece by piece and as a whole, against the reference's."""
+"""Style conditioning, layer by layer and as a whole, equals audiocraft's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def style_config(package: dict, changed: str = "", to: str = "") -> StyleConfig:
     assert changed in package["xp.cfg"]
     config = ConfigSection.from_yaml(package["xp.cfg"].replace(changed, to), "style")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(style_encoder.SCALES, "xsmall", (256, 8, 2))  # the golden has two layers of the four
+        patch.setitem(
+            style_encoder.SCALES, "xsmall", (256, 8, 2)
+        )  # the golden model has two of the four layers
         return StyleConfig.from_audiocraft(config, feature_dim=32)
 
 
@@ -77,19 +79,19 @@ def golden(goldens: Path, package: dict) -> SimpleNamespace:
     )
 
 
-def close(actual: mx.array, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(np.array(actual), wanted, atol=TOLERANCE)
+def close(actual: mx.array, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(np.array(actual), expected, atol=TOLERANCE)
 
 
 # MERT
 
 
-def test_mert_hears_what_the_reference_does(golden: SimpleNamespace) -> None:
+def test_mert_features_are_those_of_the_reference(golden: SimpleNamespace) -> None:
     assert golden.features.shape == (2, 224, 32)
     close(golden.features[:1, ::4], golden.values["style.mert"])
 
 
-def test_mert_takes_both_spellings_of_weight_norm(golden: SimpleNamespace, goldens: Path) -> None:
+def test_mert_loads_both_spellings_of_weight_norm(golden: SimpleNamespace, goldens: Path) -> None:
     weights = mert_weights(goldens)
     for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
         tensor = weights.pop(f"encoder.pos_conv_embed.conv.{old}")
@@ -98,7 +100,7 @@ def test_mert_takes_both_spellings_of_weight_norm(golden: SimpleNamespace, golde
     np.testing.assert_array_equal(loaded_mert(goldens, weights)(audio), golden.mert(audio))
 
 
-def test_mert_has_its_first_frame_when_its_span_is_full(golden: SimpleNamespace) -> None:
+def test_mert_needs_a_receptive_field_for_its_first_frame(golden: SimpleNamespace) -> None:
     config = golden.mert.config
     assert (config.receptive_field, config.hop_length) == (400, 320)
     for samples, frames in ((400, 1), (719, 1), (720, 2)):
@@ -106,7 +108,7 @@ def test_mert_has_its_first_frame_when_its_span_is_full(golden: SimpleNamespace)
 
 
 @pytest.mark.parametrize("name", ["encoder.layers.0.attention.q_proj.weight", "masked_spec_embed_2"])
-def test_a_missing_or_unknown_tensor_of_mert_is_named(goldens: Path, name: str) -> None:
+def test_missing_and_unexpected_tensors_of_mert_are_named(goldens: Path, name: str) -> None:
     weights = mert_weights(goldens)
     if weights.pop(name, None) is None:
         weights[name] = mx.zeros(1)
@@ -126,7 +128,7 @@ def test_a_missing_or_unknown_tensor_of_mert_is_named(goldens: Path, name: str) 
         {"num_attention_heads": 5},
     ],
 )
-def test_a_mert_of_another_structure_is_refused(goldens: Path, changes: dict) -> None:
+def test_an_unsupported_mert_is_an_error(goldens: Path, changes: dict) -> None:
     with pytest.raises(CheckpointError, match=next(iter(changes)).replace("conv_stride", "conv_dim")):
         mert_config(goldens, **changes)
 
@@ -134,25 +136,24 @@ def test_a_mert_of_another_structure_is_refused(goldens: Path, changes: dict) ->
 # The style encoder
 
 
-def test_style_encoder_step_by_step(golden: SimpleNamespace) -> None:
+def test_style_encoder_layer_by_layer(golden: SimpleNamespace) -> None:
     values, encoder = golden.values, golden.encoder
     embedded = encoder.embed(golden.features)
     close(embedded[:1, ::4], values["style.embed"])
     transformed = encoder.transformer(embedded)
     close(transformed[:1, ::4], values["style.transformer"])
-    normalised = encoder.batch_norm(transformed)
-    close(normalised[:1, ::4].swapaxes(1, 2), values["style.batch_norm"])
-    quantized, codes = encoder.bottleneck(normalised, 3)
-    np.testing.assert_array_equal(codes, values["style.rvq_codes"])
-    close(quantized[:1, ::15].swapaxes(1, 2), values["style.rvq_x"])
+    normalized = encoder.batch_norm(transformed)
+    close(normalized[:1, ::4].swapaxes(1, 2), values["style.batch_norm"])
+    np.testing.assert_array_equal(encoder.bottleneck.encode(normalized, 3), values["style.rvq_codes"])
+    close(encoder.bottleneck(normalized, 3)[:1, ::15].swapaxes(1, 2), values["style.rvq_x"])
 
 
 @pytest.mark.parametrize(("eval_q", "name"), [(3, "cond"), (1, "cond_eval_q1"), (6, "cond_eval_q6")])
-def test_style_tokens_by_the_width_of_the_bottleneck(golden: SimpleNamespace, eval_q: int, name: str) -> None:
+def test_style_tokens_by_number_of_codebooks(golden: SimpleNamespace, eval_q: int, name: str) -> None:
     close(golden.encoder(golden.features, eval_q, 15), golden.values[f"style.{name}"])
 
 
-def test_a_missing_codebook_of_the_style_is_an_error(package: dict) -> None:
+def test_a_missing_codebook_of_the_bottleneck_is_an_error(package: dict) -> None:
     weights = style_weights(package)
     del weights["rvq.vq.layers.5._codebook.embed"]
     encoder = StyleEncoder(style_config(package))
@@ -170,7 +171,7 @@ def test_a_missing_codebook_of_the_style_is_an_error(package: dict) -> None:
         ("model: style", "model: chroma_stem"),
     ],
 )
-def test_a_style_encoder_of_another_structure_is_refused(package: dict, changed: str, to: str) -> None:
+def test_an_unsupported_style_encoder_is_an_error(package: dict, changed: str, to: str) -> None:
     with pytest.raises(CheckpointError, match=changed.split(":")[0]):
         style_config(package, changed, to)
 

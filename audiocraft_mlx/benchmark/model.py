@@ -26,7 +26,7 @@ from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
-from audiocraft_mlx.networks.weights import load_strict, parameters
+from audiocraft_mlx.networks.weights import flat_parameters, load_strict
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
 MAX_DURATION = 30.0
@@ -147,7 +147,7 @@ def random_bundle(name: str) -> ModelBundle:
 
 
 def _randomize(network: nn.Module, key: mx.array, dtype: mx.Dtype) -> None:
-    weights = parameters(network)
+    weights = flat_parameters(network)
     keys = mx.random.split(key, len(weights))
     for (name, weight), weight_key in zip(list(weights.items()), keys, strict=True):
         weights[name] = _random_weight(name, weight.shape, weight_key)

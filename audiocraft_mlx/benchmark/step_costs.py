@@ -17,7 +17,7 @@ from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.networks.cache import DecoderState
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
-from audiocraft_mlx.networks.weights import parameters
+from audiocraft_mlx.networks.weights import flat_parameters
 
 VIEWS = frozenset(
     {
@@ -74,7 +74,7 @@ def host_time(decoder: LMDecoder, conditions: ConditionTensors) -> float:
 
 def weight_bytes(lm: LM, rows: int) -> int:
     """Bytes of weights that a step for `rows` sequences reads."""
-    weights = parameters(lm)
+    weights = flat_parameters(lm)
     embedding = weights["embed.weight"]
     # Of the embedding one row per codebook. The cross-attention's keys and values are computed before the
     # first step.

@@ -14,7 +14,7 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.encodec import ConvTranspose1d, Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM
 from audiocraft_mlx.networks.t5 import T5Encoder
-from audiocraft_mlx.networks.weights import Weights, parameters, rename
+from audiocraft_mlx.networks.weights import Weights, flat_parameters, rename
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def to_transformers(bundle: ModelBundle) -> TransformersModel:
         "audio_encoder": _codec_weights(codec),
     }
     if projection is not None:
-        parts["enc_to_dec_proj"] = parameters(projection)
+        parts["enc_to_dec_proj"] = flat_parameters(projection)
     return TransformersModel(
         decoder={
             "vocab_size": lm.config.cardinality,
@@ -108,7 +108,7 @@ def _bandwidth(codec: Encodec) -> float:
 
 
 def _lm_weights(lm: LM) -> Weights:
-    weights = parameters(lm)
+    weights = flat_parameters(lm)
     for ours, theirs in (("embed", "model.decoder.embed_tokens"), ("lm_heads", "lm_heads")):
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in weights:
@@ -130,7 +130,7 @@ def _lm_weights(lm: LM) -> Weights:
 
 
 def _t5_weights(t5: T5Encoder) -> Weights:
-    weights = parameters(t5)
+    weights = flat_parameters(t5)
     _split_packed(weights)
     weights = rename(
         weights,
@@ -160,7 +160,7 @@ def _split_packed(weights: Weights) -> None:
 
 
 def _codec_weights(codec: Encodec) -> Weights:
-    weights = parameters(codec)
+    weights = flat_parameters(codec)
     for k, codebook in enumerate(weights.pop("quantizer.codebooks")):
         prefix = f"quantizer.layers.{k}.codebook."
         weights[f"{prefix}embed"] = codebook

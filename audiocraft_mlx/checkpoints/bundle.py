@@ -24,7 +24,7 @@ from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
-from audiocraft_mlx.networks.weights import Weights, load_strict, parameters
+from audiocraft_mlx.networks.weights import Weights, flat_parameters, load_strict
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import optimize_layout
@@ -67,7 +67,7 @@ class ModelBundle:
         optimize_layout(self.lm)
         optimize_layout(self.text_conditioner.t5)
         for network in self._networks():
-            for weight in parameters(network).values():
+            for weight in flat_parameters(network).values():
                 mx.eval(weight)
 
     def _networks(self) -> Iterator[nn.Module]:

@@ -61,8 +61,8 @@ from audiocraft_mlx.networks.t5 import T5Config, T5Encoder, read_buckets
 from audiocraft_mlx.networks.weights import (
     Weights,
     dtype_name,
+    flat_parameters,
     load_strict,
-    parameters,
     pop_prefix,
     quantized_parameters,
     rename,
@@ -257,7 +257,7 @@ def _audio_conditioner_weights(conditioner: AudioConditioner, dtype: mx.Dtype) -
 
 def _cast_weights(prefix: str, network: nn.Module, dtype: mx.Dtype) -> Weights:
     """A network's weights as they are stored, computed one at a time; they replace the network's own."""
-    weights, quantized = parameters(network), quantized_parameters(network)
+    weights, quantized = flat_parameters(network), quantized_parameters(network)
     stored: Weights = {}
     for name in list(weights):
         weight = weights.pop(name)

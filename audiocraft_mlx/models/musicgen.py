@@ -33,7 +33,7 @@ class MusicGen(GenModel):
         See `generate` for the rest.
 
         Raises:
-            UsageError: also if the model has no melody or style condition, or an audio is silent or of a wrong shape.
+            UsageError: also if the model has neither condition, or an audio is silent or of a wrong shape.
             CheckpointError, DownloadError: what takes music apart can't be loaded (melody models).
         """
         inputs = self._inputs(descriptions, melody_wavs=melody_wavs, melody_sample_rate=melody_sample_rate)

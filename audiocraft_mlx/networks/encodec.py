@@ -3,7 +3,8 @@
 Défossez et al. 2022, "High Fidelity Neural Audio Compression"; equal to audiocraft's `EncodecModel`
 (`models/encodec.py`, `modules/seanet.py`, `modules/conv.py`, `quantization/core_vq.py`) and to
 transformers' `EncodecModel`, for the non-causal codecs that MusicGen and AudioGen use.
-Inside, arrays are `[B, T, channels]`.
+Layers take and return `[B, T, channels]`. They run chunk by chunk: `make_stream` gives a layer's state for
+one clip (see `streaming.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.configs import ConfigSection
-from audiocraft_mlx.networks.rvq import rvq_encode
+from audiocraft_mlx.networks.rvq import ResidualVectorQuantizer, pack_codebooks
 from audiocraft_mlx.networks.streaming import (
     Stateless,
     StreamingConv1d,
@@ -26,11 +27,11 @@ from audiocraft_mlx.networks.streaming import (
     StreamingResidual,
     StreamingSequential,
 )
-from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
+from audiocraft_mlx.networks.weights import Weights, fold_weight_norm, rename
 from audiocraft_mlx.ops.activations import elu
 
 CHUNK_FRAMES = 100
-"""Frames that are encoded or decoded at a time: a clip of any length takes the memory of these."""
+"""Frames encoded or decoded at a time, so that the memory needed doesn't grow with the clip."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class EncodecConfig:
     sample_rate: int
     channels: int
     dimension: int
+    """Of the latents."""
     num_filters: int
     num_residual_layers: int
     ratios: tuple[int, ...]
-    """Upsampling factors of the decoder; the encoder has them in reverse."""
+    """Upsampling factors of the decoder; the encoder downsamples by them in reverse order."""
     kernel_size: int
     last_kernel_size: int
     residual_kernel_size: int
@@ -80,9 +82,7 @@ class EncodecConfig:
         bits = math.ceil(math.log2(cardinality))
         num_codebooks = int(1000 * bandwidths[-1] // (frame_rate * bits)) if bandwidths else 0
         if num_codebooks < 1:
-            raise config.error(
-                "target_bandwidths", f"is {list(bandwidths)}, too little for a single codebook"
-            )
+            raise config.error("target_bandwidths", f"is {list(bandwidths)}, too low for a single codebook")
         return cls(
             sample_rate=sample_rate,
             channels=config.integer("audio_channels", 1),
@@ -154,7 +154,7 @@ def read_pad_mode(config: ConfigSection) -> str:
 
 
 class Conv1d(nn.Module):
-    """A strided or dilated convolution that keeps every frame: `ceil(T / stride)` of them."""
+    """A strided or dilated convolution: `[B, T, inputs]` → `[B, ceil(T / stride), outputs]`."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel_size: int, pad_mode: str, stride: int = 1, dilation: int = 1
@@ -163,27 +163,29 @@ class Conv1d(nn.Module):
         self.conv = nn.Conv1d(inputs, outputs, kernel_size, stride=stride, dilation=dilation)
         self.pad_mode = pad_mode
 
-    def start(self) -> StreamingLayer:
+    def make_stream(self) -> StreamingLayer:
         return StreamingConv1d(self.conv, self.pad_mode)
 
 
 class ConvTranspose1d(nn.Module):
-    """The way back: `T * stride` frames."""
+    """A transposed convolution: `[B, T, inputs]` → `[B, T * stride, outputs]`."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose1d(inputs, outputs, kernel_size, stride=stride)
 
-    def start(self) -> StreamingLayer:
+    def make_stream(self) -> StreamingLayer:
         return StreamingConvTranspose1d(self.conv)
 
 
 class ELU(nn.Module):
-    def start(self) -> StreamingLayer:
+    def make_stream(self) -> StreamingLayer:
         return Stateless(elu)
 
 
 class ResidualBlock(nn.Module):
+    """`x + conv(elu(conv(elu(x))))` through `dim / compress` channels."""
+
     def __init__(self, config: EncodecConfig, dim: int, dilation: int) -> None:
         super().__init__()
         hidden = dim // config.compress
@@ -194,30 +196,30 @@ class ResidualBlock(nn.Module):
             Conv1d(hidden, dim, 1, config.pad_mode),
         ]
 
-    def start(self) -> StreamingLayer:
-        return StreamingResidual(StreamingSequential([layer.start() for layer in self.block]))
+    def make_stream(self) -> StreamingLayer:
+        return StreamingResidual(StreamingSequential([layer.make_stream() for layer in self.block]))
 
 
 class LSTM(nn.Module):
-    """Stacked LSTMs with one skip around all of them."""
+    """Stacked LSTMs with one skip connection around all of them."""
 
     def __init__(self, dim: int, num_layers: int) -> None:
         super().__init__()
         self.lstm = [nn.LSTM(dim, dim) for _ in range(num_layers)]
 
-    def start(self) -> StreamingLayer:
+    def make_stream(self) -> StreamingLayer:
         return StreamingResidual(StreamingSequential([StreamingLSTM(layer) for layer in self.lstm]))
 
 
 class Sequential(nn.Module):
-    """Layers in a row, numbered as upstream numbers them."""
+    """Layers in a row, with the indices that audiocraft and transformers give them."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = layers
 
-    def start(self) -> StreamingLayer:
-        return StreamingSequential([layer.start() for layer in self.layers])
+    def make_stream(self) -> StreamingLayer:
+        return StreamingSequential([layer.make_stream() for layer in self.layers])
 
 
 def _residual_blocks(config: EncodecConfig, dim: int) -> list[nn.Module]:
@@ -228,8 +230,8 @@ def _lstm(config: EncodecConfig, dim: int) -> list[nn.Module]:
     return [LSTM(dim, config.num_lstm_layers)] if config.num_lstm_layers else []
 
 
-def encoder(config: EncodecConfig) -> Sequential:
-    """Audio `[B, T, channels]` → latents `[B, ceil(T / hop), dimension]`."""
+def build_encoder(config: EncodecConfig) -> Sequential:
+    """Audio `[B, T, channels]` → latents `[B, ceil(T / hop_length), dimension]`."""
     dim = config.num_filters
     layers: list[nn.Module] = [Conv1d(config.channels, dim, config.kernel_size, config.pad_mode)]
     for ratio in reversed(config.ratios):
@@ -241,8 +243,8 @@ def encoder(config: EncodecConfig) -> Sequential:
     return Sequential(layers)
 
 
-def decoder(config: EncodecConfig) -> Sequential:
-    """Latents `[B, F, dimension]` → audio `[B, F * hop, channels]`."""
+def build_decoder(config: EncodecConfig) -> Sequential:
+    """Latents `[B, F, dimension]` → audio `[B, F * hop_length, channels]`."""
     dim = config.num_filters * 2 ** len(config.ratios)
     layers: list[nn.Module] = [Conv1d(config.dimension, dim, config.kernel_size, config.pad_mode)]
     layers += _lstm(config, dim)
@@ -254,25 +256,6 @@ def decoder(config: EncodecConfig) -> Sequential:
     return Sequential(layers)
 
 
-class ResidualVectorQuantizer(nn.Module):
-    """Each codebook quantizes what the ones before it left over."""
-
-    def __init__(self, config: EncodecConfig) -> None:
-        super().__init__()
-        self.codebooks = mx.zeros((config.num_codebooks, config.cardinality, config.dimension))
-
-    def encode(self, latents: mx.array, num_codebooks: int) -> mx.array:
-        """Codes int32 `[B, K, F]` of `latents` `[B, F, dimension]`: the nearest entries."""
-        return rvq_encode(latents, self.codebooks[:num_codebooks])[0]
-
-    def decode(self, codes: mx.array) -> mx.array:
-        """Latents `[B, F, dimension]` of `codes` `[B, K, F]`."""
-        latents = self.codebooks[0][codes[:, 0]]
-        for k in range(1, codes.shape[1]):
-            latents = latents + self.codebooks[k][codes[:, k]]
-        return latents
-
-
 class DecoderStream:
     """One clip's decoder: codes in, audio out, chunk by chunk."""
 
@@ -281,8 +264,8 @@ class DecoderStream:
         layers = codec.decoder.layers
         recurrent = max((i for i, layer in enumerate(layers) if isinstance(layer, LSTM)), default=0)
         # What depends on all codes before, and what depends on a few of the neighbouring frames.
-        self._recurrent = StreamingSequential([layer.start() for layer in layers[: recurrent + 1]])
-        self._local = StreamingSequential([layer.start() for layer in layers[recurrent + 1 :]])
+        self._recurrent = StreamingSequential([layer.make_stream() for layer in layers[: recurrent + 1]])
+        self._local = StreamingSequential([layer.make_stream() for layer in layers[recurrent + 1 :]])
         self.lookahead_frames = -(-self._local.delay(self._recurrent.delay(0)) // self._hop)
         """Frames after a frame that all of its audio depends on."""
         self._unwanted = 0
@@ -324,16 +307,16 @@ class DecoderStream:
 
 
 class Encodec(nn.Module):
-    """The codec of a checkpoint, for clips of as many channels as it was made for."""
+    """A codec for audio of `channels` channels."""
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = encoder(config)
-        self.decoder = decoder(config)
-        self.quantizer = ResidualVectorQuantizer(config)
+        self.encoder = build_encoder(config)
+        self.decoder = build_decoder(config)
+        self.quantizer = ResidualVectorQuantizer(config.num_codebooks, config.cardinality, config.dimension)
         self.num_codebooks = config.num_codebooks
-        """Codebooks in use: the first so many."""
+        """How many of the codebooks `encode` uses: the first N."""
 
     @property
     def sample_rate(self) -> int:
@@ -353,23 +336,25 @@ class Encodec(nn.Module):
         return self.config.sample_rate / self.config.hop_length
 
     def encode(self, audio: mx.array) -> mx.array:
-        """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`; the last frame may be a partial one."""
-        encoder, length = self.encoder.start(), audio.shape[2]
+        """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`, `F = ceil(T / hop_length)`."""
+        stream, length = self.encoder.make_stream(), audio.shape[2]
+        chunk = CHUNK_FRAMES * self.config.hop_length
         codes = []
-        for start in range(0, length, CHUNK_FRAMES * self.config.hop_length):
-            end = start + CHUNK_FRAMES * self.config.hop_length
-            latents = encoder.step(audio[:, :, start:end].transpose(0, 2, 1), end >= length)
+        for start in range(0, length, chunk):
+            end = start + chunk
+            latents = stream.step(audio[:, :, start:end].transpose(0, 2, 1), end >= length)
             if latents is not None:
                 codes.append(self.quantizer.encode(latents, self.num_codebooks))
                 mx.eval(codes[-1])
         return mx.concatenate(codes, axis=2)
 
     def decode(self, codes: mx.array) -> mx.array:
-        """Audio float32 `[B, C, F * hop]` of `codes` int `[B, K, F]`."""
-        decoder, frames = self.make_decoder_stream(), codes.shape[2]
+        """Audio float32 `[B, C, F * hop_length]` of `codes` int `[B, K, F]`."""
+        stream, frames = self.make_decoder_stream(), codes.shape[2]
         audio = []
         for start in range(0, frames, CHUNK_FRAMES):
-            samples = decoder.step(codes[:, :, start : start + CHUNK_FRAMES], start + CHUNK_FRAMES >= frames)
+            end = start + CHUNK_FRAMES
+            samples = stream.step(codes[:, :, start:end], end >= frames)
             if samples is not None:
                 audio.append(samples)
                 mx.eval(samples)
@@ -379,7 +364,7 @@ class Encodec(nn.Module):
         return DecoderStream(self)
 
     def sanitize(self, weights: Weights) -> Weights:
-        """From either upstream's names and layouts to ours; weight norm (either spelling) is folded."""
+        """Parameters from the names and layouts of audiocraft or transformers; weight norm is folded."""
         weights = rename(
             weights,
             [
@@ -388,29 +373,10 @@ class Encodec(nn.Module):
                 (r"\._codebook\.", ".codebook."),
                 (r"\.convtr\.convtr\.", ".conv."),
                 (r"\.conv\.conv\.", ".conv."),
-                (r"\.parametrizations\.weight\.original0$", ".weight_g"),
-                (r"\.parametrizations\.weight\.original1$", ".weight_v"),
             ],
         )
-        for name in [
-            name for name in weights if re.search(r"\.codebook\.(inited|cluster_size|embed_avg)$", name)
-        ]:
-            del weights[name]  # training's statistics
-        config = self.config
-        concat_tensors(
-            weights,
-            [f"quantizer.layers.{k}.codebook.embed" for k in range(config.num_codebooks)],
-            "quantizer.codebooks",
-        )
-        if "quantizer.codebooks" in weights:
-            codebooks = weights["quantizer.codebooks"]
-            weights["quantizer.codebooks"] = codebooks.reshape(config.num_codebooks, -1, codebooks.shape[-1])
-        for name in [name for name in weights if name.endswith(".weight_v")]:
-            gain = name.replace(".weight_v", ".weight_g")
-            if gain in weights:
-                v, g = weights.pop(name).astype(mx.float32), weights.pop(gain).astype(mx.float32)
-                norm = mx.sqrt((v * v).sum(axis=(1, 2), keepdims=True))
-                weights[name.replace(".weight_v", ".weight")] = v * (g / norm)
+        pack_codebooks(weights, "quantizer", self.config.num_codebooks)
+        fold_weight_norm(weights)
         transposed = {
             f"decoder.layers.{index}.conv.weight"
             for index, layer in enumerate(self.decoder.layers)
@@ -421,7 +387,7 @@ class Encodec(nn.Module):
             weights[name] = weights[name].transpose((1, 2, 0) if name in transposed else (0, 2, 1))
         for name in [name for name in weights if re.search(r"\.lstm\.bias_ih_l\d+$", name)]:
             other = name.replace("bias_ih", "bias_hh")
-            if other in weights:  # torch keeps two biases that are only ever added
+            if other in weights:  # torch has two biases that are only ever added
                 weights[name] = weights[name].astype(mx.float32) + weights.pop(other)
         return rename(
             weights,
@@ -434,9 +400,9 @@ class Encodec(nn.Module):
 
 
 class InterleavedStereoCodec:
-    """A mono codec for each of two channels, their codebooks interleaved: L0 R0 L1 R1 …
+    """A mono codec applied to each of two channels, their codebooks interleaved: L0 R0 L1 R1 …
 
-    audiocraft's `InterleaveStereoCompressionModel`.
+    As audiocraft's `InterleaveStereoCompressionModel`.
     """
 
     channels = 2
@@ -465,12 +431,10 @@ class InterleavedStereoCodec:
     def encode(self, audio: mx.array) -> mx.array:
         """Codes int32 `[B, K, F]` of `audio` float `[B, 2, T]`."""
         batch, channels, length = audio.shape
-        codes = self.mono.encode(audio.reshape(batch * channels, 1, length))
-        codes = codes.reshape(batch, channels, self.mono.num_codebooks, -1)
-        return codes.transpose(0, 2, 1, 3).reshape(batch, self.num_codebooks, -1)
+        return interleave(self.mono.encode(audio.reshape(batch * channels, 1, length)))
 
     def decode(self, codes: mx.array) -> mx.array:
-        """Audio float32 `[B, 2, F * hop]` of `codes` int `[B, K, F]`."""
+        """Audio float32 `[B, 2, F * hop_length]` of `codes` int `[B, K, F]`."""
         return merge_channels(self.mono.decode(deinterleave(codes)))
 
     def make_decoder_stream(self) -> StereoDecoderStream:
@@ -478,7 +442,7 @@ class InterleavedStereoCodec:
 
 
 class StereoDecoderStream:
-    """`DecoderStream` of two channels."""
+    """`DecoderStream` for two channels."""
 
     def __init__(self, mono: Encodec) -> None:
         self._mono = mono.make_decoder_stream()
@@ -489,18 +453,25 @@ class StereoDecoderStream:
         self._mono.warm_up(deinterleave(codes))
 
     def step(self, codes: mx.array, is_last: bool) -> mx.array | None:
-        """What can be heard after the next codes int `[B, K, n]`: `[B, 2, m]`, or None for nothing yet."""
+        """As `DecoderStream.step`: codes int `[B, K, n]` → audio float32 `[B, 2, m]`, or None."""
         audio = self._mono.step(deinterleave(codes), is_last)
         return None if audio is None else merge_channels(audio)
 
 
+def interleave(codes: mx.array) -> mx.array:
+    """`[2 * B, K / 2, F]`, left and right in turn, → `[B, K, F]`."""
+    rows, num_codebooks, frames = codes.shape
+    codes = codes.reshape(rows // 2, 2, num_codebooks, frames).transpose(0, 2, 1, 3)
+    return codes.reshape(rows // 2, 2 * num_codebooks, frames)
+
+
 def deinterleave(codes: mx.array) -> mx.array:
-    """Each channel's codes in a row of their own: `[B, K, F]` → `[2 * B, K / 2, F]`."""
+    """The inverse of `interleave`: `[B, K, F]` → `[2 * B, K / 2, F]`."""
     batch, num_codebooks, frames = codes.shape
     codes = codes.reshape(batch, num_codebooks // 2, 2, frames).transpose(0, 2, 1, 3)
     return codes.reshape(2 * batch, num_codebooks // 2, frames)
 
 
 def merge_channels(audio: mx.array) -> mx.array:
-    """`[2 * B, 1, T]` → `[B, 2, T]`."""
+    """`[2 * B, 1, T]`, left and right in turn, → `[B, 2, T]`."""
     return audio.reshape(-1, 2, audio.shape[2])

@@ -1,9 +1,9 @@
-"""HTDemucs: music → its stems. Two U-Nets, of the spectrum and of the samples, and a transformer across both.
+"""HTDemucs: source separation by two U-Nets, on spectrogram and waveform, with a transformer across both.
 
 Rouard et al. 2022, "Hybrid Transformers for Music Source Separation"; equal to Demucs' `htdemucs`
 (`demucs/htdemucs.py`, `hdemucs.py`, `demucs.py`, `transformer.py`, `spec.py`, `apply.py` with shifts=0).
-Inside, arrays are `[B, F, T, channels]` in the branch of the spectrum and `[B, T, channels]` in that of the
-samples, whose names end in `t` as upstream's do.
+Inside, arrays are `[B, F, T, channels]` in the spectral branch and `[B, T, channels]` in the temporal branch,
+whose names have a `t` as in Demucs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from audiocraft_mlx.ops.linear import linear
 from audiocraft_mlx.ops.normalization import group_norm, moments
 
 DEPTH = 4
-"""Layers of each encoder and decoder; a layer has twice the channels of the one before it."""
+"""Layers of each encoder and decoder; each encoder layer doubles the channels."""
 KERNEL, STRIDE = 8, 4
 PADDING = KERNEL // 4
 N_FFT = 4096
 HOP = N_FFT // 4
-# The spectrum's frames are where the layers' strides expect them: frame j is around sample (j + 1/2) * HOP.
+# Frame j of the spectrogram is centered on sample (j + 1/2) * HOP, to be aligned with the temporal branch.
 EDGE = (N_FFT - HOP) // 2
 OVERLAP = 0.25
-"""Of neighbouring segments, as a part of their length: Demucs' own choice."""
+"""Overlap of neighboring segments as a fraction of their length: Demucs' default."""
 EPS = 1e-5
 
 
@@ -44,25 +44,24 @@ class HTDemucsConfig:
     channels: int
     """Of the audio."""
     segment: int
-    """Samples that the network hears at once."""
+    """Samples that the network processes at once."""
     width: int
     """Channels of the first layer."""
-    residual_depth: int
-    residual_compress: int
-    frequency_weight: float
-    """What the embedding of the frequencies is multiplied with."""
+    dconv_depth: int
+    dconv_compress: int
+    freq_emb_scale: float
     dim: int
-    """Of the transformer."""
+    """Of the transformer, as all that follows."""
     hidden_dim: int
     num_layers: int
-    """Of the transformer, in each branch: by turns to itself and to the other branch."""
+    """In each branch: self-attention and cross-attention in turn."""
     num_heads: int
     max_period: float
-    position_weight: float
+    pos_emb_scale: float
 
     @classmethod
     def from_demucs(cls, config: ConfigSection) -> HTDemucsConfig:
-        """Read the arguments that a Demucs file keeps; absent ones take the defaults of `HTDemucs`."""
+        """Read the arguments stored in a Demucs file; absent ones take the defaults of `HTDemucs`."""
         for key, supported, default in (
             ("channels_time", None, None),
             ("growth", 2, 2),
@@ -100,7 +99,7 @@ class HTDemucsConfig:
         sample_rate = config.integer("samplerate", 44100)
         samples = config.number("segment", 10) * sample_rate
         if not N_FFT <= samples < 2**31:
-            raise config.error("segment", f"is not a length of at least {N_FFT} samples")
+            raise config.error("segment", f"must be finite and at least {N_FFT} samples")
         width = config.integer("channels", 48)
         compress = config.integer("dconv_comp", 8)
         if compress > width:
@@ -108,7 +107,7 @@ class HTDemucsConfig:
         dim = config.integer("bottom_channels", 0)
         hidden = dim * config.number("t_hidden_scale", 4.0)
         if not 1 <= hidden < 2**31:
-            raise config.error("t_hidden_scale", "gives no possible number of channels")
+            raise config.error("t_hidden_scale", "gives an impossible number of channels")
         num_heads = config.integer("t_heads", 8)
         if dim % 4 or dim % num_heads:
             raise config.error("bottom_channels", f"is {dim}, not a multiple of 4 and of {num_heads} heads")
@@ -116,23 +115,23 @@ class HTDemucsConfig:
             sources=sources,
             sample_rate=sample_rate,
             channels=config.integer("audio_channels", 2),
-            # Rounded, since the seconds, a fraction, may be just short of it as a float.
+            # Rounded: the seconds are a fraction, which as a float may be just too small.
             segment=int(round(samples, 6)),
             width=width,
-            residual_depth=config.integer("dconv_depth", 2),
-            residual_compress=compress,
-            frequency_weight=config.number("freq_emb", 0.2) * config.number("emb_scale", 10),
+            dconv_depth=config.integer("dconv_depth", 2),
+            dconv_compress=compress,
+            freq_emb_scale=config.number("freq_emb", 0.2) * config.number("emb_scale", 10),
             dim=dim,
             hidden_dim=int(hidden),
             num_layers=config.integer("t_layers", 5),
             num_heads=num_heads,
             max_period=config.number("t_max_period", 10000.0),
-            position_weight=config.number("t_weight_pos_embed", 1.0),
+            pos_emb_scale=config.number("t_weight_pos_embed", 1.0),
         )
 
 
 def downsample(layer: nn.Conv1d, x: mx.array) -> mx.array:
-    """A quarter of the frequencies, or of the samples (rounded up)."""
+    """Stride 4 over `F` of `[B, F, T, C]`, or over `T` of `[B, T, C]` (rounded up)."""
     if x.ndim == 4:
         weight = layer.weight[:, :, None]
         return mx.conv2d(x, weight, stride=(STRIDE, 1), padding=(PADDING, 0)) + layer.bias
@@ -141,7 +140,7 @@ def downsample(layer: nn.Conv1d, x: mx.array) -> mx.array:
 
 
 def upsample(layer: nn.ConvTranspose1d, x: mx.array, length: int) -> mx.array:
-    """`length` frequencies, or samples: the way back of `downsample`."""
+    """The inverse of `downsample`, to `length` frequencies or samples."""
     if x.ndim == 4:
         batch, frequencies, time, channels = x.shape
         columns = x.transpose(0, 2, 1, 3).reshape(batch * time, frequencies, channels)
@@ -149,15 +148,15 @@ def upsample(layer: nn.ConvTranspose1d, x: mx.array, length: int) -> mx.array:
     return conv_transpose1d(x, layer.weight, layer.bias, STRIDE)[:, PADDING : PADDING + length]
 
 
-def with_neighbours(layer: nn.Conv1d | nn.Conv2d, x: mx.array) -> mx.array:
-    """A convolution with a kernel of 3, along frequencies and time or along time."""
+def conv_k3(layer: nn.Conv1d | nn.Conv2d, x: mx.array) -> mx.array:
+    """Kernel size 3, padding 1: over `F` and `T` of `[B, F, T, C]`, or over `T` of `[B, T, C]`."""
     if x.ndim == 4:
         return mx.conv2d(x, layer.weight, padding=1) + layer.bias
     return conv1d(mx.pad(x, [(0, 0), (1, 1), (0, 0)]), layer.weight, layer.bias, 1, 1)
 
 
-class Residual(nn.Module):
-    """A narrow branch over time, `[N, T, C]`: its neighbours at a distance of `dilation`."""
+class DConv(nn.Module):
+    """One layer of Demucs' `DConv`: a dilated residual branch of `hidden` channels over time, `[N, T, C]`."""
 
     def __init__(self, channels: int, hidden: int, dilation: int) -> None:
         super().__init__()
@@ -172,19 +171,19 @@ class Residual(nn.Module):
         padded = mx.pad(x, [(0, 0), (self.dilation, self.dilation), (0, 0)])
         y = conv1d(padded, self.squeeze.weight, self.squeeze.bias, 1, self.dilation)
         y = gelu(group_norm(y, self.squeeze_norm.weight, self.squeeze_norm.bias, EPS))
-        # The scale of the branch goes to the half that the gates leave linear.
+        # LayerScale, folded into the norm: it scales the first half of the GLU, which is linear.
         scale = mx.concatenate([self.scale, mx.ones_like(self.scale)])
         norm = self.expand_norm
         return x + glu(group_norm(linear(self.expand, y), norm.weight * scale, norm.bias * scale, EPS))
 
 
-def residuals(config: HTDemucsConfig, channels: int) -> list[Residual]:
-    hidden = channels // config.residual_compress
-    return [Residual(channels, hidden, 2**index) for index in range(config.residual_depth)]
+def dconv_layers(config: HTDemucsConfig, channels: int) -> list[DConv]:
+    hidden = channels // config.dconv_compress
+    return [DConv(channels, hidden, 2**index) for index in range(config.dconv_depth)]
 
 
-def through(layers: list[Residual], x: mx.array) -> mx.array:
-    """Over time, each frequency for itself."""
+def apply_over_time(layers: list[DConv], x: mx.array) -> mx.array:
+    """Apply `layers` over time, `[B, T, C]`, or for each frequency, `[B, F, T, C]`."""
     y = x.reshape(-1, *x.shape[-2:])
     for layer in layers:
         y = layer(y)
@@ -192,30 +191,30 @@ def through(layers: list[Residual], x: mx.array) -> mx.array:
 
 
 class EncoderLayer(nn.Module):
-    """One layer down, in either branch."""
+    """Downsamples by 4, in either branch."""
 
     def __init__(self, config: HTDemucsConfig, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, KERNEL)
-        self.residuals = residuals(config, outputs)
+        self.dconv = dconv_layers(config, outputs)
         self.rewrite = nn.Linear(outputs, 2 * outputs)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return glu(linear(self.rewrite, through(self.residuals, gelu(downsample(self.conv, x)))))
+        return glu(linear(self.rewrite, apply_over_time(self.dconv, gelu(downsample(self.conv, x)))))
 
 
 class DecoderLayer(nn.Module):
-    """One layer up."""
+    """Upsamples by 4, after adding the encoder's `skip`."""
 
     def __init__(self, config: HTDemucsConfig, inputs: int, outputs: int, spectral: bool, last: bool) -> None:
         super().__init__()
         self.rewrite = (nn.Conv2d if spectral else nn.Conv1d)(inputs, 2 * inputs, 3)
-        self.residuals = residuals(config, inputs)
+        self.dconv = dconv_layers(config, inputs)
         self.conv = nn.ConvTranspose1d(inputs, outputs, KERNEL)
         self.last = last
 
     def __call__(self, x: mx.array, skip: mx.array, length: int) -> mx.array:
-        y = through(self.residuals, glu(with_neighbours(self.rewrite, x + skip)))
+        y = apply_over_time(self.dconv, glu(conv_k3(self.rewrite, x + skip)))
         y = upsample(self.conv, y, length)
         return y if self.last else gelu(y)
 
@@ -237,13 +236,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer of the transformer, which attends to its own branch or across to the other."""
+    """A layer of the transformer: self-attention, or cross-attention to the other branch if `cross`."""
 
-    def __init__(self, config: HTDemucsConfig, across: bool) -> None:
+    def __init__(self, config: HTDemucsConfig, cross: bool) -> None:
         super().__init__()
         dim = config.dim
         self.attention_norm = nn.LayerNorm(dim, EPS)
-        if across:
+        if cross:
             self.source_norm = nn.LayerNorm(dim, EPS)
         self.attention = Attention(dim, config.num_heads)
         self.attention_scale = mx.zeros(dim)
@@ -252,18 +251,18 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(config.hidden_dim, dim)
         self.ff_scale = mx.zeros(dim)
         self.norm = nn.GroupNorm(1, dim)
-        self.across = across
+        self.cross = cross
 
     def __call__(self, x: mx.array, other: mx.array) -> mx.array:
         queries = self.attention_norm(x)
-        source = self.source_norm(other) if self.across else queries
+        source = self.source_norm(other) if self.cross else queries
         x = x + self.attention_scale * self.attention(queries, source)
         y = linear(self.ff_out, linear(self.ff_in, x, norm=self.ff_norm, gelu=True))
         return group_norm(x + self.ff_scale * y, self.norm.weight, self.norm.bias, EPS)
 
 
 class CrossTransformer(nn.Module):
-    """The same layers for both branches, which hear of each other in every second."""
+    """The same kinds of layers for both branches; every second layer is cross-attention between them."""
 
     def __init__(self, config: HTDemucsConfig) -> None:
         super().__init__()
@@ -275,24 +274,27 @@ class CrossTransformer(nn.Module):
 
     def __call__(self, x: mx.array, xt: mx.array) -> tuple[mx.array, mx.array]:
         batch, frequencies, time, dim = x.shape
-        period, weight = self.config.max_period, self.config.position_weight
-        x = self.norm_in(x) + weight * plane_positions(frequencies, time, dim, period)
+        period, scale = self.config.max_period, self.config.pos_emb_scale
+        x = self.norm_in(x) + scale * sin_embedding_2d(frequencies, time, dim, period)
         x = x.transpose(0, 2, 1, 3).reshape(batch, time * frequencies, dim)
-        xt = self.norm_in_t(xt) + weight * line_positions(xt.shape[1], dim, period)
+        xt = self.norm_in_t(xt) + scale * sin_embedding_1d(xt.shape[1], dim, period)
         for layer, layer_t in zip(self.layers, self.layers_t, strict=True):
             x, xt = layer(x, xt), layer_t(xt, x)
         return x.reshape(batch, time, frequencies, dim).transpose(0, 2, 1, 3), xt
 
 
-def line_positions(length: int, dim: int, period: float) -> mx.array:
-    """`[length, dim]`: all cosines, then all sines."""
+def sin_embedding_1d(length: int, dim: int, period: float) -> mx.array:
+    """float32 `[length, dim]`: all cosines, then all sines (Demucs' `create_sin_embedding`)."""
     half = dim // 2
     phase = np.arange(length)[:, None] / period ** (np.arange(half) / (half - 1))
     return mx.array(np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32))
 
 
-def plane_positions(frequencies: int, time: int, dim: int, period: float) -> mx.array:
-    """`[frequencies, time, dim]`: half for the time, half for the frequency, sines and cosines by turns."""
+def sin_embedding_2d(frequencies: int, time: int, dim: int, period: float) -> mx.array:
+    """float32 `[frequencies, time, dim]` (Demucs' `create_2d_sin_embedding`).
+
+    The first half of the channels for the time, the other for the frequency, sines and cosines interleaved.
+    """
     half = dim // 2
 
     def along(length: int) -> np.ndarray:
@@ -306,10 +308,10 @@ def plane_positions(frequencies: int, time: int, dim: int, period: float) -> mx.
     return mx.array(positions.astype(np.float32))
 
 
-def spectrum(audio: mx.array) -> mx.array:
-    """`[B, F, T, channels * 2]` of `[B, channels, samples]`: real and imaginary parts as channels.
+def stft(audio: mx.array) -> mx.array:
+    """`[B, channels, samples]` → `[B, F, T, channels * 2]`: real and imaginary parts as channels.
 
-    Without the highest frequency, and with a frame for each `HOP` samples (rounded up).
+    `F = N_FFT / 2`, without the Nyquist frequency; `T = ceil(samples / HOP)`.
     """
     batch, channels, length = audio.shape
     frames = -(-length // HOP)
@@ -322,21 +324,21 @@ def spectrum(audio: mx.array) -> mx.array:
     return parts.transpose(0, 4, 3, 1, 2).reshape(batch, N_FFT // 2, frames, 2 * channels)
 
 
-def waveform(x: mx.array, length: int) -> mx.array:
-    """`[B, channels, length]` of the spectrum `[B, F, T, channels * 2]`."""
+def istft(x: mx.array, length: int) -> mx.array:
+    """The inverse of `stft`: `[B, F, T, channels * 2]` → `[B, channels, length]`."""
     batch, bins, frames, channels = x.shape
     channels //= 2
     x = x.reshape(batch, bins, frames, channels, 2).transpose(0, 3, 2, 1, 4)
     z = x.reshape(batch, channels, frames, 2 * bins).view(mx.complex64)
-    # Where four squared windows overlap their sum is 3/2 everywhere.
+    # The squared windows, of which four overlap everywhere, add up to 3/2.
     window = mx.array(_hann() * (math.sqrt(N_FFT) / 1.5), mx.float32)
-    pieces = (mx.fft.irfft(z, n=N_FFT) * window).reshape(batch, channels, frames, -1, HOP)
-    count = pieces.shape[3]
+    hops = (mx.fft.irfft(z, n=N_FFT) * window).reshape(batch, channels, frames, -1, HOP)
+    count = hops.shape[3]
     overlapped = reduce(
         mx.add,
         (
-            mx.pad(pieces[:, :, :, piece], [(0, 0), (0, 0), (piece, count - 1 - piece), (0, 0)])
-            for piece in range(count)
+            mx.pad(hops[:, :, :, hop], [(0, 0), (0, 0), (hop, count - 1 - hop), (0, 0)])
+            for hop in range(count)
         ),
     )
     return overlapped.reshape(batch, channels, -1)[..., EDGE : EDGE + length]
@@ -346,12 +348,12 @@ def _hann() -> np.ndarray:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
 
 
-def standardised(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Each of the batch with mean 0 and deviation 1; and what these were."""
+def standardize(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Each row of the batch with mean 0 and standard deviation 1, and the original mean and deviation."""
     mean, variance = moments(x)
     count = x.size // x.shape[0]
-    deviation = mx.sqrt(variance * (count / (count - 1)))
-    return (x - mean) / (EPS + deviation), mean, deviation
+    std = mx.sqrt(variance * (count / (count - 1)))
+    return (x - mean) / (EPS + std), mean, std
 
 
 class HTDemucs(nn.Module):
@@ -394,73 +396,73 @@ class HTDemucs(nn.Module):
         return self.config.channels
 
     def __call__(self, mix: mx.array) -> mx.array:
-        """Stems `[B, sources, channels, segment]` of `mix` float `[B, channels, segment]`: one segment."""
+        """Stems `[B, sources, channels, segment]` of one segment, `mix` float `[B, channels, segment]`."""
         batch, _, length = mix.shape
-        x, mean, deviation = standardised(spectrum(mix))
-        xt, mean_t, deviation_t = standardised(mix.transpose(0, 2, 1))
+        x, mean, std = standardize(stft(mix))
+        xt, mean_t, std_t = standardize(mix.transpose(0, 2, 1))
         skips: list[tuple[mx.array, mx.array]] = []
         lengths: list[tuple[int, int]] = []
         for down, down_t in zip(self.encoder, self.tencoder, strict=True):
             lengths.append((x.shape[1], xt.shape[1]))
             x, xt = down(x), down_t(xt)
             if not skips:
-                x = x + self.config.frequency_weight * self.freq_emb.weight[:, None]
+                x = x + self.config.freq_emb_scale * self.freq_emb.weight[:, None]
             skips.append((x, xt))
         x, xt = self.crosstransformer(linear(self.channel_upsampler, x), linear(self.channel_upsampler_t, xt))
         x, xt = linear(self.channel_downsampler, x), linear(self.channel_downsampler_t, xt)
         for up, up_t in zip(self.decoder, self.tdecoder, strict=True):
             (skip, skip_t), (frequencies, samples) = skips.pop(), lengths.pop()
             x, xt = up(x, skip, frequencies), up_t(xt, skip_t, samples)
-        stems = waveform(x * deviation + mean, length) + (xt * deviation_t + mean_t).transpose(0, 2, 1)
+        stems = istft(x * std + mean, length) + (xt * std_t + mean_t).transpose(0, 2, 1)
         return stems.reshape(batch, len(self.sources), self.channels, length)
 
     def separate(self, audio: mx.array) -> mx.array:
         """Stems float32 `[B, sources, channels, T]` of `audio` float `[B, channels, T]` at `sample_rate`.
 
-        Segment after segment, each clip for itself, so that the memory for it doesn't depend on the length.
-        Neighbours overlap by a quarter and fade into each other.
+        Segment by segment and row by row: the network's memory depends neither on the length nor on the
+        batch. Neighboring segments overlap by `OVERLAP` and are crossfaded.
         """
         batch, channels, length = audio.shape
         segment = self.config.segment
-        # From the edges up to the middle; where segments overlap, each has its part of the sum.
+        # A triangle; where segments overlap, the weights are normalized to a sum of 1.
         fade = np.minimum(np.arange(1, segment + 1), np.arange(segment, 0, -1)).astype(np.float32)
-        spans = [
+        segments = [
             (start, min(start + segment, length)) for start in range(0, length, int((1 - OVERLAP) * segment))
         ]
         total = np.zeros(length, np.float32)
-        for start, end in spans:
+        for start, end in segments:
             total[start:end] += fade[: end - start]
         stems = mx.zeros((batch, len(self.sources), channels, length))
         for row in range(batch):
-            for start, end in spans:
-                part = self._part(audio[row : row + 1], start, end)
+            for start, end in segments:
+                separated = self._separate_segment(audio[row : row + 1], start, end)
                 weight = mx.array(fade[: end - start] / total[start:end])
-                stems[row : row + 1, :, :, start:end] += weight * part
+                stems[row : row + 1, :, :, start:end] += weight * separated
                 mx.eval(stems)
         return stems
 
-    def _part(self, audio: mx.array, start: int, end: int) -> mx.array:
-        """The stems from sample `start` to `end`, heard in the middle of a whole segment."""
+    def _separate_segment(self, audio: mx.array, start: int, end: int) -> mx.array:
+        """Stems of the samples `start` to `end`, centered in a segment of the audio around them."""
         missing = self.config.segment - (end - start)
         first = start - missing // 2
         last = first + self.config.segment
-        heard = audio[..., max(0, first) : last]
+        inside = audio[..., max(0, first) : last]
         before = max(0, -first)
-        after = self.config.segment - before - heard.shape[-1]
-        stems = self(mx.pad(heard, [(0, 0), (0, 0), (before, after)]))
+        after = self.config.segment - before - inside.shape[-1]
+        stems = self(mx.pad(inside, [(0, 0), (0, 0), (before, after)]))
         return stems[..., start - first : end - first]
 
     @staticmethod
     def sanitize(weights: Weights) -> Weights:
-        """From upstream's names and layouts to ours."""
+        """Parameters from Demucs' names and layouts."""
         weights = rename(
             weights,
             [
-                (r"\.dconv\.layers\.(\d+)\.0\.", r".residuals.\1.squeeze."),
-                (r"\.dconv\.layers\.(\d+)\.1\.", r".residuals.\1.squeeze_norm."),
-                (r"\.dconv\.layers\.(\d+)\.3\.", r".residuals.\1.expand."),
-                (r"\.dconv\.layers\.(\d+)\.4\.", r".residuals.\1.expand_norm."),
-                (r"\.dconv\.layers\.(\d+)\.6\.", r".residuals.\1."),
+                (r"\.dconv\.layers\.(\d+)\.0\.", r".dconv.\1.squeeze."),
+                (r"\.dconv\.layers\.(\d+)\.1\.", r".dconv.\1.squeeze_norm."),
+                (r"\.dconv\.layers\.(\d+)\.3\.", r".dconv.\1.expand."),
+                (r"\.dconv\.layers\.(\d+)\.4\.", r".dconv.\1.expand_norm."),
+                (r"\.dconv\.layers\.(\d+)\.6\.", r".dconv.\1."),
                 (r"\.conv_tr\.", ".conv."),
                 (r"^freq_emb\.embedding\.", "freq_emb."),
                 (r"\.norm1\.", ".attention_norm."),
@@ -470,7 +472,7 @@ class HTDemucs(nn.Module):
                 (r"\.linear1\.", ".ff_in."),
                 (r"\.linear2\.", ".ff_out."),
                 (r"\.(self|cross)_attn\.in_proj_", r".\1_attn.in_proj."),
-                # The second norm is the last of a layer that attends to itself, and the source's of another.
+                # `norm2` is for the feed-forward in self-attention layers, for the source in others.
                 (r"(layers(?:_t)?\.\d*[13579])\.norm2\.", r"\1.source_norm."),
                 (r"\.norm[23]\.", ".ff_norm."),
                 (r"\.(self|cross)_attn\.", ".attention."),
@@ -489,6 +491,6 @@ class HTDemucs(nn.Module):
 
 
 def _channels_last(weight: mx.array) -> mx.array:
-    """From torch's `[out, in, kernel…]` to `[out, kernel…, in]`, without the kernel's dimensions of 1."""
+    """torch's `[out, in, kernel…]` → `[out, kernel…, in]`, without kernel axes of length 1."""
     weight = mx.moveaxis(weight, 1, -1)
     return weight.squeeze([axis for axis in range(1, weight.ndim - 1) if weight.shape[axis] == 1])

@@ -14,6 +14,7 @@ import mlx.nn as nn
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.networks.cache import DecoderState, KVCache
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.linear import linear
@@ -135,15 +136,6 @@ def _audiocraft_delays(config: ConfigSection, num_codebooks: int) -> tuple[int, 
     delay.require("flatten_first", 0, 0)
     delay.require("empty_initial", 0, 0)
     return read_delays(delay, "delays", num_codebooks)
-
-
-def sinusoidal_embedding(positions: mx.array, dim: int) -> mx.array:
-    """`[cos, sin]` of `positions` `[...]` → float32 `[..., dim]` (audiocraft's `create_sin_embedding`)."""
-    half = dim // 2
-    phase = positions[..., None].astype(mx.float32) / 10000.0 ** (
-        mx.arange(half, dtype=mx.float32) / (half - 1)
-    )
-    return mx.concatenate([mx.cos(phase), mx.sin(phase)], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""MERT: audio → features of its music, 75 per second. Convolutions, then a transformer.
+"""MERT: audio → music features, 75 frames per second. Convolutions, then a transformer.
 
 Li et al. 2023, "MERT: Acoustic Music Understanding Model with Large-Scale Self-supervised Training"; equal to
-the last hidden state of `m-a-p/MERT-v1-95M`, which is transformers' `HubertModel` in all that this
-checkpoint uses.
+the last hidden state of `m-a-p/MERT-v1-95M`, whose architecture is that of transformers' `HubertModel`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.configs import ConfigSection
-from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
+from audiocraft_mlx.networks.weights import Weights, concat_tensors, fold_weight_norm, rename
 from audiocraft_mlx.ops.activations import gelu
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.convolution import conv1d
@@ -43,11 +42,11 @@ class MERTConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that the first frame takes: shorter audio has none."""
-        span = 1
+        """Samples that one frame is computed from, the minimum length of audio."""
+        samples = 1
         for kernel, stride in zip(reversed(self.conv_kernels), reversed(self.conv_strides), strict=True):
-            span = (span - 1) * stride + kernel
-        return span
+            samples = (samples - 1) * stride + kernel
+        return samples
 
     @classmethod
     def from_transformers(cls, config: ConfigSection) -> MERTConfig:
@@ -94,16 +93,16 @@ def _divisor(config: ConfigSection, key: str, default: int, dim: int) -> int:
 
 
 class ConvLayer(nn.Module):
-    """A strided convolution without padding → each channel normalised over time, if `normalised` → GELU."""
+    """A strided convolution without padding, each channel normalized over time if `normalize`, GELU."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, bias: bool, normalised: bool
+        self, inputs: int, outputs: int, kernel: int, stride: int, bias: bool, normalize: bool
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel, stride=stride, bias=bias)
         self.stride = stride
-        # One channel per group: both of MLX's ways to group them are torch's then, and this one is quicker.
-        self.norm = nn.GroupNorm(outputs, outputs) if normalised else None
+        # One channel per group: MLX's two grouping modes then both equal torch's, and the default is faster.
+        self.norm = nn.GroupNorm(outputs, outputs) if normalize else None
 
     def __call__(self, x: mx.array) -> mx.array:
         x = conv1d(x, self.conv.weight, self.conv.get("bias"), self.stride, 1)
@@ -111,7 +110,7 @@ class ConvLayer(nn.Module):
 
 
 class PositionalConv(nn.Module):
-    """Positions as what a wide convolution sees around each frame."""
+    """Relative positions, from a wide grouped convolution over the frames."""
 
     def __init__(self, config: MERTConfig) -> None:
         super().__init__()
@@ -121,12 +120,12 @@ class PositionalConv(nn.Module):
         )
 
     def __call__(self, x: mx.array) -> mx.array:
-        # An even kernel makes one frame too many.
+        # An even kernel gives one frame too many.
         return gelu(self.conv(x)[:, : x.shape[1]])
 
 
 class Attention(nn.Module):
-    """`x` plus what its frames find in each other."""
+    """`x + attention(x)`, `[B, frames, dim]`."""
 
     def __init__(self, config: MERTConfig) -> None:
         super().__init__()
@@ -141,7 +140,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm: attention and feed-forward, each added to its input and then normalised."""
+    """Post-norm: self-attention and feed-forward, each with a residual connection, then normalized."""
 
     def __init__(self, config: MERTConfig) -> None:
         super().__init__()
@@ -162,7 +161,7 @@ class MERT(nn.Module):
         self.config = config
         inputs = (1, *config.conv_dims[:-1])
         self.convs = [
-            ConvLayer(*shape, bias=config.conv_bias, normalised=index == 0)
+            ConvLayer(*shape, bias=config.conv_bias, normalize=index == 0)
             for index, shape in enumerate(
                 zip(inputs, config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
             )
@@ -174,9 +173,9 @@ class MERT(nn.Module):
         self.layers = [Block(config) for _ in range(config.num_layers)]
 
     def __call__(self, audio: mx.array) -> mx.array:
-        """Features `[B, frames, dim]` of mono `audio` float `[B, T]` at the config's rate.
+        """Features `[B, frames, dim]` of mono `audio` float `[B, T]` at `config.sample_rate`.
 
-        `T` is at least the config's `span`, and `frames` is `(T - span) // hop_length + 1`.
+        `T >= receptive_field`, and `frames = (T - receptive_field) // hop_length + 1`.
         """
         x = audio[..., None]
         for conv in self.convs:
@@ -189,8 +188,8 @@ class MERT(nn.Module):
 
     @staticmethod
     def sanitize(weights: Weights) -> Weights:
-        """From upstream's names and layouts to ours; weight norm (either spelling) is folded."""
-        weights.pop("masked_spec_embed", None)  # stands for what training hides
+        """Parameters from transformers' names and layouts; weight norm is folded."""
+        weights.pop("masked_spec_embed", None)  # used in training only
         weights = rename(
             weights,
             [
@@ -205,15 +204,9 @@ class MERT(nn.Module):
                 (r"(layers\.\d+)\.feed_forward\.intermediate_dense\.", r"\1.ff_in."),
                 (r"(layers\.\d+)\.feed_forward\.output_dense\.", r"\1.ff_out."),
                 (r"(layers\.\d+)\.final_layer_norm\.", r"\1.ff_norm."),
-                (r"\.parametrizations\.weight\.original0$", ".weight_g"),
-                (r"\.parametrizations\.weight\.original1$", ".weight_v"),
             ],
         )
-        name = "positions.conv.weight"
-        if {f"{name}_g", f"{name}_v"} <= weights.keys():
-            v, gain = (weights.pop(f"{name}_{part}").astype(mx.float32) for part in "vg")
-            # One norm for each tap of the kernel.
-            weights[name] = v * (gain / mx.sqrt((v * v).sum(axis=(0, 1), keepdims=True)))
+        fold_weight_norm(weights, dim=2)  # one gain for each tap of the kernel
         for name in [name for name in weights if name.endswith(".conv.weight")]:
             weights[name] = weights[name].transpose(0, 2, 1)  # torch: [out, in, k]; MLX: [out, k, in]
         for name in [name for name in weights if ".attention.q_proj." in name]:

@@ -1,8 +1,8 @@
-"""The codec's layers on a clip that comes in pieces, one after the other.
+"""The codec's layers applied to a clip chunk by chunk.
 
-What comes out, put together, is what the layer makes of the whole clip. A convolution that looks ahead gives
-its last frames when it has seen what follows them, or when it is told that nothing does. A whole clip is a
-single piece that is the last one.
+The outputs, concatenated, equal the layer's output for the whole clip. A convolution that isn't causal
+delays its output until the frames after it are known, or until the last chunk. A whole clip is a single
+chunk which is the last one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from audiocraft_mlx.ops.lstm import LSTMState, lstm
 
 
 class StreamingLayer(Protocol):
-    """One layer's progress through a clip."""
+    """A layer with its state for one batch of clips."""
 
     def step(self, x: mx.array, is_last: bool) -> mx.array | None:
-        """What can be said after the next piece `[B, n, C]`, n > 0: `[B, m, C']`, or None for nothing yet."""
+        """The next output `[B, m, C']` after the chunk `x` `[B, n, C]`, n > 0; None if there is none yet."""
 
     def delay(self, delay: int) -> int:
-        """Frames by which its result is behind a whole clip's, where its input is `lag` frames behind."""
+        """Frames that the output is delayed by if the input is delayed by `delay` frames."""
 
 
 class StreamingSequential:
@@ -48,7 +48,7 @@ class StreamingSequential:
 
 
 class Stateless:
-    """What looks at each frame alone."""
+    """A function of each frame alone."""
 
     def __init__(self, function: Callable[[mx.array], mx.array]) -> None:
         self._function = function
@@ -61,26 +61,25 @@ class Stateless:
 
 
 class StreamingResidual:
-    """Layers with a way around them: `x + layers(x)`."""
+    """A residual connection: `x + layers(x)`."""
 
     def __init__(self, layers: StreamingLayer) -> None:
         self._layers = layers
-        self._waiting: mx.array | None = None
+        self._pending: mx.array | None = None
+        """Inputs whose outputs are delayed."""
 
     def step(self, x: mx.array, is_last: bool) -> mx.array | None:
-        waiting = _joined(self._waiting, x)
+        pending = _concat(self._pending, x)
         y = self._layers.step(x, is_last)
         count = 0 if y is None else y.shape[1]
-        self._waiting = waiting[:, count:]
-        return None if y is None else waiting[:, :count] + y
+        self._pending = pending[:, count:]
+        return None if y is None else pending[:, :count] + y
 
     def delay(self, delay: int) -> int:
         return self._layers.delay(delay)
 
 
 class StreamingLSTM:
-    """An LSTM."""
-
     def __init__(self, layer: nn.LSTM) -> None:
         self._layer = layer
         self._state: LSTMState | None = None
@@ -94,10 +93,10 @@ class StreamingLSTM:
 
 
 class StreamingConv1d:
-    """A strided or dilated convolution that makes `ceil(T / stride)` frames of T.
+    """A strided or dilated convolution: T frames → `ceil(T / stride)`.
 
-    Padded as the reference's `StreamableConv1d` does it (`modules/conv.py`): half of what is needed on either
-    side, the odd one on the left, and more on the right so that the last frame is whole.
+    Padded like audiocraft's non-causal `StreamableConv1d` (`modules/conv.py`): half of the padding on either
+    side, the odd frame on the left, and extra padding on the right to complete the last window.
     """
 
     def __init__(self, conv: nn.Conv1d, pad_mode: str) -> None:
@@ -106,28 +105,28 @@ class StreamingConv1d:
         self._right = padding // 2
         self._left = padding - self._right
         self._seen = 0
-        self._rest: mx.array | None = None
-        """What is still needed of the padded input."""
+        self._buffer: mx.array | None = None
+        """The part of the padded input that is still needed."""
         self._next = 0
-        """Where in it the next frame's inputs begin."""
-        self._begun = False
+        """Where in it the window of the next frame begins."""
+        self._started = False
 
     def step(self, x: mx.array, is_last: bool) -> mx.array | None:
         stride = self._conv.stride
         self._seen += x.shape[1]
-        x = _joined(self._rest, x)
-        if not (self._begun or is_last) and x.shape[1] <= max(self._left, self._right + stride - 1):
-            self._rest = x  # too little to be reflected at its edges
+        x = _concat(self._buffer, x)
+        if not (self._started or is_last) and x.shape[1] <= max(self._left, self._right + stride - 1):
+            self._buffer = x  # too short for reflect padding
             return None
-        before = 0 if self._begun else self._left
+        before = 0 if self._started else self._left
         after = self._right + -self._seen % stride if is_last else 0
         x = pad(x, before, after, self._pad_mode)
-        self._begun = True
+        self._started = True
         frames = max(0, (x.shape[1] - self._next - effective_kernel_size(self._conv)) // stride + 1)
         end = self._next + frames * stride
         used = x[:, self._next : end - stride + effective_kernel_size(self._conv)]
         drop = max(0, min(end, x.shape[1] - self._right - stride))
-        self._rest, self._next = x[:, drop:], end - drop
+        self._buffer, self._next = x[:, drop:], end - drop
         if frames < 1:
             return None
         return conv1d(used, self._conv.weight, self._conv.bias, stride, self._conv.dilation)
@@ -137,7 +136,7 @@ class StreamingConv1d:
 
 
 class StreamingConvTranspose1d:
-    """The way back: `T * stride` frames of T, trimmed on both sides as the other is padded."""
+    """A transposed convolution: T frames → `T * stride`, trimmed as `StreamingConv1d` is padded."""
 
     def __init__(self, conv: nn.ConvTranspose1d) -> None:
         self._conv = conv
@@ -145,17 +144,17 @@ class StreamingConvTranspose1d:
         trim = kernel - stride
         self._right = trim // 2
         self._left = trim - self._right
-        self._reach = -(-trim // stride)
-        """Frames before it that a frame's result overlaps with."""
-        self._rest: mx.array | None = None
+        self._overlap = -(-trim // stride)
+        """Previous frames whose output overlaps with that of a frame."""
+        self._buffer: mx.array | None = None
 
     def step(self, x: mx.array, is_last: bool) -> mx.array | None:
         stride = self._conv.stride
-        start = self._left if self._rest is None else self._rest.shape[1] * stride
-        x = _joined(self._rest, x)
+        start = self._left if self._buffer is None else self._buffer.shape[1] * stride
+        x = _concat(self._buffer, x)
         y = conv_transpose1d(x, self._conv.weight, self._conv.bias, stride)
         end = y.shape[1] - self._right if is_last else x.shape[1] * stride
-        self._rest = x[:, max(0, x.shape[1] - self._reach) :]
+        self._buffer = x[:, max(0, x.shape[1] - self._overlap) :]
         return y[:, start:end] if end > start else None
 
     def delay(self, delay: int) -> int:
@@ -163,12 +162,12 @@ class StreamingConvTranspose1d:
 
 
 def effective_kernel_size(conv: nn.Conv1d) -> int:
-    """Frames that one frame of a convolution's result is made from."""
+    """Input frames from the first to the last tap of the kernel."""
     return int((conv.weight.shape[1] - 1) * conv.dilation + 1)
 
 
 def pad(x: mx.array, left: int, right: int, mode: str) -> mx.array:
-    """Pad the time of `[B, T, C]`; a clip too short to be reflected is zero-padded first (`pad1d`)."""
+    """Pad `T` of `[B, T, C]`; a clip too short to reflect is zero-padded first (audiocraft's `pad1d`)."""
     if mode == "constant":
         return mx.pad(x, [(0, 0), (left, right), (0, 0)])
     extra = max(0, max(left, right) - x.shape[1] + 1)
@@ -184,5 +183,5 @@ def pad(x: mx.array, left: int, right: int, mode: str) -> mx.array:
     return mx.concatenate([before, x, after], axis=1)[:, : left + length + right - extra]
 
 
-def _joined(before: mx.array | None, x: mx.array) -> mx.array:
+def _concat(before: mx.array | None, x: mx.array) -> mx.array:
     return x if before is None or not before.shape[1] else mx.concatenate([before, x], axis=1)

@@ -1,7 +1,8 @@
-"""The style encoder: features of an excerpt → a few tokens that say how it sounds, and not what it is.
+"""The style encoder of MusicGen-Style: MERT features of an excerpt → a few style tokens.
 
-Rouard et al. 2024, "Audio Conditioning for Music Generation via Discrete Bottleneck Features"; equal to what
-audiocraft's `StyleConditioner` (`modules/conditioners.py`) has behind its feature extractor.
+A transformer, then a residual quantizer as an information bottleneck, then downsampling. Rouard et al. 2024,
+"Audio Conditioning for Music Generation via Discrete Bottleneck Features"; equal to what follows the feature
+extractor in audiocraft's `StyleConditioner` (`modules/conditioners.py`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.configs import ConfigSection
-from audiocraft_mlx.networks.lm import sinusoidal_embedding
-from audiocraft_mlx.networks.rvq import rvq_encode
-from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
+from audiocraft_mlx.networks.positions import sinusoidal_embedding
+from audiocraft_mlx.networks.rvq import ResidualVectorQuantizer, pack_codebooks
+from audiocraft_mlx.networks.weights import Weights, rename
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.linear import linear
 
-# What `transformer_scale` stands for: dimension, heads, layers.
+# Dimension, heads, layers by `transformer_scale`.
 SCALES = {"xsmall": (256, 8, 4), "default": (512, 8, 8), "large": (1024, 16, 24)}
 
 
@@ -32,15 +33,15 @@ class StyleConfig:
     num_codebooks: int
     cardinality: int
     ds_factor: int
-    """Of so many frames one becomes a token."""
+    """Frames per token: every `ds_factor`-th frame becomes one."""
     middle_excerpt: bool
-    """Excerpts are taken from the middle of the audio, not drawn."""
+    """Excerpts are taken from the middle of the audio, not at random."""
 
     @classmethod
     def from_audiocraft(cls, config: ConfigSection, feature_dim: int) -> StyleConfig:
-        """Read `xp.cfg` of a release file; absent keys take the defaults of `StyleConditioner`.
+        """Read `xp.cfg` of a `state_dict.bin`; absent keys take the defaults of `StyleConditioner`.
 
-        `feature_dim` is the dimension of the feature extractor, which the file doesn't say.
+        `feature_dim` is the dimension of the feature extractor, which is not in the file.
         """
         condition = config.section("conditioners").section("self_wav")
         condition.require("model", "style")
@@ -65,7 +66,7 @@ class StyleConfig:
 
 
 class SelfAttention(nn.Module):
-    """`x` plus what its frames find in each other; the norm in front is the block's."""
+    """`x + attention(norm(x))`, `[B, F, dim]`; the norm is the block's."""
 
     def __init__(self, config: StyleConfig) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: attention and feed-forward, each added to its input."""
+    """Pre-norm: self-attention and feed-forward, each with a residual connection."""
 
     def __init__(self, config: StyleConfig) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Every frame looks at all frames; `[B, F, dim]` → the same shape."""
+    """Bidirectional, with sinusoidal positions: `[B, F, dim]` → the same shape."""
 
     def __init__(self, config: StyleConfig) -> None:
         super().__init__()
@@ -111,19 +112,6 @@ class Transformer(nn.Module):
         return x
 
 
-class ResidualVectorQuantizer(nn.Module):
-    """A residual quantizer: each codebook takes the nearest of its entries to what those before left over."""
-
-    def __init__(self, config: StyleConfig) -> None:
-        super().__init__()
-        self.codebooks = mx.zeros((config.num_codebooks, config.cardinality, config.dim))
-
-    def __call__(self, latents: mx.array, num_codebooks: int) -> tuple[mx.array, mx.array]:
-        """`latents` `[B, F, dim]` as the first codebooks have them, and their codes int `[B, K, F]`."""
-        codes, residual = rvq_encode(latents, self.codebooks[:num_codebooks])
-        return latents - residual, codes
-
-
 class StyleEncoder(nn.Module):
     def __init__(self, config: StyleConfig) -> None:
         super().__init__()
@@ -131,36 +119,28 @@ class StyleEncoder(nn.Module):
         self.embed = nn.Linear(config.feature_dim, config.dim)
         self.transformer = Transformer(config)
         self.batch_norm = nn.BatchNorm(config.dim, affine=False)
-        self.bottleneck = ResidualVectorQuantizer(config)
+        self.bottleneck = ResidualVectorQuantizer(config.num_codebooks, config.cardinality, config.dim)
         self.output_proj = nn.Linear(config.dim, config.output_dim)
 
     def __call__(self, features: mx.array, num_codebooks: int, ds_factor: int) -> mx.array:
-        """Tokens `[B, ceil(F / ds_factor), output_dim]` of `features` `[B, F, feature_dim]`.
+        """Tokens float `[B, ceil(F / ds_factor), output_dim]` of `features` float `[B, F, feature_dim]`.
 
-        The fewer of its codebooks are used, the less of the excerpt comes through.
+        The fewer codebooks, the less information about the excerpt is in the tokens.
         """
         latents = self.batch_norm(self.transformer(self.embed(features)))
-        # The quantizer takes each frame by itself, so that only those in use need it.
-        tokens, _ = self.bottleneck(latents[:, ::ds_factor], num_codebooks)
-        return self.output_proj(tokens)
+        # The quantizer works on each frame alone, so downsampling (after it in audiocraft) can come first.
+        return self.output_proj(self.bottleneck(latents[:, ::ds_factor], num_codebooks))
 
     def sanitize(self, weights: Weights) -> Weights:
-        """From upstream's names, without the conditioner's prefix, to ours."""
+        """Parameters from audiocraft's names, without the conditioner's prefix."""
         weights = rename(
             weights,
             [
                 (r"\.self_attn\.in_proj_weight$", ".self_attn.qkv_proj.weight"),
-                (r"^rvq\.vq\.layers\.(\d+)\._codebook\.", r"bottleneck.\1."),
+                (r"^rvq\.vq\.", "bottleneck."),
+                (r"\._codebook\.", ".codebook."),
             ],
         )
-        count = self.config.num_codebooks
-        # Training's statistics.
-        weights.pop("batch_norm.num_batches_tracked", None)
-        for k in range(count):
-            for statistic in ("inited", "cluster_size", "embed_avg"):
-                weights.pop(f"bottleneck.{k}.{statistic}", None)
-        concat_tensors(weights, [f"bottleneck.{k}.embed" for k in range(count)], "bottleneck.codebooks")
-        if "bottleneck.codebooks" in weights:
-            codebooks = weights["bottleneck.codebooks"]
-            weights["bottleneck.codebooks"] = codebooks.reshape(count, -1, codebooks.shape[-1])
+        weights.pop("batch_norm.num_batches_tracked", None)  # used in training only
+        pack_codebooks(weights, "bottleneck", self.config.num_codebooks)
         return weights

@@ -1,7 +1,7 @@
-"""T5's encoder: tokens of a prompt → hidden states.
+"""The encoder of T5: tokens of a prompt → hidden states.
 
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning" (v1.0: ReLU, no gate); equal to
-`transformers.T5EncoderModel`. Always run in float32: T5's activations overflow float16.
+`transformers.T5EncoderModel`. Always in float32: T5's activations overflow float16.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def read_buckets(config: ConfigSection, num_buckets_key: str, max_distance_key: 
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of each (query, key) distance, int32 `[length, length]`, both directions.
+    """Bucket of each (query, key) pair's distance, int32 `[length, length]`, bidirectional.
 
-    `T5Attention._relative_position_bucket` of transformers: half of the buckets for each sign; of these
-    half for exact small distances, the rest spaced logarithmically up to `max_distance`.
+    As transformers' `T5Attention._relative_position_bucket`: half of the buckets for each sign; of these,
+    half for small distances one by one, the rest spaced logarithmically up to `max_distance`.
     """
     positions = np.arange(length)
     distance = positions[None, :] - positions[:, None]
     per_sign = num_buckets // 2
     exact = per_sign // 2
     size = np.abs(distance)
-    # float32 as in the reference, so that the borders between buckets fall on the same distances.
+    # float32 as in transformers, so that the boundaries between buckets are at the same distances.
     scaled = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
     spaced = exact + (scaled / np.float32(math.log(max_distance / exact)) * (per_sign - exact)).astype(
         np.int32
@@ -91,7 +91,7 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         batch, length, _ = x.shape
         qkv = linear(self.qkv_proj, x).reshape(batch, length, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        # T5 folds 1/sqrt(d) into its weights.
+        # T5's weights include the factor 1/sqrt(head_dim).
         out = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=1.0, mask=bias)
         return linear(self.out_proj, out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
@@ -120,7 +120,7 @@ class T5Encoder(nn.Module):
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
 
     def __call__(self, tokens: mx.array, mask: mx.array) -> mx.array:
-        """Hidden states `[B, L, dim]` of `tokens` int `[B, L]`; `mask` bool `[B, L]` is False on padding."""
+        """Hidden states float `[B, L, dim]` of `tokens` int `[B, L]`; `mask` bool is False on padding."""
         config = self.config
         buckets = relative_position_buckets(tokens.shape[1], config.num_buckets, config.max_distance)
         bias = self.relative_bias(mx.array(buckets)).transpose(2, 0, 1)[None]
@@ -132,13 +132,13 @@ class T5Encoder(nn.Module):
 
     @staticmethod
     def is_encoder_weight(name: str) -> bool:
-        """Whether a tensor of a whole T5 (encoder, decoder, head) belongs to the encoder."""
+        """Whether a tensor of a full T5 checkpoint (encoder, decoder, head) belongs to the encoder."""
         return name == "shared.weight" or name.startswith("encoder.")
 
     @staticmethod
     def sanitize(weights: Weights) -> Weights:
-        """From transformers' names to ours; q, k and v are packed into one matrix."""
-        # Two names of one table; a file has either or both.
+        """Parameters from transformers' names; q, k and v are packed into one matrix."""
+        # Two names of the same embedding; a file has one or both.
         tied = weights.pop("encoder.embed_tokens.weight", None)
         if tied is not None:
             weights.setdefault("shared.weight", tied)

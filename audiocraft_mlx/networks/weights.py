@@ -1,4 +1,4 @@
-"""From upstream's tensors to a network's parameters: packing, renaming, and strict loading."""
+"""From a checkpoint's tensors to a network's parameters: renaming, packing, and strict loading."""
 
 from __future__ import annotations
 
@@ -13,21 +13,11 @@ from audiocraft_mlx.errors import CheckpointError
 
 Weights = dict[str, mx.array]
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-
-
-def concat_tensors(weights: Weights, names: Sequence[str], packed: str) -> None:
-    """Replace the tensors `names` by one, concatenated along the first axis, under the name `packed`.
-
-    If one of them is absent nothing changes, and the strict loader names what is missing.
-    Raises `CheckpointError` if their shapes don't fit together.
-    """
-    if not all(name in weights for name in names):
-        return
-    parts = [weights.pop(name) for name in names]
-    if len({part.shape[1:] for part in parts}) > 1:
-        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in zip(names, parts, strict=True))
-        raise CheckpointError(f"tensors that belong together have different shapes: {shapes}")
-    weights[packed] = mx.concatenate(parts)
+# torch's two spellings of a weight norm: gain and direction.
+_WEIGHT_NORMS = (
+    (".weight_g", ".weight_v"),
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)
 
 
 def rename(weights: Weights, rules: Iterable[tuple[str, str]]) -> Weights:
@@ -47,19 +37,59 @@ def pop_prefix(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
 
 
-def parameters(module: nn.Module) -> Weights:
-    """All parameters by their names."""
+def concat_tensors(weights: Weights, names: Sequence[str], packed: str) -> None:
+    """Replace the tensors `names` by one, concatenated along the first axis, under the name `packed`.
+
+    If one of them is absent nothing changes, and the strict loader names what is missing.
+    Raises `CheckpointError` if their shapes don't match.
+    """
+    if not all(name in weights for name in names):
+        return
+    parts = [weights.pop(name) for name in names]
+    if len({part.shape[1:] for part in parts}) > 1:
+        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in zip(names, parts, strict=True))
+        raise CheckpointError(f"tensors that belong together have different shapes: {shapes}")
+    weights[packed] = mx.concatenate(parts)
+
+
+def fold_weight_norm(weights: Weights, dim: int = 0) -> None:
+    """Replace each weight norm's gain `g` and direction `v` by the float32 `weight` = `g * v / |v|`.
+
+    The norm is over all axes of `v` but `dim`, as in `torch.nn.utils.weight_norm`; both of torch's spellings
+    are understood. If one of the two is absent nothing changes, and the strict loader names what is missing.
+    """
+    for gain, direction in _WEIGHT_NORMS:
+        for name in [name for name in weights if name.endswith(direction)]:
+            layer = name.removesuffix(direction)
+            if layer + gain in weights:
+                v, g = (weights.pop(layer + part).astype(mx.float32) for part in (direction, gain))
+                axes = [axis for axis in range(v.ndim) if axis != dim]
+                weights[f"{layer}.weight"] = v * (g / mx.sqrt((v * v).sum(axis=axes, keepdims=True)))
+
+
+def flat_parameters(module: nn.Module) -> Weights:
+    """All parameters by their dotted names."""
     return dict(tree_flatten(module.parameters()))
 
 
-def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, where: str) -> None:
-    """Give `module` exactly `weights`, as `dtype`, emptying `weights` on the way.
+def quantized_parameters(module: nn.Module) -> dict[str, tuple[mx.Dtype, ...]]:
+    """The parameters of quantized layers, with the dtypes that each may have."""
+    return {
+        f"{path}.{part}": (mx.uint32,) if part == "weight" else (mx.float16, mx.float32)
+        for path, layer in module.named_modules()
+        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        for part in ("weight", "scales", "biases")
+    }
 
-    What belongs to a quantized layer keeps the type that it has. Nothing is read or converted before it is
-    first used, so that whoever goes on to change the weights never holds two copies of all.
-    Raises `CheckpointError` naming up to five missing, unexpected, mis-shaped or mistyped tensors.
+
+def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, source: str) -> None:
+    """Load exactly `weights` into `module`, converted to `dtype`; `weights` is emptied.
+
+    Parameters of quantized layers keep their dtype. Lazy weights stay lazy, so that code that transforms
+    them afterwards never holds two copies of all.
+    Raises `CheckpointError` with `source` and up to five missing, unexpected, mis-shaped or mistyped tensors.
     """
-    expected = parameters(module)
+    expected = flat_parameters(module)
     quantized = quantized_parameters(module)
     faults = [f"{name} is missing" for name in expected if name not in weights]
     faults += [f"{name} is unexpected" for name in weights if name not in expected]
@@ -69,11 +99,12 @@ def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, where: str
             if value.shape != expected[name].shape:
                 faults.append(f"{name} has shape {list(value.shape)} instead of {list(expected[name].shape)}")
             elif value.dtype not in allowed:
-                found, wanted = dtype_name(value.dtype), dtype_name(allowed[0])
-                faults.append(f"{name} is of type {found} instead of {wanted}")
+                faults.append(
+                    f"{name} is of type {dtype_name(value.dtype)} instead of {dtype_name(allowed[0])}"
+                )
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise CheckpointError(f"{where} doesn't fit its configuration: {'; '.join(faults[:5])}{more}")
+        raise CheckpointError(f"{source} doesn't fit its configuration: {'; '.join(faults[:5])}{more}")
     module.load_weights(
         [(name, value if name in quantized else value.astype(dtype)) for name, value in weights.items()]
     )
@@ -81,16 +112,6 @@ def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, where: str
     module.eval()
 
 
-def quantized_parameters(module: nn.Module) -> dict[str, tuple[mx.Dtype, ...]]:
-    """The parameters that belong to quantized layers, with the types that they may have."""
-    return {
-        f"{path}.{part}": (mx.uint32,) if part == "weight" else (mx.float16, mx.float32)
-        for path, layer in module.named_modules()
-        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
-        for part in ("weight", "scales", "biases")
-    }
-
-
 def dtype_name(dtype: mx.Dtype) -> str:
-    """`float16`, say."""
+    """`float16` for `mx.float16`."""
     return str(dtype).removeprefix("mlx.core.")

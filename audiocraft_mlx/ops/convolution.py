@@ -1,7 +1,7 @@
-"""Convolutions of sequences `[B, T, C]`: MLX's own on a GPU, matrix products on a CPU.
+"""Convolutions over sequences `[B, T, C]`: MLX's own on a GPU, matrix products on a CPU.
 
-MLX's convolutions are slow on CPUs. The same sums are a matrix product or two, and what overlaps is added:
-each way reads and writes as little as its shape allows.
+MLX's convolutions are slow on CPUs. Here they are one matrix product, of the input windows or followed by a
+sum over the kernel's taps, whichever needs less memory traffic for the shape.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from audiocraft_mlx.ops.device import on_gpu
 
 
 def conv1d(x: mx.array, weight: mx.array, bias: mx.array | None, stride: int, dilation: int) -> mx.array:
-    """`[B, T, C]` with `weight` `[O, kernel, C]` → `[B, (T - span) // stride + 1, O]`, as `mx.conv1d`.
+    """As `mx.conv1d`: `[B, T, C]` with `weight` `[O, kernel, C]` → `[B, (T - k) // stride + 1, O]`.
 
-    `span` is `(kernel - 1) * dilation + 1`.
+    `k` is the effective kernel size, `(kernel - 1) * dilation + 1`.
     """
     outputs, kernel, inputs = weight.shape
     if on_gpu() or (stride > 1 and (kernel % stride or dilation > 1)):
@@ -32,17 +32,14 @@ def conv1d(x: mx.array, weight: mx.array, bias: mx.array | None, stride: int, di
 
 
 def conv_transpose1d(x: mx.array, weight: mx.array, bias: mx.array | None, stride: int) -> mx.array:
-    """`[B, T, C]` with `weight` `[O, kernel, C]` → `[B, (T - 1) * stride + kernel, O]`.
-
-    As `mx.conv_transpose1d`.
-    """
+    """As `mx.conv_transpose1d`: `weight` `[O, kernel, C]`, result `[B, (T - 1) * stride + kernel, O]`."""
     outputs, kernel, _ = weight.shape
     if on_gpu() or kernel % stride:
         y = mx.conv_transpose1d(x, weight, stride=stride)
     else:
         batch, length, _ = x.shape
         blocks = kernel // stride
-        # What each frame adds to the `blocks` strides that begin with its own.
+        # The contribution of each frame to its own and the following `blocks - 1` strides.
         parts = _products_with_taps(x, weight).reshape(batch, length, blocks, stride * outputs)
         y = _sum(
             mx.pad(parts[:, :, block], [(0, 0), (block, blocks - 1 - block), (0, 0)])
@@ -52,7 +49,7 @@ def conv_transpose1d(x: mx.array, weight: mx.array, bias: mx.array | None, strid
 
 
 def _windows(x: mx.array, kernel: int, length: int, stride: int, dilation: int) -> mx.array:
-    """Each output's inputs side by side: `[B, length, kernel * C]`."""
+    """The input window of each output frame: `[B, length, kernel * C]` (im2col)."""
     batch, time, inputs = x.shape
     shape = (batch, length, kernel, inputs)
     strides = (time * inputs, stride * inputs, dilation * inputs, 1)
@@ -60,7 +57,7 @@ def _windows(x: mx.array, kernel: int, length: int, stride: int, dilation: int) 
 
 
 def _without_stride(x: mx.array, weight: mx.array, stride: int, length: int) -> tuple[mx.array, mx.array]:
-    """The same convolution with stride 1, over blocks of `stride` frames."""
+    """An equivalent convolution with stride 1, over blocks of `stride` frames."""
     if stride == 1:
         return x, weight
     outputs, kernel, inputs = weight.shape
@@ -71,7 +68,7 @@ def _without_stride(x: mx.array, weight: mx.array, stride: int, length: int) -> 
 
 
 def _sum_of_taps(x: mx.array, weight: mx.array, length: int, dilation: int) -> mx.array:
-    """Each tap's product where it belongs."""
+    """The sum over the kernel's taps of their shifted products, `[B, length, O]`."""
     outputs, kernel, _ = weight.shape
     parts = _products_with_taps(x, weight)
     return _sum(
@@ -81,7 +78,7 @@ def _sum_of_taps(x: mx.array, weight: mx.array, length: int, dilation: int) -> m
 
 
 def _products_with_taps(x: mx.array, weight: mx.array) -> mx.array:
-    """One product for all taps of the kernel: `[B, T, kernel * O]`."""
+    """Every frame times every tap in one product: `[B, T, kernel * O]`."""
     outputs, kernel, inputs = weight.shape
     return x @ weight.swapaxes(0, 1).reshape(kernel * outputs, inputs).T
 

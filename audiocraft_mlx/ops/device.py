@@ -6,4 +6,5 @@ import mlx.core as mx
 
 
 def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
     return mx.default_device() == mx.gpu

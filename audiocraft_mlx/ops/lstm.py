@@ -1,4 +1,4 @@
-"""The recurrent layer of the codec."""
+"""An LSTM layer with its state: MLX's own, or the CPU extension's."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import mlx.nn as nn
 from audiocraft_mlx.ops.cpu import extension
 
 LSTMState = tuple[mx.array, mx.array]
-"""The last step's hidden state and cell, `[B, dim]` each."""
+"""Hidden and cell state of the last step, `[B, dim]` each."""
 
 
 def lstm(layer: nn.LSTM, x: mx.array, state: LSTMState | None) -> tuple[mx.array, LSTMState]:
-    """Hidden states `[B, T, dim]` of `x` `[B, T, inputs]`, and the last state; none is zeros."""
+    """Hidden states `[B, T, dim]` of `x` `[B, T, inputs]`, and the last state; `state` None is zeros."""
     kernels = extension.cpu_extension()
     if kernels is None or x.dtype != mx.float32:
         hidden, cells = layer(x, *(state or ()))
         return hidden, (hidden[:, -1], cells[:, -1])
-    # All inputs in one product; only what depends on the step before is left for the steps.
+    # All inputs in one product; only the recurrence is left to do step by step.
     projected = x @ layer.Wx.T
     if layer.bias is not None:
         projected = projected + layer.bias

@@ -1,8 +1,8 @@
-"""What all comparisons with PyTorch share."""
+"""Set-up of all comparisons with PyTorch."""
 
 import os
 
-# A BLAS' threads, like torch's, would wait for a processor that is taken.
+# One thread for BLAS, as for torch: tests run in parallel.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-# Single precision on both sides: on a GPU the transformer would run in half.
+# float32 on both sides: on a GPU our LM would be float16.
 mx.set_default_device(mx.cpu)
 torch.set_num_threads(1)
 logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""One random model twice: transformers' and ours, loaded from what transformers saved."""
+"""One random model twice: transformers', and ours loaded from the checkpoint that transformers saved."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def t5_base() -> T5Config:
     return T5Config(vocab_size=32128, **T5_BASE)
 
 
-def encodec_32khz(**other: Any) -> EncodecConfig:
-    """The released codec's shape, with what is to be `other`."""
-    return EncodecConfig(**ENCODEC_32KHZ | other)
+def encodec_32khz(**changes: Any) -> EncodecConfig:
+    """The shape of the released codec, with `changes`."""
+    return EncodecConfig(**ENCODEC_32KHZ | changes)
 
 
 def build(t5: T5Config, decoder: DecoderConfig, codec: EncodecConfig, seed: int) -> Theirs:
-    """A model with weights that all matter: no zeros, no ones, nothing that drowns."""
+    """A random model in which every weight affects the output: no zeros or ones, none negligible."""
     torch.manual_seed(seed)
     parts = {"text_encoder": t5.to_dict(), "decoder": decoder.to_dict(), "audio_encoder": codec.to_dict()}
     if isinstance(decoder, MusicgenMelodyDecoderConfig):
         model = MusicgenMelodyForConditionalGeneration(MusicgenMelodyConfig(**parts)).eval()
     else:
         model = MusicgenForConditionalGeneration(MusicgenConfig(**parts)).eval()
-    _randomise(model)
+    _randomize(model)
     # As in the generation_config.json of the released models.
     special = decoder.vocab_size
     model.generation_config = GenerationConfig(
@@ -71,7 +71,7 @@ def build(t5: T5Config, decoder: DecoderConfig, codec: EncodecConfig, seed: int)
 
 
 @torch.no_grad()
-def _randomise(model: Theirs) -> None:
+def _randomize(model: Theirs) -> None:
     for name, tensor in model.named_parameters():
         if name.endswith("norm.weight"):
             tensor.add_(torch.randn_like(tensor), alpha=0.1)
@@ -80,17 +80,17 @@ def _randomise(model: Theirs) -> None:
         elif name.endswith("relative_attention_bias.weight"):
             tensor.normal_()
         elif name.startswith(("text_encoder.", "audio_encoder.")):
-            pass  # sound as they are
+            pass  # transformers' initialization is fine
         elif ".embed_tokens." in name:
             tensor.normal_(std=2)
         else:
             gain = 3 if "lm_heads" in name else 0.7
             tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
-    _randomise_codebooks(model.audio_encoder)
+    _randomize_codebooks(model.audio_encoder)
 
 
-def _randomise_codebooks(codec: EncodecModel) -> None:
-    """Entries of about the size of what they have to quantize."""
+def _randomize_codebooks(codec: EncodecModel) -> None:
+    """Entries about as large as the residuals that they quantize."""
     noise = torch.randn(1, codec.config.audio_channels, 32 * codec.config.hop_length)
     size = codec.encoder(noise).std()
     for layer in codec.quantizer.layers:
@@ -103,25 +103,25 @@ class Melody:
     wav: np.ndarray
     """`[1, samples]` at the model's rate."""
     features: torch.Tensor
-    """What they hear of it, `[frames, 12]`."""
+    """Its chroma by transformers, `[frames, 12]`."""
 
 
-WavInputs = Sequence[Melody] | None
-"""One for each prompt, all of the same length, or none at all."""
+Melodies = Sequence[Melody] | None
+"""One for each prompt, all of the same length; or None."""
 
 
 @dataclass(frozen=True)
-class GenerationOutput:
+class GreedyOutput:
     codes: np.ndarray
     """`[B, K, frames]`"""
     audio: np.ndarray
     """`[B, C, samples]`"""
     gap: float
-    """The smallest distance between the two best logits that a code was chosen by."""
+    """The smallest difference between the two highest logits of any generated code."""
 
 
 class Pair:
-    """`theirs`, and `ours` out of the `folder` that it was saved in; the file `tokenizer` serves both."""
+    """`theirs`, and `ours` loaded from the `folder` that it was saved in; both use the file `tokenizer`."""
 
     def __init__(self, theirs: Theirs, folder: Path, tokenizer: Path) -> None:
         shutil.copy(tokenizer, folder / "tokenizer.json")
@@ -144,42 +144,41 @@ class Pair:
         return self.theirs.config.decoder.vocab_size
 
     @property
-    def hears_melody(self) -> bool:
+    def has_melody(self) -> bool:
         return isinstance(self.theirs, MusicgenMelodyForConditionalGeneration)
 
-    def inputs(self, prompts: Sequence[str | None], melodies: WavInputs = None) -> dict[str, Any]:
-        """What their `generate` takes for `prompts`; None is none."""
-        if all(prompt is None for prompt in prompts) and not self.hears_melody:
+    def inputs(self, prompts: Sequence[str | None], melodies: Melodies = None) -> dict[str, Any]:
+        """The arguments of their `generate` for `prompts`; a prompt None is unconditional."""
+        if all(prompt is None for prompt in prompts) and not self.has_melody:
             inputs = self.theirs.get_unconditional_inputs(len(prompts))
             return {name: inputs[name] for name in ("encoder_outputs", "attention_mask")}
         inputs = self._tokenizer([prompt or "" for prompt in prompts], padding=True, return_tensors="pt")
         for row, prompt in enumerate(prompts):
             if prompt is None:
                 inputs["attention_mask"][row] = 0
-        heard = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if melodies is not None:
-            heard["input_features"] = torch.stack([melody.features for melody in melodies])
-        return heard
+            arguments["input_features"] = torch.stack([melody.features for melody in melodies])
+        return arguments
 
     def _comparable(self, prompts: Sequence[str | None]) -> list[int]:
-        """The rows of `prompts` in a batch whose music is to be the same.
+        """The rows of a batch of `prompts` for which both models must agree.
 
-        A text that stands in front of the codes is padded there, and padding is something that their model
-        hears and ours doesn't.
+        Prepended text is padded in a batch; their melody model attends to this padding, ours masks it.
         """
-        if not self.hears_melody:
+        if not self.has_melody:
             return list(range(len(prompts)))
         lengths = [len(self._tokenizer(prompt or "")["input_ids"]) for prompt in prompts]
         return [row for row, length in enumerate(lengths) if length == max(lengths)]
 
     def check_greedy(
-        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: WavInputs = None
-    ) -> GenerationOutput:
-        """Assert that both make the same codes and the same audio; theirs."""
+        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: Melodies = None
+    ) -> GreedyOutput:
+        """Assert that both generate the same codes and the same audio; returns theirs."""
         wanted = self._their_greedy(prompts, frames, guidance, melodies)
-        # Far above the noise of float32, 5e-6: or else chance would decide.
+        # Far above float32 rounding, 5e-6, which could otherwise change a code.
         assert wanted.gap > 1e-4
-        # Half a frame more than needed, for no rounding to take one away.
+        # Half a frame more, so that rounding doesn't remove one.
         duration = (frames + 0.5) / self.ours.frame_rate
         self.ours.set_generation_params(use_sampling=False, duration=duration, cfg_coef=guidance)
         if melodies is None:
@@ -196,19 +195,19 @@ class Pair:
 
     @torch.no_grad()
     def _their_greedy(
-        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: WavInputs
-    ) -> GenerationOutput:
+        self, prompts: Sequence[str | None], frames: int, guidance: float, melodies: Melodies
+    ) -> GreedyOutput:
         codec, delays = self.theirs.audio_encoder, self.num_codebooks // self.channels - 1
         decode: Callable[..., Any] = codec.decode
         decoded: list[np.ndarray] = []
-        if all(prompt is None for prompt in prompts) and not self.hears_melody:
-            guidance = 1  # would be away from the very same; their unconditional inputs don't allow it
+        if all(prompt is None for prompt in prompts) and not self.has_melody:
+            guidance = 1  # both branches are the same; their unconditional inputs don't allow guidance
 
         def record(codes: torch.Tensor, **options: Any) -> Any:
             decoded.append(codes[0].numpy())
             return decode(codes, **options)
 
-        # `generate` keeps the codes to itself.
+        # `generate` doesn't return the codes.
         codec.decode = record
         try:
             result = self.theirs.generate(
@@ -221,18 +220,18 @@ class Pair:
             )
         finally:
             del codec.decode
-        # It decodes the channels one after the other; their codebooks are interleaved.
+        # It decodes channel by channel; the codebooks are interleaved.
         codes = np.stack(decoded, axis=2).reshape(len(prompts), self.num_codebooks, -1)
         scores = torch.stack(result.scores, dim=1).unflatten(0, (len(prompts), -1))
         best = scores.topk(2).values
         gaps = (best[..., 0] - best[..., 1])[self._comparable(prompts)]
-        # What is predicted in front of a codebook's first frame and behind its last is thrown away.
+        # Predictions before a codebook's first frame and after its last are not used.
         starts = [k // self.channels for k in range(self.num_codebooks)]
         kept = [gaps[:, k, start : start + frames].min() for k, start in enumerate(starts)]
-        return GenerationOutput(codes, result.sequences.numpy(), float(min(kept)))
+        return GreedyOutput(codes, result.sequences.numpy(), float(min(kept)))
 
     def check_hidden_states(self, prompts: Sequence[str]) -> None:
-        """Assert that both T5s say the same."""
+        """Assert that both T5s have the same hidden states."""
         inputs = self.inputs(prompts)
         with torch.no_grad():
             wanted = self.theirs.text_encoder(**inputs).last_hidden_state.numpy()
@@ -242,20 +241,20 @@ class Pair:
         hidden = np.array(self.ours.text_conditioner.t5(mx.array(tokens), mx.array(mask)))
         np.testing.assert_allclose(hidden[mask], wanted[mask], rtol=1e-4, atol=1e-4)
 
-    def check_logits(self, prompts: Sequence[str], steps: int, melodies: WavInputs = None) -> None:
-        """Assert that both predict the same for random codes: with the conditions, without, and guided."""
+    def check_logits(self, prompts: Sequence[str], steps: int, melodies: Melodies = None) -> None:
+        """Assert equal logits for random codes: conditional, unconditional and guided."""
         rng = np.random.default_rng(0)
         codes = rng.integers(0, self.cardinality + 1, (len(prompts), self.num_codebooks, steps))
         rows = self._comparable(prompts)
         inputs = self.inputs(prompts, melodies)
-        silent = self.inputs(prompts) | {"attention_mask": torch.zeros_like(inputs["attention_mask"])}
+        unconditional = self.inputs(prompts) | {"attention_mask": torch.zeros_like(inputs["attention_mask"])}
         with torch.no_grad():
             cond, null = (
-                # Behind the logits of what stands in front of the codes, if something does.
+                # The logits of prepended conditions, if any, come first.
                 self.theirs(
                     **given, decoder_input_ids=torch.from_numpy(codes).flatten(0, 1)
                 ).logits.unflatten(0, (len(prompts), -1))[rows, :, -steps:]
-                for given in (inputs, silent)
+                for given in (inputs, unconditional)
             )
         conditions = self._our_conditions(prompts, melodies)
         assert conditions.unconditional is not None
@@ -269,12 +268,12 @@ class Pair:
         assert relative_error(our_null, null.numpy()) < 1e-3
         guided = apply_guidance(3.0, None, our_cond, our_null)
         assert relative_error(guided, (null + 3 * (cond - null)).numpy()) < 1e-3
-        # The conditions and the codes both count, so that agreeing on them means something.
+        # The conditions and the codes both affect the logits, so the comparison is meaningful.
         assert relative_error(our_cond, null.numpy()) > 0.01
         assert relative_error(our_cond[:, :, 1:], cond[:, :, :-1].numpy()) > 0.1
 
-    def _our_conditions(self, prompts: Sequence[str], melodies: WavInputs) -> ConditionTensors:
-        if not self.hears_melody:
+    def _our_conditions(self, prompts: Sequence[str], melodies: Melodies) -> ConditionTensors:
+        if not self.has_melody:
             return self.ours.text_conditioner.encode(prompts)
         wavs = None if melodies is None else [melody.wav for melody in melodies]
         inputs = self.ours.prepare_inputs(
@@ -285,7 +284,7 @@ class Pair:
         )
 
     def check_codec(self, samples: int, frames: int) -> None:
-        """Assert that noise has the same codes, and random codes the same audio."""
+        """Assert that noise encodes to the same codes, and random codes decode to the same audio."""
         codec, channels = self.theirs.audio_encoder, self.channels
         torch.manual_seed(1)
         noise = torch.randn(1, channels, samples)
@@ -301,12 +300,12 @@ class Pair:
         mono = ours.mono if isinstance(ours, InterleavedStereoCodec) else ours
         our_noise = mx.array(noise.numpy())
         our_latents = (
-            mono.encoder.start()
+            mono.encoder.make_stream()
             .step(our_noise.reshape(channels, samples, 1), is_last=True)
             .transpose(0, 2, 1)
         )
         assert relative_error(our_latents, latents.numpy()) < 1e-3
-        # [channels, K, F]: the interleaved codebooks are taken apart, to be judged by their own latents.
+        # [channels, K, F]: deinterleaved, to be compared by the latents of each channel.
         our_codes = np.array(ours.encode(our_noise))[0].reshape(-1, channels, latents.shape[2]).swapaxes(0, 1)
         clear = self._clearly_encoded(latents)
         assert clear.mean() > 0.9
@@ -315,18 +314,18 @@ class Pair:
         assert relative_error(ours.decode(mx.array(codes.numpy())), torch.cat(audio, dim=1).numpy()) < 1e-3
 
     def _clearly_encoded(self, latents: torch.Tensor) -> np.ndarray:
-        """Which of `latents` `[C, D, F]` don't lie halfway between two entries: bool `[C, F]`."""
-        rest = latents.transpose(1, 2)
-        clear = torch.ones(rest.shape[:2], dtype=torch.bool)
+        """Which frames of `latents` `[C, D, F]` are not about equally near to two entries: bool `[C, F]`."""
+        residual = latents.transpose(1, 2)
+        clear = torch.ones(residual.shape[:2], dtype=torch.bool)
         for layer in self.theirs.audio_encoder.quantizer.layers:
             entries = layer.codebook.embed
-            distances, nearest = torch.cdist(rest, entries[None]).topk(2, largest=False)
+            distances, nearest = torch.cdist(residual, entries[None]).topk(2, largest=False)
             clear &= distances[..., 1] - distances[..., 0] > 1e-4 * distances[..., 0]
-            rest = rest - entries[nearest[..., 0]]
+            residual = residual - entries[nearest[..., 0]]
         return clear.numpy()
 
 
 def relative_error(ours: mx.array, theirs: np.ndarray) -> float:
-    """The largest difference, as a part of the largest value."""
+    """The largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
     return float(np.abs(np.array(ours) - theirs).max() / np.abs(theirs).max())

@@ -28,7 +28,7 @@ def pair(
     folder = tmp_path_factory.mktemp("full-size")
     theirs.save_pretrained(folder)
     yield Pair(theirs, folder, goldens / "goldens" / "t5" / "tokenizer.json")
-    # The other shape needs the room.
+    # Free the memory and disk space for the other shape.
     del theirs
     gc.collect()
     mx.clear_cache()
@@ -44,10 +44,10 @@ def test_logits(pair: Pair) -> None:
 
 
 def test_twenty_guided_steps(pair: Pair) -> None:
-    made = pair.check_greedy([LONG_PROMPT], frames=17, guidance=3)
-    assert made.gap > 1e-3
-    # Not one code over and over, which any model might agree on.
-    assert len(np.unique(made.codes)) > 30
+    output = pair.check_greedy([LONG_PROMPT], frames=17, guidance=3)
+    assert output.gap > 1e-3
+    # Not the same code throughout, on which any two models might agree.
+    assert len(np.unique(output.codes)) > 30
 
 
 def test_a_padded_batch(pair: Pair) -> None:

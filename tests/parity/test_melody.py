@@ -1,4 +1,4 @@
-"""Equal to transformers' `MusicgenMelody` at a middle size: with a melody, without, in mono and stereo."""
+"""Equal to transformers' `MusicgenMelody` at a medium size: with and without melody, in mono and stereo."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .pair import LONG_PROMPT, SHORT_PROMPT, Melody, Pair, build, encodec_32khz
 from .test_tiny import save
 
 RATE = 32000
-# By its full name, since `from` gets a stand-in that complains where there is no torchaudio.
-theirs_heard = import_module("transformers.models.musicgen_melody.feature_extraction_musicgen_melody")
-Extractor = theirs_heard.MusicgenMelodyFeatureExtractor
+# By the module's full name: transformers exports a placeholder class if torchaudio is not installed.
+feature_extraction = import_module("transformers.models.musicgen_melody.feature_extraction_musicgen_melody")
+Extractor = feature_extraction.MusicgenMelodyFeatureExtractor
 
 
 class Spectrogram:
-    """That of torchaudio, which can't be installed from where torch for CPUs comes from."""
+    """torchaudio's `Spectrogram`, so that torchaudio isn't needed."""
 
     def __init__(self, n_fft: int, hop_length: int, **others: object) -> None:
         expected = {"win_length": n_fft, "power": 2, "center": True, "pad": 0, "normalized": True}
@@ -41,10 +41,10 @@ class Spectrogram:
 
 @pytest.fixture(scope="module")
 def extractor() -> Extractor:
-    """Theirs. Already at the model's rate, nothing else of torchaudio is asked for."""
+    """transformers' feature extractor; audio at the model's rate needs nothing else of torchaudio."""
     with pytest.MonkeyPatch.context() as patch:
         torchaudio = SimpleNamespace(transforms=SimpleNamespace(Spectrogram=Spectrogram))
-        patch.setattr(theirs_heard, "torchaudio", torchaudio, raising=False)
+        patch.setattr(feature_extraction, "torchaudio", torchaudio, raising=False)
         return Extractor()
 
 
@@ -61,7 +61,7 @@ def tones(samples: int, seed: int) -> np.ndarray:
 
 
 def features(extractor: Extractor, wav: np.ndarray) -> torch.Tensor:
-    """What they hear of all of `wav` `[samples]`: `[frames, 12]`."""
+    """Chroma `[frames, 12]` of `wav` `[samples]` by transformers, not truncated."""
     return extractor(wav, sampling_rate=RATE, truncation=False)["input_features"][0]
 
 
@@ -70,16 +70,16 @@ def features(extractor: Extractor, wav: np.ndarray) -> torch.Tensor:
 def test_chroma(extractor: Extractor, samples: int, kind: str) -> None:
     rng = np.random.default_rng(samples)
     wav = tones(samples, samples) if kind == "tones" else rng.standard_normal(samples).astype(np.float32)
-    config, heard = ChromaConfig(), mx.array(wav[None])
+    config, audio = ChromaConfig(), mx.array(wav[None])
     wanted = features(extractor, wav).numpy()
-    ours = np.array(chroma(heard, config)[0])
+    ours = np.array(chroma(audio, config)[0])
     assert ours.shape == wanted.shape
-    # Where two classes are as strong as each other, chance says which one is heard.
-    strength = np.sort(chroma(heard, replace(config, one_hot=False))[0], axis=1)
+    # Where two classes are equally strong, rounding decides which one is set.
+    strength = np.sort(chroma(audio, replace(config, one_hot=False))[0], axis=1)
     clear = strength[:, -1] - strength[:, -2] > 1e-4
     assert clear.mean() > 0.5
     np.testing.assert_array_equal(ours[clear], wanted[clear])
-    # Not one class over and over, in what is long enough.
+    # Not the same class throughout, if the audio is long enough.
     assert len(np.unique(wanted.argmax(axis=1))) >= len(wanted) // 40
 
 
@@ -96,7 +96,7 @@ def test_chroma_filters(extractor: Extractor) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """One model; `half` and `layout` are how its weights are saved."""
+    """A model; `half` and `layout` are the dtype and format of its checkpoint."""
 
     seed: int
     channels: int = 1
@@ -135,21 +135,21 @@ def pair(request: pytest.FixtureRequest, goldens: Path, tmp_path_factory: pytest
 
 
 @pytest.fixture(autouse=True)
-def _hear_everything(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours hears a melody as it is, like theirs, and doesn't take it apart first."""
+def _without_source_separation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours takes the chroma of the whole mix, as transformers does."""
     if "pair" not in request.fixturenames:
         return
-    listener = request.getfixturevalue("pair").ours.audio_conditioner
+    conditioner = request.getfixturevalue("pair").ours.audio_conditioner
     monkeypatch.setattr(
-        listener,
+        conditioner,
         "chroma",
-        lambda melody: melody_chroma(melody.mean(axis=0, keepdims=True), listener.config)[0],
+        lambda melody: melody_chroma(melody.mean(axis=0, keepdims=True), conditioner.config)[0],
     )
 
 
 @pytest.fixture(scope="module")
 def melodies(extractor: Extractor) -> list[Melody]:
-    """Two that are shorter than what a model hears, and one that is longer."""
+    """Two shorter than the longest melody that a model is conditioned on, and one longer."""
     wavs = [tones(seconds * RATE, seed) for seed, seconds in enumerate((3, 3, 33))]
     return [Melody(wav[None], features(extractor, wav)) for wav in wavs]
 
@@ -158,11 +158,11 @@ def test_logits(pair: Pair, melodies: list[Melody]) -> None:
     pair.check_logits([SHORT_PROMPT], steps=24, melodies=melodies[:1])
 
 
-def test_logits_of_a_melody_beyond_what_is_heard(pair: Pair, melodies: list[Melody]) -> None:
+def test_logits_with_a_melody_that_is_truncated(pair: Pair, melodies: list[Melody]) -> None:
     pair.check_logits([SHORT_PROMPT], steps=4, melodies=melodies[2:])
 
 
-def test_logits_of_the_longest_prompt_of_a_batch(pair: Pair, melodies: list[Melody]) -> None:
+def test_logits_of_the_longest_prompt_in_a_batch(pair: Pair, melodies: list[Melody]) -> None:
     pair.check_logits([SHORT_PROMPT, LONG_PROMPT], steps=24, melodies=melodies[:2])
 
 
@@ -171,18 +171,18 @@ def test_twenty_steps(pair: Pair, melodies: list[Melody], guidance: int) -> None
     frames = 21 - pair.num_codebooks // pair.channels
     with_melody = pair.check_greedy([LONG_PROMPT], frames, guidance, melodies[:1])
     text_only = pair.check_greedy([LONG_PROMPT], frames, guidance)
-    # Not one code over and over, which any model might agree on; and the melody counts.
+    # Not the same code throughout, on which any two models might agree; and the melody has an effect.
     assert len(np.unique(with_melody.codes)) > 30
     assert (with_melody.codes != text_only.codes).mean() > 0.25
 
 
-def test_a_melody_alone_and_nothing_at_all(pair: Pair, melodies: list[Melody]) -> None:
+def test_melody_only_and_unconditional(pair: Pair, melodies: list[Melody]) -> None:
     melody_only = pair.check_greedy([None], 6, 3, melodies[:1])
-    nothing = pair.check_greedy([None], 6, guidance=3)
-    assert (melody_only.codes != nothing.codes).any()
+    unconditional = pair.check_greedy([None], 6, guidance=3)
+    assert (melody_only.codes != unconditional.codes).any()
 
 
 def test_a_batch(pair: Pair, melodies: list[Melody]) -> None:
-    made = pair.check_greedy([LONG_PROMPT, SHORT_PROMPT, LONG_PROMPT], 8, 3, [*melodies[:2], melodies[1]])
-    assert (made.codes[0] != made.codes[2]).any()
+    output = pair.check_greedy([LONG_PROMPT, SHORT_PROMPT, LONG_PROMPT], 8, 3, [*melodies[:2], melodies[1]])
+    assert (output.codes[0] != output.codes[2]).any()
     pair.check_greedy([SHORT_PROMPT, LONG_PROMPT], 8, guidance=3)

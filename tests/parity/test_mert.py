@@ -1,4 +1,4 @@
-"""MERT in its released size and layout is transformers' `HubertModel`, with random weights."""
+"""MERT in its released size and layout, with random weights, equals transformers' `HubertModel`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
 from .pair import relative_error
 
-# HubertConfig's own defaults are the shape of MERT-v1-95M; this is what MERT's config.json has besides.
+# HubertConfig's defaults are the shape of MERT-v1-95M; these keys are in MERT's config.json in addition.
 MERT = {
     "model_type": "mert_model",
     "architectures": ["MERTModel"],
@@ -26,7 +26,7 @@ MERT = {
     "deepnorm": False,
     "attention_relax": -1.0,
 }
-# The weights were saved by a torch that had other names for the halves of a weight norm.
+# The released weights have the names that older versions of torch give to a weight norm.
 OLD_NAMES = {
     "encoder.pos_conv_embed.conv.parametrizations.weight.original0": "encoder.pos_conv_embed.conv.weight_g",
     "encoder.pos_conv_embed.conv.parametrizations.weight.original1": "encoder.pos_conv_embed.conv.weight_v",
@@ -35,7 +35,7 @@ OLD_NAMES = {
 
 @torch.no_grad()
 def hubert() -> HubertModel:
-    """Weights that all matter: no zeros, no ones, and nothing that drowns."""
+    """A random model in which every weight affects the output: no zeros or ones, none negligible."""
     torch.manual_seed(0)
     model = HubertModel(HubertConfig()).eval()
     for name, tensor in model.named_parameters():
@@ -44,14 +44,14 @@ def hubert() -> HubertModel:
         elif name.endswith("bias"):
             tensor.normal_(std=0.1)
         elif tensor.ndim == 2:
-            # Attention that makes all frames alike would drown what tells them apart.
+            # Otherwise attention would make all frames nearly equal.
             gain = 2 if "q_proj" in name or "k_proj" in name else 0.5 if "v_proj" in name else 1
             tensor.normal_(std=gain * tensor.shape[1] ** -0.5)
         elif "conv_layers" in name:
-            # Of rows without a mean, or else what GELU never makes negative would drown the rest.
+            # Rows without a mean, or the mean of GELU's mostly positive outputs would dominate.
             tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5)
             tensor.sub_(tensor.mean(dim=(1, 2), keepdim=True))
-    # From the small weights that it begins with, positions would add next to nothing.
+    # With the small initial weights the positions would be negligible.
     model.encoder.pos_conv_embed.conv.parametrizations.weight.original0.mul_(5)
     return model
 
@@ -69,7 +69,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         return SimpleNamespace(theirs=theirs, ours=audiocraft._load_mert())
 
 
-def test_the_shape_is_that_of_the_release(pair: SimpleNamespace) -> None:
+def test_shape_of_the_release(pair: SimpleNamespace) -> None:
     config = pair.ours.config
     assert (config.dim, config.hidden_dim, config.num_layers, config.num_heads) == (768, 3072, 12, 12)
     assert config.sample_rate / config.hop_length == 75
@@ -84,5 +84,5 @@ def test_features(pair: SimpleNamespace, rows: int, samples: int) -> None:
         wanted = pair.theirs(audio).last_hidden_state.numpy()
     features = pair.ours(mx.array(audio.numpy()))
     assert relative_error(features, wanted) < 1e-4
-    # Frames differ, so that agreeing on them means something.
+    # Frames differ, so the comparison is meaningful.
     assert wanted.shape[1] == 1 or np.abs(np.diff(wanted, axis=1)).mean() > 0.1

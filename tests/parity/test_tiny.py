@@ -1,4 +1,4 @@
-"""Equal to transformers in many small shapes and in every layout that it saves or has ever saved."""
+"""Equal to transformers in many small shapes and in all checkpoint layouts, present and past."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .pair import LONG_PROMPT, SHORT_PROMPT, Pair, build
 
 @dataclass(frozen=True)
 class Shape:
-    """One small model, different from the first in what is given; `layout` is how its weights are saved."""
+    """A small model, by its differences from the first; `layout` is the format of its checkpoint."""
 
     seed: int = 0
     channels: int = 1
@@ -121,7 +121,7 @@ def pair(request: pytest.FixtureRequest, goldens: Path, tmp_path_factory: pytest
 
 
 def save(model: MusicgenForConditionalGeneration, folder: Path, layout: str) -> None:
-    """Save as transformers does, or (as it did until version 5) in one or several of torch's files."""
+    """Save as transformers does, or (as before version 5) in one or several torch files."""
     model.save_pretrained(folder, max_shard_size="50KB" if layout == "sharded safetensors" else "50GB")
     files = sorted(path.name for path in folder.glob("*.safetensors*"))
     assert (files == ["model.safetensors"]) == (layout != "sharded safetensors")
@@ -151,7 +151,7 @@ def save(model: MusicgenForConditionalGeneration, folder: Path, layout: str) -> 
         [None],
         [None, None],
     ],
-    ids=["single", "padded", "one without a text", "unconditional", "two unconditional"],
+    ids=["single", "padded", "one without prompt", "unconditional", "two unconditional"],
 )
 def test_greedy_codes(pair: Pair, prompts: Sequence[str | None], guidance: int) -> None:
     pair.check_greedy(prompts, frames=16, guidance=guidance)
@@ -206,7 +206,7 @@ def test_relative_position_buckets(num_buckets: int, max_distance: int) -> None:
         positions[None, :] - positions[:, None], num_buckets=num_buckets, max_distance=max_distance
     ).numpy()
     np.testing.assert_array_equal(relative_position_buckets(longest, num_buckets, max_distance), wanted)
-    # A bucket depends on the distance alone, so that a shorter text sees the corner of a longer one's.
+    # A bucket depends on the distance alone, so a shorter text has the upper left corner of a longer one's.
     for length in (1, 2, 3, 5, 8, 31, 33, 127, 129, 511, 1099):
         ours = relative_position_buckets(length, num_buckets, max_distance)
         np.testing.assert_array_equal(ours, wanted[:length, :length])
