@@ -1,9 +1,10 @@
-"""Checks of values that a caller passes in."""
+"""Checks of values that a caller passes in, and the ranges of those that come from more than one place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,13 +12,41 @@ from audiocraft_mlx.errors import UsageError
 
 
 def validate_number(name: str, value: Any, expected: str, is_valid: Callable[[float], bool]) -> None:
-    """Raise `UsageError`, naming what is `expected`, unless `value` is a finite number that `is_valid`."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    """Raise `UsageError` unless `value` is a finite number that `is_valid`; `expected` describes those."""
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond the range of floats
+        number = math.inf
     if not math.isfinite(number) or not is_valid(number):
         raise UsageError(f"{name} must be {expected}, not {value!r}")
 
 
 def validate_int(name: str, value: Any, expected: str, is_valid: Callable[[int], bool]) -> None:
-    """The same for integers."""
+    """Raise `UsageError` unless `value` is an integer that `is_valid`; `expected` describes those."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not is_valid(int(value)):
         raise UsageError(f"{name} must be {expected}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class NumberRange:
+    """The valid values of a parameter. The command line, JSON requests and Python share it."""
+
+    kind: type[int] | type[float]
+    expected: str
+    """Completes "must be …"."""
+    is_valid: Callable[[float], bool]
+
+    def validate(self, name: str, value: Any) -> None:
+        """Raise `UsageError`, with `name` in it, unless `value` is a number of this kind and range."""
+        validate = validate_int if self.kind is int else validate_number
+        validate(name, value, self.expected, self.is_valid)
+
+
+SEED = NumberRange(int, "an integer from 0 to 4294967295", lambda seed: 0 <= seed < 2**32)
+TOP_K = NumberRange(int, "an integer, 0 or more", lambda k: 0 <= k < 2**31)
+TOP_P = NumberRange(float, "a number from 0 to 1", lambda p: 0 <= p <= 1)
+TEMPERATURE = NumberRange(float, "a number, 0 or more", lambda temperature: temperature >= 0)
+CFG_COEF = NumberRange(float, "a number", lambda coef: True)
+DURATION = NumberRange(float, "a number of seconds above 0 and below 1000000", lambda s: 0 < s < 1e6)
+SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seconds > 0)
+LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)

@@ -24,9 +24,8 @@ import numpy as np
 
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
-from audiocraft_mlx.checkpoints.quantization import enable_int8_activations, quantize
-from audiocraft_mlx.checkpoints.quantization_config import BITS, GROUP_SIZES
-from audiocraft_mlx.cli.common import say
+from audiocraft_mlx.checkpoints.quantization import BITS, GROUP_SIZES, enable_int8_activations, quantize
+from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.errors import UsageError
@@ -94,19 +93,19 @@ def main() -> None:
         codec_errors = [error for case in cases for error in measure_codec(case)]
     if arguments.json:
         values = {"lm": list(map(asdict, divergences)), "codec": list(map(asdict, codec_errors))}
-        say(json.dumps(values, indent=2))
+        print_stdout(json.dumps(values, indent=2))
         return
-    say("| model | variant | quantized | bits per weight | KL mean | KL 99 % | top-1 agreement |")
-    say("|---|---|---|---|---|---|---|")
+    print_stdout("| model | variant | quantized | bits per weight | KL mean | KL 99 % | top-1 agreement |")
+    print_stdout("|---|---|---|---|---|---|---|")
     for divergence in divergences:
-        say(
+        print_stdout(
             f"| {divergence.model} | {divergence.variant} | {divergence.quantized_share:.0%}"
             f" | {divergence.bits_per_weight:.2f} | {divergence.kl_mean:.2g} | {divergence.kl_p99:.2g}"
             f" | {divergence.top1_agreement:.2%} |"
         )
-    say("\n| codec of | stored as | SNR | code agreement |\n|---|---|---|---|")
+    print_stdout("\n| codec of | stored as | SNR | code agreement |\n|---|---|---|---|")
     for error in codec_errors:
-        say(f"| {error.model} | {error.dtype} | {error.snr:.1f} dB | {error.code_agreement:.2%} |")
+        print_stdout(f"| {error.model} | {error.dtype} | {error.snr:.1f} dB | {error.code_agreement:.2%} |")
 
 
 def demo() -> Case:

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.audio.plot import Chroma, plot
+from audiocraft_mlx.audio.plot import Chromagram, save_plot
 from audiocraft_mlx.conditioning.chroma import ChromaConfig, chroma
 
 RATE = 32000
@@ -28,10 +28,10 @@ def tone(note: int, seconds: float = 0.5) -> np.ndarray:
 audio = np.concatenate([tone(note) for note in SCALE]).astype(np.float32)[None]
 config = ChromaConfig()
 frames = np.array(chroma(mx.array(audio), config)[0])
-plot(
+save_plot(
     Path(__file__).with_name("melody.png"),
     audio,
     RATE,
     "A scale in C major, and the chromagram that conditions a melody model",
-    Chroma(frames, config.hop_length / RATE),
+    Chromagram(frames, config.hop_length / RATE),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from audiocraft_mlx import MusicGen
-from audiocraft_mlx.audio.plot import StyleExcerpt, plot
+from audiocraft_mlx.audio.plot import StyleExcerpt, save_plot
 
 PROMPT = "slow happy piano with a dance beat"
 START, SECONDS = 4.2, 3.0
@@ -20,7 +20,7 @@ model.set_generation_params(duration=10, seed=1)
 audio = np.array(model.generate([PROMPT])[0])
 rate = model.sample_rate
 excerpt = audio[0, int(START * rate) : int((START + SECONDS) * rate)]
-plot(
+save_plot(
     Path(__file__).with_name("style.png"),
     audio,
     rate,

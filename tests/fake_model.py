@@ -1,9 +1,10 @@
-"""A stand-in for the model, for tests of what the command does around it."""
+"""A stand-in for the model, for tests of what is around it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,53 +17,120 @@ import audiocraft_mlx
 MODULES = {"MusicGen": "audiocraft_mlx.models.musicgen", "AudioGen": "audiocraft_mlx.models.audiogen"}
 
 
+@dataclass(frozen=True)
+class FakeParams:
+    """Stands in for `GenerationParams`: what `make_params` was called with."""
+
+    options: dict[str, Any]
+
+    @property
+    def duration(self) -> float:
+        return self.options["duration"]
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        return (self.duration, self.options["cfg_coef_beta"] is None)
+
+
+@dataclass(frozen=True)
+class FakeInputs:
+    """Stands in for `GenerationInputs`."""
+
+    descriptions: Sequence[str | None]
+    prompt_samples: int
+
+
 class FakeModel:
-    """Stands in for the model: records what it is asked for, and answers with a ramp, in three pieces."""
+    """Stands in for the model: records what it is called with, and generates a ramp, in three chunks.
+
+    Attributes:
+        load_options: what it was loaded with; empty if it wasn't.
+        params: of each row that was generated, in order.
+        prompts, seeds: of each row; `batches` has how many there were at a time.
+        condition_inputs: the audio that the last batch was given.
+        before, during: called before the first and the last chunk.
+    """
 
     sample_rate = 32000
     frame_rate = 50
     audio_channels = 2
     max_duration = 30.0
-    max_condition_duration = 90.0
+    audio_conditioner: Any = None
+    style_params: Any = None
     lm = SimpleNamespace(config=SimpleNamespace(num_layers=2, dim=8), dtype=SimpleNamespace(size=4))
 
     def __init__(self) -> None:
-        self.asked: dict[str, Any] = {}
+        self.load_options: dict[str, Any] = {}
+        self.params: list[dict[str, Any]] = []
         self.prompts: list[str | None] = []
-        self.heard: dict[str, Any] = {}
         self.seeds: list[int] = []
+        self.batches: list[int] = []
+        self.condition_inputs: dict[str, Any] = {}
         self.condition_types = frozenset({"text"})
         self.peak = 0.5
+        self.before: Callable[[], None] = lambda: None
         self.during: Callable[[], None] = lambda: None
-        self.frames = 0
+        self.closed = 0
+
+    @property
+    def loaded(self) -> bool:
+        return bool(self.load_options)
+
+    @property
+    def frames(self) -> int:
+        """Of the last row, with its prompt."""
+        return int(self.params[-1]["duration"] * self.frame_rate)
 
     def get_pretrained(self, name: str, **options: object) -> FakeModel:
-        self.asked.update(name=name, **options)
+        self.load_options = {"name": name, **options}
         return self
 
-    def set_generation_params(self, **parameters: Any) -> None:
-        self.asked.update(parameters)
-        self.frames = int(parameters["duration"] * self.frame_rate)
-        if not self.frames:
+    def max_condition_duration(self, duration: float) -> float:
+        return max(duration, self.max_duration) + 60.0
+
+    def make_params(self, **options: Any) -> FakeParams:
+        if int(options["duration"] * self.frame_rate) < 1:
             raise audiocraft_mlx.UsageError("duration must be at least one frame")
+        return FakeParams(options)
 
-    def set_custom_progress_callback(self, callback: Callable[[int, int], None]) -> None:
-        self.callback = callback
+    def prepare_inputs(
+        self,
+        descriptions: Sequence[str | None],
+        seeds: Sequence[int],
+        *,
+        prompt: Sequence[np.ndarray] | None = None,
+        duration: float | None = None,
+        **conditions: Any,
+    ) -> FakeInputs:
+        assert len(descriptions) == len(seeds)
+        self.prompts += descriptions
+        self.seeds += seeds
+        self.batches.append(len(seeds))
+        self.condition_inputs = conditions if prompt is None else {"prompt": prompt, **conditions}
+        return FakeInputs(descriptions, 0 if prompt is None else -(-prompt[0].shape[1] // 640) * 640)
 
-    def stream(
-        self, prompts: list[str | None], chunk_seconds: float, prompt: np.ndarray | None = None, **heard: Any
+    def generate_stream(
+        self,
+        inputs: FakeInputs,
+        params: Sequence[FakeParams],
+        *,
+        chunk_seconds: float,
+        on_step: Callable[[int, int], None],
     ) -> Iterator[np.ndarray]:
-        self.prompts += prompts
-        self.seeds.append(self.asked["seed"])
-        self.heard = heard if prompt is None else {"prompt": prompt, **heard}
-        samples = self.frames * 640 - (0 if prompt is None else -(-prompt.shape[2] // 640) * 640)
+        assert len(params) == len(inputs.descriptions)
+        self.params += [row.options for row in params]
+        samples = int(params[0].duration * self.frame_rate) * 640 - inputs.prompt_samples
         ramp = np.linspace(-self.peak, self.peak, samples, dtype=np.float32)
-        audio = np.stack([np.stack([ramp, -ramp])[: self.audio_channels]] * len(prompts))
-        for step, piece in enumerate(np.array_split(audio, 3, axis=2)):
-            self.callback(step + 1, 3)
-            if step == 2:
-                self.during()
-            yield piece
+        audio = np.stack([np.stack([ramp, -ramp])[: self.audio_channels]] * len(params))
+        try:
+            self.before()
+            for step, chunk in enumerate(np.array_split(audio, 3, axis=2)):
+                on_step(step + 1, 3)
+                if step == 2:
+                    self.during()
+                yield chunk
+        finally:
+            self.closed += 1
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> FakeModel:

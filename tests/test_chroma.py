@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from audiocraft_mlx.conditioning.chroma import (
     melody_chroma,
     null_chroma,
 )
+from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, UsageError
 
@@ -45,7 +47,7 @@ def hummed_scale(rate: int, seconds: float = 10.0) -> np.ndarray:
 
 def test_filters_equal_the_reference(melody: dict[str, np.ndarray]) -> None:
     filters, expected = chroma_filters(32000, 16384, 12), melody["fbanks"]
-    every = math.ceil(filters.shape[1] / expected.shape[1])  # the archive leaves most frequencies out
+    every = math.ceil(filters.shape[1] / expected.shape[1])  # the archive has a part of the bins
     np.testing.assert_allclose(filters[:, ::every], expected, atol=1e-6)
 
 
@@ -62,7 +64,7 @@ def test_chroma_equals_the_feature_extractor_of_transformers(
         np.testing.assert_array_equal(chroma(mx.array(melody["wav"]), ONE_HOT), file["input_features"])
 
 
-def test_audio_shorter_than_a_window_is_surrounded_by_silence(melody: dict[str, np.ndarray]) -> None:
+def test_audio_shorter_than_a_window_is_padded_with_zeros(melody: dict[str, np.ndarray]) -> None:
     wav = mx.array(melody["wav"][..., :5001])
     np.testing.assert_allclose(np.array(chroma(wav, RAW)), melody["short_raw"], atol=2e-5)
     np.testing.assert_array_equal(chroma(wav, ONE_HOT), melody["short_argmax"])
@@ -72,22 +74,22 @@ def test_chroma_of_separated_stems_equals_the_reference(melody: dict[str, np.nda
     np.testing.assert_array_equal(chroma(mx.array(melody["mix"]), ONE_HOT), melody["stems_shift0"][:1])
 
 
-def test_silence_is_c_when_one_class_must_be_chosen_and_else_nothing(melody: dict[str, np.ndarray]) -> None:
+def test_silence_is_c_if_one_hot_and_else_zero(melody: dict[str, np.ndarray]) -> None:
     silence = mx.zeros((1, 1))
     np.testing.assert_array_equal(chroma(silence, ONE_HOT), melody["null"])
     np.testing.assert_array_equal(chroma(silence, RAW), np.zeros((1, 5, 12)))
 
 
-@pytest.mark.parametrize(("loudness", "strongest"), [(1.0, 1), (1e-4, 1), (1e-6, 4e-3)])
-def test_what_is_close_to_silence_fades(loudness: float, strongest: float) -> None:
-    # Of a tone of loudness a, three frequencies hold a**2 * n_fft / 4; below 1e-6 that is not made 1.
+@pytest.mark.parametrize(("amplitude", "strongest"), [(1.0, 1), (1e-4, 1), (1e-6, 4e-3)])
+def test_chroma_fades_close_to_silence(amplitude: float, strongest: float) -> None:
+    # A tone of amplitude a has a power of a**2 * n_fft / 4 in three bins; below 1e-6 that is not scaled to 1.
     tone = mx.sin(mx.arange(32000) * (2 * math.pi * 880 / 32000))[None]
-    frames = np.array(chroma(loudness * tone, RAW))
+    frames = np.array(chroma(amplitude * tone, RAW))
     np.testing.assert_allclose(frames[0, 2:-2].max(-1), strongest, rtol=0.05)
     assert (frames[0, 2:-2].argmax(-1) == 9).all()
 
 
-def test_no_melody_is_a_full_length_of_silence() -> None:
+def test_no_melody_is_silence_of_full_length() -> None:
     null = np.array(null_chroma(ONE_HOT))
     assert null.shape == (1, 235, 12)
     assert (null[..., 0] == 1).all()
@@ -111,7 +113,7 @@ def test_a_long_melody_is_cut_after_its_chroma_and_not_before(samples: int) -> N
     )
 
 
-def test_shapes_with_and_without_a_channel_are_the_same() -> None:
+def test_the_channel_dimension_is_optional() -> None:
     wav = mx.array(np.stack([hummed_scale(32000, 2), hummed_scale(32000, 2)[::-1]]))
     frames = chroma(wav, RAW)
     assert frames.shape == (2, 16, 12)
@@ -120,28 +122,28 @@ def test_shapes_with_and_without_a_channel_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("shape", [(100,), (1, 2, 100), (1, 1, 1, 100)])
-def test_what_is_not_mono_is_refused(shape: tuple[int, ...]) -> None:
+def test_other_shapes_than_mono_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="mono"):
         chroma(mx.zeros(shape), ONE_HOT)
 
 
-def test_the_notes_of_a_scale_are_heard() -> None:
+def test_the_notes_of_a_scale_are_found() -> None:
     frames = np.array(chroma(mx.array(hummed_scale(32000))[None], ONE_HOT))[0].argmax(-1)
     middles = ((np.arange(len(SCALE)) + 0.5) * 10 / len(SCALE) * 32000 / 4096).round().astype(int)
     assert frames[middles].tolist() == [note % 12 for note in SCALE]
 
 
-def test_a_melody_is_heard_alike_at_any_rate_and_number_of_channels(tmp_path: Path) -> None:
-    heard = []
+def test_chroma_is_the_same_at_any_rate_and_number_of_channels(tmp_path: Path) -> None:
+    frames = []
     for rate, channels in ((32000, 1), (48000, 2), (44100, 2), (16000, 1)):
         voice = hummed_scale(rate)
-        # In stereo from the left alone.
+        # In stereo only on the left.
         write_wav(tmp_path / "hum.wav", np.stack([voice, 0 * voice][:channels]), rate)
-        wav = convert_audio(*read_audio(tmp_path / "hum.wav"), 32000, 1)
-        heard.append(np.array(melody_chroma(wav[None], ONE_HOT)))
-    assert len(set(heard[0].argmax(-1).flat)) == 7
-    for other in heard[1:]:
-        np.testing.assert_array_equal(other, heard[0])
+        wav = mx.array(convert_audio(*read_audio(tmp_path / "hum.wav"), 32000, 1))
+        frames.append(np.array(melody_chroma(wav[None], ONE_HOT)))
+    assert len(set(frames[0].argmax(-1).flat)) == 7
+    for other in frames[1:]:
+        np.testing.assert_array_equal(other, frames[0])
 
 
 def test_both_upstream_configs_describe_the_released_chroma(goldens: Path) -> None:
@@ -152,6 +154,18 @@ def test_both_upstream_configs_describe_the_released_chroma(goldens: Path) -> No
     assert audiocraft == transformers == ONE_HOT
 
 
+def test_a_melody_that_rows_share_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditioner = MelodyConditioner(ONE_HOT, nn.Linear(12, 4), load_separator=None)
+    encoded = []
+    monkeypatch.setattr(conditioner, "chroma", lambda melody: encoded.append(melody) or mx.ones((235, 12)))
+    first, second = mx.ones((1, 100)), mx.ones((1, 100))
+    rows = conditioner.encode([first, None, second, first, None])
+    assert [melody is first for melody in encoded] == [True, False]
+    assert rows[3] is rows[0]
+    assert rows[4] is rows[1]
+    np.testing.assert_array_equal(rows[1], conditioner.null_tokens())
+
+
 YAML = """
 sample_rate: 16000
 dataset: {segment_duration: 10}
@@ -160,7 +174,7 @@ conditioners: {self_wav: {model: chroma_stem, chroma_stem: {sample_rate: "${samp
 """
 
 
-def test_another_config_is_followed() -> None:
+def test_another_config_is_used() -> None:
     config = ChromaConfig.from_audiocraft(ConfigSection.from_yaml(YAML, "other"))
     assert config == ChromaConfig(16000, 12, 4096, 1024, 157, one_hot=False)
     assert null_chroma(config).shape == (1, 157, 12)

@@ -40,13 +40,12 @@ def test_a_prompt_becomes_a_file(fake: FakeModel, capsys: pytest.CaptureFixture[
 
 def test_what_is_not_given_is_left_to_the_model(fake: FakeModel) -> None:
     assert main(["piano", "--no-open"]) == 0
-    seed = fake.asked.pop("seed")
-    assert 0 <= seed < 2**32
-    assert fake.asked == {
+    assert 0 <= fake.seeds[0] < 2**32
+    assert {**fake.load_options, **fake.params[0]} == {
         "name": "facebook/musicgen-small",
         "revision": None,
         "quantize": None,
-        "fast": False,
+        "int8_activations": False,
         "cache_bits": None,
         "duration": 8.0,
         "top_k": None,
@@ -61,11 +60,11 @@ def test_every_option_reaches_the_model(fake: FakeModel) -> None:
     options = "-m stereo-small --revision abc -q 8 --fast --cache-bits 8 -o clip.wav -d 0.25"
     options += " --top-k 0 --top-p 0.9 --temperature 0"
     assert main(["piano", *options.split(), "--cfg-coef", "-1.5", "--seed", "4294967295", "--no-open"]) == 0
-    assert fake.asked == {
+    assert {**fake.load_options, **fake.params[0]} == {
         "name": "stereo-small",
         "revision": "abc",
         "quantize": 8,
-        "fast": True,
+        "int8_activations": True,
         "cache_bits": 8,
         "duration": 0.25,
         "top_k": 0,
@@ -73,23 +72,21 @@ def test_every_option_reaches_the_model(fake: FakeModel) -> None:
         "temperature": 0.0,
         "cfg_coef": -1.5,
         "cfg_coef_beta": None,
-        "seed": 4294967295,
     }
+    assert fake.seeds == [4294967295]
     assert Path("clip.wav").exists()
 
 
 def test_long_options_are_the_short_ones(fake: FakeModel) -> None:
     assert main(["--model", "large", "--output", "Clip.WAV", "--duration", "0.25", "piano"]) == 0
-    assert (fake.asked["name"], fake.asked["duration"]) == ("large", 0.25)
+    assert (fake.load_options["name"], fake.params[0]["duration"]) == ("large", 0.25)
     assert Path("Clip.WAV").exists()
 
 
 def test_two_runs_draw_different_seeds(fake: FakeModel) -> None:
-    seeds = set()
     for _ in range(3):
         main(["piano", "-d", "0.1"])
-        seeds.add(fake.asked["seed"])
-    assert len(seeds) > 1
+    assert len({*fake.seeds}) > 1
 
 
 def test_without_a_name_no_file_is_replaced(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +160,7 @@ def test_an_unusable_prompt_on_standard_input_is_refused(
         ),
         (["piano", "-q", "half"], "--quantize: invalid int value: 'half'"),
         *(
-            (["piano", "--top-k", value], f"--top-k: must be a whole number, 0 or more, not '{value}'")
+            (["piano", "--top-k", value], f"--top-k: must be an integer, 0 or more, not '{value}'")
             for value in ("-1", "2.5", "many", "9" * 500, "9" * 5000)
         ),
         *(
@@ -181,7 +178,7 @@ def test_an_unusable_prompt_on_standard_input_is_refused(
         *(
             (
                 ["piano", "--seed", value],
-                f"--seed: must be a whole number from 0 to 4294967295, not '{value}'",
+                f"--seed: must be an integer from 0 to 4294967295, not '{value}'",
             )
             for value in ("-1", "4294967296", "1.5", "x")
         ),
@@ -202,21 +199,33 @@ def test_an_unusable_prompt_on_standard_input_is_refused(
             (["piano", "--fade-out", value], "--fade-out: must be a number of")
             for value in ("0", "-1", "nan")
         ),
-        *((["piano", "-n", value], "--takes: must be a whole number from 1") for value in ("0", "-1", "1.5")),
+        *((["piano", "-n", value], "--takes: must be an integer from 1") for value in ("0", "-1", "1.5")),
         (["piano", "drums", "-n", "6000"], "these are 12000 clips; ask for 10000 at most"),
         (["piano", "--prompts", "none.txt"], "none.txt can't be read: No such file"),
-        (["piano", "--melody", "a.wav", "--style", "a.wav"], "no model hears both"),
-        (["piano", "--melody", "a.wav"], "the model facebook/musicgen-small can't hear a melody; choose one"),
-        (["piano", "--style", "a.wav", "-m", "melody"], "the model melody can't hear a style; choose one"),
-        (["piano", "--melody", "a.wav", "-m", "style"], "the model style can't hear a melody; choose one"),
-        (["piano", "--melody", "a.wav", "-m", "demo"], "the model demo can't hear a melody; choose one"),
+        (["piano", "--melody", "a.wav", "--style", "a.wav"], "no model supports both"),
+        (
+            ["piano", "--melody", "a.wav"],
+            "the model facebook/musicgen-small can't be conditioned on a melody; choose one",
+        ),
+        (
+            ["piano", "--style", "a.wav", "-m", "melody"],
+            "the model melody can't be conditioned on a style; choose one",
+        ),
+        (
+            ["piano", "--melody", "a.wav", "-m", "style"],
+            "the model style can't be conditioned on a melody; choose one",
+        ),
+        (
+            ["piano", "--melody", "a.wav", "-m", "demo"],
+            "the model demo can't be conditioned on a melody; choose one",
+        ),
         (["piano", "--style-coef", "5"], "--style-coef needs --style"),
         (["piano", "--prompt-seconds", "5"], "--prompt-seconds needs --continue"),
         (["piano", "--continue", "a.wav", "--prompt-seconds", "0"], "must be a number of seconds above 0"),
         (["piano", "-o", "-", "--format", "flac"], "standard output gets WAV, and flac needs a file"),
         (["piano", "-o", "-", "--stems"], "--stems are written beside a file"),
         (["piano", "-o", "-", "-n", "2"], "standard output holds one clip, not 2"),
-        (["piano", "--info", "a.wav"], "--info shows a file and makes nothing"),
+        (["piano", "--info", "a.wav"], "--info shows a file and generates nothing"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )
@@ -230,7 +239,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert err.endswith("; try musicgen-mlx --help\n")
     assert err.count("\n") == 1
     assert message in err
-    assert fake.asked == {}
+    assert not fake.loaded
 
 
 @pytest.mark.parametrize("place", ["none/clip.wav", "folder.wav"])
@@ -240,10 +249,10 @@ def test_the_place_of_the_output_is_checked_before_the_model_is_loaded(
     Path("folder.wav").mkdir()
     assert main(["piano", "-o", place]) == 1
     assert re.fullmatch(rf"musicgen-mlx: error: {place} .*\n", capsys.readouterr().err)
-    assert fake.asked == {}
+    assert not fake.loaded
 
 
-def test_more_than_a_wav_file_holds_is_refused_before_it_is_made(
+def test_more_than_a_wav_file_holds_is_refused_before_it_is_generated(
     fake: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["piano", "-d", "99999"]) == 1
@@ -292,18 +301,18 @@ def test_a_terminal_sees_the_progress(fake: FakeModel, monkeypatch: pytest.Monke
     assert re.search(r"100%\|.*\| 2\.0/2\.0 s \[.*x real time\]", terminal.getvalue())
 
 
-def test_a_picture_can_be_drawn_beside_it(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plot_can_be_saved_beside_it(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["piano", "-d", "0.5", "--plot", "clip.png", "--no-open"]) == 0
     assert Path("clip.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.splitlines()[-1] == "drew clip.png"
 
 
 @pytest.mark.parametrize("place", ["clip.jpg", "nowhere/clip.png"])
-def test_a_picture_that_cannot_be_drawn_is_refused_before_the_model_is_loaded(
+def test_a_plot_that_cannot_be_saved_is_refused_before_the_model_is_loaded(
     fake: FakeModel, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     assert main(["piano", "--plot", place]) in (1, 2)
-    assert fake.asked == {}
+    assert not fake.loaded
     assert "clip." in capsys.readouterr().err
     assert not list(Path().iterdir())
 

@@ -376,7 +376,7 @@ def test_files_and_version_of_the_format(converted: Path) -> None:
         ("codec.pad_mode", "wrap", "'codec.pad_mode' .* is 'wrap'"),
         ("codec.ratios", [], "'codec.ratios' .* is empty"),
         ("codec.ratios", [8, 0], "'codec.ratios' .* not a list of integers of at least 1"),
-        ("sampling.top_p", 2.0, "top_p must be between 0 and 1"),
+        ("sampling.top_p", 2.0, "top_p must be a number from 0 to 1"),
         ("quantization.bits", 3, "bits must be one of 4, 8, not 3"),
         ("quantization.bits", 8, "lm.safetensors doesn't fit its configuration: .* has shape"),
         ("quantization.group_size", 128, "doesn't fit its configuration"),

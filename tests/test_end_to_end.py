@@ -293,7 +293,7 @@ def test_only_a_file_that_is_named_is_replaced(user: User) -> None:
     assert user.files == ["musicgen_output-2.wav", "musicgen_output.wav"]
 
 
-# More than one prompt, and more than words
+# Several prompts, and conditions other than text
 
 
 def test_each_clip_of_a_batch_can_be_made_alone(user: User) -> None:
@@ -320,26 +320,26 @@ def test_a_melody_and_a_style_change_the_music(user: User, kind: str) -> None:
     tune(user)
     arguments = ("piano", *SHORT, "-m", kind, "--seed", "1", "-o", "a.wav")
     plain = user.makes("a.wav", *arguments)
-    heard = user.makes("a.wav", *arguments, f"--{kind}", "tune.wav")
-    assert samples(heard) != samples(plain)
+    conditioned = user.makes("a.wav", *arguments, f"--{kind}", "tune.wav")
+    assert samples(conditioned) != samples(plain)
     if kind == "style":
         alone = user.makes("a.wav", *arguments[1:], "--style", "tune.wav")
-        weighed = user.makes("a.wav", *arguments, "--style", "tune.wav", "--style-coef", "5")
-        assert len({samples(clip) for clip in (plain, heard, alone, weighed)}) == 4
+        weighted = user.makes("a.wav", *arguments, "--style", "tune.wav", "--style-coef", "5")
+        assert len({samples(clip) for clip in (plain, conditioned, alone, weighted)}) == 4
 
 
-def test_a_model_that_cannot_hear_is_not_downloaded(newcomer: Newcomer) -> None:
+def test_a_model_without_the_condition_is_not_downloaded(newcomer: Newcomer) -> None:
     tune(newcomer)
     for model, option, can in (("small", "--melody", "melody"), ("melody", "--style", "style")):
         line = newcomer.fails("piano", "-m", model, option, "tune.wav", status=2)
-        assert f"{option}: the model {model} can't hear a" in line
+        assert f"{option}: the model {model} can't be conditioned on a" in line
         assert can in line
     assert newcomer.hub.requests == []
     line = newcomer.fails("piano", "-m", "someone/finetune", "--melody", "tune.wav", status=2)
-    assert "the model someone/finetune can't hear a melody" in line
+    assert "the model someone/finetune can't be conditioned on a melody" in line
 
 
-def test_music_goes_on_from_a_file(user: User) -> None:
+def test_a_file_is_continued(user: User) -> None:
     before = tune(user)
     done = user.run("piano", "--continue", "tune.wav", *SHORT, "-o", "out.wav")
     assert done.returncode == 0, done.stderr
@@ -366,7 +366,7 @@ def test_audiogen_makes_sounds(user: User) -> None:
     assert shown.endswith("make it again: audiogen-mlx rain --duration 0.3 --seed 1\n")
 
 
-def test_what_made_a_clip_makes_it_again(user: User) -> None:
+def test_the_command_of_a_clip_generates_it_again(user: User) -> None:
     options = ("--top-k", "5", "--temperature", "1.5", "--cfg-coef", "2", "--fade-out", "0.1", "-d", "0.3")
     first = user.makes("musicgen_output.wav", "-m", "demo", *options, "--", "--happy 'piano'")
     shown = user.run("--info", "musicgen_output.wav").stdout
@@ -374,7 +374,7 @@ def test_what_made_a_clip_makes_it_again(user: User) -> None:
     assert user.makes("musicgen_output-2.wav", *command[1:]) == first
 
 
-# Heard while it is made
+# Streamed while it is generated
 
 
 def test_standard_output_gets_the_file(user: User) -> None:
@@ -389,7 +389,7 @@ def test_standard_output_gets_the_file(user: User) -> None:
     np.testing.assert_array_equal(streamed, written)
 
 
-def test_a_reader_that_has_heard_enough_ends_it_quietly(user: User) -> None:
+def test_a_reader_that_closes_the_pipe_ends_it_quietly(user: User) -> None:
     process = user.start("piano", "-m", "demo", "-d", "600", "-o", "-")
     assert process.stdout is not None
     head = process.stdout.buffer.read(1000)

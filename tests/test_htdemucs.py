@@ -69,7 +69,7 @@ def golden(goldens: Path) -> SimpleNamespace:
         melody = convert_audio(values["chroma.wav"][:1], 32000, network.sample_rate, network.channels)
         return SimpleNamespace(
             network=network,
-            stems=np.array(network.separate(melody)),
+            stems=np.array(network.separate(mx.array(melody))),
             expected_stems=values["demucs.stems_shift0"],
             expected_mix=values["demucs.mix_shift0"],
         )

@@ -1,6 +1,7 @@
 """What `--info` shows of an audio file."""
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.write import write_audio
+from audiocraft_mlx.cli.arguments import GenerateClips, parse
 from audiocraft_mlx.cli.info import show_info
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import UsageError
 
-RECIPE = GenerationMetadata("happy rock", "small", 42, 0.1, top_k=5, options={"fast": True}, version="9.8.7")
+METADATA = GenerationMetadata(
+    "happy rock", "small", 42, 0.1, top_k=5, options={"int8-activations": True}, version="9.8.7"
+)
 SILENCE = np.zeros((2, 3200), np.float32)
 
 
@@ -26,7 +30,7 @@ def shown(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.flac"
-    write_audio(path, SILENCE, 32000, AudioFormat("flac", 24), RECIPE)
+    write_audio(path, SILENCE, 32000, AudioFormat("flac", 24), METADATA.to_tags())
     assert shown(path, capsys) == [
         f"{path}: FLAC, 24 bits, 32000 Hz, stereo, 0.10 s",
         "made with musicgen-mlx 9.8.7",
@@ -35,13 +39,25 @@ def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest
         "  seed: 42",
         "  duration: 0.1 s",
         "  top-k: 5",
-        "  fast: True",
-        "make it again: musicgen-mlx 'happy rock' --model small --duration 0.1 --seed 42 --top-k 5 --fast",
+        "  int8-activations: True",
+        "make it again: musicgen-mlx 'happy rock' --model small --duration 0.1 --seed 42 --top-k 5 "
+        "--int8-activations",
     ]
 
 
+def test_an_option_by_its_old_name_gives_a_command_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = GenerationMetadata("rock", "small", 42, 8.0, options={"quantize": 8, "fast": True})
+    write_audio(tmp_path / "a.wav", SILENCE, 32000, tags=metadata.to_tags())
+    line = shown(tmp_path / "a.wav", capsys)[-1].removeprefix("make it again: ")
+    command = parse(shlex.split(line)[1:])
+    assert isinstance(command, GenerateClips)
+    assert command.model.int8_activations
+
+
 @pytest.mark.parametrize(
-    ("format", "described"),
+    ("audio_format", "described"),
     [
         (AudioFormat("wav", 16), "WAV, 16 bits, 32000 Hz, mono, 0.10 s"),
         (AudioFormat("wav", 32), "WAV, 32 bits (float), 32000 Hz, mono, 0.10 s"),
@@ -49,11 +65,11 @@ def test_a_clip_of_ours_is_shown_with_its_command(tmp_path: Path, capsys: pytest
         (AudioFormat("ogg", None), "OGG, 32000 Hz, mono, 0.10 s"),
     ],
 )
-def test_a_foreign_file_has_no_tags_of_ours(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: AudioFormat, described: str
+def test_a_file_without_our_tags_is_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], audio_format: AudioFormat, described: str
 ) -> None:
-    path = tmp_path / f"a.{format.name}"
-    write_audio(path, SILENCE[:1], 32000, format)
+    path = tmp_path / f"a.{audio_format.name}"
+    write_audio(path, SILENCE[:1], 32000, audio_format)
     assert shown(path, capsys) == [f"{path}: {described}", "it has no tags of musicgen-mlx"]
 
 
@@ -63,10 +79,12 @@ def test_other_kinds_of_audio_are_described_too(tmp_path: Path, capsys: pytest.C
     assert shown(path, capsys)[0] == f"{path}: AIFF, 16 bits, 44100 Hz, 4 channels, 0.01 s"
 
 
-def test_a_terminal_obeys_nothing_in_the_tags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tags_send_no_control_characters_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hostile = "\x1b]0;x\x07\r\n\u202e"
     metadata = GenerationMetadata(hostile, hostile, 1, 1.0, options={hostile: hostile}, version=hostile)
-    write_audio(tmp_path / "a.wav", SILENCE, 32000, metadata=metadata)
+    write_audio(tmp_path / "a.wav", SILENCE, 32000, tags=metadata.to_tags())
     assert all(line.isprintable() for line in shown(tmp_path / "a.wav", capsys))
 
 
@@ -78,7 +96,9 @@ def test_a_terminal_obeys_nothing_in_the_tags(tmp_path: Path, capsys: pytest.Cap
         (b"RIFF\0\0\0\0WAVEfmt ", "is not audio that can be read"),
     ],
 )
-def test_what_is_not_audio_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_audio_are_reported_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(content)
     with pytest.raises(UsageError) as error:
@@ -87,7 +107,7 @@ def test_what_is_not_audio_is_one_line(tmp_path: Path, content: bytes, message: 
     assert "\n" not in str(error.value)
 
 
-def test_what_is_missing_or_no_file_is_one_line(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"none\.wav can't be read: No such file or directory; give an audio"
     ):

@@ -15,11 +15,11 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
-from audiocraft_mlx.audio.tags import read_tags
 from audiocraft_mlx.checkpoints import demucs
-from audiocraft_mlx.cli import audiogen
+from audiocraft_mlx.cli import audiogen, clip_writer
 from audiocraft_mlx.cli.generate import main
-from audiocraft_mlx.clips import finishing, memory
+from audiocraft_mlx.clips import memory
+from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
@@ -66,18 +66,18 @@ def test_several_prompts_become_numbered_files(fake: FakeModel, capsys: pytest.C
         f"wrote musicgen_output-{row + 1}.wav: stereo, 0.10 s, 32000 Hz, seed {7 + row}" for row in range(3)
     ]
     assert re.fullmatch(r"3 clips, \d+\.\d s to make, \d+\.\d\dx real time", out[3])
-    metadata = read_tags(Path("musicgen_output-2.wav"))
+    metadata = read_metadata(Path("musicgen_output-2.wav"))
     assert metadata is not None
     assert (metadata.prompt, metadata.seed) == ("drums", 8)
     assert metadata.to_command() == "musicgen-mlx drums --duration 0.1 --seed 8"
 
 
-def test_takes_stand_side_by_side_and_seeds_go_round(fake: FakeModel) -> None:
+def test_takes_are_side_by_side_and_seeds_wrap_around(fake: FakeModel) -> None:
     assert main(["piano", "drums", "-n", "2", "-d", "0.1", "--seed", str(2**32 - 1), "-o", "out.flac"]) == 0
     assert fake.prompts == ["piano", "piano", "drums", "drums"]
-    recipes = [read_tags(Path(name)) for name in names()]
+    metadata = [read_metadata(Path(name)) for name in names()]
     assert names() == [f"out-{number}.flac" for number in (1, 2, 3, 4)]
-    assert [metadata.seed for metadata in recipes if metadata] == [2**32 - 1, 0, 1, 2]
+    assert [each.seed for each in metadata if each] == [2**32 - 1, 0, 1, 2]
 
 
 def test_prompts_come_from_a_file(fake: FakeModel) -> None:
@@ -95,7 +95,7 @@ def test_a_file_without_prompts_is_refused(
     Path("list.txt").write_bytes(content)
     assert main(["--prompts", "list.txt"]) == 2
     assert f"--prompts: list.txt {message}" in capsys.readouterr().err
-    assert fake.asked == {}
+    assert not fake.loaded
 
 
 def test_many_files_stay_in_order(fake: FakeModel) -> None:
@@ -116,7 +116,8 @@ def test_numbered_files_never_take_a_place(fake: FakeModel) -> None:
 def test_batches_are_as_large_as_memory_allows(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "max_batch_size", lambda *_: 2)
     assert main(["piano", "-n", "5", "-d", "0.1", "--seed", "7"]) == 0
-    assert fake.seeds == [7, 9, 11]
+    assert fake.batches == [2, 2, 1]
+    assert fake.seeds == [7, 8, 9, 10, 11]
     assert len(names()) == 5
 
 
@@ -133,7 +134,7 @@ def test_memory_is_shared_out(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) 
 
 def test_audiogen_has_its_own_defaults(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert audiogen.main(["rain", "--seed", "1"]) == 0
-    assert (fake.asked["name"], fake.asked["duration"]) == ("facebook/audiogen-medium", 5.0)
+    assert (fake.load_options["name"], fake.params[0]["duration"]) == ("facebook/audiogen-medium", 5.0)
     assert names() == ["audiogen_output.wav"]
     assert main(["--info", "audiogen_output.wav"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "make it again: audiogen-mlx rain --seed 1"
@@ -148,12 +149,12 @@ def test_a_melody_reaches_the_model_with_or_without_a_prompt(fake: FakeModel) ->
     audio = tone("tune.wav")
     fake.condition_types = frozenset({"text", "melody"})
     assert main(["piano", "-m", "melody", "--melody", "tune.wav", "-d", "0.1", "-n", "2"]) == 0
-    assert fake.heard["melody_sample_rate"] == 44100
-    assert len(fake.heard["melody_wavs"]) == 2
-    np.testing.assert_array_equal(fake.heard["melody_wavs"][1], audio)
+    assert fake.condition_inputs["melody_sample_rate"] == 44100
+    assert len(fake.condition_inputs["melody_wavs"]) == 2
+    np.testing.assert_array_equal(fake.condition_inputs["melody_wavs"][1], audio)
     assert main(["-m", "melody", "--melody", "tune.wav", "-d", "0.1", "-o", "a.wav"]) == 0
     assert fake.prompts[2:] == [None]
-    metadata = read_tags(Path("a.wav"))
+    metadata = read_metadata(Path("a.wav"))
     assert metadata is not None
     assert metadata.options == {"melody": "tune.wav"}
 
@@ -162,20 +163,20 @@ def test_style_and_its_weight_reach_the_model(fake: FakeModel) -> None:
     tone("tune.wav")
     fake.condition_types = frozenset({"text", "style"})
     assert main(["-m", "style", "--style", "tune.wav", "--style-coef", "5", "-d", "0.1", "-o", "a.wav"]) == 0
-    assert "melody_wavs" in fake.heard
-    assert fake.asked["cfg_coef_beta"] == 5
-    metadata = read_tags(Path("a.wav"))
+    assert "melody_wavs" in fake.condition_inputs
+    assert fake.params[0]["cfg_coef_beta"] == 5
+    metadata = read_metadata(Path("a.wav"))
     assert metadata is not None
     assert metadata.options == {"style": "tune.wav", "style-coef": 5.0}
 
 
 @pytest.mark.parametrize("kind", ["melody", "style"])
-def test_a_model_that_turns_out_to_be_deaf_makes_nothing(
+def test_a_model_without_the_condition_generates_nothing(
     fake: FakeModel, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     tone("tune.wav")
     assert main(["piano", "-m", "someone/finetune", f"--{kind}", "tune.wav"]) == 2
-    assert f"--{kind}: the model someone/finetune can't hear a {kind}" in capsys.readouterr().err
+    assert f"--{kind}: the model someone/finetune can't be conditioned on a {kind}" in capsys.readouterr().err
     assert fake.prompts == []
     assert names() == ["tune.wav"]
 
@@ -188,10 +189,10 @@ def test_a_model_that_turns_out_to_be_deaf_makes_nothing(
         (b"", "tune.wav is not audio"),
         (b"text", "tune.wav is not audio"),
         ("empty", "tune.wav has no samples"),
-        ("nan", "tune.wav has samples that are not numbers"),
+        ("nan", "tune.wav has samples that are NaN, infinite or far beyond full scale"),
     ],
 )
-def test_a_file_that_cannot_be_heard_is_refused_before_the_model_is_loaded(
+def test_an_unusable_audio_file_is_refused_before_the_model_is_loaded(
     fake: FakeModel,
     capsys: pytest.CaptureFixture[str],
     option: str,
@@ -205,7 +206,7 @@ def test_a_file_that_cannot_be_heard_is_refused_before_the_model_is_loaded(
         soundfile.write("tune.wav", samples, RATE, subtype="FLOAT")
     assert main(["piano", "-m", "someone/model", option, "tune.wav"]) == 2
     assert capsys.readouterr().err.startswith(f"musicgen-mlx: error: {message}")
-    assert fake.asked == {}
+    assert not fake.loaded
 
 
 @pytest.mark.parametrize("right", [0.0, -1.0], ids=["silence", "channels that cancel each other"])
@@ -218,14 +219,14 @@ def test_a_silent_melody_is_refused(
     assert "tune.wav is silent" in capsys.readouterr().err
 
 
-def test_of_a_long_melody_only_what_may_be_heard_is_read(fake: FakeModel) -> None:
+def test_no_more_of_a_long_melody_is_read_than_is_used(fake: FakeModel) -> None:
     soundfile.write("tune.wav", np.full(1000 * 300, 0.5), 1000)
     fake.condition_types = frozenset({"melody"})
     assert main(["-m", "melody", "--melody", "tune.wav", "-d", "10"]) == 0
-    assert fake.heard["melody_wavs"][0].shape == (1, 1000 * 100)
+    assert fake.condition_inputs["melody_wavs"][0].shape == (1, 1000 * 100)
 
 
-# Going on
+# Continuation
 
 
 @pytest.mark.parametrize(
@@ -237,9 +238,9 @@ def test_of_a_long_melody_only_what_may_be_heard_is_read(fake: FakeModel) -> Non
         ("FLOAT", 24, "o.flac"),
     ],
 )
-def test_the_original_stays_as_it_is(fake: FakeModel, subtype: str, bits: int, name: str) -> None:
+def test_the_source_stays_as_it_is(fake: FakeModel, subtype: str, bits: int, name: str) -> None:
     before = tone("song.wav", subtype=subtype)
-    fake.peak = 1.5  # what the model makes is too loud: the original isn't scaled with it
+    fake.peak = 1.5  # the new music is too loud: the source isn't scaled with it
     assert main(["piano", "--continue", "song.wav", "-d", "0.1", "-o", name, "--seed", "1"]) == 0
     info = soundfile.info(name)
     assert (info.samplerate, info.channels) == (44100, 2)
@@ -249,25 +250,27 @@ def test_the_original_stays_as_it_is(fake: FakeModel, subtype: str, bits: int, n
     np.testing.assert_allclose(after[:, :44100], before, atol=2**-24 if name == "o.flac" else 0)
     assert np.abs(after[:, 44100:]).max() > 0.9
     assert np.abs(np.diff(after))[:, 44099].max() < 0.01  # no click
-    metadata = read_tags(Path(name))
+    metadata = read_metadata(Path(name))
     assert metadata is not None
     assert metadata.options["continue"] == "song.wav"
 
 
-def test_the_model_hears_whole_frames_of_its_end(fake: FakeModel) -> None:
+def test_the_prompt_is_whole_frames_of_the_end_of_the_source(fake: FakeModel) -> None:
     tone("song.wav", rate=RATE)
     end = read("song.wav")[:, -int(0.3 * RATE) :]
     assert main(["--continue", "song.wav", "--prompt-seconds", "0.3", "-d", "0.5", "-n", "2"]) == 0
-    prompt = fake.heard["prompt"]
-    assert prompt.shape == (2, 2, 15 * 640)
+    prompt = fake.condition_inputs["prompt"]
+    assert len(prompt) == 2
+    assert prompt[0] is prompt[1]
+    assert prompt[0].shape == (2, 15 * 640)
     np.testing.assert_array_equal(prompt[1], end)
-    assert fake.heard["prompt_sample_rate"] == RATE
+    assert fake.condition_inputs["prompt_sample_rate"] == RATE
     assert fake.frames == 15 + 25
     assert soundfile.info("musicgen_output-2.wav").frames == RATE + 16000
 
 
 @pytest.mark.parametrize("samples", [1, 100, 641])
-def test_the_original_may_be_very_short(fake: FakeModel, samples: int) -> None:
+def test_the_source_may_be_very_short(fake: FakeModel, samples: int) -> None:
     soundfile.write("song.wav", np.full(samples, 0.25), RATE)
     assert main(["--continue", "song.wav", "-d", "0.1", "-o", "out.wav"]) == 0
     after = read("out.wav")
@@ -275,7 +278,7 @@ def test_the_original_may_be_very_short(fake: FakeModel, samples: int) -> None:
     np.testing.assert_array_equal(after[:, :samples], 0.25)
 
 
-def test_a_mono_model_goes_on_in_both_channels(fake: FakeModel) -> None:
+def test_a_mono_model_continues_in_both_channels(fake: FakeModel) -> None:
     fake.audio_channels = 1
     tone("song.wav", rate=16000)
     assert main(["--continue", "song.wav", "-d", "0.1", "-o", "out.wav"]) == 0
@@ -306,15 +309,17 @@ def test_each_format_is_written_by_its_name_or_ending_and_tagged(fake: FakeModel
     assert main(["piano", "-d", "0.1", "-o", f"clip.{name}", "--seed", "3"]) == 0
     for stem in ("musicgen_output", "clip"):
         assert soundfile.info(f"{stem}.{name}").format == name.upper()
-        metadata = read_tags(Path(f"{stem}.{name}"))
+        metadata = read_metadata(Path(f"{stem}.{name}"))
         assert metadata is not None
         assert metadata.options == ({} if name == "wav" else {"format": name})
         assert (metadata.prompt, metadata.seed, metadata.model) == ("piano", 3, "facebook/musicgen-small")
 
 
-def test_what_made_a_clip_makes_it_again(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "-m someone/model --revision v1 -q 8 --fast --cache-bits 8 --top-k 5 --bit-depth 24 -d 0.5"
-    more = "--normalize loudness --lufs -20 --fade-out 0.2 --format flac"
+def test_the_command_of_a_clip_generates_it_again(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "-m someone/model --revision v1 -q 8 --int8-activations --cache-bits 8 --top-k 5 -d 0.5"
+    more = "--bit-depth 24 --normalize loudness --lufs -20 --fade-out 0.2 --format flac"
     assert main(["piano", *options.split(), *more.split()]) == 0
     first = Path("musicgen_output.flac").read_bytes()
     assert main(["--info", "musicgen_output.flac"]) == 0
@@ -379,7 +384,7 @@ def test_without_a_separator_nothing_is_made(
     assert fake.prompts == []
 
 
-def test_pictures_are_numbered_like_their_clips(
+def test_plots_are_numbered_like_their_clips(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tone("tune.wav")
@@ -406,13 +411,13 @@ def test_pictures_are_numbered_like_their_clips(
     assert heights[0] > heights[1], "the melody has a panel of its own"
 
 
-def test_a_picture_shows_what_was_heard_of_a_style(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each clip its own excerpt, of the audio that the model hears, in its place in the file."""
+def test_a_plot_shows_the_excerpt_of_a_style(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each clip its own excerpt, of the audio that the model is conditioned on, at its time in the file."""
     tone("tune.wav")
     fake.condition_types = frozenset({"style"})
     fake.style_params = StyleParams(excerpt_length=0.25)
     shown = []
-    monkeypatch.setattr(finishing, "plot", lambda *arguments: shown.append(arguments[-1]))
+    monkeypatch.setattr(clip_writer, "save_plot", lambda *arguments: shown.append(arguments[-1]))
 
     class AudioConditioner(StyleConditioner):
         def __init__(self) -> None:
@@ -478,7 +483,7 @@ def test_what_needs_the_whole_clip_is_off_and_says_so(
     np.testing.assert_allclose(streamed(stdout), ramp(3200), atol=1e-4)
 
 
-def test_a_stream_begins_with_what_it_goes_on_from(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_starts_with_its_source(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = catch_stdout(monkeypatch)
     fake.audio_channels = 1
     before = tone("song.wav", rate=RATE)
@@ -489,7 +494,7 @@ def test_a_stream_begins_with_what_it_goes_on_from(fake: FakeModel, monkeypatch:
     assert np.abs(np.diff(after))[:, RATE - 1].max() < 0.01
 
 
-def test_a_picture_of_a_stream_can_be_drawn(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_can_be_plotted(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     catch_stdout(monkeypatch)
     assert main(["piano", "-d", "0.1", "-o", "-", "--plot", "p.png"]) == 0
     assert names() == ["p.png"]
@@ -501,7 +506,7 @@ def test_a_terminal_gets_no_audio(
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
     assert main(["piano", "-o", "-"]) == 2
     assert "standard output is a terminal" in capsys.readouterr().err
-    assert fake.asked == {}
+    assert not fake.loaded
 
 
 # Interruptions
@@ -515,7 +520,7 @@ def test_ctrl_c_keeps_what_was_made(fake: FakeModel, capsys: pytest.CaptureFixtu
         "musicgen-mlx: error: interrupted; the 0.20 s made so far are kept in out.flac\n",
     )
     np.testing.assert_allclose(read("out.flac"), ramp(9600)[:, :6400], atol=1e-4)
-    assert read_tags(Path("out.flac")) is not None
+    assert read_metadata(Path("out.flac")) is not None
     assert names() == ["out.flac"]
 
 
@@ -530,7 +535,7 @@ def test_ctrl_c_keeps_each_clip_of_a_batch(fake: FakeModel, capsys: pytest.Captu
 def test_ctrl_c_before_anything_was_made_leaves_nothing(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fake, "stream", lambda *_, **__: iter(raiser(KeyboardInterrupt()), None))
+    fake.before = raiser(KeyboardInterrupt())
     assert main(["piano"]) == 130
     assert capsys.readouterr().err == "musicgen-mlx: error: interrupted\n"
     assert names() == []

@@ -1,4 +1,4 @@
-"""When playing begins, and what is heard; with a stand-in for the sound card."""
+"""When playing starts, and what is played; with a stand-in for the sound card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import soundfile
 
 from audiocraft_mlx.cli import playing
 from audiocraft_mlx.cli.generate import main
-from audiocraft_mlx.cli.playing import Player, lead
+from audiocraft_mlx.cli.playing import Player, required_buffer
 from audiocraft_mlx.errors import UsageError
 
 from .fake_model import FakeModel, install, raiser
@@ -30,17 +30,17 @@ class Card(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("sounddevice")
-        self.heard: list[np.ndarray] = []
+        self.played: list[np.ndarray] = []
         self.calls: list[str] = []
-        self.asked: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
 
     def OutputStream(self, **options: Any) -> Card:
-        self.asked = options
+        self.options = options
         return self
 
     def write(self, audio: np.ndarray) -> None:
         assert audio.flags.c_contiguous
-        self.heard.append(audio)
+        self.played.append(audio)
 
     def start(self) -> None:
         self.calls.append("start")
@@ -75,52 +75,56 @@ def second(value: float) -> np.ndarray:
 
 @pytest.mark.parametrize("speed", [0.1, 0.5, 0.9, 1.0, 1.2, 3.0])
 @pytest.mark.parametrize("seconds", [3, 30, 300])
-def test_the_sound_never_runs_dry_at_the_speed_that_was_measured(speed: float, seconds: int) -> None:
-    # Pieces of a second come every 1 / speed seconds; it is played as soon as that is allowed.
+def test_the_buffer_is_never_empty_at_the_measured_speed(speed: float, seconds: int) -> None:
+    # Chunks of a second come every 1 / speed seconds; it is played as soon as that is allowed.
     made, start = 2, None
     while start is None and made < seconds:
-        if made >= lead(seconds - made, speed, 1.0):
+        if made >= required_buffer(seconds - made, speed, 1.0):
             start = made / speed
         else:
             made += 1
     if start is None:
         start = seconds / speed
-    for piece in range(seconds):
-        assert (piece + 1) / speed <= start + piece + 1e-9, f"piece {piece} isn't there yet"
+    for chunk in range(seconds):
+        assert (chunk + 1) / speed <= start + chunk + 1e-9, f"chunk {chunk} isn't there yet"
 
 
-def test_no_more_is_waited_for_than_needed() -> None:
-    assert lead(100, 2.0, 0.5) == 0.5
-    assert lead(9, 0.5, 1.0) == pytest.approx(1 + 9 * (1 / 0.45 - 1))
-    assert lead(0, 0.01, 1.0) == 1
+def test_no_more_is_buffered_than_needed() -> None:
+    assert required_buffer(100, 2.0, 0.5) == 0.5
+    assert required_buffer(9, 0.5, 1.0) == pytest.approx(1 + 9 * (1 / 0.45 - 1))
+    assert required_buffer(0, 0.01, 1.0) == 1
 
 
 def test_it_begins_when_there_is_enough_and_says_so(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = Clock(monkeypatch), []
-    player = Player(10, RATE, 1, said.append)
+    clock, reported = Clock(monkeypatch), []
+    player = Player(10, RATE, 1, reported.append)
     starts = []
-    for piece in range(10):
+    for chunk in range(10):
         clock.now += 1.25  # 0.8x real time
-        player.feed(second(piece / 10))
-        starts.append(bool(said))
+        player.write(second(chunk / 10))
+        starts.append(bool(reported))
     player.finish()
     assert starts.index(True) == 3
-    assert said == ["playing, with 4.0 s ahead: it is made at 0.80x real time"]
-    np.testing.assert_allclose(np.concatenate(card.heard)[::RATE, 0], np.arange(10) / 10)
+    assert reported == ["playing, with 4.0 s ahead: it is made at 0.80x real time"]
+    np.testing.assert_allclose(np.concatenate(card.played)[::RATE, 0], np.arange(10) / 10)
     assert card.calls == ["start", "stop", "close"]
-    assert (card.asked["samplerate"], card.asked["channels"], card.asked["dtype"]) == (RATE, 1, "float32")
+    assert (card.options["samplerate"], card.options["channels"], card.options["dtype"]) == (
+        RATE,
+        1,
+        "float32",
+    )
 
 
 def test_a_short_clip_is_played_when_it_is_done(card: Card) -> None:
-    said: list[str] = []
-    player = Player(1, RATE, 1, said.append)
-    player.feed_before(second(2.0))
-    player.feed(second(0.5))
-    assert card.heard == []
+    reported: list[str] = []
+    player = Player(1, RATE, 1, reported.append)
+    player.write_prompt(second(2.0))
+    player.write(second(0.5))
+    assert card.played == []
     player.finish()
-    assert said == ["playing"]
-    # First what there was before, and nothing beyond full scale.
-    np.testing.assert_array_equal(np.concatenate(card.heard), [[1.0]] * RATE + [[0.5]] * RATE)
+    assert reported == ["playing"]
+    # First the prompt, and nothing beyond full scale.
+    np.testing.assert_array_equal(np.concatenate(card.played), [[1.0]] * RATE + [[0.5]] * RATE)
 
 
 def test_it_can_be_stopped_at_once(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +136,7 @@ def test_it_can_be_stopped_at_once(card: Card, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(card, "write", lambda audio: setattr(player, "_stopped", True))
     for _ in range(3):
         clock.now += 0.1
-        player.feed(second(0.5))
+        player.write(second(0.5))
     player.finish()
     assert card.calls == ["start", "abort", "close"]
 
@@ -144,7 +148,7 @@ def test_without_a_device_one_line_says_so(
     monkeypatch.setattr(card, "OutputStream", raiser(error))
     player = Player(3, RATE, 1, print)
     for _ in range(3):
-        player.feed(second(0.5))
+        player.write(second(0.5))
     player.finish()
     player.stop()
     assert capsys.readouterr() == ("", f"nothing is played: no audio device can be used ({error})\n")
@@ -153,7 +157,7 @@ def test_without_a_device_one_line_says_so(
 def test_a_device_that_goes_away_is_no_failure(card: Card, capsys: pytest.CaptureFixture[str]) -> None:
     card.write = raiser(Card.PortAudioError("device\nunplugged"))  # type: ignore[method-assign]
     player = Player(1, RATE, 1, lambda text: None)
-    player.feed(second(0.5))
+    player.write(second(0.5))
     player.finish()
     assert capsys.readouterr().err == "playing has ended: device unplugged\n"
 
@@ -177,7 +181,7 @@ def test_what_is_played_is_what_is_written(
 ) -> None:
     options = ["--normalize", "peak", "--bit-depth", "32", "-o", "out.wav"]
     assert main(["piano", "-d", "1", "--play", *options]) == 0
-    played = np.concatenate(card.heard)
+    played = np.concatenate(card.played)
     assert played.shape == (32000, 2)
     written, _ = soundfile.read("out.wav")
     np.testing.assert_allclose(written, played * 10 ** (-1 / 20) / 0.5, atol=1e-5)
@@ -189,7 +193,7 @@ def test_several_clips_are_played_one_after_the_other(fake: FakeModel, card: Car
     assert main(["piano", "-n", "2", "-d", "0.1", "--play", "--seed", "3"]) == 0
     assert fake.seeds == [3, 4]
     assert card.calls == ["start", "stop", "close"] * 2
-    assert len(np.concatenate(card.heard)) == 6400
+    assert len(np.concatenate(card.played)) == 6400
 
 
 def test_without_a_device_the_file_is_written(
@@ -207,7 +211,7 @@ def test_without_sounddevice_nothing_is_made(
     monkeypatch.setattr(playing, "find_spec", lambda name: None)
     assert main(["piano", "--play"]) == 2
     assert "--play needs sounddevice" in capsys.readouterr().err
-    assert fake.asked == {}
+    assert not fake.loaded
 
 
 def test_ctrl_c_stops_the_sound_and_keeps_what_was_made(fake: FakeModel, card: Card) -> None:

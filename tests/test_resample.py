@@ -2,7 +2,6 @@ import math
 import tracemalloc
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -45,9 +44,9 @@ def test_conversion_equals_the_reference(goldens: Path, case: str) -> None:
     with np.load(goldens / "goldens" / "audio.npz") as file:
         wav, expected = file["wav"][:, :8000], file[f"convert.{case}"]
     from_rate, to_rate, channels = map(int, case.split("_"))
-    converted = convert_audio(mx.array(wav), from_rate, to_rate, channels)
-    assert converted.dtype == mx.float32
-    np.testing.assert_allclose(np.array(converted), expected, atol=2e-6)
+    converted = convert_audio(wav, from_rate, to_rate, channels)
+    assert converted.dtype == np.float32
+    np.testing.assert_allclose(converted, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -62,29 +61,29 @@ def test_conversion_equals_the_reference(goldens: Path, case: str) -> None:
         (47952, 48000, 1013),
     ],
 )
-def test_any_rates_and_lengths_are_filtered_alike(from_rate: int, to_rate: int, length: int) -> None:
+def test_any_rates_and_lengths_equal_filtering_each_output(from_rate: int, to_rate: int, length: int) -> None:
     wav = noise(length)
-    resampled = np.array(resample(wav, from_rate, to_rate))
+    resampled = resample(wav, from_rate, to_rate)
     np.testing.assert_allclose(resampled, filtered(wav, from_rate, to_rate), atol=1e-5)
 
 
-def test_blocks_of_long_audio_fit_together() -> None:
+def test_blocks_of_long_audio_join_without_seams() -> None:
     rate, seconds = 44100, 60
     wav = sine(440, rate, seconds)
-    resampled = np.array(resample(wav, rate, 32000))
+    resampled = resample(wav, rate, 32000)
     np.testing.assert_allclose(resampled[100:-100], sine(440, 32000, seconds)[100:-100], atol=1e-4)
 
 
-def test_rows_do_not_touch_each_other() -> None:
+def test_rows_are_independent() -> None:
     wav = noise(2, 3, 999)
-    together = np.array(resample(wav, 44100, 32000))
+    together = resample(wav, 44100, 32000)
     assert together.shape == (2, 3, 724)
     for row in np.ndindex(2, 3):
         np.testing.assert_allclose(together[row], resample(wav[row], 44100, 32000), atol=1e-6)
 
 
-def test_what_the_lower_rate_cannot_hold_is_removed() -> None:
-    resampled = np.array(resample(sine(15000, 48000, 0.2), 48000, 24000))
+def test_frequencies_above_the_lower_rate_are_removed() -> None:
+    resampled = resample(sine(15000, 48000, 0.2), 48000, 24000)
     assert np.abs(resampled[100:-100]).max() < 1e-3
 
 
@@ -93,13 +92,13 @@ def test_the_same_rate_changes_nothing() -> None:
     np.testing.assert_array_equal(resample(wav, 32000, 32000), wav)
 
 
-def test_half_precision_becomes_float32() -> None:
-    resampled = resample(mx.ones((1, 50), mx.bfloat16), 16000, 32000)
-    assert resampled.dtype == mx.float32
-    np.testing.assert_allclose(np.array(resampled), 1, atol=1e-6)
+def test_float16_becomes_float32() -> None:
+    resampled = resample(np.ones((1, 50), np.float16), 16000, 32000)
+    assert resampled.dtype == np.float32
+    np.testing.assert_allclose(resampled, 1, atol=1e-6)
 
 
-def test_nothing_stays_nothing() -> None:
+def test_empty_audio_stays_empty() -> None:
     assert resample(np.zeros((2, 0), np.float32), 44100, 32000).shape == (2, 0)
 
 
@@ -119,23 +118,19 @@ def test_long_audio_takes_little_more_memory_than_itself_and_its_result() -> Non
 @pytest.mark.parametrize("rate", [0, -44100, 999, 768001, 44100.5, True, "44100", None])
 def test_impossible_rates_are_refused(rate: object) -> None:
     for rates in ((rate, 32000), (32000, rate)):
-        with pytest.raises(
-            UsageError, match=r"sample rate must be a whole number of hertz from 1000 to 768000"
-        ):
+        with pytest.raises(UsageError, match=r"sample rate must be an integer from 1000 to 768000 Hz"):
             resample(np.zeros((1, 10), np.float32), *rates)
 
 
-def test_channels_are_mixed_copied_or_left_out() -> None:
-    wav = mx.array(noise(3, 8))
-    np.testing.assert_allclose(
-        convert_audio_channels(wav, 1), np.array(wav).mean(0, keepdims=True), atol=1e-6
-    )
+def test_channels_are_mixed_repeated_or_dropped() -> None:
+    wav = noise(3, 8)
+    np.testing.assert_allclose(convert_audio_channels(wav, 1), wav.mean(0, keepdims=True), atol=1e-6)
     np.testing.assert_array_equal(convert_audio_channels(wav, 2), wav[:2])
     np.testing.assert_array_equal(convert_audio_channels(wav, 3), wav)
-    np.testing.assert_array_equal(convert_audio_channels(wav[:1], 2), mx.concatenate([wav[:1], wav[:1]]))
+    np.testing.assert_array_equal(convert_audio_channels(wav[:1], 2), np.concatenate([wav[:1], wav[:1]]))
     assert convert_audio_channels(wav[None], 1).shape == (1, 1, 8)
 
 
-def test_channels_are_not_invented() -> None:
+def test_missing_channels_are_refused() -> None:
     with pytest.raises(UsageError, match="2 channels"):
-        convert_audio_channels(mx.zeros((2, 10)), 3)
+        convert_audio_channels(np.zeros((2, 10)), 3)

@@ -1,4 +1,4 @@
-"""How an original and the music that goes on from it are joined."""
+"""The clip that a continuation is generated from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
-from audiocraft_mlx.clips.source import SourceClip, append_continuation, read_source, smooth_joint
+from audiocraft_mlx.clips.requests import OutputOptions
+from audiocraft_mlx.clips.source import SourceClip, read_source
 
 RATE = 32000
 
@@ -19,45 +20,13 @@ def sine(hertz: float, seconds: float = 0.5, phase: float = 0.0, rate: int = RAT
     return wave[None].astype(np.float32)
 
 
-@pytest.mark.parametrize("phase", [0.0, 1.5, 3.0, 4.5])
-def test_the_joint_is_no_click(phase: float) -> None:
-    before, new = sine(200), sine(200, phase=phase)
-    whole = np.concatenate([before, smooth_joint(before, new, RATE)], axis=1)[0]
-    usual = np.abs(np.diff(before[0])).max()
-    assert np.abs(np.diff(whole)).max() < 1.3 * usual
-    # Only the first hundredth of a second of the new part is touched.
-    np.testing.assert_array_equal(whole[before.shape[1] + 320 :], new[0, 320:])
-    np.testing.assert_array_equal(whole[: before.shape[1]], before[0])
-
-
-def test_what_begins_where_the_other_ends_stays_as_it_is() -> None:
-    new = sine(200)
-    np.testing.assert_array_equal(smooth_joint(new[:, :1], new, RATE), new)
-
-
-def test_the_original_keeps_its_rate_and_the_new_part_its_length() -> None:
-    original = SourceClip(sine(200, 1, rate=44100), 44100, 16)
-    whole = append_continuation(original, sine(200, 1), RATE, 44100)
-    assert whole.shape == (1, 88200)
-    np.testing.assert_array_equal(whole[:, :44100], original.audio)
-    whole = append_continuation(original, sine(200, 1), RATE, RATE)
-    assert whole.shape == (1, 64000)
-
-
-def test_loud_music_does_not_change_the_original() -> None:
-    original = SourceClip(sine(200), RATE, 16)
-    whole = append_continuation(original, 4 * sine(300), RATE, RATE)
-    np.testing.assert_array_equal(whole[:, : original.audio.shape[1]], original.audio)
-    assert 0.9 < np.abs(whole).max() <= 1
-
-
 def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:
-    original = SourceClip(np.concatenate([sine(200), sine(300)]), RATE, 16)
-    assert original.tail(0.1, RATE, 2, 640).shape == (2, 5 * 640)
-    assert original.tail(0.115, RATE, 1, 640).shape == (1, 5 * 640)
-    np.testing.assert_array_equal(original.tail(0.1, RATE, 2, 640), original.audio[:, -3200:])
-    assert original.tail(99, 16000, 2, 320).shape == (2, 8000)
-    assert original.tail(0.001, RATE, 1, 640).shape == (1, 32), "less than a frame is taken as it is"
+    source = SourceClip(np.concatenate([sine(200), sine(300)]), RATE, 16)
+    assert source.prompt_audio(0.1, RATE, 2, 640).shape == (2, 5 * 640)
+    assert source.prompt_audio(0.115, RATE, 1, 640).shape == (1, 5 * 640)
+    np.testing.assert_array_equal(source.prompt_audio(0.1, RATE, 2, 640), source.audio[:, -3200:])
+    assert source.prompt_audio(99, 16000, 2, 320).shape == (2, 8000)
+    assert source.prompt_audio(0.001, RATE, 1, 640).shape == (1, 32), "less than a frame is taken as it is"
 
 
 @pytest.mark.parametrize(
@@ -72,16 +41,16 @@ def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:
         ("PCM_24", "mp3", None, None),
     ],
 )
-def test_there_are_bits_enough_for_the_original(
+def test_there_are_bits_enough_for_the_source(
     tmp_path: Path, subtype: str, chosen: str, asked: int | None, bits: int | None
 ) -> None:
     soundfile.write(tmp_path / "a.wav", sine(200)[0], RATE, subtype=subtype)
-    default = AudioFormat(chosen, asked or (None if chosen == "mp3" else 16))
-    assert read_source(tmp_path / "a.wav").format(default, asked) == AudioFormat(chosen, bits)
+    source = read_source(tmp_path / "a.wav")
+    assert OutputOptions(chosen, asked).file_format(source) == AudioFormat(chosen, bits)
 
 
 @pytest.mark.parametrize(
     ("name", "rate", "written"), [("mp3", 44100, 44100), ("mp3", 96000, RATE), ("flac", 96000, 96000)]
 )
-def test_the_rate_is_the_originals_where_the_format_has_it(name: str, rate: int, written: int) -> None:
-    assert SourceClip(sine(200), rate, 16).rate_in(AudioFormat(name, None), RATE) == written
+def test_the_rate_is_the_sources_where_the_format_has_it(name: str, rate: int, written: int) -> None:
+    assert SourceClip(sine(200), rate, 16).output_rate(AudioFormat(name, None), RATE) == written

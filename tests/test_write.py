@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
+from audiocraft_mlx.audio.tags import AudioTags
 from audiocraft_mlx.audio.write import check_wav_size, write_audio, write_wav
-from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.files import check_writable, next_free_path
 
@@ -37,7 +37,7 @@ def test_the_file_holds_the_audio_in_16_bits(tmp_path: Path, channels: int) -> N
     np.testing.assert_array_equal(read.T, np.rint(audio * 32768))
 
 
-def test_full_scale_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_full_scale_is_kept(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", np.array([[1.0, -1.0, 0.25]], np.float32), 32000)
     read, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
     assert read.tolist() == [32767, -32768, 8192]
@@ -50,21 +50,21 @@ def test_audio_beyond_full_scale_is_scaled_down_as_a_whole(tmp_path: Path) -> No
     np.testing.assert_allclose(read.T, audio / 1.6, atol=1e-4)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("audio_format", FORMATS)
 @pytest.mark.parametrize(("channels", "rate"), [(1, 16000), (2, 32000)])
 def test_each_format_holds_the_audio_as_exactly_as_it_can(
-    tmp_path: Path, format: AudioFormat, channels: int, rate: int
+    tmp_path: Path, audio_format: AudioFormat, channels: int, rate: int
 ) -> None:
     audio = sine(channels, samples=3200)
-    path = tmp_path / f"a.{format.name}"
-    write_audio(path, audio, rate, format)
+    path = tmp_path / f"a.{audio_format.name}"
+    write_audio(path, audio, rate, audio_format)
     read, read_rate = soundfile.read(path, dtype="float32", always_2d=True)
     info = soundfile.info(path)
-    assert (info.format, read_rate, info.channels) == (format.name.upper(), rate, channels)
-    # 2 ** 15 and its like count as full scale when reading, one step less when writing.
-    step = {16: 1.6e-5 + 0.5 * 2**-15, 24: 2**-23, 32: 0, None: 0.06}[format.bits]
+    assert (info.format, read_rate, info.channels) == (audio_format.name.upper(), rate, channels)
+    # Full scale is 2 ** 15 when reading, one step less when writing.
+    step = {16: 1.6e-5 + 0.5 * 2**-15, 24: 2**-23, 32: 0, None: 0.06}[audio_format.bits]
     np.testing.assert_allclose(read.T, audio, atol=step)
-    if format.bits == 24:
+    if audio_format.bits == 24:
         assert np.abs(read.T - audio).max() < 1e-6
 
 
@@ -77,16 +77,18 @@ def test_24_bits_reach_full_scale_without_wrapping_around(tmp_path: Path) -> Non
         assert (read >> 8).tolist() == [8388607, -8388608, 2097152]
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_audio_beyond_full_scale_is_scaled_down_in_each_format(tmp_path: Path, format: AudioFormat) -> None:
-    path = tmp_path / f"a.{format.name}"
-    assert write_audio(path, sine(2, 3200, peak=3), 32000, format) == pytest.approx(3)
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_audio_beyond_full_scale_is_scaled_down_in_each_format(
+    tmp_path: Path, audio_format: AudioFormat
+) -> None:
+    path = tmp_path / f"a.{audio_format.name}"
+    assert write_audio(path, sine(2, 3200, peak=3), 32000, audio_format) == pytest.approx(3)
     read, _ = soundfile.read(path)
     assert np.abs(read).max() == pytest.approx(1, abs=0.03)
 
 
 def test_minutes_of_ogg_can_be_written(tmp_path: Path) -> None:
-    # libsndfile crashes on so much at once, which would end the tests: hence another process.
+    # In another process, because libsndfile crashes on large blocks.
     script = f"""
 from pathlib import Path
 import numpy as np
@@ -99,14 +101,14 @@ write_audio(Path({str(tmp_path / "a.ogg")!r}), silence, 32000, AudioFormat("ogg"
     assert soundfile.info(tmp_path / "a.ogg").frames == 8_000_000
 
 
-def test_what_a_format_has_no_room_for_is_reported(tmp_path: Path) -> None:
+def test_more_channels_than_the_format_has_are_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.mp3: mp3 can't hold this audio .*; try wav$"):
         write_audio(tmp_path / "a.mp3", sine(5), 32000, AudioFormat("mp3", None))
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "bits", "chosen"),
+    ("name", "chosen", "bits", "expected"),
     [
         ("a.wav", None, None, AudioFormat("wav", 16)),
         ("a.b.FLAC", None, None, AudioFormat("flac", 16)),
@@ -117,14 +119,14 @@ def test_what_a_format_has_no_room_for_is_reported(tmp_path: Path) -> None:
         ("a.tmp", "mp3", None, AudioFormat("mp3", None)),
     ],
 )
-def test_the_name_or_the_ending_says_which_format(
-    name: str, format: str | None, bits: int | None, chosen: AudioFormat
+def test_the_format_is_chosen_by_name_or_extension(
+    name: str, chosen: str | None, bits: int | None, expected: AudioFormat
 ) -> None:
-    assert choose_format(Path(name), format, bits) == chosen
+    assert choose_format(Path(name), chosen, bits) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "bits", "message"),
+    ("name", "chosen", "bits", "message"),
     [
         (
             "a.m4a",
@@ -141,13 +143,15 @@ def test_the_name_or_the_ending_says_which_format(
         ("a.wav", None, 0, r"^wav has 16 or 24 or 32 bits per sample; 0 can't be chosen$"),
     ],
 )
-def test_what_no_format_is_is_refused(name: str, format: str | None, bits: int | None, message: str) -> None:
+def test_unknown_and_conflicting_formats_are_refused(
+    name: str, chosen: str | None, bits: int | None, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        choose_format(Path(name), format, bits)
+        choose_format(Path(name), chosen, bits)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+def test_nan_and_infinite_samples_are_refused(tmp_path: Path, bad: float) -> None:
     audio = sine()
     audio[0, 7] = bad
     with pytest.raises(OutputError, match=r"a\.wav.*finite"):
@@ -161,7 +165,7 @@ def test_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
         write_wav(tmp_path / "a.wav", np.zeros(shape, np.float32), 32000)
 
 
-def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_more_than_4_gib_of_wav_are_refused(tmp_path: Path) -> None:
     for bits, samples in ((16, 2**30), (24, 2**32 // 6), (32, 2**29)):
         check_wav_size(tmp_path / "a.wav", AudioFormat("wav", bits), 2, samples - 2**18)
         with pytest.raises(OutputError, match="4 GiB"):
@@ -199,7 +203,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX limits")
-def test_a_short_write_is_noticed_and_cleaned_up(tmp_path: Path) -> None:
+def test_a_short_write_is_reported_and_cleaned_up(tmp_path: Path) -> None:
     # A limit on the size of files stands in for a full disk: the write ends in the middle.
     script = f"""
 import resource, signal
@@ -220,27 +224,27 @@ except OutputError as error:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
-@pytest.mark.parametrize("format", [AudioFormat("wav", 16), AudioFormat("flac", 24)])
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, format: AudioFormat) -> None:
-    # One process without threads, so that it may fork the writers that it kills: two clips in turn, both of
-    # which are whole when their length is that of the reference.
-    path = tmp_path / f"a.{format.name}"
+@pytest.mark.parametrize("audio_format", [AudioFormat("wav", 16), AudioFormat("flac", 24)])
+def test_a_killed_writer_leaves_a_complete_file(tmp_path: Path, audio_format: AudioFormat) -> None:
+    # In a process without threads, so that it can fork the writers that it kills: they write two clips in
+    # turn, and the file must always be exactly one of them.
+    path = tmp_path / f"a.{audio_format.name}"
     script = f"""
 import os, random, signal, time
 from pathlib import Path
 import numpy as np
 from audiocraft_mlx.audio.formats import AudioFormat
-from audiocraft_mlx.clips.metadata import GenerationMetadata
+from audiocraft_mlx.audio.tags import AudioTags
 from audiocraft_mlx.audio.write import write_audio
-path, format = Path({str(path)!r}), {format!r}
+path, audio_format = Path({str(path)!r}), {audio_format!r}
 noise = np.random.default_rng(0).uniform(-1, 1, (2, 48000)).astype(np.float32)
 clips = [noise[:, :24000], noise]
 def write(clip):
-    write_audio(path, clip, 32000, format, GenerationMetadata("rock", "small", 1, 1.0))
-whole = set()
+    write_audio(path, clip, 32000, audio_format, AudioTags("rock", "{{}}"))
+complete = set()
 for clip in clips:
     write(clip)
-    whole.add(path.read_bytes())
+    complete.add(path.read_bytes())
 random.seed(0)
 for turn in range(25):
     child = os.fork()
@@ -251,29 +255,29 @@ for turn in range(25):
     time.sleep(random.uniform(0.002, 0.03))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if path.read_bytes() not in whole:
-        raise SystemExit(f"half a file after turn {{turn}}")
+    if path.read_bytes() not in complete:
+        raise SystemExit(f"a partial file after turn {{turn}}")
 """
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stderr == ""
     assert done.returncode == 0
-    # What a killed process can't clear away is hidden, and not taken for a clip.
+    # The killed process' temporary files remain: hidden, and with a name that no clip has.
     assert all(name == path.name or name.endswith(".part") for name in names(tmp_path))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("audio_format", FORMATS)
 def test_a_failure_leaves_the_old_file_in_each_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: AudioFormat
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, audio_format: AudioFormat
 ) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    path = tmp_path / f"a.{format.name}"
+    path = tmp_path / f"a.{audio_format.name}"
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match=r"can't be written: No space left on device; free some space$"):
-        write_audio(path, sine(), 32000, format, GenerationMetadata("rock", "small", 1, 1.0))
+        write_audio(path, sine(), 32000, audio_format, AudioTags("rock", "{}"))
     assert names(tmp_path) == [path.name]
     assert path.read_text() == "old"
 
@@ -288,7 +292,7 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest
     assert names(tmp_path) == []
 
 
-def test_a_place_that_can_be_written_is_left_untouched(tmp_path: Path) -> None:
+def test_checking_a_path_changes_no_file(tmp_path: Path) -> None:
     (tmp_path / "old.wav").write_text("old")
     check_writable(tmp_path / "new.wav")
     check_writable(tmp_path / "old.wav")
@@ -301,7 +305,7 @@ def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
         check_writable(tmp_path / "none" / "a.wav")
 
 
-def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file is not a folder;"):
         check_writable(tmp_path / "file" / "a.wav")
@@ -309,13 +313,13 @@ def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
         check_writable(tmp_path / "file" / "deeper" / "a.wav")
 
 
-def test_a_folder_in_the_place_of_the_file_is_reported(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.wav").mkdir()
     with pytest.raises(OutputError, match=r"a\.wav is a folder; give the name of a file in it$"):
         check_writable(tmp_path / "a.wav")
 
 
-def test_a_device_in_the_place_of_the_file_is_reported(tmp_path: Path) -> None:
+def test_a_device_in_place_of_the_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.wav").symlink_to("/dev/null")
     with pytest.raises(OutputError, match="not a regular file"):
         check_writable(tmp_path / "a.wav")
@@ -342,7 +346,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch
         check_writable(tmp_path / "a.wav")
 
 
-def test_an_unused_name_counts_up(tmp_path: Path) -> None:
+def test_the_next_free_name_counts_up(tmp_path: Path) -> None:
     path = tmp_path / "clip.v1.wav"
     taken = []
     for _ in range(3):

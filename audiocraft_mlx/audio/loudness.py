@@ -1,7 +1,7 @@
-"""Brings audio to a level: by its peak, its power, or its loudness as it is heard; and fades it out.
+"""Normalizes audio by its peak or its loudness, and fades it out.
 
-Audio is float32 `[channels, samples]`, nominally in [-1, 1]. What is silent stays as it is. The strategies
-and their defaults are audiocraft's.
+Audio is float32 `[channels, samples]`, nominally in [-1, 1]. Silence is left unchanged. The strategies and
+their defaults are audiocraft's (`data/audio_utils.py`).
 """
 
 from __future__ import annotations
@@ -11,82 +11,70 @@ import math
 import numpy as np
 
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.validation import validate_number
+from audiocraft_mlx.validation import LUFS, validate_number
 
-STRATEGIES = ("none", "peak", "clip", "rms", "loudness")
+STRATEGIES = ("none", "peak", "loudness")
 
-# Below this power (as a root mean square) audio counts as silence, whose loudness is not to be raised.
+# Audio with a lower RMS is taken for silence, and not amplified (audiocraft's `energy_floor`).
 _SILENCE = 2e-3
-# The loudness gate of BS.1770-4: blocks of 0.4 s, four hops long; quieter ones than this (LUFS) don't count,
-# nor those that are this much (dB) below the mean of the rest.
+# The loudness gate of BS.1770-4: blocks of 0.4 s, four hops long. Blocks below the absolute threshold (LUFS)
+# are ignored, then those that are further (LU) below the mean of the others.
 _HOP_SECONDS, _HOPS_PER_BLOCK = 0.1, 4
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, 10.0
-# Long audio is measured in pieces; after this time the weighting filters have forgotten what they heard.
-_PIECE_HOPS, _MEMORY_SECONDS = 100, 0.25
+# Long audio is filtered in chunks; after this time the filters' response to earlier samples is negligible.
+_CHUNK_HOPS, _MEMORY_SECONDS = 100, 0.25
 
 
 def normalize_audio(
     audio: np.ndarray, sample_rate: int, strategy: str = "peak", lufs: float = -14.0
 ) -> np.ndarray:
-    """`audio` at the level that `strategy` says, with audiocraft's headrooms.
+    """`audio`, normalized with audiocraft's headrooms.
 
     Args:
-        strategy: `none` (as it is), `peak` (the peak 1 dB below full scale), `clip` (cut off there), `rms`
-            (a power of -18 dB), `loudness` (at `lufs`, what goes beyond full scale bent softly).
-        lufs: the loudness aimed at, in LUFS, from -70 to 0.
+        strategy: `none` (unchanged), `peak` (the peak 1 dB below full scale), or `loudness` (at `lufs`, with
+            what exceeds full scale compressed by a tanh).
+        lufs: the target loudness in LUFS, from -70 to 0.
 
     Raises:
         UsageError: there is no such strategy, or `lufs` is out of range.
     """
-    validate_number("lufs", lufs, "a number from -70 to 0", lambda value: -70 <= value <= 0)
+    LUFS.validate("lufs", lufs)
     if strategy == "none":
         return audio
     if strategy == "peak":
         return to_peak(audio)
-    if strategy == "clip":
-        return clip(audio)
-    if strategy == "rms":
-        return to_rms(audio)
     if strategy == "loudness":
         return to_loudness(audio, sample_rate, lufs, compress=True)
     raise UsageError(f"the normalization must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
 
 
 def to_peak(audio: np.ndarray, headroom_db: float = 1.0, boost_quiet: bool = True) -> np.ndarray:
-    """`audio` with its peak `headroom_db` below full scale; what is below that stays unless `boost_quiet`."""
-    return _scaled(audio, float(np.abs(audio).max()), -headroom_db, boost_quiet)
-
-
-def to_rms(audio: np.ndarray, headroom_db: float = 18.0, boost_quiet: bool = True) -> np.ndarray:
-    """`audio` with a root mean square (of the mono mix) of -`headroom_db` dB, clipped to full scale."""
-    mono = audio.mean(axis=0)
-    return np.clip(_scaled(audio, _rms(mono), -headroom_db, boost_quiet), -1, 1)
-
-
-def clip(audio: np.ndarray, headroom_db: float = 1.0) -> np.ndarray:
-    """`audio` with all that goes beyond -`headroom_db` dB cut off."""
-    limit = np.float32(_gain(-headroom_db))
-    return np.clip(audio, -limit, limit)
+    """`audio` with its peak `headroom_db` below full scale; without `boost_quiet` it is only ever lowered."""
+    peak = float(np.abs(audio).max())
+    if peak == 0:
+        return audio
+    gain = _gain(-headroom_db) / peak
+    return audio * np.float32(gain) if boost_quiet or gain < 1 else audio
 
 
 def to_loudness(
     audio: np.ndarray, sample_rate: int, lufs: float = -14.0, compress: bool = False
 ) -> np.ndarray:
-    """`audio` with a loudness of `lufs`, clipped to full scale or, with `compress`, bent to it by a tanh.
+    """`audio` with a loudness of `lufs`, clipped to full scale or, with `compress`, limited to it by a tanh.
 
-    What is next to silent, or too short or too low to have a loudness, stays as it is.
+    Audio that is nearly silent, or too short or quiet for its loudness to be measured, is left unchanged.
     """
     if _rms(audio) < _SILENCE:
         return audio
     loudness = integrated_loudness(audio, sample_rate)
     if loudness == -math.inf:
         return audio
-    louder = audio * np.float32(_gain(lufs - loudness))
-    return np.tanh(louder) if compress else np.clip(louder, -1, 1)
+    scaled = audio * np.float32(_gain(lufs - loudness))
+    return np.tanh(scaled) if compress else np.clip(scaled, -1, 1)
 
 
 def fade_out(audio: np.ndarray, sample_rate: int, seconds: float) -> np.ndarray:
-    """`audio` whose last `seconds` (all of it, if it is shorter) fall to silence along half a cosine.
+    """`audio` with its last `seconds` (or all of it, if shorter) faded to silence along half a cosine.
 
     Raises:
         UsageError: `seconds` is negative or not finite.
@@ -99,10 +87,10 @@ def fade_out(audio: np.ndarray, sample_rate: int, seconds: float) -> np.ndarray:
 
 
 def integrated_loudness(audio: np.ndarray, sample_rate: int) -> float:
-    """The gated loudness of `audio`, ITU-R BS.1770-4, in LUFS; -inf if all of it is too quiet.
+    """The gated loudness of `audio` after ITU-R BS.1770-4, in LUFS; -inf if all of it is below the gate.
 
-    As in audiocraft (torchaudio), what the weighting raises beyond full scale is cut off there: audio that
-    is loud enough for that is measured a little too quiet.
+    As in audiocraft (torchaudio), the filtered audio is clipped to full scale: very loud audio is measured a
+    little too quiet.
     """
     if audio.shape[1] < _HOPS_PER_BLOCK:
         return -math.inf
@@ -115,38 +103,38 @@ def integrated_loudness(audio: np.ndarray, sample_rate: int) -> float:
 
 
 def _hop_energies(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The mean square of each hop after K-weighting, summed over the channels: `[hops]`, at least a block."""
-    # Audio that is shorter than a block is a block.
+    """Each hop's mean square after K-weighting, summed over channels: `[hops]`, at least one block's."""
+    # Audio shorter than a block is one block.
     hop = min(round(_HOP_SECONDS * sample_rate), audio.shape[1] // _HOPS_PER_BLOCK)
     memory = round(_MEMORY_SECONDS * sample_rate)
     end = audio.shape[1] // hop * hop
-    length = min(_PIECE_HOPS * hop, end)
-    # The filters go round in the frequency domain: room for what they add behind the audio.
+    length = min(_CHUNK_HOPS * hop, end)
+    # Filtering in the frequency domain is circular: zeros for the filters' decay.
     size = 1 << (memory + length + memory - 1).bit_length()
     filters = _k_weighting(sample_rate, size)
     energies = []
     for start in range(0, end, length):
         before = min(start, memory)
         stop = min(start + length, end)
-        piece = audio[:, start - before : stop]
+        chunk = audio[:, start - before : stop]
         for response in filters:
-            filtered = np.fft.irfft(np.fft.rfft(piece, size) * response, size)
-            piece = np.clip(filtered[:, : before + stop - start], -1, 1)
-        energies.append((piece[:, before:] ** 2).reshape(len(audio), -1, hop).mean(axis=2).sum(axis=0))
+            filtered = np.fft.irfft(np.fft.rfft(chunk, size) * response, size)
+            chunk = np.clip(filtered[:, : before + stop - start], -1, 1)
+        energies.append((chunk[:, before:] ** 2).reshape(len(audio), -1, hop).mean(axis=2).sum(axis=0))
     return np.concatenate(energies)
 
 
 def _k_weighting(sample_rate: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The responses of K-weighting's two filters at the frequencies of an FFT of `size`."""
-    # Biquads of the Audio EQ Cookbook. First a high shelf: 4 dB from 1500 Hz on, with a slope of 1.
+    """The frequency responses of K-weighting's two filters, for an FFT of `size`: `[size // 2 + 1]` each."""
+    # Biquads of the Audio EQ Cookbook. First a high shelf: 4 dB above 1500 Hz, slope 1.
     root = 10 ** (4 / 40)
     up, down = root + 1, root - 1
-    cos, slope = _circle(1500, sample_rate)
+    cos, slope = _cos_sin(1500, sample_rate)
     slope *= math.sqrt(2 * root)
     shelf_zeros = up + down * cos + slope, -2 * (down + up * cos), up + down * cos - slope
     shelf_poles = up - down * cos + slope, 2 * (down - up * cos), up - down * cos - slope
-    # Then a high pass: 38 Hz, with a quality of 0.5.
-    cos, sin = _circle(38, sample_rate)
+    # Then a high pass: 38 Hz, Q 0.5.
+    cos, sin = _cos_sin(38, sample_rate)
     pass_zeros = (1 + cos) / 2, -(1 + cos), (1 + cos) / 2
     pass_poles = 1 + sin, -2 * cos, 1 - sin
 
@@ -156,7 +144,7 @@ def _k_weighting(sample_rate: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return shelf, high_pass
 
 
-def _circle(frequency: float, sample_rate: int) -> tuple[float, float]:
+def _cos_sin(frequency: float, sample_rate: int) -> tuple[float, float]:
     angle = 2 * math.pi * frequency / sample_rate
     return math.cos(angle), math.sin(angle)
 
@@ -164,14 +152,6 @@ def _circle(frequency: float, sample_rate: int) -> tuple[float, float]:
 def _lufs(energy: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return -0.691 + 10 * np.log10(energy)
-
-
-def _scaled(audio: np.ndarray, level: float, target_db: float, boost_quiet: bool) -> np.ndarray:
-    """`audio` scaled so that its `level` comes to `target_db`."""
-    if level == 0:
-        return audio
-    gain = _gain(target_db) / level
-    return audio * np.float32(gain) if boost_quiet or gain < 1 else audio
 
 
 def _rms(audio: np.ndarray) -> float:

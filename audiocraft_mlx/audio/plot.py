@@ -1,4 +1,4 @@
-"""A picture of a clip: its waveform, its mel spectrogram, and what was heard of a melody or a style."""
+"""Plots a clip: its waveform, its mel spectrogram, and its melody or style condition."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PITCHES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯"
 
 
 def mel_spectrogram(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mel spectrogram of mono `audio` `[samples]`.
+    """The mel spectrogram of mono `audio`, float `[samples]`.
 
     Returns:
-        Levels `[mels, frames]` in dB, 0 the loudest, and the bands' centres in Hz.
+        Levels `[mels, frames]` in dB relative to the loudest, and the bands' centres `[mels]` in Hz.
     """
     padded = np.pad(audio, _N_FFT // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[::_HOP]
@@ -37,14 +37,14 @@ def mel_spectrogram(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np
 
 
 def require_matplotlib() -> None:
-    """Raise `UsageError` if there is nothing to draw with."""
+    """Raise `UsageError` if matplotlib is missing."""
     if find_spec("matplotlib") is None:
-        raise UsageError("a picture needs matplotlib; install it with: pip install 'musicgen-mlx[plot]'")
+        raise UsageError("a plot needs matplotlib; install it with: pip install 'musicgen-mlx[plot]'")
 
 
 @dataclass(frozen=True)
-class Chroma:
-    """What a model hears of a melody: `frames` float `[n, 12]`, from C up, every `hop` seconds."""
+class Chromagram:
+    """A melody condition: `frames` float `[n, 12]`, the pitch classes from C up, every `hop` seconds."""
 
     frames: np.ndarray
     hop: float
@@ -52,19 +52,23 @@ class Chroma:
 
 @dataclass(frozen=True)
 class StyleExcerpt:
-    """What a model hears of a style: mono `audio` float32 `[samples]`, from second `start` on."""
+    """A style condition: the excerpt, mono float32 `[samples]`, that starts at second `start` of its file."""
 
     audio: np.ndarray
     sample_rate: int
     start: float
 
 
-def plot(
-    path: Path, audio: np.ndarray, sample_rate: int, title: str, heard: Chroma | StyleExcerpt | None = None
+def save_plot(
+    path: Path,
+    audio: np.ndarray,
+    sample_rate: int,
+    title: str,
+    condition: Chromagram | StyleExcerpt | None = None,
 ) -> None:
-    """Draw `audio` float32 `[channels, samples]` into a PNG file, with `title` above.
+    """Plot `audio` float32 `[channels, samples]` into a PNG file.
 
-    What was `heard` is drawn below: a melody's chroma, or the mel spectrogram of a style's excerpt.
+    A melody's chromagram, or the mel spectrogram of a style's excerpt, is plotted below.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -74,10 +78,10 @@ def plot(
     from matplotlib.figure import Figure
 
     seconds = np.arange(audio.shape[1]) / sample_rate
-    heights = (1, 2) if heard is None else (1, 2, 1.2)
+    heights = (1, 2) if condition is None else (1, 2, 1.2)
     figure = Figure(figsize=(11, 2 * sum(heights)), layout="constrained")
-    wave, spectrum, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
-    spectrum.sharex(wave)
+    wave, spectrogram, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
+    spectrogram.sharex(wave)
     figure.suptitle(title, wrap=True, parse_math=False)
     for channel, name in zip(audio, ("left", "right") if len(audio) == 2 else ("mono",), strict=True):
         wave.plot(seconds, channel, linewidth=0.4, alpha=0.8, label=name)
@@ -85,20 +89,20 @@ def plot(
     wave.tick_params(labelbottom=False)
     if len(audio) == 2:
         wave.legend(loc="upper right")
-    drawn = _draw_spectrum(spectrum, audio.mean(axis=0), sample_rate)
-    figure.colorbar(drawn, ax=spectrum, label="level (dB)")
-    spectrum.set(ylabel="mel frequency (Hz)", xlabel="time (s)")
-    if isinstance(heard, Chroma):
+    mesh = _draw_spectrogram(spectrogram, audio.mean(axis=0), sample_rate)
+    figure.colorbar(mesh, ax=spectrogram, label="level (dB)")
+    spectrogram.set(ylabel="mel frequency (Hz)", xlabel="time (s)")
+    if isinstance(condition, Chromagram):
         rest[0].sharex(wave)
-        _draw_chroma(rest[0], heard, audio.shape[1] / sample_rate)
-    elif heard is not None:
-        _draw_spectrum(rest[0], heard.audio, heard.sample_rate, heard.start)
-        rest[0].set(ylabel="style heard (Hz)", xlabel="time in the style's file (s)")
+        _draw_chromagram(rest[0], condition, audio.shape[1] / sample_rate)
+    elif condition is not None:
+        _draw_spectrogram(rest[0], condition.audio, condition.sample_rate, condition.start)
+        rest[0].set(ylabel="style excerpt (Hz)", xlabel="time in the style's file (s)")
     write_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def _draw_spectrum(panel: Any, audio: np.ndarray, sample_rate: int, start: float = 0.0) -> Any:
-    """The mel spectrogram of mono `audio`, which begins at second `start`; what a colour bar is for."""
+def _draw_spectrogram(panel: Any, audio: np.ndarray, sample_rate: int, start: float = 0.0) -> Any:
+    """Draw the mel spectrogram of mono `audio` from second `start` on; the mesh, for a colour bar."""
     levels, centres = mel_spectrogram(audio, sample_rate)
     ticks = [hertz for hertz in (100, 300, 1000, 3000, 10000) if hertz < centres[-1]]
     panel.set_yticks(np.interp(ticks, centres, np.arange(_MELS)), [f"{hertz:,}" for hertz in ticks])
@@ -106,7 +110,7 @@ def _draw_spectrum(panel: Any, audio: np.ndarray, sample_rate: int, start: float
     return panel.pcolormesh(times, np.arange(_MELS), levels, cmap="magma", rasterized=True)
 
 
-def _draw_chroma(panel: Any, melody: Chroma, seconds: float) -> None:
+def _draw_chromagram(panel: Any, melody: Chromagram, seconds: float) -> None:
     frames = melody.frames[: int(seconds / melody.hop) + 1]
     panel.pcolormesh(
         np.arange(len(frames) + 1) * melody.hop,

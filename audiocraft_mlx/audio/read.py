@@ -1,4 +1,4 @@
-"""Reads audio files: whatever libsndfile understands, and no more of it than is asked for."""
+"""Reads audio files: any format of libsndfile, and only the part that is needed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import validate_number
 
-# Frames that are read at a time: a file's header may promise more than there is, or than fits into memory.
+# Frames read at a time: a header may claim more than the file holds, or than fits into memory.
 _BLOCK = 1 << 20
-# Full scale is 1, and files with the values of 16-bit samples as floats exist. What is louder is no audio.
-_LOUDEST = 1e6
-# -90 dB: what is left of silence in 16 bits.
+# Full scale is 1, and files with the values of 16-bit samples as floats exist. Anything louder isn't audio.
+_MAX_SAMPLE = 1e6
+# -90 dB: the noise that 16-bit files have in place of silence.
 _SILENCE = 10 ** (-90 / 20)
 
 
 def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = None) -> tuple[np.ndarray, int]:
-    """Float32 `[C, T]`, nominally in [-1, 1], and the sample rate, of the audio file at `path`.
+    """Read the audio file at `path`.
 
-    It begins `offset` seconds after the start, or if negative before the end (at the start if there is less),
-    and is at most `seconds` long. Memory is needed for that much only.
+    Args:
+        offset: seconds after the start, or if negative before the end, where to begin; a file shorter than a
+            negative offset is read from its start.
+        seconds: read at most this long a part. Memory is needed for that part only.
+
+    Returns:
+        Audio float32 `[C, T]`, nominally in [-1, 1], and its sample rate in Hz.
 
     Raises:
-        UsageError: there is no such file, it is empty, damaged or not audio, has values that are no numbers,
+        UsageError: there is no such file, it is empty, damaged or not audio, has NaN or infinite samples,
             or ends before `offset`.
     """
     validate_number("offset", offset, "a number of seconds", lambda _: True)
@@ -37,9 +42,9 @@ def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = No
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            what = "a folder" if path.is_dir() else "not a regular file"
-            raise UsageError(f"{path} is {what}; give the name of an audio file")
-        # Opened here, because libsndfile doesn't say why it can't, and takes some names for formats.
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise UsageError(f"{path} is {kind}; give the name of an audio file")
+        # Opened here: libsndfile doesn't report why it can't open a file, and guesses formats from names.
         with path.open("rb") as stream:
             return _read(path, stream.fileno(), offset, seconds)
     except OSError as error:
@@ -49,12 +54,12 @@ def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = No
 
 
 def require_non_silent(audio: np.ndarray, name: str) -> None:
-    """Refuse with `UsageError` audio that is silent: a melody or a style can't be heard in it.
+    """Raise `UsageError` if `audio` is silent: silence has no melody and no style.
 
-    `name` is the file's, or what else the user knows it by.
+    `name` is what the message calls it: the file's name, or what the user knows it by.
     """
     if np.abs(audio).max(initial=0) < _SILENCE:
-        raise UsageError(f"{name} is silent; give audio that can be heard")
+        raise UsageError(f"{name} is silent; give audio that isn't")
 
 
 def _read(path: Path, descriptor: int, offset: float, seconds: float | None) -> tuple[np.ndarray, int]:
@@ -78,23 +83,25 @@ def _read(path: Path, descriptor: int, offset: float, seconds: float | None) -> 
             raise UsageError(
                 f"{path} ends after {frames / rate:g} s; choose an offset before that, not {offset:g} s"
             )
-        wanted = frames - start if seconds is None else min(frames - start, max(1, int(seconds * rate)))
+        count = frames - start if seconds is None else min(frames - start, max(1, int(seconds * rate)))
         try:
             if start:
                 file.seek(start)
-            blocks = list(_blocks(file, wanted))
+            blocks = list(_blocks(file, count))
         except soundfile.LibsndfileError as error:
-            raise UsageError(f"{path} is damaged or doesn't say where it ends; convert it to WAV") from error
+            raise UsageError(f"{path} is damaged, or its length is unknown; convert it to WAV") from error
     if not blocks:
-        raise UsageError(f"{path} is damaged: it ends earlier than it says; convert it to WAV")
+        raise UsageError(f"{path} is damaged: it is shorter than its header says; convert it to WAV")
     audio = np.concatenate(blocks, axis=1)
-    if not max(audio.max(), -audio.min()) <= _LOUDEST:  # false for NaN, too
-        raise UsageError(f"{path} has samples that are not numbers, or beyond all measure; export it again")
+    if not max(audio.max(), -audio.min()) <= _MAX_SAMPLE:  # also false for NaN
+        raise UsageError(
+            f"{path} has samples that are NaN, infinite or far beyond full scale; export it again"
+        )
     return audio, rate
 
 
 def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
-    """`[C, T]` each; fewer frames in all than asked for, where the file ends."""
+    """Up to `frames` frames in blocks `[C, T]`; fewer where the file ends early."""
     while frames > 0:
         block = file.read(min(frames, _BLOCK), dtype="float32", always_2d=True)
         if not len(block):

@@ -1,4 +1,4 @@
-"""Audio as it comes, kept on disk until it is written: however long it gets, it costs no memory."""
+"""Generated audio on disk until its file is written: its length costs no memory."""
 
 from __future__ import annotations
 
@@ -10,54 +10,57 @@ import numpy as np
 
 from audiocraft_mlx.files import write_error
 
-# Samples of a channel that are read back at a time.
+# Samples per channel read back at a time.
 _BLOCK = 1 << 18
 
 
 class AudioSpool:
-    """What one clip has so far.
+    """The audio of one clip so far.
 
     Attributes:
         channels: of the audio.
-        samples: of each channel.
-        peak: the largest absolute sample; NaN if one is no number.
+        samples: per channel.
+        peak: the largest absolute sample; NaN if there is a NaN.
     """
 
     def __init__(self, channels: int, path: Path) -> None:
-        """An empty one, that will be written to `path`.
+        """An empty spool for a clip that will be written to `path`.
 
-        It takes room beside that, in a file without a name that goes with the process.
+        Its data is in an unnamed file in the same folder, which disappears with the process.
+
+        Raises:
+            OutputError: that file can't be made.
         """
         self.channels, self.samples, self.peak = channels, 0, 0.0
         self._path = path
         try:
-            self._file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115, open as long as the recording
+            self._file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115, open as long as the spool
         except OSError as error:
             raise write_error(self._path, error) from error
 
     def append(self, chunk: np.ndarray) -> None:
-        """Add float `[channels, n]`. Raises `OutputError` if there is no room."""
+        """Add float `[channels, n]`. Raises `OutputError` if the disk is full."""
         interleaved = np.ascontiguousarray(chunk.T, np.float32)
         try:
-            # By place, so that an interrupted addition leaves nothing behind.
+            # At an explicit position, so that the rest of an interrupted write is overwritten.
             self._file.seek(self._bytes(self.samples))
             self._file.write(interleaved.data)
             self._file.flush()
         except OSError as error:
             raise write_error(self._path, error) from error
-        # `max` of Python's would lose NaN.
+        # Python's `max` would lose NaN.
         self.peak = float(np.maximum(self.peak, np.abs(interleaved).max(initial=0)))
         self.samples += len(interleaved)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The audio, float32 `[channels, n]` at a time."""
+        """The audio in blocks, float32 `[channels, n]`."""
         for start in range(0, self.samples, _BLOCK):
             self._file.seek(self._bytes(start))
             data = self._file.read(self._bytes(min(_BLOCK, self.samples - start)))
             yield np.frombuffer(data, np.float32).reshape(-1, self.channels).T
 
     def read(self) -> np.ndarray:
-        """All of it, float32 `[channels, samples]`."""
+        """The whole audio, float32 `[channels, samples]`."""
         return np.concatenate([np.zeros((self.channels, 0), np.float32), *self.blocks()], axis=1)
 
     def close(self) -> None:

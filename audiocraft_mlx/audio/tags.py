@@ -1,26 +1,52 @@
-"""How a clip was made, written into the tags of its file: for players a comment, for us a tag of our own."""
+"""The tags of audio files: a comment for players, and a JSON string of our own.
+
+mutagen (an extra, because it is GPL) writes both in all formats, in Unicode and of any length. Without it
+both are in the comment that libsndfile writes, which is short in WAV and ASCII in MP3.
+"""
 
 from __future__ import annotations
 
+import mmap
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
     from mutagen import FileType
 
-_COMMENT, _OURS = "COMMENT", "MUSICGEN_MLX"
+_COMMENT, _DATA = "COMMENT", "MUSICGEN_MLX"
+# What separates the comment from the data where libsndfile writes them.
+_SEPARATOR = f"\n{_DATA}="
+# libsndfile ignores the comment of a WAV file from 2046 bytes on.
+_MAX_WAV_BYTES = 2000
 
 
-def add_tags(file: BinaryIO, metadata: GenerationMetadata) -> None:
-    """Write `metadata` into the tags of the WAV, FLAC, MP3 or Ogg Vorbis file in `file`."""
+@dataclass(frozen=True)
+class AudioTags:
+    """The tags of a file.
+
+    Attributes:
+        comment: for people; players show it.
+        data: for programs: a JSON string, in ASCII.
+    """
+
+    comment: str
+    data: str
+
+
+def has_mutagen() -> bool:
+    return find_spec("mutagen") is not None
+
+
+def add_tags(file: BinaryIO, tags: AudioTags) -> None:
+    """Write `tags` into the WAV, FLAC, MP3 or Ogg Vorbis file in `file`, with mutagen."""
     from mutagen import MutagenError
     from mutagen.id3 import COMM, ID3, TXXX, Encoding
 
-    # Comments can hold neither lone surrogates nor, in ID3, the end of a string; JSON escapes them.
-    comment = metadata.summary().encode("utf-8", "replace").decode().replace("\0", " ")
+    comment = _encodable(tags.comment)
     audio = _open(file)
     if audio is None:
         raise ValueError("the file is of a format that can't be tagged")
@@ -28,9 +54,9 @@ def add_tags(file: BinaryIO, metadata: GenerationMetadata) -> None:
         audio.add_tags()
     if isinstance(audio.tags, ID3):
         audio.tags.add(COMM(encoding=Encoding.UTF8, lang="eng", text=comment))
-        audio.tags.add(TXXX(encoding=Encoding.UTF8, desc=_OURS, text=metadata.to_json()))
+        audio.tags.add(TXXX(encoding=Encoding.UTF8, desc=_DATA, text=tags.data))
     else:
-        audio.update({_COMMENT: comment, _OURS: metadata.to_json()})
+        audio.update({_COMMENT: comment, _DATA: tags.data})
     file.seek(0)
     try:
         audio.save(file)
@@ -40,12 +66,48 @@ def add_tags(file: BinaryIO, metadata: GenerationMetadata) -> None:
         raise
 
 
-def read_tags(path: Path) -> GenerationMetadata | None:
-    """How the clip in the file `path` was made; None if it has no tags of ours.
+def libsndfile_comment(tags: AudioTags, format_name: str) -> str:
+    """`tags` as the comment that libsndfile writes into a file of this format, for use without mutagen.
+
+    In WAV the comment is cut where both are too long, and data that is too long even alone is left out.
+    """
+    comment, data = _encodable(tags.comment), _SEPARATOR + tags.data
+    if format_name == "mp3":  # LAME writes Latin-1
+        comment = comment.encode("ascii", "replace").decode()
+    if format_name == "wav":
+        if len(data.encode()) > _MAX_WAV_BYTES:
+            data = ""
+        comment = comment.encode()[: _MAX_WAV_BYTES - len(data.encode())].decode(errors="ignore")
+    return comment + data
+
+
+def read_tags(path: Path) -> AudioTags | None:
+    """The tags of the file at `path`; None if it has none of ours.
 
     Raises:
-        UsageError: the file can't be read, or its tags are damaged.
+        UsageError: the file can't be read, or its tags are damaged, or need mutagen, which is missing.
     """
+    try:
+        if has_mutagen():
+            return _read_with_mutagen(path) or _read_with_libsndfile(path)
+        tags = _read_with_libsndfile(path)
+        if tags is None and _has_other_tags(path):
+            raise UsageError(
+                f"{path} has tags that only mutagen reads; install it with: pip install 'musicgen-mlx[tags]'"
+            )
+        return tags
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror or error}; give an audio file") from error
+
+
+def damaged_tags(path: Path, reason: Exception) -> UsageError:
+    """The error for a file whose tags can't be understood."""
+    return UsageError(
+        f"{path} has damaged tags ({reason}); it may play, but how it was generated can't be shown"
+    )
+
+
+def _read_with_mutagen(path: Path) -> AudioTags | None:
     from mutagen import MutagenError
     from mutagen.id3 import ID3
 
@@ -54,18 +116,42 @@ def read_tags(path: Path) -> GenerationMetadata | None:
             audio = _open(file)
         if audio is None or audio.tags is None:
             return None
-        found = audio.tags.get(f"TXXX:{_OURS}" if isinstance(audio.tags, ID3) else _OURS)
-        return GenerationMetadata.from_json(found[0]) if found else None
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror or error}; give an audio file") from error
-    except (MutagenError, ValueError, IndexError) as error:  # the last from mutagen too, for a damaged Ogg
-        raise UsageError(
-            f"{path} has damaged tags ({error}); it may play, but how it was made is lost"
-        ) from error
+        id3 = isinstance(audio.tags, ID3)
+        data = audio.tags.get(f"TXXX:{_DATA}" if id3 else _DATA)
+        comment = audio.tags.get("COMM::eng" if id3 else _COMMENT)
+        return AudioTags(comment[0] if comment else "", data[0]) if data else None
+    # mutagen raises the last two, too: for instance IndexError for a damaged Ogg file.
+    except (MutagenError, ValueError, IndexError) as error:
+        raise damaged_tags(path, error) from error
+
+
+def _read_with_libsndfile(path: Path) -> AudioTags | None:
+    import soundfile
+
+    try:
+        # By its descriptor: by its name libsndfile might take it for another format.
+        with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as audio:
+            comment, separator, data = audio.comment.rpartition(_SEPARATOR)
+    except soundfile.SoundFileError:
+        return None  # not audio, or damaged
+    return AudioTags(comment, data) if separator else None
+
+
+def _has_other_tags(path: Path) -> bool:
+    """Whether the name of our tag is anywhere in the file."""
+    if not path.stat().st_size:
+        return False  # an empty file can't be mapped
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_DATA.encode()) >= 0
+
+
+def _encodable(comment: str) -> str:
+    """`comment` without lone surrogates and NUL, which tags can't hold; JSON escapes them."""
+    return comment.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 def _open(file: BinaryIO) -> FileType | None:
-    """The file's tags in the way of its format; None for a format that we don't write."""
+    """The file's tags as those of its format; None for a format that we don't write."""
     import mutagen
     from mutagen.flac import FLAC
     from mutagen.mp3 import MP3

@@ -1,4 +1,4 @@
-"""WAV on standard output while it is being made."""
+"""WAV on standard output while it is generated."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from typing import BinaryIO
 
 import numpy as np
 
+from audiocraft_mlx.audio.splice import broadcast_channels, smooth_joint
 from audiocraft_mlx.audio.write import to_pcm
-from audiocraft_mlx.clips.source import SourceClip, broadcast_channels, smooth_joint
 from audiocraft_mlx.errors import OutputError
 
-# The usual way to say that a length isn't known yet: readers go on to the end.
-_UNKNOWN = 0xFFFFFFFF
+# The usual length of a WAV file whose length isn't known yet: readers read to its end.
+_UNKNOWN_SIZE = 0xFFFFFFFF
+# Format tags of the WAV header.
 _PCM, _FLOAT = 1, 3
 
 
 class WavStream:
-    """A WAV file that is written from its beginning to its end, and is valid wherever it breaks off.
+    """A WAV file written from start to end, and valid wherever it is cut off.
 
     Attributes:
-        peak: the largest absolute sample so far; what is beyond 1 was cut off, in 16 and 24 bits.
+        peak: the largest absolute sample so far; in 16 and 24 bits, samples beyond 1 were clipped.
     """
 
     def __init__(self, file: BinaryIO, channels: int, sample_rate: int, bits: int) -> None:
         """Write the header. Raises `OutputError` or, if the reader has gone, `BrokenPipeError`."""
         self._file, self._bits = file, bits
         self.peak = 0.0
-        frame = channels * bits // 8
-        kind = _FLOAT if bits == 32 else _PCM
-        layout = struct.pack("<HHIIHH", kind, channels, sample_rate, sample_rate * frame, frame, bits)
+        frame_bytes = channels * bits // 8
+        tag = _FLOAT if bits == 32 else _PCM
+        header = struct.pack(
+            "<HHIIHH", tag, channels, sample_rate, sample_rate * frame_bytes, frame_bytes, bits
+        )
         self._put(
-            b"RIFF" + struct.pack("<I", _UNKNOWN) + b"WAVE"
-            b"fmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", _UNKNOWN)
+            b"RIFF" + struct.pack("<I", _UNKNOWN_SIZE) + b"WAVE"
+            b"fmt " + struct.pack("<I", len(header)) + header + b"data" + struct.pack("<I", _UNKNOWN_SIZE)
         )
 
     def write(self, audio: np.ndarray) -> None:
@@ -56,23 +59,21 @@ class WavStream:
             ) from error
 
 
-class ClipStream(WavStream):
-    """A clip in such a file, behind what it goes on from if there is such: at the model's rate."""
+class ContinuationWavStream(WavStream):
+    """A source clip, then the music that continues it, written to it as it is generated."""
 
     def __init__(
-        self, file: BinaryIO, channels: int, sample_rate: int, bits: int, original: SourceClip | None
+        self, file: BinaryIO, channels: int, sample_rate: int, bits: int, source: np.ndarray
     ) -> None:
-        self._channels = channels if original is None else max(channels, len(original.audio))
-        self._rate = sample_rate
-        self._before: np.ndarray | None = None
+        """Write the header and `source`, float32 `[C, T]` at `sample_rate`, with at least `channels`."""
+        self._channels, self._rate = max(channels, len(source)), sample_rate
         super().__init__(file, self._channels, sample_rate, bits)
-        if original is not None:
-            self._before = original.at(sample_rate, self._channels)
-            super().write(self._before)
+        self._source: np.ndarray | None = broadcast_channels(source, self._channels)
+        super().write(self._source)
 
     def write(self, audio: np.ndarray) -> None:
         audio = broadcast_channels(audio, self._channels)
-        if self._before is not None:
-            audio = smooth_joint(self._before, audio, self._rate)
-            self._before = None
+        if self._source is not None:
+            audio = smooth_joint(self._source, audio, self._rate)
+            self._source = None
         super().write(audio)

@@ -1,4 +1,4 @@
-"""Writes audio to files: whole or not at all, and never clipped."""
+"""Writes audio files: atomically, and never clipped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import WAV, AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
-from audiocraft_mlx.audio.tags import add_tags
-from audiocraft_mlx.clips.metadata import GenerationMetadata
+from audiocraft_mlx.audio.tags import AudioTags, add_tags, has_mutagen, libsndfile_comment
 from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.files import write_file
 
-# How libsndfile calls the encodings.
+# libsndfile's names of the encodings.
 _SUBTYPES: dict[tuple[str, int | None], str] = {
     ("wav", 16): "PCM_16",
     ("wav", 24): "PCM_24",
@@ -26,23 +25,24 @@ _SUBTYPES: dict[tuple[str, int | None], str] = {
     ("mp3", None): "MPEG_LAYER_III",
     ("ogg", None): "VORBIS",
 }
-# MP3 at its best (320 kbit/s from 32 kHz on), as audiocraft writes it; the others at libsndfile's defaults.
+# MP3 at its best (320 kbit/s from 32 kHz on), as audiocraft writes it; the others with libsndfile's defaults.
 _QUALITY = {"mp3": {"bitrate_mode": "CONSTANT", "compression_level": 0.0}}
-# The RIFF header counts the bytes in 32 bits. A mebibyte of them is left to headers and tags.
-_MOST_WAV_BYTES = 2**32 - 2**20
-# libsndfile's Ogg encoder takes as much stack as it is given audio at once, and crashes on minutes of it.
-_SAMPLES_AT_ONCE = 2**16
+# The RIFF header counts bytes in 32 bits. 1 MiB is reserved for headers and tags.
+_MAX_WAV_BYTES = 2**32 - 2**20
+# libsndfile's Ogg encoder needs stack in proportion to a block, and crashes on blocks of minutes.
+_BLOCK_SAMPLES = 2**16
 
 
-def check_wav_size(path: Path, format: AudioFormat, channels: int, samples: int) -> None:
-    """Make sure that so much audio fits into one file of the format.
+def check_wav_size(path: Path, audio_format: AudioFormat, channels: int, samples: int) -> None:
+    """Check that this much audio fits into one file of the format.
 
     Raises:
         OutputError: it is more than the 4 GiB that a WAV file can hold.
     """
-    if format.name == "wav" and (format.bits or 0) // 8 * channels * samples > _MOST_WAV_BYTES:
+    frame_bytes = (audio_format.bits or 0) // 8 * channels
+    if audio_format.name == "wav" and frame_bytes * samples > _MAX_WAV_BYTES:
         raise OutputError(
-            f"{path}: so much audio doesn't fit into a WAV file (4 GiB); choose a shorter duration or flac"
+            f"{path}: this much audio doesn't fit into a WAV file (4 GiB); choose a shorter duration or flac"
         )
 
 
@@ -50,20 +50,20 @@ def write_audio(
     path: Path,
     audio: np.ndarray | AudioSpool,
     sample_rate: int,
-    format: AudioFormat = WAV,
-    metadata: GenerationMetadata | None = None,
+    audio_format: AudioFormat = WAV,
+    tags: AudioTags | None = None,
 ) -> float:
-    """Write `audio`, float32 [channels, samples] nominally in [-1, 1], with `metadata` in the file's tags.
+    """Write `audio`, float32 `[channels, samples]` nominally in [-1, 1], with `tags`; atomically.
 
-    The file appears at once, replacing what had its name, or not at all. Audio that goes beyond full
-    scale is scaled down as a whole. In 16 and 24 bits a sample counts 2**15 and 2**23 to full scale, as in
-    what reads such files: samples that came from one go into one unchanged.
+    Audio that exceeds full scale is scaled down as a whole. Full scale is 2**15 in 16 bits and 2**23 in 24,
+    as when such files are read: samples read from one are written back unchanged.
 
     Returns:
-        The peak of `audio`; above 1 the file is that much quieter.
+        The peak of `audio`; above 1 the file was scaled down by it.
 
     Raises:
-        OutputError: the audio isn't finite or doesn't suit the format, or the file can't be written.
+        OutputError: the audio has NaN or infinite samples or doesn't fit the format, or the file can't be
+            written.
         UsageError: `audio` has another shape or no samples.
     """
     if isinstance(audio, AudioSpool):
@@ -72,20 +72,25 @@ def write_audio(
         shape, peak = audio.shape, float(np.abs(audio).max(initial=0))
     if len(shape) != 2 or 0 in shape:
         raise UsageError(f"{path}: audio must be [channels, samples] and not empty, but is {list(shape)}")
-    check_wav_size(path, format, *shape)
+    check_wav_size(path, audio_format, *shape)
     if not np.isfinite(peak):
-        raise OutputError(f"{path}: the audio has values that are no finite numbers; try another seed")
+        raise OutputError(f"{path}: the audio has NaN or infinite samples; try another seed")
     blocks = audio.blocks() if isinstance(audio, AudioSpool) else _blocks(audio)
+    with_mutagen = has_mutagen()
+    comment = libsndfile_comment(tags, audio_format.name) if tags and not with_mutagen else None
 
-    def fill(file: BinaryIO) -> None:
+    def write_fn(file: BinaryIO) -> None:
+        scaled = (block / max(peak, 1.0) for block in blocks)
         try:
-            _encode(file, (block / max(peak, 1.0) for block in blocks), shape[0], sample_rate, format)
+            _encode(file, scaled, shape[0], sample_rate, audio_format, comment)
         except soundfile.SoundFileError as error:
-            raise OutputError(f"{path}: {format.name} can't hold this audio ({error}); try wav") from error
-        if metadata:
-            add_tags(file, metadata)
+            raise OutputError(
+                f"{path}: {audio_format.name} can't hold this audio ({error}); try wav"
+            ) from error
+        if tags and with_mutagen:
+            add_tags(file, tags)
 
-    write_file(path, fill)
+    write_file(path, write_fn)
     return peak
 
 
@@ -95,13 +100,13 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> float:
 
 
 def to_pcm(audio: np.ndarray, bits: int) -> np.ndarray:
-    """Samples, nominally in [-1, 1], as int32 of so many bits; what goes beyond full scale is cut off."""
+    """Samples, nominally in [-1, 1], as int32 with the range of `bits` bits; clipped to full scale."""
     full = 2 ** (bits - 1)
     return np.clip(np.rint(audio * float(full)), -full, full - 1).astype(np.int32)
 
 
 class _ErrorCapturingFile:
-    """A file that libsndfile writes into, which knows that writing may fail, but not how to say why."""
+    """A file for libsndfile to write to, which keeps the exception that libsndfile would lose."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.read = file.seek, file.tell, file.read
@@ -112,36 +117,47 @@ class _ErrorCapturingFile:
         if self.error is None:
             try:
                 return self._file.write(data)
-            except BaseException as error:  # an interruption, too, would get lost on its way through C
+            except BaseException as error:  # an interruption would be lost in C, too
                 self.error = error
         return len(data)
 
 
 def _encode(
-    file: BinaryIO, blocks: Iterable[np.ndarray], channels: int, sample_rate: int, format: AudioFormat
+    file: BinaryIO,
+    blocks: Iterable[np.ndarray],
+    channels: int,
+    sample_rate: int,
+    audio_format: AudioFormat,
+    comment: str | None,
 ) -> None:
-    """Write the whole file, without tags."""
+    """Write the whole file, with libsndfile's `comment`."""
     sink = _ErrorCapturingFile(file)
     with soundfile.SoundFile(
         sink,
         "w",
         samplerate=sample_rate,
         channels=channels,
-        format=format.name.upper(),
-        subtype=_SUBTYPES[format.name, format.bits],
-        **_QUALITY.get(format.name, {}),
+        format=audio_format.name.upper(),
+        subtype=_SUBTYPES[audio_format.name, audio_format.bits],
+        **_QUALITY.get(audio_format.name, {}),
     ) as encoder:
+        # In WAV it follows the audio, which simple readers expect at a fixed offset; elsewhere it goes first.
+        if comment and audio_format.name != "wav":
+            encoder.comment = comment
         for block in blocks:
-            if format.bits in (16, 24):
-                block = to_pcm(block, format.bits) << 32 - format.bits  # libsndfile takes the upper bits
-            for start in range(0, block.shape[1], _SAMPLES_AT_ONCE):
-                encoder.write(block[:, start : start + _SAMPLES_AT_ONCE].T)
+            if audio_format.bits in (16, 24):
+                # libsndfile takes the upper bits.
+                block = to_pcm(block, audio_format.bits) << 32 - audio_format.bits
+            for start in range(0, block.shape[1], _BLOCK_SAMPLES):
+                encoder.write(block[:, start : start + _BLOCK_SAMPLES].T)
             if sink.error:
                 break
+        if comment and audio_format.name == "wav":
+            encoder.comment = comment
     if sink.error:
         raise sink.error
 
 
 def _blocks(audio: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, audio.shape[1], _SAMPLES_AT_ONCE):
-        yield audio[:, start : start + _SAMPLES_AT_ONCE]
+    for start in range(0, audio.shape[1], _BLOCK_SAMPLES):
+        yield audio[:, start : start + _BLOCK_SAMPLES]

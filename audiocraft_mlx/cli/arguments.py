@@ -1,40 +1,87 @@
-"""What the commands that make clips can be told, and which of it goes together.
+"""The options of the commands that generate clips, turned into values.
 
-Nothing heavy is imported here: `--help` and mistakes answer at once.
+Nothing heavy is imported here: `--help` and mistakes are answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
+from audiocraft_mlx.clips.requests import (
+    DEFAULT_LUFS,
+    DEFAULT_PROMPT_SECONDS,
+    NORMALIZATIONS,
+    ClipRequest,
+    FieldError,
+    ModelOptions,
+    OutputOptions,
+    draw_seed,
+)
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.validation import (
+    CFG_COEF,
+    DURATION,
+    LUFS,
+    SECONDS,
+    SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    NumberRange,
+)
 from audiocraft_mlx.version import __version__
 
-STREAM = Path("-")
+STDOUT = Path("-")
 """What `--output` is for standard output."""
-PROMPT_SECONDS = 5.0
-LUFS = -14.0
-# Enough for a night, and few enough for their numbers to be planned ahead.
-_MOST_CLIPS = 10_000
-
-_Number = TypeVar("_Number", int, float)
+# Enough for a night, and few enough that their file names can be planned ahead.
+_MAX_CLIPS = 10_000
+_TAKES = NumberRange(int, f"an integer from 1 to {_MAX_CLIPS}", lambda takes: 1 <= takes <= _MAX_CLIPS)
 
 
-def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> argparse.Namespace:
-    """The arguments, checked as far as can be without opening a file but that of `--prompts`.
+@dataclass(frozen=True)
+class ShowInfo:
+    """`--info`."""
 
-    `prompts` has one text for each clip, the takes of a prompt side by side, "" for none. `output` is None
-    for the usual name, and `STREAM` for standard output; `chosen_format` is what to write. What can hear
-    nothing but text, as far as its name says, is given nothing else.
+    path: Path
+
+
+@dataclass(frozen=True)
+class GenerateClips:
+    """What one call of a command is to do."""
+
+    program: CommandDefaults
+    model: ModelOptions
+    requests: tuple[ClipRequest, ...]
+    """One for each clip, the takes of a prompt side by side. Their audio files aren't read yet."""
+    output: OutputOptions
+    path: Path | None
+    """`STDOUT` for standard output, None for the default name."""
+    plot: Path | None
+    play: bool
+    open: bool
+
+    @property
+    def streaming(self) -> bool:
+        return self.path == STDOUT
+
+    def require_supported(self, condition_types: frozenset[str]) -> None:
+        """Raise `UsageError` if the model can't use the melody or the style."""
+        try:
+            self.requests[0].require_supported(condition_types, self.model.name)
+        except FieldError as error:
+            raise UsageError(error.describe(option_name)) from None
+
+
+def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> GenerateClips | ShowInfo:
+    """The arguments as values, checked as far as can be without opening a file but that of `--prompts`.
 
     Raises `UsageError`.
     """
@@ -49,88 +96,115 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> argpar
     arguments.prompts += [*rest, *words[end + 1 :]]
     if arguments.info is not None:
         if arguments.prompts:
-            parser.error("--info shows a file and makes nothing; leave the prompt out")
-        return arguments
+            parser.error("--info shows a file and generates nothing; leave the prompt out")
+        return ShowInfo(arguments.info)
     try:
-        _check_together(arguments)
-        arguments.prompts = _all_prompts(arguments)
-        arguments.chosen_format = _format(arguments, program)
-        check_hearing(arguments, _heard_by_name(arguments.model))
+        command = _to_command(arguments, program)
+        condition_types = _conditions_by_name(arguments.model)
+        if condition_types is not None:
+            command.require_supported(condition_types)
+    except FieldError as error:
+        parser.error(error.describe(option_name))
     except UsageError as error:
         parser.error(str(error))
-    return arguments
+    return command
 
 
-def check_hearing(arguments: argparse.Namespace, condition_types: frozenset[str] | None) -> None:
-    """Refuse with `UsageError` a melody or a style that the model can't use; None means: not known yet."""
-    for kind, models in (("melody", "melody, melody-large or stereo-melody"), ("style", "style")):
-        if (
-            getattr(arguments, kind) is not None
-            and condition_types is not None
-            and kind not in condition_types
-        ):
-            raise UsageError(
-                f"--{kind}: the model {arguments.model} can't hear a {kind}; choose one that can: {models}"
-            )
+def option_name(field: str) -> str:
+    """The option of a request's field, as messages call it."""
+    return "--continue" if field == "source" else f"--{field.replace('_', '-')}"
 
 
-def _heard_by_name(model: str) -> frozenset[str] | None:
-    """What a released model hears: it need not be downloaded to find out."""
+def _conditions_by_name(model: str) -> frozenset[str] | None:
+    """The condition types of a released model, which needn't be downloaded for that; None for others."""
     name = SHORT_NAMES.get(model, model)
     if name not in SHORT_NAMES.values() and name != DEMO:
         return None
     return frozenset({"text", *(kind for kind in ("melody", "style") if kind in name)})
 
 
-def _check_together(arguments: argparse.Namespace) -> None:
-    given = {name: value is not None for name, value in vars(arguments).items()}
-    if given["melody"] and given["style"]:
-        raise UsageError("--melody and --style: no model hears both; give one of them")
-    for option, needed in (("style_coef", "style"), ("prompt_seconds", "continue_")):
-        if given[option] and not given[needed]:
-            raise UsageError(f"--{option.replace('_', '-')} needs --{needed.rstrip('_')}")
-    if given["lufs"] and arguments.normalize != "loudness":
-        raise UsageError("--lufs needs --normalize loudness")
-    if arguments.output == STREAM:
-        if arguments.stems:
-            raise UsageError("--stems are written beside a file; give one to --output")
-        if sys.stdout is not None and sys.stdout.isatty():
-            raise UsageError("standard output is a terminal; pipe it into a player or a file")
+def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:
+    _check_stdout(arguments)
+    output = OutputOptions(
+        _format(arguments, program).name,
+        arguments.bit_depth,
+        arguments.normalize,
+        arguments.lufs,
+        arguments.fade_out,
+        arguments.stems,
+    )
+    prompts = _all_prompts(arguments)
+    first_seed = draw_seed() if arguments.seed is None else arguments.seed
+    requests = tuple(
+        ClipRequest(
+            prompt if prompt.strip() else "",
+            (first_seed + index) % 2**32,
+            arguments.duration,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            temperature=arguments.temperature,
+            cfg_coef=arguments.cfg_coef,
+            melody=arguments.melody,
+            style=arguments.style,
+            style_coef=arguments.style_coef,
+            source=arguments.source,
+            prompt_seconds=arguments.prompt_seconds,
+        )
+        for index, prompt in enumerate(prompts)
+    )
+    if len(requests) > 1 and arguments.output == STDOUT:
+        raise UsageError(f"standard output holds one clip, not {len(requests)}; give a file to --output")
+    return GenerateClips(
+        program,
+        ModelOptions(
+            arguments.model,
+            arguments.revision,
+            arguments.quantize,
+            arguments.int8_activations,
+            arguments.cache_bits,
+        ),
+        requests,
+        output,
+        arguments.output,
+        arguments.plot,
+        arguments.play,
+        arguments.open,
+    )
+
+
+def _check_stdout(arguments: argparse.Namespace) -> None:
+    if arguments.output != STDOUT:
+        return
+    if arguments.stems:
+        raise UsageError("--stems are written beside a file; give one to --output")
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal; pipe it into a player or a file")
 
 
 def _format(arguments: argparse.Namespace, program: CommandDefaults) -> AudioFormat:
     name, bits = arguments.format, arguments.bit_depth
-    if arguments.output == STREAM:
+    if arguments.output == STDOUT:
         if name not in (None, WAV.name):
             raise UsageError(f"standard output gets WAV, and {name} needs a file; give one to --output")
-        return choose_format(STREAM, WAV.name, bits)
-    path = arguments.output or Path(f"{program.stem}.{name or WAV.name}")
+        return choose_format(STDOUT, WAV.name, bits)
+    path = arguments.output or Path(f"{program.output_name}.{name or WAV.name}")
     return choose_format(path, name, bits)
 
 
 def _all_prompts(arguments: argparse.Namespace) -> list[str]:
+    """The prompt of each clip: "" if there is none, but audio."""
     prompts = list(arguments.prompts)
     if prompts.count("-") > 1:
         raise UsageError("standard input holds one prompt; give '-' once")
     prompts = [_read_prompt() if prompt == "-" else prompt for prompt in prompts]
     if arguments.prompts_file is not None:
         prompts += _read_prompts(arguments.prompts_file)
-    heard = any(getattr(arguments, name) is not None for name in ("melody", "style", "continue_"))
-    if not prompts and not heard:
+    if not prompts and not any((arguments.melody, arguments.style, arguments.source)):
         raise UsageError("the prompt is missing; say what to play")
-    for prompt in prompts:
-        if not prompt.strip() and not heard:
-            raise UsageError("the prompt is empty; say what to play")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise UsageError("the prompt is not valid UTF-8") from None
-    prompts = [prompt if prompt.strip() else "" for prompt in prompts or [""]]
+    prompts = prompts or [""]
     clips = len(prompts) * arguments.takes
-    if clips > _MOST_CLIPS:
-        raise UsageError(f"these are {clips} clips; ask for {_MOST_CLIPS} at most")
-    if clips > 1 and arguments.output == STREAM:
-        raise UsageError(f"standard output holds one clip, not {clips}; give a file to --output")
+    if clips > _MAX_CLIPS:
+        raise UsageError(f"these are {clips} clips; ask for {_MAX_CLIPS} at most")
     return [prompt for prompt in prompts for _ in range(arguments.takes)]
 
 
@@ -174,7 +248,7 @@ def make_parser(program: CommandDefaults) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"{program.name} {__version__}")
     _add_model(parser, program)
-    _add_told(parser)
+    _add_conditioning_args(parser)
     _add_output(parser, program)
     _add_sampling(parser)
     return parser
@@ -202,20 +276,22 @@ def _add_model(parser: Parser, program: CommandDefaults) -> None:
         help="keep the model's weights in 4 or 8 bits: less memory, and faster where memory is slow",
     )
     add(
+        "--int8-activations",
         "--fast",
         action="store_true",
-        help="calculate a quantized model's steps with 8-bit inputs too, on Linux CPUs that do: less exact",
+        help="compute a quantized model's linear layers with 8-bit activations: faster and less exact, on "
+        "Linux CPUs with AVX-512 VNNI",
     )
     add(
         "--cache-bits",
         metavar="BITS",
         type=int,
         choices=(8,),
-        help="8: keep what the model looks back at in 8 bits; faster for long clips on a Linux CPU",
+        help="8: keep the keys and values of the attention in 8 bits; faster for long clips on a Linux CPU",
     )
 
 
-def _add_told(parser: Parser) -> None:
+def _add_conditioning_args(parser: Parser) -> None:
     add = parser.add_argument_group("what to play").add_argument
     add(
         "--prompts",
@@ -228,30 +304,30 @@ def _add_told(parser: Parser) -> None:
         "-n",
         "--takes",
         metavar="N",
-        type=_number(int, f"a whole number from 1 to {_MOST_CLIPS}", lambda value: 1 <= value <= _MOST_CLIPS),
+        type=_number(_TAKES),
         default=1,
-        help="make each prompt so many times, with a seed for each (default: 1)",
+        help="generate N clips of each prompt, with a seed for each (default: 1)",
     )
     add("--melody", metavar="FILE", type=Path, help="follow the melody in this audio file (melody models)")
     add("--style", metavar="FILE", type=Path, help="play in the style of this audio file (the style model)")
     add(
         "--style-coef",
         metavar="C",
-        type=_number(float, "a number", math.isfinite),
+        type=_number(CFG_COEF),
         help="how much more the prompt counts than the style; 5 is a good try (default: as much)",
     )
     add(
         "--continue",
-        dest="continue_",
+        dest="source",
         metavar="FILE",
         type=Path,
-        help="go on from the end of this audio file; the result has it in front, as it is",
+        help="continue this audio file; the result starts with it, unchanged",
     )
     add(
         "--prompt-seconds",
         metavar="SEC",
-        type=_number(float, "a number of seconds above 0", lambda value: 0 < value < math.inf),
-        help=f"how much of the end of that file the model hears (default: {PROMPT_SECONDS:g})",
+        type=_number(SECONDS),
+        help=f"how much of the end of that file the model continues (default: {DEFAULT_PROMPT_SECONDS:g})",
     )
 
 
@@ -263,16 +339,16 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         metavar="FILE",
         type=_path,
         help="WAV, FLAC, MP3 or Ogg file, replaced if it exists; several clips are numbered; - streams WAV "
-        f"to standard output (default: ./{program.stem}.wav, or the first free one of {program.stem}-2.wav, "
-        "...)",
+        f"to standard output (default: ./{program.output_name}.wav, or the first free one of "
+        f"{program.output_name}-2.wav, ...)",
     )
     add(
         "-d",
         "--duration",
         metavar="SEC",
-        type=_number(float, "a number of seconds above 0 and below 1000000", lambda value: 0 < value < 1e6),
+        type=_number(DURATION),
         default=program.duration,
-        help="length of what is made in seconds (default: %(default)g)",
+        help="seconds to generate (default: %(default)g)",
     )
     add("--format", choices=tuple(BIT_DEPTHS), help="default: what the file's name ends in, or wav")
     add(
@@ -284,7 +360,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
     )
     add(
         "--normalize",
-        choices=("none", "peak", "loudness"),
+        choices=NORMALIZATIONS,
         default="none",
         help="bring to a level: none (but never beyond full scale), the peak to -1 dB, or the loudness to "
         "--lufs (default: none)",
@@ -292,25 +368,25 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
     add(
         "--lufs",
         metavar="N",
-        type=_number(float, "a number from -70 to 0", lambda value: -70 <= value <= 0),
-        help=f"the loudness of --normalize loudness, in LUFS (default: {LUFS:g})",
+        type=_number(LUFS),
+        help=f"the loudness of --normalize loudness, in LUFS (default: {DEFAULT_LUFS:g})",
     )
     add(
         "--fade-out",
         metavar="SEC",
-        type=_number(float, "a number of seconds above 0", lambda value: 0 < value < math.inf),
-        help="let the end fade out for so long",
+        type=_number(SECONDS),
+        help="fade out the last SEC seconds",
     )
     add("--stems", action="store_true", help="also write drums, bass, other and vocals, each into a file")
     add(
         "--plot",
         metavar="FILE",
         type=_png,
-        help="also draw waveform and mel spectrogram into this PNG file (needs the extra 'plot')",
+        help="also plot waveform and mel spectrogram into this PNG file (needs the extra 'plot')",
     )
-    add("--play", action="store_true", help="play it while it is being made (needs the extra 'play')")
+    add("--play", action="store_true", help="play it while it is generated (needs the extra 'play')")
     add("--no-open", dest="open", action="store_false", help="don't open the file when it is done (macOS)")
-    add("--info", metavar="FILE", type=Path, help="show how an audio file was made, and make nothing")
+    add("--info", metavar="FILE", type=Path, help="only show how an audio file was generated")
 
 
 def _add_sampling(parser: Parser) -> None:
@@ -318,52 +394,51 @@ def _add_sampling(parser: Parser) -> None:
     add(
         "--top-k",
         metavar="K",
-        type=_number(int, "a whole number, 0 or more", lambda value: 0 <= value < 2**31),
-        help="draw from the K likeliest codes, 0: from all (default: the model's, 250 for the released ones)",
+        type=_number(TOP_K),
+        help="sample from the K most likely codes, 0: from all (default: the model's, 250 for the released "
+        "ones)",
     )
     add(
         "--top-p",
         metavar="P",
-        type=_number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1),
-        help="draw from the likeliest codes that together have probability P, instead of top-k; 0: off "
+        type=_number(TOP_P),
+        help="sample from the most likely codes that together have probability P, instead of top-k; 0: off "
         "(default: the model's, 0 for the released ones)",
     )
     add(
         "--temperature",
         metavar="T",
-        type=_number(float, "a number, 0 or more", lambda value: 0 <= value < math.inf),
-        help="above 1 wilder, below 1 tamer, 0: always the likeliest code (default: the model's, 1.0 for the "
-        "released ones)",
+        type=_number(TEMPERATURE),
+        help="above 1 more random, below 1 less, 0: always the most likely code (default: the model's, 1.0 "
+        "for the released ones)",
     )
     add(
         "--cfg-coef",
         metavar="C",
-        type=_number(float, "a number", math.isfinite),
+        type=_number(CFG_COEF),
         help="how closely to follow the prompt (default: the model's, 3.0 for the released ones)",
     )
     add(
         "--seed",
         metavar="N",
-        type=_number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
-        help="the same seed makes the same music again; of several clips each has the next one (default: a "
+        type=_number(SEED),
+        help="the same seed generates the same music again; several clips have consecutive seeds (default: a "
         "random one, shown at the end)",
     )
 
 
-def _number(
-    kind: Callable[[str], _Number], wanted: str, fits: Callable[[_Number], bool]
-) -> Callable[[str], _Number]:
-    def parse(text: str) -> _Number:
-        try:
-            value = kind(text)
-        except ValueError:
-            pass
-        else:
-            if fits(value):
-                return value
-        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+def _number(allowed: NumberRange) -> Callable[[str], float]:
+    """The type of an option with such a number: argparse puts the option's name before the message."""
 
-    return parse
+    def convert(text: str) -> float:
+        try:
+            value = allowed.kind(text)
+            allowed.validate("", value)
+        except ValueError:  # a UsageError is one too
+            raise argparse.ArgumentTypeError(f"must be {allowed.expected}, not {text!r}") from None
+        return value
+
+    return convert
 
 
 def _path(text: str) -> Path:

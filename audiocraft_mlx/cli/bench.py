@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from audiocraft_mlx.benchmark import SHAPES
-from audiocraft_mlx.cli.common import Parser, run, say
+from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
 from audiocraft_mlx.version import __version__
 
 PROGRAM = "musicgen-mlx-bench"
@@ -19,7 +19,7 @@ PROGRAM = "musicgen-mlx-bench"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: `sys.argv[1:]`) and return its exit status."""
-    return run(_bench, argv, PROGRAM)
+    return run_command(_bench, argv, PROGRAM)
 
 
 def _bench(argv: list[str] | None) -> None:
@@ -44,10 +44,10 @@ def _bench(argv: list[str] | None) -> None:
     results: list[Result] = []
     for result in run_benchmark(model, settings):
         if not results:
-            say(report.title(model, settings))
-            say(report.header(settings))
+            print_stdout(report.title(model, settings))
+            print_stdout(report.header(settings))
         results.append(result)
-        say(report.line(result))
+        print_stdout(report.line(result))
     if arguments.json:
         text = json.dumps(report.as_json(model, settings, results), indent=2) + "\n"
 
@@ -55,7 +55,7 @@ def _bench(argv: list[str] | None) -> None:
             file.write(text.encode())
 
         write_file(arguments.json, write_json)
-        say(f"wrote {arguments.json}")
+        print_stdout(f"wrote {arguments.json}")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What every command shares: how mistakes and failures become one line and an exit status."""
+"""What all commands share: mistakes and failures become one line and an exit status."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a `UsageError`, and a reader of --help that has gone away is none."""
+    """argparse, but a mistake is a `UsageError`, and a closed pipe behind --help is no error."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; try {self.prog} --help")
 
     def _print_message(self, message: str, file: object = None) -> None:
         # What argparse itself prints: --help and --version.
-        say(message, end="")
+        print_stdout(message, end="")
 
 
-def run(work: Callable[[list[str] | None], None], argv: list[str] | None, program: str) -> int:
+def run_command(work: Callable[[list[str] | None], None], argv: list[str] | None, program: str) -> int:
     """Do `work(argv)` and return the exit status of `program`; a failure is one line on standard error."""
     _open_closed_streams()
     warnings.showwarning = lambda message, *_, **__: print(f"{program}: warning: {message}", file=sys.stderr)
@@ -34,39 +34,39 @@ def run(work: Callable[[list[str] | None], None], argv: list[str] | None, progra
     except MemoryError:
         return _fail(program, "out of memory; try a shorter --duration or a smaller --model", 1)
     except BrokenPipeError:
-        # Whoever listened to the audio on standard output has heard enough.
-        drop_output()
+        # The reader of the audio on standard output has gone.
+        silence_stdout()
     except KeyboardInterrupt as error:
         return _fail(program, str(error) or "interrupted", 130)
     return 0
 
 
-def say(text: str, end: str = "\n") -> None:
-    """Print to standard output now; a reader that has gone away (`| head`) is no error."""
+def print_stdout(text: str, end: str = "\n") -> None:
+    """Print to standard output and flush; a closed pipe (`| head`) is no error."""
     try:
         # A file name may hold bytes that standard output's encoding has no characters for.
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
     except OSError as error:
-        drop_output()
+        silence_stdout()
         if not isinstance(error, BrokenPipeError):
             raise OutputError(
                 f"standard output can't be written: {error.strerror}; free some space"
             ) from error
 
 
-def note(text: str) -> None:
-    """Print to standard error, where standard output belongs to something else."""
+def print_stderr(text: str) -> None:
+    """Print to standard error, for example where standard output belongs to audio."""
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
-def drop_output() -> None:
-    """Have no more of standard output: what is still buffered would be tried again when Python exits."""
+def silence_stdout() -> None:
+    """Discard further output: Python would try to write what is still buffered when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed_streams() -> None:
-    """Give a process that was started without standard streams (`<&-`) some that lead nowhere.
+    """Open /dev/null for standard streams that the process was started without (`<&-`).
 
     Else the next file that is opened gets their number: MLX takes descriptor 0 for a failure, and a progress
     bar has nowhere to go.

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from audiocraft_mlx.checkpoints.quantization_config import BITS, DEFAULT_GROUP_SIZE, GROUP_SIZES
-from audiocraft_mlx.cli.common import Parser, run, say
+from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.files import check_new_folder
 from audiocraft_mlx.version import __version__
@@ -20,7 +20,7 @@ PROGRAM = "musicgen-mlx-convert"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own arguments) and return its exit status."""
-    return run(_convert, argv, PROGRAM)
+    return run_command(_convert, argv, PROGRAM)
 
 
 def _convert(argv: list[str] | None) -> None:
@@ -41,7 +41,7 @@ def _convert(argv: list[str] | None) -> None:
         size = save_model(bundle, folder, getattr(mx, arguments.dtype))
     except MemoryError:
         raise MusicGenError(f"out of memory while converting {arguments.model}; close programs") from None
-    say(f"wrote {folder}: {size / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s")
+    print_stdout(f"wrote {folder}: {size / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

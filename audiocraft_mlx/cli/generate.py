@@ -1,18 +1,23 @@
-"""`musicgen-mlx`: descriptions, a melody, a style or a beginning in, audio files out.
+"""`musicgen-mlx`: descriptions, a melody, a style or a clip to continue in, audio files out.
 
-Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes answer at once.
+Nothing heavy is imported before the arguments are validated: `--help` and mistakes are answered at once.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from audiocraft_mlx.cli.arguments import STREAM, check_hearing, parse
-from audiocraft_mlx.cli.common import run
+from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
+from audiocraft_mlx.cli.common import run_command
 from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.errors import OutputError
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.models.genmodel import GenModel
 
 _CLASSES = {
     MUSICGEN: ("audiocraft_mlx.models.musicgen", "MusicGen"),
@@ -26,63 +31,83 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_program(program: CommandDefaults, argv: list[str] | None) -> int:
-    return run(lambda words: _generate(words, program), argv, program.name)
+    return run_command(lambda words: _run(words, program), argv, program.name)
 
 
-def _generate(argv: list[str] | None, program: CommandDefaults) -> None:
-    arguments = parse(argv, program)
-    if arguments.info is not None:
+def _run(argv: list[str] | None, program: CommandDefaults) -> None:
+    command = parse(argv, program)
+    if isinstance(command, ShowInfo):
         from audiocraft_mlx.cli.info import show_info
 
-        show_info(arguments.info)
-        return
+        show_info(command.path)
+    else:
+        _generate(command)
 
-    from audiocraft_mlx.clips.planning import batches, plan_clips
 
-    clips = plan_clips(arguments, program)
-    streaming = arguments.output == STREAM
-    if streaming and sys.stdout is None:
-        raise OutputError("standard output is closed; give a file to --output")
-    if arguments.plot:
-        from audiocraft_mlx.audio.plot import require_matplotlib
+def _generate(command: GenerateClips) -> None:
+    from audiocraft_mlx.cli.clip_files import plan_files
 
-        require_matplotlib()
-    if arguments.play:
-        from audiocraft_mlx.cli.playing import require_sounddevice
+    # Everything that can be wrong is found before the model is loaded.
+    files = plan_files(command)
+    _check_sinks(command)
 
-        require_sounddevice()
+    from audiocraft_mlx.clips.inputs import load_inputs
 
-    from audiocraft_mlx.clips.inputs import read_heard
-    from audiocraft_mlx.clips.source import read_source
-
-    heard = read_heard(arguments)
-    original = None if arguments.continue_ is None else read_source(arguments.continue_)
-
-    from audiocraft_mlx.clips.memory import max_batch_size
-
-    module, name = _CLASSES[program]
-    model = getattr(import_module(module), name).get_pretrained(
-        arguments.model,
-        revision=arguments.revision,
-        quantize=arguments.quantize,
-        fast=arguments.fast,
-        cache_bits=arguments.cache_bits,
-    )
-    check_hearing(arguments, model.condition_types)
+    requests = load_inputs(command.requests)
+    model = _load_model(command)
+    command.require_supported(model.condition_types)
     separator = None
-    if arguments.stems:
+    if command.output.stems:
         from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 
         separator = load_htdemucs()
 
-    from audiocraft_mlx.clips.making import Making
+    from audiocraft_mlx.cli.clip_writer import ClipWriter
+    from audiocraft_mlx.clips.making import generate_clips
+    from audiocraft_mlx.clips.saving import check_size
 
-    making = Making(arguments, model, heard, original, separator)
-    # What is heard while it is made is made alone.
-    alone = streaming or arguments.play
-    rows = 1 if alone else max_batch_size(model, arguments.duration, 2 if arguments.style_coef is None else 3)
-    for batch in batches(clips, rows):
-        paths = making.make(batch, len(clips))
-    if arguments.open and sys.platform == "darwin" and len(clips) == len(paths) == 1 and not arguments.play:
-        # Opening is a courtesy; over ssh, say, there is no player, and the file is there all the same.
-        subprocess.run(["open", str(paths[0].resolve())], check=False, stderr=subprocess.DEVNULL)
+    for request, clip_files in zip(requests, files, strict=True):
+        if clip_files.path is not None:
+            check_size(clip_files.path, request, command.output, model)
+    # What is played or streamed while it is generated is generated alone.
+    batch_size = 1 if command.streaming or command.play else None
+    with closing(ClipWriter(command, files, model, separator)) as writer:
+        events = generate_clips(model, requests, batch_size=batch_size, on_progress=writer.show_progress)
+        with closing(events):
+            try:
+                for event in events:
+                    writer.handle(event)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(writer.save_partial()) from None
+    if command.open and sys.platform == "darwin" and len(requests) == len(writer.paths) == 1:
+        if not command.play:
+            # A courtesy: over ssh, for example, there is no player, and the file is there all the same.
+            path = str(writer.paths[0].resolve())
+            subprocess.run(["open", path], check=False, stderr=subprocess.DEVNULL)
+
+
+def _check_sinks(command: GenerateClips) -> None:
+    """Raise an error if there is no standard output, or nothing to plot or play with."""
+    if command.streaming and sys.stdout is None:
+        raise OutputError("standard output is closed; give a file to --output")
+    if command.plot is not None:
+        from audiocraft_mlx.audio.plot import require_matplotlib
+
+        require_matplotlib()
+    if command.play:
+        from audiocraft_mlx.cli.playing import require_sounddevice
+
+        require_sounddevice()
+
+
+def _load_model(command: GenerateClips) -> GenModel:
+    module, name = _CLASSES[command.program]
+    options = command.model
+    model: GenModel = getattr(import_module(module), name).get_pretrained(
+        options.name,
+        revision=options.revision,
+        quantize=options.quantize,
+        int8_activations=options.int8_activations,
+        cache_bits=options.cache_bits,
+    )
+    return model

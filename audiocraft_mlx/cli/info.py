@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from audiocraft_mlx.cli.common import say
-from audiocraft_mlx.clips.metadata import MUSICGEN
+from audiocraft_mlx.cli.common import print_stdout
+from audiocraft_mlx.clips.metadata import MUSICGEN, read_metadata
 from audiocraft_mlx.errors import UsageError
 
 _BITS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
@@ -18,14 +18,12 @@ def show_info(path: Path) -> None:
     Raises:
         UsageError: it is missing, or no audio file, or its tags are damaged.
     """
-    from audiocraft_mlx.audio.tags import read_tags
-
-    say(f"{path}: {_describe(path)}")
-    metadata = read_tags(path)
+    print_stdout(f"{path}: {_describe(path)}")
+    metadata = read_metadata(path)
     if metadata is None:
-        say(f"it has no tags of {MUSICGEN.name}")
+        print_stdout(f"it has no tags of {MUSICGEN.name}")
         return
-    say(f"made with {metadata.program} {_shown(metadata.version)}")
+    print_stdout(f"made with {metadata.program} {_shown(metadata.version)}")
     shown = {
         "prompt": metadata.prompt or None,
         "model": metadata.model,
@@ -39,8 +37,8 @@ def show_info(path: Path) -> None:
     }
     for name, value in shown.items():
         if value is not None:  # else the model's own default, or nothing
-            say(f"  {_shown(name)}: {_shown(str(value))}")
-    say(f"make it again: {metadata.to_command()}")
+            print_stdout(f"  {_shown(name)}: {_shown(str(value))}")
+    print_stdout(f"make it again: {metadata.to_command()}")
 
 
 def _describe(path: Path) -> str:

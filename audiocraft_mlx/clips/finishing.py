@@ -1,120 +1,84 @@
-"""What is left of a clip when it has been made: its file, its stems, its picture."""
+"""From a clip's new music to the audio of its file: after its source, normalized, faded out; its stems."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
-from audiocraft_mlx.audio.plot import Chroma, StyleExcerpt, plot
 from audiocraft_mlx.audio.resample import convert_audio
+from audiocraft_mlx.audio.splice import append_continuation
 from audiocraft_mlx.audio.spool import AudioSpool
-from audiocraft_mlx.audio.write import write_audio
-from audiocraft_mlx.cli.arguments import LUFS
-from audiocraft_mlx.clips.planning import Clip, free
-from audiocraft_mlx.clips.source import SourceClip, append_continuation
+from audiocraft_mlx.clips.requests import DEFAULT_LUFS, OutputOptions
+from audiocraft_mlx.clips.source import SourceClip
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file that was written."""
+@dataclass(frozen=True, eq=False)
+class FinishedAudio:
+    """A clip as its file holds it: float32 `[channels, samples]`; in memory only if it was changed."""
 
-    path: Path
-    channels: int
-    samples: int
+    audio: np.ndarray | AudioSpool
     sample_rate: int
-    peak: float
-    """Of the audio; above 1 it was scaled down."""
+    audio_format: AudioFormat
 
-    def __str__(self) -> str:
-        layout = {1: "mono", 2: "stereo"}.get(self.channels, f"{self.channels} channels")
-        return f"{self.path}: {layout}, {self.samples / self.sample_rate:.2f} s, {self.sample_rate} Hz"
+    @property
+    def channels(self) -> int:
+        return self.audio.channels if isinstance(self.audio, AudioSpool) else self.audio.shape[0]
 
+    @property
+    def samples(self) -> int:
+        """Per channel."""
+        return self.audio.samples if isinstance(self.audio, AudioSpool) else self.audio.shape[1]
 
-class Results:
-    """Finishes clips in the way that the arguments say."""
+    def as_array(self) -> np.ndarray:
+        return _as_array(self.audio)
 
-    def __init__(
-        self,
-        arguments: argparse.Namespace,
-        model_rate: int,
-        original: SourceClip | None = None,
-        separator: HTDemucs | None = None,
-        picture_of_heard: Callable[[int], Chroma | StyleExcerpt | None] = lambda seed: None,
-    ) -> None:
-        self._arguments = arguments
-        self._model_rate = model_rate
-        self._original, self._separator = original, separator
-        self._picture_of_heard = picture_of_heard
-        self._format = arguments.chosen_format
-        if original is not None:
-            self._format = original.format(self._format, arguments.bit_depth)
-
-    def write(self, clip: Clip, recording: AudioSpool) -> tuple[Written, list[Path]]:
-        """The clip's own file, and those of its stems.
-
-        Raises `OutputError`.
-        """
-        audio, rate = self._finished(recording)
-        written = self._write(clip, audio, rate)
-        if self._separator is None:
-            return written, []
-        return written, self._write_stems(clip, written, _whole(audio))
-
-    def write_unfinished(self, clip: Clip, recording: AudioSpool) -> Written:
-        """The file alone, of a clip that was interrupted. Raises `OutputError`."""
-        return self._write(clip, *self._finished(recording))
-
-    def draw(self, clip: Clip, recording: AudioSpool) -> None:
-        """The clip's picture, if it gets one. Raises `OutputError`."""
-        if clip.picture is not None:
-            audio, rate = self._finished(recording)
-            # A melody begins with the new music, and where that is the original's end only the ear says.
-            heard = None if self._original is not None else self._picture_of_heard(clip.metadata.seed)
-            plot(clip.picture, _whole(audio), rate, clip.metadata.prompt, heard)
-
-    def _finished(self, recording: AudioSpool) -> tuple[np.ndarray | AudioSpool, int]:
-        """The clip as it is heard, and its sample rate; in memory only if it is changed."""
-        arguments, rate = self._arguments, self._model_rate
-        audio: np.ndarray | AudioSpool = recording
-        if self._original is not None:
-            rate = self._original.rate_in(self._format, rate)
-            audio = append_continuation(self._original, recording.read(), self._model_rate, rate)
-        if arguments.normalize != "none":
-            lufs = LUFS if arguments.lufs is None else arguments.lufs
-            audio = normalize_audio(_whole(audio), rate, arguments.normalize, lufs)
-        if arguments.fade_out is not None:
-            audio = fade_out(_whole(audio), rate, arguments.fade_out)
-        return audio, rate
-
-    def _write(self, clip: Clip, audio: np.ndarray | AudioSpool, rate: int) -> Written:
-        assert clip.path is not None
-        path = free(clip.path, self._arguments)
-        peak = write_audio(path, audio, rate, self._format, clip.metadata)
-        channels, samples = (audio.channels, audio.samples) if isinstance(audio, AudioSpool) else audio.shape
-        return Written(path, channels, samples, rate, peak)
-
-    def _write_stems(self, clip: Clip, written: Written, audio: np.ndarray) -> list[Path]:
-        network, path, rate = self._separator, written.path, written.sample_rate
-        assert network is not None
-        # As loud as the clip's own file: together they are what it is.
-        whole = audio / max(1.0, written.peak)
-        mix = convert_audio(whole, rate, network.sample_rate, network.channels)
-        paths = []
-        for name, stem in zip(network.sources, network.separate(mix[None])[0], strict=True):
-            part = np.asarray(convert_audio(stem, network.sample_rate, rate, len(whole)))
-            paths.append(free(path.with_stem(f"{path.stem}-{name}"), self._arguments))
-            write_audio(paths[-1], part[:, : whole.shape[1]], rate, self._format, clip.metadata)
-        return paths
+    def in_memory(self) -> FinishedAudio:
+        return replace(self, audio=self.as_array())
 
 
-def _whole(audio: np.ndarray | AudioSpool) -> np.ndarray:
+def finish_audio(
+    audio: AudioSpool | np.ndarray, sample_rate: int, output: OutputOptions, source: SourceClip | None = None
+) -> FinishedAudio:
+    """The clip with the new music `audio`, float32 `[channels, samples]` at the model's `sample_rate`.
+
+    It may be the part of a clip that was generated before it was cancelled.
+    """
+    rate, audio_format = sample_rate, output.file_format(source)
+    if source is not None:
+        rate = source.output_rate(audio_format, sample_rate)
+        audio = append_continuation(source.audio, source.rate, _as_array(audio), sample_rate, rate)
+    if output.normalize != "none":
+        lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
+        audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)
+    if output.fade_out is not None:
+        audio = fade_out(_as_array(audio), rate, output.fade_out)
+    return FinishedAudio(audio, rate, audio_format)
+
+
+def separate_stems(
+    clip: FinishedAudio, peak: float, separator: HTDemucs
+) -> Iterator[tuple[str, FinishedAudio]]:
+    """The name and the audio of each stem of `clip`, as loud as in its file: their sum is what that holds.
+
+    `peak` is that of `clip`: if it is above 1, the file was scaled down.
+    """
+    import mlx.core as mx
+
+    audio = clip.as_array() / max(1.0, peak)
+    mix = convert_audio(audio, clip.sample_rate, separator.sample_rate, separator.channels)
+    stems = separator.separate(mx.array(mix[None]))[0]
+    for name, stem in zip(separator.sources, stems, strict=True):
+        part = convert_audio(np.asarray(stem), separator.sample_rate, clip.sample_rate, len(audio))
+        yield name, replace(clip, audio=part[:, : audio.shape[1]])
+
+
+def _as_array(audio: np.ndarray | AudioSpool) -> np.ndarray:
     return audio.read() if isinstance(audio, AudioSpool) else audio

@@ -8,35 +8,40 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.version import __version__
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
 
 
 @dataclass(frozen=True)
 class CommandDefaults:
-    """A command that makes clips, and what it does when it isn't told otherwise."""
+    """A command that generates clips, and its defaults."""
 
     name: str
     model: str
     duration: float
     """Seconds."""
-    stem: str
-    """What its files are called."""
+    output_name: str
+    """The default file name, without its extension."""
 
 
 MUSICGEN = CommandDefaults("musicgen-mlx", "facebook/musicgen-small", 8.0, "musicgen_output")
 AUDIOGEN = CommandDefaults("audiogen-mlx", "facebook/audiogen-medium", 5.0, "audiogen_output")
 PROGRAMS = {program.name: program for program in (MUSICGEN, AUDIOGEN)}
 
-Value = str | int | float | bool
+OptionValue = str | int | float | bool
 
 
 @dataclass(frozen=True)
 class GenerationMetadata:
     """What was asked for. None is the model's own default.
 
-    `options` are further options of the command, without their dashes: `{"quantize": 8, "fast": True}`.
+    `options` are further options of the command without their dashes, as `{"quantize": 8, "cache-bits": 8}`.
     `program` is the command's name, one of `PROGRAMS`.
     """
 
@@ -48,7 +53,7 @@ class GenerationMetadata:
     top_p: float | None = None
     temperature: float | None = None
     cfg_coef: float | None = None
-    options: Mapping[str, Value] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
     version: str = __version__
     program: str = MUSICGEN.name
 
@@ -61,12 +66,12 @@ class GenerationMetadata:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
             if not _is(value, (str, int, float, bool)):
-                raise ValueError(f"the option {option!r} is not text, a number, true or false")
+                raise ValueError(f"the option {option!r} is not a string, a number, true or false")
 
     def to_command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
         program = PROGRAMS[self.program]
-        flags: dict[str, Value | None] = {
+        flags: dict[str, OptionValue | None] = {
             "model": None if self.model == program.model else self.model,
             "duration": None if self.duration == program.duration else self.duration,
             "seed": self.seed,
@@ -93,6 +98,10 @@ class GenerationMetadata:
         """The same for programs, in ASCII."""
         return json.dumps(dataclasses.asdict(self))
 
+    def to_tags(self) -> AudioTags:
+        """The same as the tags of a file."""
+        return AudioTags(self.summary(), self.to_json())
+
     @classmethod
     def from_json(cls, text: str) -> GenerationMetadata:
         """What `to_json` wrote; what a later version added is left out.
@@ -113,19 +122,67 @@ class GenerationMetadata:
         return cls(**{name: value for name, value in values.items() if name in names})
 
 
+def read_metadata(path: Path) -> GenerationMetadata | None:
+    """How the clip in the file at `path` was made; None if it has no tags of ours.
+
+    Raises:
+        UsageError: the file can't be read, or its tags are damaged or can't be read without mutagen.
+    """
+    tags = read_tags(path)
+    try:
+        return None if tags is None else GenerationMetadata.from_json(tags.data)
+    except ValueError as error:
+        raise damaged_tags(path, error) from error
+
+
+def describe_request(
+    request: ClipRequest, output: OutputOptions, model: ModelOptions, program: CommandDefaults = MUSICGEN
+) -> GenerationMetadata:
+    """The metadata of a clip that is generated as these say."""
+    values = request.to_dict()
+    options: dict[str, OptionValue | None] = {
+        "revision": model.revision,
+        "quantize": model.quantize,
+        "int8-activations": model.int8_activations or None,
+        "cache-bits": model.cache_bits,
+        "melody": values.get("melody"),
+        "style": values.get("style"),
+        "style-coef": request.style_coef,
+        "continue": values.get("source"),
+        "prompt-seconds": request.prompt_seconds,
+        "format": None if output.audio_format == "wav" else output.audio_format,
+        "bit-depth": output.bit_depth,
+        "normalize": None if output.normalize == "none" else output.normalize,
+        "lufs": output.lufs,
+        "fade-out": output.fade_out,
+    }
+    return GenerationMetadata(
+        request.description or "",
+        model.name,
+        request.seed,
+        request.duration,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        temperature=request.temperature,
+        cfg_coef=request.cfg_coef,
+        options={name: value for name, value in options.items() if value is not None},
+        program=program.name,
+    )
+
+
 _NUMBER = (int, float)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "prompt": ((str,), "text"),
-    "model": ((str,), "text"),
-    "seed": ((int,), "a whole number"),
+    "prompt": ((str,), "a string"),
+    "model": ((str,), "a string"),
+    "seed": ((int,), "an integer"),
     "duration": (_NUMBER, "a number"),
-    "top_k": ((int, type(None)), "a whole number"),
+    "top_k": ((int, type(None)), "an integer"),
     "top_p": ((*_NUMBER, type(None)), "a number"),
     "temperature": ((*_NUMBER, type(None)), "a number"),
     "cfg_coef": ((*_NUMBER, type(None)), "a number"),
-    "options": ((Mapping,), "a table"),
-    "version": ((str,), "text"),
-    "program": ((str,), "text"),
+    "options": ((Mapping,), "an object"),
+    "version": ((str,), "a string"),
+    "program": ((str,), "a string"),
 }
 
 
@@ -136,7 +193,7 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
 
 
-def _flag(name: str, value: Value | None) -> list[str]:
+def _flag(name: str, value: OptionValue | None) -> list[str]:
     if value is None or value is False:
         return []
     if value is True:

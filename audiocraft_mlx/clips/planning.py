@@ -1,119 +1,123 @@
-"""The clips that one call of the command makes: their prompts, seeds and files."""
+"""What requests come to with a model, and which of them are generated in one batch."""
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from audiocraft_mlx.cli.arguments import STREAM
-from audiocraft_mlx.clips.metadata import CommandDefaults, GenerationMetadata, Value
-from audiocraft_mlx.files import check_writable, next_free_path
+import numpy as np
 
+from audiocraft_mlx.clips import memory
+from audiocraft_mlx.clips.inputs import AudioInput, load_inputs
+from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
+from audiocraft_mlx.clips.source import SourceClip
 
-@dataclass(frozen=True)
-class Clip:
-    """One clip to be made. `path` is None for one that goes to standard output alone."""
-
-    metadata: GenerationMetadata
-    path: Path | None
-    picture: Path | None
+if TYPE_CHECKING:
+    from audiocraft_mlx.decoding.params import GenerationParams
+    from audiocraft_mlx.models.genmodel import GenModel
 
 
-def plan_clips(arguments: argparse.Namespace, program: CommandDefaults) -> list[Clip]:
-    """The clips of all prompts and takes, each with the seed after the one before.
+@dataclass(frozen=True, eq=False)
+class ClipPlan:
+    """A request with all that the model makes of it."""
 
-    Where no file was named several get numbers that are free now; see `free`.
+    index: int
+    """Of the request, among those that were given."""
+    request: ClipRequest
+    """Its audio files are read."""
+    params: GenerationParams
+    prompt: np.ndarray | None
+    """The end of the source, float32 `[channels, samples]` at the model's rate."""
+    seconds: float
+    """Of the new music: whole frames."""
+
+    @property
+    def condition(self) -> AudioInput | None:
+        """The melody or the style."""
+        condition = self.request.condition
+        return condition if isinstance(condition, AudioInput) else None
+
+    @property
+    def source(self) -> SourceClip | None:
+        source = self.request.source
+        return source if isinstance(source, SourceClip) else None
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Clips whose keys are equal can share a batch. Seeds, prompts and parameters are each row's own."""
+        return (
+            self.params.batch_key,
+            None if self.prompt is None else self.prompt.shape,
+            None if self.condition is None else self.condition.rate,
+        )
+
+
+def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPlan]:
+    """The plan of each request; audio files that haven't been read are read.
 
     Raises:
-        OutputError: a file can't be written where it should be.
+        UsageError: the model can't do what a request asks for, or an audio file can't be used.
     """
-    prompts: list[str] = arguments.prompts
-    # Without a seed one is drawn here, so that it can be shown and the clip made again.
-    first_seed = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
-    paths: Sequence[Path | None] = [None]
-    if arguments.output is None:
-        usual = Path(f"{program.stem}.{arguments.chosen_format.name}")
-        paths = [usual] if len(prompts) == 1 else _unused_row(usual, len(prompts))
-    elif arguments.output != STREAM:
-        paths = _numbered(arguments.output, len(prompts))
-    pictures = [None] * len(prompts) if arguments.plot is None else _numbered(arguments.plot, len(prompts))
-    for path in paths:
-        if path is not None:
-            check_writable(free(path, arguments))
-    for picture in pictures:
-        if picture is not None:
-            check_writable(picture)
-    return [
-        Clip(_recipe(arguments, program, prompt, (first_seed + row) % 2**32), path, picture)
-        for row, (prompt, path, picture) in enumerate(zip(prompts, paths, pictures, strict=True))
-    ]
+    loaded = load_inputs(requests)
+    prompts: dict[tuple[SourceClip, float], np.ndarray] = {}
+    plans = []
+    for index, request in enumerate(loaded):
+        request.require_supported(model.condition_types)
+        prompt = None
+        if isinstance(request.source, SourceClip):
+            # Rows with the same prompt share one array: it is encoded once.
+            key = (request.source, request.prompt_seconds or DEFAULT_PROMPT_SECONDS)
+            if key not in prompts:
+                source, seconds = key
+                prompts[key] = source.prompt_audio(
+                    seconds, model.sample_rate, model.audio_channels, _hop_length(model)
+                )
+            prompt = prompts[key]
+        params = model.make_params(
+            duration=_total_duration(model, request.duration, prompt),
+            top_k=request.top_k,
+            top_p=request.top_p,
+            temperature=request.temperature,
+            cfg_coef=request.cfg_coef,
+            cfg_coef_beta=request.style_coef,
+        )
+        seconds = new_samples(model, request) / model.sample_rate
+        plans.append(ClipPlan(index, request, params, prompt, seconds))
+    return plans
 
 
-def free(path: Path, arguments: argparse.Namespace) -> Path:
-    """Where to write what is called `path`: only files that the user has named are replaced."""
-    return next_free_path(path) if arguments.output is None else path
+def plan_batches(
+    model: GenModel, plans: Sequence[ClipPlan], batch_size: int | None = None
+) -> Iterator[tuple[ClipPlan, ...]]:
+    """The plans in batches of at most `batch_size`, by default as many as fit into memory."""
+    groups: dict[Hashable, list[ClipPlan]] = {}
+    for plan in plans:
+        groups.setdefault(plan.batch_key, []).append(plan)
+    for group in groups.values():
+        size = batch_size
+        if size is None:
+            branches = 2 if all(plan.request.style_coef is None for plan in group) else 3
+            size = memory.max_batch_size(model, max(plan.request.duration for plan in group), branches)
+        for start in range(0, len(group), size):
+            yield tuple(group[start : start + size])
 
 
-def batches(clips: Sequence[Clip], size: int) -> Iterator[Sequence[Clip]]:
-    for start in range(0, len(clips), size):
-        yield clips[start : start + size]
+def new_samples(model: GenModel, request: ClipRequest) -> int:
+    """Samples per channel of a request's new music: whole frames."""
+    return int(request.duration * model.frame_rate) * _hop_length(model)
 
 
-def _numbered(path: Path, count: int, first: int = 1) -> list[Path]:
-    """`path`, or if there are more `name-1.wav` …, with so many digits that they stay in order."""
-    if count == 1:
-        return [path]
-    digits = len(str(first + count - 1))
-    return [path.with_stem(f"{path.stem}-{first + index:0{digits}}") for index in range(count)]
+def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None) -> float:
+    """Seconds as the model counts them: with the prompt."""
+    frames = int(duration * model.frame_rate)
+    if prompt is None or not frames:
+        return duration
+    prompt_frames = -(-prompt.shape[1] // _hop_length(model))
+    # Half a frame keeps rounding errors away.
+    return (prompt_frames + frames + 0.5) / model.frame_rate
 
 
-def _unused_row(path: Path, count: int) -> list[Path]:
-    """The first so many numbered names in a row that are all free."""
-    first = 1
-    while True:
-        row = _numbered(path, count, first)
-        taken = [index for index, name in enumerate(row) if os.path.lexists(name)]
-        if not taken:
-            return row
-        first += taken[-1] + 1
-
-
-def _recipe(
-    arguments: argparse.Namespace, program: CommandDefaults, prompt: str, seed: int
-) -> GenerationMetadata:
-    chosen = arguments.chosen_format.name
-    options: dict[str, Value | None] = {
-        "revision": arguments.revision,
-        "quantize": arguments.quantize,
-        "fast": arguments.fast or None,
-        "cache-bits": arguments.cache_bits,
-        "melody": _text(arguments.melody),
-        "style": _text(arguments.style),
-        "style-coef": arguments.style_coef,
-        "continue": _text(arguments.continue_),
-        "prompt-seconds": arguments.prompt_seconds,
-        "format": None if chosen == "wav" else chosen,
-        "bit-depth": arguments.bit_depth,
-        "normalize": None if arguments.normalize == "none" else arguments.normalize,
-        "lufs": arguments.lufs,
-        "fade-out": arguments.fade_out,
-    }
-    return GenerationMetadata(
-        prompt,
-        arguments.model,
-        seed,
-        arguments.duration,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        temperature=arguments.temperature,
-        cfg_coef=arguments.cfg_coef,
-        options={name: value for name, value in options.items() if value is not None},
-        program=program.name,
-    )
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def _hop_length(model: GenModel) -> int:
+    """Samples per frame of codes."""
+    return round(model.sample_rate / model.frame_rate)

@@ -1,6 +1,6 @@
-"""Which of the twelve pitch classes sounds: how a melody is heard.
+"""Chroma: the energy in each of the twelve pitch classes over time, the feature of a melody.
 
-Equal to audiocraft's `ChromaExtractor` and to what its `ChromaStemConditioner` makes of the frames
+Equal to audiocraft's `ChromaExtractor` and what its `ChromaStemConditioner` does with the frames
 (`modules/chroma.py`, `modules/conditioners.py`), and to transformers' `MusicgenMelodyFeatureExtractor`.
 """
 
@@ -17,23 +17,23 @@ from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import UsageError
 
 _EPS = 1e-6
-# librosa's `filters.chroma`: octaves are counted from A0, and those around the fifth count most.
+# librosa's `filters.chroma`: octaves are counted from A0 and weighted by a Gaussian around the fifth.
 _A0 = 27.5
 _CENTER_OCTAVE, _OCTAVES = 5.0, 2.0
 
 
 @dataclass(frozen=True)
 class ChromaConfig:
-    """Its defaults are the released models'."""
+    """How chroma is computed; the defaults are the released models'."""
 
     sample_rate: int = 32000
     n_chroma: int = 12
     n_fft: int = 16384
     hop_length: int = 4096
     length: int = 235
-    """Frames in training; a model always hears so many."""
+    """Frames of every melody: those of a training segment."""
     one_hot: bool = True
-    """Only the strongest pitch class of a frame is heard, and not how strong."""
+    """Only the strongest pitch class of a frame is kept, as 1."""
 
     @classmethod
     def from_audiocraft(cls, config: ConfigSection) -> ChromaConfig:
@@ -74,25 +74,27 @@ class ChromaConfig:
 
 
 def melody_chroma(wav: mx.array, config: ChromaConfig) -> mx.array:
-    """`chroma` of `wav`, over and over or cut to the length of training: `[B, config.length, n_chroma]`.
+    """`chroma` of `wav`, repeated or cut to `config.length` frames: `[B, config.length, n_chroma]`.
 
-    Of a long `wav` no more is looked at than these frames see.
+    Samples beyond these frames are ignored.
     """
-    seen = (config.length - 1) * config.hop_length + config.n_fft // 2
-    return _fit(chroma(wav[..., : max(seen, config.n_fft)], config), config.length)
+    used = (config.length - 1) * config.hop_length + config.n_fft // 2
+    return _fit(chroma(wav[..., : max(used, config.n_fft)], config), config.length)
 
 
 def null_chroma(config: ChromaConfig) -> mx.array:
-    """What is heard where there is no melody, the chroma of silence: `[1, config.length, n_chroma]`."""
+    """The chroma where there is no melody, that of silence: `[1, config.length, n_chroma]`."""
     return melody_chroma(mx.zeros((1, 1)), config)
 
 
 def chroma(wav: mx.array, config: ChromaConfig) -> mx.array:
     """Float32 `[B, frames, n_chroma]` of mono `wav`, float `[B, T]` or `[B, 1, T]` at `config.sample_rate`.
 
-    `frames` is `1 + max(T, n_fft) // hop_length`. The strongest class of a frame is 1 and the others are in
-    relation to it, in power, and in silence all are 0; one-hot, the strongest is 1, which in silence is C.
-    Raises `UsageError` for another shape.
+    `frames` is `1 + max(T, n_fft) // hop_length`. Each frame is power relative to its strongest class, which
+    is 1; in silence all are 0. One-hot, the strongest is 1 and the others 0; in silence that is C.
+
+    Raises:
+        UsageError: `wav` has another shape.
     """
     if wav.ndim == 3 and wav.shape[1] == 1:
         wav = wav[:, 0]
@@ -108,14 +110,13 @@ def chroma(wav: mx.array, config: ChromaConfig) -> mx.array:
 
 @lru_cache(maxsize=2)
 def chroma_filters(sample_rate: int, n_fft: int, n_chroma: int) -> np.ndarray:
-    """The share of each pitch class, from C up, in each frequency: float32 `[n_chroma, n_fft // 2 + 1]`.
+    """The weight of each FFT bin in each pitch class, from C up: float32 `[n_chroma, n_fft // 2 + 1]`.
 
-    Equal to `librosa.filters.chroma(tuning=0)`: a frequency belongs to the classes around it by a Gaussian as
-    wide as a class, or as the step to the next frequency where that is wider, and weighs less the farther its
-    octave is from the fifth.
+    Equal to `librosa.filters.chroma(tuning=0)`: a Gaussian around each class, as wide as a class, or as the
+    step to the next bin where that is wider, weighted less the farther the bin's octave is from the fifth.
     """
     pitch = n_chroma * np.log2(np.arange(1, n_fft // 2 + 2) * (sample_rate / n_fft) / _A0)
-    # 0 Hz has no pitch; one and a half octaves below the next it does no harm.
+    # 0 Hz has no pitch: as in librosa it is put 1.5 octaves below the first bin.
     pitch = np.concatenate([pitch[:1] - 1.5 * n_chroma, pitch])
     width = np.maximum(np.diff(pitch), 1)
     pitch = pitch[:-1]
@@ -128,20 +129,20 @@ def chroma_filters(sample_rate: int, n_fft: int, n_chroma: int) -> np.ndarray:
 
 
 def _fit(frames: mx.array, length: int) -> mx.array:
-    times = math.ceil(length / frames.shape[1])
-    return mx.tile(frames, (1, times, 1))[:, :length]
+    repeats = math.ceil(length / frames.shape[1])
+    return mx.tile(frames, (1, repeats, 1))[:, :length]
 
 
 def _power_spectrum(wav: mx.array, n_fft: int, hop_length: int) -> mx.array:
-    """`[B, T]` → `[B, frames, n_fft // 2 + 1]`, centred on every `hop_length`-th sample, of a unit window."""
+    """`[B, T]` → `[B, frames, n_fft // 2 + 1]`, centred on every `hop_length`-th sample; normalized Hann."""
     missing = n_fft - wav.shape[1]
     if missing > 0:
         wav = mx.pad(wav, [(0, 0), (missing // 2, missing - missing // 2)])
     batch, length = wav.shape
-    # Mirrored at its ends, which appear once.
+    # Reflected at the ends, without repeating the end samples.
     half = n_fft // 2
-    mirrored = [wav[:, half:0:-1], wav, wav[:, -2 : -2 - half : -1]]
-    wav = mx.contiguous(mx.concatenate(mirrored, axis=1))
+    reflected = [wav[:, half:0:-1], wav, wav[:, -2 : -2 - half : -1]]
+    wav = mx.contiguous(mx.concatenate(reflected, axis=1))
     frames = mx.as_strided(wav, (batch, 1 + length // hop_length, n_fft), (wav.shape[1], hop_length, 1))
     window = np.hanning(n_fft + 1)[:-1]
     spectrum = mx.fft.rfft(frames * mx.array((window / np.linalg.norm(window)).astype(np.float32)))

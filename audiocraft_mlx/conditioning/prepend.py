@@ -1,8 +1,8 @@
-"""What stands in front of the codes in melody and style models: tokens of audio, then those of the text.
+"""The prefix of melody and style models: in front of the codes, tokens of the audio, then those of the text.
 
-audiocraft's `ConditionFuser` with `prepend` (`modules/conditioners.py`). There the texts of a batch are
-padded at their end with zeros, which the model sees; here each row has what it has alone, padded in front
-with what no row sees. Only rows without style among rows with it have as many zeros as in the reference.
+audiocraft's `ConditionFuser` with `prepend` (`modules/conditioners.py`). There texts of a batch are padded at
+their end with zeros, which the model attends to. Here each row has the same tokens as alone, with masked
+padding in front. Only rows without style in a batch with others have as many zeros as in the reference.
 """
 
 from __future__ import annotations
@@ -18,56 +18,58 @@ from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 
 AudioConditioner = MelodyConditioner | StyleConditioner
-Rows = list[mx.array]
 
 
 def build_prepended_conditions(
-    text: TextConditioner,
-    listener: AudioConditioner,
+    text_conditioner: TextConditioner,
+    audio_conditioner: AudioConditioner,
     prompts: Sequence[str | None],
     audios: Sequence[mx.array | None],
-    style: StyleParams,
+    style_params: StyleParams,
     seeds: Sequence[int],
     window: int,
     separate_null: bool,
 ) -> ConditionTensors:
-    """Conditions of `prompts` with `audios`, each float `[C, T]` at the model's rate or None.
+    """Conditions of `prompts` with `audios`.
 
-    The excerpts of a style are drawn from `seeds` and `window`. With `separate_null` nothing is said in as few
-    tokens as possible, as where it isn't in one batch with what it is compared to, else in as many as that.
+    Args:
+        audios: one per row, float `[C, T]` at the model's rate or None.
+        seeds: one per row; a style's excerpt is drawn from it and `window`.
+        separate_null: the null conditions are not for one batch with the others. They have as few tokens as
+            possible then, else as many as the others.
     """
-    hidden, mask = text.hidden_states(prompts)
+    hidden, mask = text_conditioner.hidden_states(prompts)
     lengths = [int(row.sum()) for row in mask]
-    said = [row[:length] for row, length in zip(hidden, lengths, strict=True)]
-    unsaid = [mx.zeros_like(row) for row in said]
-    if isinstance(listener, MelodyConditioner):
-        heard = listener.encode(audios)
-        silence = listener.null()
-        unheard = alone = [silence] * len(heard)
+    text = [row[:length] for row, length in zip(hidden, lengths, strict=True)]
+    null_text = [mx.zeros_like(row) for row in text]
+    if isinstance(audio_conditioner, MelodyConditioner):
+        audio = audio_conditioner.encode(audios)
+        null_audio = minimal_null = [audio_conditioner.null_tokens()] * len(audio)
     else:
-        tokens, present = listener.encode(audios, style, seeds, window)
+        tokens, present = audio_conditioner.encode(audios, style_params, seeds, window)
         counts = [int(count) for count in np.array(present).sum(axis=1)]
         # A row without style has as many zeros as the others have tokens.
-        heard = [row[: count or len(row)] for row, count in zip(tokens, counts, strict=True)]
-        unheard = [mx.zeros_like(row) for row in heard]
-        alone = [row[:1] for row in unheard]
+        audio = [row[: count or len(row)] for row, count in zip(tokens, counts, strict=True)]
+        null_audio = [mx.zeros_like(row) for row in audio]
+        minimal_null = [row[:1] for row in null_audio]
     null = None
-    if any(prompts) or any(audio is not None for audio in audios):
+    if any(prompts) or any(clip is not None for clip in audios):
         null = (
-            _side_by_side(alone, [row[:1] for row in unsaid])
+            _concat_rows(minimal_null, [row[:1] for row in null_text])
             if separate_null
-            else _side_by_side(unheard, unsaid)
+            else _concat_rows(null_audio, null_text)
         )
-    conditions = _side_by_side(heard, said)
+    conditions = _concat_rows(audio, text)
     return ConditionTensors(
         prefix=conditions.prefix,
         prefix_padding=conditions.prefix_padding,
         unconditional=null,
-        audio_only=_side_by_side(heard, unsaid),
+        audio_only=_concat_rows(audio, null_text),
     )
 
 
-def _side_by_side(first: Rows, second: Rows) -> ConditionTensors:
+def _concat_rows(first: list[mx.array], second: list[mx.array]) -> ConditionTensors:
+    """Rows `[n, dim]` of `first`, each followed by that of `second`, padded in front to one length."""
     rows = [mx.concatenate(list(pair)) for pair in zip(first, second, strict=True)]
     longest = max(map(len, rows))
     padding = [longest - len(row) for row in rows]

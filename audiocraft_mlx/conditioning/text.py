@@ -1,7 +1,7 @@
-"""Prompts → T5 → projection: the text condition of the code transformer.
+"""Prompts → T5 → projection: the text condition.
 
-Equal to audiocraft's `T5Conditioner` (`modules/conditioners.py`), except that padding is masked, so that
-a prompt's result doesn't depend on the others of its batch.
+Equal to audiocraft's `T5Conditioner` (`modules/conditioners.py`), except that padding is masked, so that a
+prompt's hidden states don't depend on the others of its batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from audiocraft_mlx.networks.t5 import T5Encoder
 
 
 class TextConditioner:
-    """T5, its tokenizer, and the projection into the transformer's dimension (None where these are equal)."""
+    """T5, its tokenizer, and the projection to the decoder's dimension (None where T5 has the same)."""
 
     def __init__(self, tokenizer: Tokenizer, t5: T5Encoder, output_proj: nn.Linear | None) -> None:
         self.tokenizer = tokenizer
@@ -39,21 +39,22 @@ class TextConditioner:
         return tokens, mask
 
     def hidden_states(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
-        """What T5 says of `prompts`, float32 `[B, L, dim]`, and the mask bool `[B, L]` of its tokens.
+        """T5's hidden states of `prompts`, projected, float32 `[B, L, dim]`, and their mask bool `[B, L]`.
 
-        None and "" are the same, a single token of zeros. All is zero where the mask is False.
+        None and "" have a single token, of zeros. The states are zero where the mask is False.
         """
         ids, mask = self.tokenize(prompts)
         hidden = self.t5(mx.array(ids), mx.array(mask))
         if self.output_proj is not None:
             hidden = self.output_proj(hidden)
-        said = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
-        return mx.where(mx.array(said)[..., None], hidden, 0), mask
+        nonzero = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
+        return mx.where(mx.array(nonzero)[..., None], hidden, 0), mask
 
     def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
-        """Conditions of `prompts` for cross-attention, one row each."""
+        """Conditions for cross-attention, a row for each prompt."""
         hidden, mask = self.hidden_states(prompts)
-        # An empty prompt's zeros may be looked at: they add nothing, and a softmax needs something to see.
+        # The zeros of an empty prompt can be attended to: they add nothing, and the softmax of a row that is
+        # masked everywhere is NaN.
         mask |= np.array([not prompt for prompt in prompts])[:, None]
         return ConditionTensors(
             cross=hidden,

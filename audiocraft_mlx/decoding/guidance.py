@@ -14,7 +14,7 @@ import mlx.core as mx
 from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
-from audiocraft_mlx.validation import validate_number
+from audiocraft_mlx.validation import CFG_COEF
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class GuidanceParams:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        validate_number("cfg_coef", self.coef, "a finite number", lambda coef: True)
+        CFG_COEF.validate("cfg_coef", self.coef)
         if self.beta is not None:
-            validate_number("cfg_coef_beta", self.beta, "a finite number", lambda beta: True)
+            CFG_COEF.validate("cfg_coef_beta", self.beta)
             if self.two_step:
                 raise UsageError("cfg_coef_beta can't be used with two_step_cfg; choose one of them")
 

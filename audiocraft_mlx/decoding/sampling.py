@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.validation import validate_int, validate_number
+from audiocraft_mlx.validation import TEMPERATURE, TOP_K, TOP_P
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class SamplingParams:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        validate_int("top_k", self.top_k, "an integer of at least 0 (0 keeps all codes)", lambda k: k >= 0)
-        validate_number("top_p", self.top_p, "between 0 and 1", lambda p: 0 <= p <= 1)
-        validate_number("temperature", self.temperature, "a number of at least 0", lambda t: t >= 0)
+        TOP_K.validate("top_k", self.top_k)
+        TOP_P.validate("top_p", self.top_p)
+        TEMPERATURE.validate("temperature", self.temperature)
 
     @property
     def greedy(self) -> bool:

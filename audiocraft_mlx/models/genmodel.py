@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from audiocraft_mlx.audio.read import require_non_silent
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
@@ -30,7 +29,8 @@ from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windo
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
-from audiocraft_mlx.validation import validate_int, validate_number
+from audiocraft_mlx.progress import progress_bar
+from audiocraft_mlx.validation import SEED, validate_int, validate_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -222,7 +222,7 @@ class GenModel:
             extend_stride=extend_stride,
         )
         if seed is not None:
-            validate_int("seed", seed, f"an integer from 0 to {2**32 - 1}", lambda s: 0 <= s < 2**32)
+            SEED.validate("seed", seed)
         self.sampling, self.guidance, self.seed = params.sampling, params.guidance, seed
         self.duration, self.extend_stride = params.duration, params.extend_stride
 
@@ -691,10 +691,5 @@ def _progress(callback: OnStep | None, show: bool) -> Iterator[OnStep | None]:
     if callback is not None or not show:
         yield callback
         return
-    with tqdm(unit="step", dynamic_ncols=True) as bar:
-
-        def draw(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield draw
+    with progress_bar(only_terminal=False) as on_step:
+        yield on_step

@@ -44,11 +44,10 @@ class MusicGen(GenModel):
         eval_q: int = 3,
         excerpt_length: float = 3.0,
         ds_factor: int | None = None,
-        encodec_n_q: int | None = None,
     ) -> None:
         """Set how a style model uses a style; see `StyleParams`. Raises `UsageError`."""
         if not isinstance(self.audio_conditioner, StyleConditioner):
             raise UsageError(f"{self.name} has no style condition; load the model style")
-        params = StyleParams(eval_q, excerpt_length, ds_factor, encodec_n_q)
+        params = StyleParams(eval_q, excerpt_length, ds_factor)
         self.audio_conditioner.validate_params(params)
         self.style_params = params

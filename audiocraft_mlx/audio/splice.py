@@ -1,0 +1,43 @@
+"""Joins a source clip and the music that continues it. Audio is float32 `[channels, samples]`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from audiocraft_mlx.audio.resample import resample
+
+# The step at the joint is faded out over this time.
+_JOINT_SECONDS = 0.01
+
+
+def append_continuation(
+    source: np.ndarray, source_rate: int, new: np.ndarray, new_rate: int, rate: int
+) -> np.ndarray:
+    """`source` and the music `new` that continues it, in one array at `rate`.
+
+    Where `rate` is the source's, its samples stay as they are. `new` alone is scaled down if it exceeds full
+    scale. Mono is repeated where the other one has more channels.
+    """
+    new = new / max(1.0, float(np.abs(new).max()))
+    new = resample(new, new_rate, rate)
+    before = broadcast_channels(resample(source, source_rate, rate), len(new))
+    return np.concatenate([before, smooth_joint(before, broadcast_channels(new, len(before)), rate)], axis=1)
+
+
+def smooth_joint(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
+    """`new`, changed to start at the level where `before` ends; both with the same channels.
+
+    The codec reproduces the source only approximately, so `new` starts at another level: a click. A crossfade
+    would need the source to overlap with it, and a fade-in starts with a step to zero, another click. So the
+    step is subtracted, and that correction fades out within milliseconds.
+    """
+    length = min(round(_JOINT_SECONDS * rate), new.shape[1])
+    fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(length, dtype=np.float32) / length)
+    smooth = new.copy()
+    smooth[:, :length] += (before[:, -1:] - new[:, :1]) * fade
+    return np.clip(smooth, -1, 1)
+
+
+def broadcast_channels(audio: np.ndarray, channels: int) -> np.ndarray:
+    """Mono repeated to `channels`; audio with at least `channels` is unchanged."""
+    return np.repeat(audio, channels, axis=0) if len(audio) < channels else audio

@@ -1,0 +1,226 @@
+"""Where the clips of one command go as they are generated: files, standard output, the player, messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt, save_plot
+from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
+from audiocraft_mlx.cli.arguments import GenerateClips
+from audiocraft_mlx.cli.clip_files import ClipFiles
+from audiocraft_mlx.cli.common import print_stderr, print_stdout
+from audiocraft_mlx.cli.playing import Player
+from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
+from audiocraft_mlx.clips.inputs import AudioInput
+from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
+from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.planning import ClipPlan
+from audiocraft_mlx.clips.saving import SavedFile, save_clip
+from audiocraft_mlx.progress import progress_bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from audiocraft_mlx.models.genmodel import GenModel
+    from audiocraft_mlx.networks.htdemucs import HTDemucs
+
+# More files aren't named in one line.
+_MAX_NAMED = 3
+
+
+class ClipWriter:
+    """The sinks of the batch that is generated.
+
+    Attributes:
+        paths: the files that hold the clips so far.
+    """
+
+    def __init__(
+        self,
+        command: GenerateClips,
+        files: Sequence[ClipFiles],
+        model: GenModel,
+        separator: HTDemucs | None = None,
+    ) -> None:
+        self._command, self._files = command, files
+        self._model, self._separator = model, separator
+        self._streaming = command.streaming
+        # Standard output belongs to the audio.
+        self._report: Callable[[str], None] = print_stderr if self._streaming else print_stdout
+        self.paths: list[Path] = []
+        self._chromagrams: dict[tuple[AudioInput, float], Chromagram | StyleExcerpt | None] = {}
+        # Of the batch.
+        self._plans: dict[int, ClipPlan] = {}
+        self._unfinished: set[int] = set()
+        self._generating = False
+        self._spools: dict[int, AudioSpool] = {}
+        self._stream: WavStream | None = None
+        self._player: Player | None = None
+        self._bar = ExitStack()
+        self._show_progress: Callable[[int, int], None] | None = None
+        self._warn_unsupported_options()
+
+    def show_progress(self, progress: Progress) -> None:
+        if self._show_progress is not None:
+            self._show_progress(progress.done, progress.total)
+
+    def handle(self, event: Event) -> None:
+        """Raises `OutputError`, and `BrokenPipeError` if the reader of standard output has gone."""
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Chunk):
+            self._write(event)
+        elif isinstance(event, Finished):
+            self._finish(event)
+
+    def save_partial(self) -> str:
+        """Save what there is of a batch that was interrupted while it was generated; a message about it."""
+        self._stop()
+        started = {index: spool for index, spool in self._spools.items() if spool.samples}
+        if self._streaming or not self._generating or not started:
+            return ""
+        kept = [str(self._save(index, self._finished(index)).path) for index in started]
+        named = kept if len(kept) <= _MAX_NAMED else [kept[0], "…", kept[-1]]
+        seconds = next(iter(started.values())).samples / self._model.sample_rate
+        return f"interrupted; the {seconds:.2f} s made so far are kept in {', '.join(named)}"
+
+    def close(self) -> None:
+        """Stop the player, and drop what wasn't saved."""
+        self._stop()
+        for spool in self._spools.values():
+            spool.close()
+        self._spools = {}
+
+    def _stop(self) -> None:
+        self._bar.close()
+        if self._player is not None:
+            self._player.stop()
+            self._player = None
+
+    def _start(self, event: Started) -> None:
+        self.close()
+        model, batch = self._model, event.batch
+        self._plans = {plan.index: plan for plan in batch}
+        self._unfinished, self._generating = {*self._plans}, True
+        for index in self._plans:
+            path = self._files[index].path or self._files[index].plot
+            if path is not None:
+                self._spools[index] = AudioSpool(model.audio_channels, path)
+        first, total = batch[0], len(self._command.requests)
+        if self._command.play:
+            self._player = Player(first.seconds, model.sample_rate, model.audio_channels, self._report)
+            if first.prompt is not None:
+                self._player.write_prompt(first.prompt)
+        label = "" if len(batch) == total else f"{len(batch)} of {total} clips "
+        self._show_progress = self._bar.enter_context(progress_bar(first.seconds, len(batch), label))
+        self._stream = self._open_stream(first) if self._streaming else None
+
+    def _write(self, event: Chunk) -> None:
+        if event.index in self._spools:
+            self._spools[event.index].append(event.audio)
+        if self._player is not None:
+            self._player.write(event.audio)
+        if self._stream is not None:
+            self._stream.write(event.audio)
+
+    def _finish(self, event: Finished) -> None:
+        if self._generating:
+            self._generating = False
+            self._bar.close()
+            self._report_clipping()
+        plan, files, total = self._plans[event.index], self._files[event.index], len(self._command.requests)
+        seconds = sum(each.seconds for each in self._plans.values())
+        timing = f"{event.elapsed:.1f} s to make, {seconds / event.elapsed:.2f}x real time"
+        clip = self._finished(event.index) if event.index in self._spools else None
+        if clip is not None and (self._separator is not None or files.plot is not None):
+            clip = clip.in_memory()
+        seed = plan.request.seed
+        if clip is None or files.path is None:
+            self._report(f"seed {seed}, {timing}")
+        else:
+            saved = self._save(event.index, clip)
+            self.paths.append(saved.path)
+            self._report(f"wrote {saved}" if total == 1 else f"wrote {saved}, seed {seed}")
+            if total == 1:
+                self._report(f"seed {seed}, {timing}")
+            if saved.peak > 1:
+                self._report(f"peak {saved.peak:.2f} scaled down to full scale")
+            if self._separator is not None:
+                stems = self._save_stems(event.index, clip, saved, self._separator)
+                self._report(f"its stems: {', '.join(map(str, stems))}")
+        if clip is not None and files.plot is not None:
+            audio, prompt = clip.as_array(), plan.request.prompt
+            save_plot(files.plot, audio, clip.sample_rate, prompt, self._condition(plan))
+            self._report(f"drew {files.plot}")
+        self._unfinished.discard(event.index)
+        if not self._unfinished:
+            if total > 1:
+                self._report(f"{len(self._plans)} clips, {timing}")
+            if self._player is not None:
+                self._player.finish()
+                self._player = None
+            self.close()
+
+    def _finished(self, index: int) -> FinishedAudio:
+        command, plan = self._command, self._plans[index]
+        return finish_audio(self._spools[index], self._model.sample_rate, command.output, plan.source)
+
+    def _save(self, index: int, clip: FinishedAudio) -> SavedFile:
+        files = self._files[index]
+        assert files.path is not None
+        return save_clip(files.resolve_path(files.path), clip, self._metadata(index))
+
+    def _save_stems(
+        self, index: int, clip: FinishedAudio, saved: SavedFile, separator: HTDemucs
+    ) -> list[Path]:
+        paths = []
+        for name, stem in separate_stems(clip, saved.peak, separator):
+            path = saved.path.with_stem(f"{saved.path.stem}-{name}")
+            paths.append(self._files[index].resolve_path(path))
+            save_clip(paths[-1], stem, self._metadata(index))
+        return paths
+
+    def _metadata(self, index: int) -> GenerationMetadata:
+        command = self._command
+        return describe_request(command.requests[index], command.output, command.model, command.program)
+
+    def _condition(self, plan: ClipPlan) -> Chromagram | StyleExcerpt | None:
+        """For the plot of a clip: its melody's chromagram or its style's excerpt."""
+        # A melody starts with the new music, and the plot doesn't show where in the clip that is.
+        if plan.source is not None or plan.condition is None:
+            return None
+        from audiocraft_mlx.clips.conditions import describe_condition
+
+        if plan.request.style is not None:
+            return describe_condition(self._model, plan)
+        key = (plan.condition, plan.request.duration)
+        if key not in self._chromagrams:
+            self._chromagrams[key] = describe_condition(self._model, plan)
+        return self._chromagrams[key]
+
+    def _open_stream(self, plan: ClipPlan) -> WavStream:
+        model, bits = self._model, self._command.output.file_format().bits
+        rate, channels = model.sample_rate, model.audio_channels
+        assert bits is not None  # it is WAV
+        if plan.source is None:
+            return WavStream(sys.stdout.buffer, channels, rate, bits)
+        source = plan.source.resampled(rate, channels)
+        return ContinuationWavStream(sys.stdout.buffer, channels, rate, bits, source)
+
+    def _report_clipping(self) -> None:
+        stream = self._stream
+        if stream is not None and stream.peak > 1 and self._command.output.bit_depth != 32:
+            print_stderr(f"peak {stream.peak:.2f} was cut off: a stream can't be scaled down afterwards")
+
+    def _warn_unsupported_options(self) -> None:
+        output = self._command.output
+        given = {"--normalize": output.normalize != "none", "--fade-out": output.fade_out is not None}
+        options = [option for option, is_given in given.items() if is_given]
+        if options and (self._streaming or self._command.play):
+            needs = "needs" if len(options) == 1 else "need"
+            where = "on standard output" if self._streaming else "in what is played, not in the file"
+            self._report(f"{' and '.join(options)} {needs} the whole clip: off {where}")

@@ -1,0 +1,255 @@
+"""What is asked for, as values: clips, how their files are made, and the model.
+
+Each value is validated when it is made, from the command line, JSON (`from_dict`) or Python alike.
+Nothing heavy is imported here, so that mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
+from audiocraft_mlx.clips.metadata import MUSICGEN
+from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.validation import (
+    CFG_COEF,
+    DURATION,
+    LUFS,
+    SECONDS,
+    SEED,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    NumberRange,
+)
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.clips.inputs import AudioInput
+    from audiocraft_mlx.clips.source import SourceClip
+
+DEFAULT_PROMPT_SECONDS = 5.0
+DEFAULT_LUFS = -14.0
+NORMALIZATIONS = ("none", "peak", "loudness")
+
+
+class FieldError(UsageError):
+    """A field of a request is invalid, or doesn't go with another one.
+
+    A front may call the fields otherwise (`--style-coef`): see `describe`.
+    """
+
+    def __init__(self, template: str, **values: str) -> None:
+        """`template` names fields in braces, and `values`."""
+        self._template, self._values = template, values
+        super().__init__(self.describe(str))
+
+    def describe(self, name: Callable[[str], str]) -> str:
+        """The message, with each field called what `name` returns for it."""
+        fields = [*_field_names(ClipRequest), *_field_names(OutputOptions)]
+        return self._template.format_map(self._values | {field: name(field) for field in fields})
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip. None is the model's default.
+
+    The seed is drawn if none is given, so that every clip can be generated again. An audio file is a path
+    until `inputs.load_inputs` reads it.
+
+    Raises:
+        UsageError: a value is out of its range or of another type (the message names the field), or fields
+            don't go together (`FieldError`).
+    """
+
+    prompt: str = ""
+    """May be empty if there is a melody, a style or a source."""
+    seed: int = field(default_factory=lambda: draw_seed())
+    duration: float = MUSICGEN.duration
+    """Seconds to generate; a source isn't counted."""
+    top_k: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    cfg_coef: float | None = None
+    melody: Path | AudioInput | None = None
+    style: Path | AudioInput | None = None
+    style_coef: float | None = None
+    """How much more the prompt counts than the style; audiocraft's `cfg_coef_beta`."""
+    source: Path | SourceClip | None = None
+    """A clip to continue. The result starts with it."""
+    prompt_seconds: float | None = None
+    """How much of the end of `source` the model continues. Default: `DEFAULT_PROMPT_SECONDS`."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise UsageError(f"prompt must be a string, not {self.prompt!r}")
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the prompt is not valid UTF-8") from None
+        _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
+        for kind in _AUDIO_FIELDS:
+            if isinstance(getattr(self, kind), str):
+                object.__setattr__(self, kind, Path(getattr(self, kind)))
+        if self.melody is not None and self.style is not None:
+            raise FieldError("{melody} and {style}: no model supports both; give one of them")
+        if self.style_coef is not None and self.style is None:
+            raise FieldError("{style_coef} needs {style}")
+        if self.prompt_seconds is not None and self.source is None:
+            raise FieldError("{prompt_seconds} needs {source}")
+        if self.description is None and self.melody is None and self.style is None and self.source is None:
+            raise UsageError("the prompt is empty; say what to play")
+
+    @property
+    def description(self) -> str | None:
+        """The prompt as the model takes it: None if it is blank."""
+        return self.prompt if self.prompt.strip() else None
+
+    @property
+    def condition(self) -> Path | AudioInput | None:
+        """The melody or the style."""
+        return self.melody if self.style is None else self.style
+
+    def require_supported(self, condition_types: frozenset[str], model: str | None = None) -> None:
+        """Raise `FieldError` if a model with these `condition_types` can't use the melody or the style."""
+        name = "this model" if model is None else f"the model {model}"
+        for kind, models in (("melody", "melody, melody-large or stereo-melody"), ("style", "style")):
+            if getattr(self, kind) is not None and kind not in condition_types:
+                raise FieldError(
+                    f"{{{kind}}}: {{model}} can't be conditioned on a {kind}; choose one that can: {models}",
+                    model=name,
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as JSON takes it: audio by name, fields with None left out."""
+        values = {name: getattr(self, name) for name in _field_names(ClipRequest)}
+        names = {key: _audio_name(values[key]) for key in _AUDIO_FIELDS if values[key] is not None}
+        return {key: value for key, value in (values | names).items() if value is not None}
+
+    @classmethod
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        audio: Callable[[str], Path | AudioInput | SourceClip] = Path,
+    ) -> ClipRequest:
+        """The request in a JSON object; null is the default.
+
+        Args:
+            values: the object.
+            audio: turns the string in `melody`, `style` and `source` into a file or into audio. Who takes
+                requests from others must replace the default, which reads any file.
+
+        Raises:
+            UsageError: a key is unknown, or its value has another type or is out of range; names the key.
+        """
+        known = _known_values(cls, values)
+        for key in _AUDIO_FIELDS & {*known}:
+            if not isinstance(known[key], str) or not known[key]:
+                raise UsageError(f"{key} must be the name of an audio file, not {known[key]!r}")
+            known[key] = audio(known[key])
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How the file of a clip is made from its audio. Raises `UsageError` as `ClipRequest`."""
+
+    audio_format: str = WAV.name
+    bit_depth: int | None = None
+    """Default: 16, or more if the source has more."""
+    normalize: str = "none"
+    """`none` (scaled down only if it exceeds full scale), `peak` (to -1 dB), or `loudness` (to `lufs`)."""
+    lufs: float | None = None
+    """Default: `DEFAULT_LUFS`."""
+    fade_out: float | None = None
+    """Seconds."""
+    stems: bool = False
+    """Write drums, bass, other and vocals too."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("audio_format", tuple(BIT_DEPTHS)), ("normalize", NORMALIZATIONS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        _validate_numbers(self, _OUTPUT_RANGES)
+        if not isinstance(self.stems, bool):
+            raise UsageError(f"stems must be true or false, not {self.stems!r}")
+        if self.lufs is not None and self.normalize != "loudness":
+            raise FieldError("{lufs} needs {normalize} loudness")
+        self.file_format()
+
+    def file_format(self, source: SourceClip | None = None) -> AudioFormat:
+        """The file's format; without a `bit_depth` with bits enough for `source`, if the format has them."""
+        chosen = choose_format(Path(), self.audio_format, self.bit_depth)
+        return chosen if source is None or self.bit_depth is not None else source.lossless_format(chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OutputOptions:
+        """As `ClipRequest.from_dict`."""
+        return cls(**_known_values(cls, values))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model generates, and how it is loaded: the arguments of `GenModel.get_pretrained`."""
+
+    name: str
+    revision: str | None = None
+    quantize: int | None = None
+    int8_activations: bool = False
+    cache_bits: int | None = None
+
+
+def draw_seed() -> int:
+    return secrets.randbits(32)
+
+
+_AUDIO_FIELDS = frozenset({"melody", "style", "source"})
+_CLIP_RANGES = {
+    "seed": SEED,
+    "duration": DURATION,
+    "top_k": TOP_K,
+    "top_p": TOP_P,
+    "temperature": TEMPERATURE,
+    "cfg_coef": CFG_COEF,
+    "style_coef": CFG_COEF,
+    "prompt_seconds": SECONDS,
+}
+_BIT_DEPTH = NumberRange(int, "16, 24 or 32", lambda bits: bits in (16, 24, 32))
+_OUTPUT_RANGES = {"bit_depth": _BIT_DEPTH, "lufs": LUFS, "fade_out": SECONDS}
+
+
+def _validate_numbers(
+    value: ClipRequest | OutputOptions, ranges: Mapping[str, NumberRange], required: tuple[str, ...] = ()
+) -> None:
+    """Check the numbers of `value`, and make them Python's own (NumPy's can't be written as JSON)."""
+    for name, allowed in ranges.items():
+        number = getattr(value, name)
+        if number is not None or name in required:
+            allowed.validate(name, number)
+            object.__setattr__(value, name, allowed.kind(number))
+
+
+def _known_values(kind: type[ClipRequest | OutputOptions], values: Any) -> dict[str, Any]:
+    """The fields of `kind` in a JSON object, without nulls. Raises `UsageError` for other keys."""
+    if not isinstance(values, Mapping):
+        raise UsageError(f"a request must be a JSON object, not {type(values).__name__}")
+    names = _field_names(kind)
+    for key in values:
+        if key not in names:
+            raise UsageError(f"unknown key {key!r}; known keys: {', '.join(names)}")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _field_names(kind: type[ClipRequest | OutputOptions]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _audio_name(audio: Path | AudioInput | SourceClip) -> str | None:
+    return str(audio) if isinstance(audio, Path) else audio.name

@@ -1,0 +1,45 @@
+"""The progress bar of a generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(
+    seconds: float | None = None, clips: int = 1, label: str = "", *, only_terminal: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; yields the callback `(steps done, steps in all)` that moves it.
+
+    Args:
+        seconds: duration of each clip. The bar then counts seconds of audio and shows the speed; without
+            it, steps.
+        clips: how many are generated at a time.
+        label: stands in front of the bar.
+        only_terminal: show it only if stderr is a terminal.
+    """
+    from tqdm import tqdm
+
+    disable = None if only_terminal else False  # None: tqdm looks whether it is a terminal
+    if seconds is None:
+        with tqdm(unit="step", disable=disable, dynamic_ncols=True, desc=label or None) as bar:
+
+            def show_steps(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield show_steps
+        return
+    layout = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}{postfix}]"
+    start = time.perf_counter()
+    with tqdm(total=seconds, disable=disable, dynamic_ncols=True, bar_format=layout, desc=label) as bar:
+
+        def show_seconds(done: int, total: int) -> None:
+            generated = seconds * done / total
+            speed = clips * generated / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{speed:.2f}x real time", refresh=False)
+            bar.update(generated - bar.n)
+
+        yield show_seconds
