@@ -35,7 +35,7 @@ install: python ## install the commands for this user
 	  echo '  export PATH="$(BIN):$$PATH"' ;; \
 	esac
 
-uninstall: ## remove what make install has put
+uninstall: ## remove what make install installed
 	@for command in $(COMMANDS); do link="$(BIN)/$$command"; \
 	  if [ "$$(readlink "$$link")" = "$(VENV)/bin/$$command" ]; then \
 	    rm "$$link" && echo "Removed $$link"; \
@@ -50,20 +50,20 @@ uninstall: ## remove what make install has put
 	fi
 	@rmdir "$(DATA)" 2>/dev/null || true
 
-# The demo model comes with the package; make demo needs nothing but the package index, and that only once.
+# The demo model comes with the package; make demo needs the package index, and that only once.
 PROMPT = slow happy piano with a dance beat
 
-demo: .venv/installed ## music from the model inside: demo.wav, demo.png
+demo: .venv/installed ## music from the demo model: demo.wav, demo.png
 	@.venv/bin/musicgen-mlx "$(PROMPT)" -m demo -d 10 -o demo.wav --plot demo.png --no-open > /dev/null
 	@echo 'Made 10 s of "$(PROMPT)" with the small demo model: demo.wav'
-	@echo 'Drew its waveform and mel spectrogram: demo.png'
+	@echo 'Plotted its waveform and mel spectrogram: demo.png'
 	@echo 'With a released model (about 2 GB to download): make install, then musicgen-mlx "$(PROMPT)"'
 
 test: .venv/installed ## run the tests
 	.venv/bin/python -m pytest
 
-# Each step goes on from its checkpoint in training/work; about an hour and a half on 2 cores.
-train-demo: .venv-parity/installed ## make the demo model anew: music, codec, language model, evaluation
+# Each step continues from its checkpoint in training/work; about an hour and a half on 2 cores.
+train-demo: .venv-parity/installed ## train the demo model: music, codec, language model, evaluation
 	cd training && ../.venv-parity/bin/python train_codec.py
 	cd training && ../.venv-parity/bin/python encode.py
 	cd training && ../.venv-parity/bin/python tokenizer.py
@@ -86,15 +86,16 @@ sanitize: .venv/installed ## run the native kernels under the address and thread
 	  echo "$$sanitizer:" && ".venv/sanitize-$$sanitizer/kernel_test" || exit 1; \
 	done
 
-lint: .venv/installed ## check style and types
+lint: .venv/installed ## check style, types and imports
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo --no-cache
 
-fuzz: .venv/installed ## throw damaged and hostile files at the reader of torch files
+fuzz: .venv/installed ## read damaged and hostile torch files
 	.venv/bin/python tests/fuzz_torch_pickle.py --runs 100000
 
-parity: .venv-parity/installed ## compare with PyTorch, number by number (fetches torch and transformers)
+parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
 	.venv-parity/bin/python -m pytest tests/parity
 
 .venv/installed: EXTRAS = test,fuzz,plot

@@ -24,7 +24,8 @@ import numpy as np
 
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
-from audiocraft_mlx.checkpoints.quantization import BITS, GROUP_SIZES, enable_int8_activations, quantize
+from audiocraft_mlx.checkpoints.quantization import enable_int8_activations, quantize
+from audiocraft_mlx.checkpoints.quantization_config import BITS, GROUP_SIZES
 from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.step import LMDecoder
