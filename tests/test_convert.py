@@ -226,6 +226,13 @@ def test_linear_layers_and_the_text_embedding_are_quantized_and_nothing_else() -
     assert quantization_of(bundle.mono_codec) is None
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_no_layer_of_a_loaded_model_is_in_training_mode(lazy: bool) -> None:
+    bundle = load("demo", quantize_to=4, lazy=lazy)
+    networks = (bundle.lm, bundle.text_conditioner.t5, bundle.mono_codec)
+    assert not [name for network in networks for name, layer in network.named_modules() if layer.training]
+
+
 def test_a_layer_whose_width_is_no_multiple_of_the_group_size_is_not_quantized() -> None:
     bundle = load("demo", lazy=True)
     quantize(bundle, 4, 128)  # its layers are 192 and 768 wide

@@ -64,6 +64,8 @@ def quantize_layers(lm: LM, t5: T5Encoder, quantization: Quantization) -> None:
 
     nn.quantize(lm, quantization.group_size, quantization.bits, class_predicate=of_lm)
     nn.quantize(t5, quantization.group_size, quantization.bits, class_predicate=of_t5)
+    for network in (lm, t5):
+        network.train(network.training)  # the new layers too
     if quantization_of(lm) is None:
         raise UsageError(
             f"group_size {quantization.group_size} doesn't divide any layer's width"
