@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from audiocraft_mlx.cli import arguments, audiogen, bench, convert, generate
-from audiocraft_mlx.clips.metadata import AUDIOGEN, MUSICGEN
+from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "audiocraft_mlx"
