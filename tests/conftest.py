@@ -50,7 +50,7 @@ def hub_cache(goldens: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def separator(goldens: Path) -> Iterator[None]:
-    """The small golden network takes music apart."""
+    """The golden's small HTDemucs separates sources."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUSICGEN_MLX_DEMUCS", str(goldens / "goldens" / "htdemucs" / "955717e8.safetensors"))
         yield

@@ -1,4 +1,4 @@
-"""Equal to audiocraft on its own release files of the models that listen: melody and style."""
+"""Equal to audiocraft on its own release files of the models with audio conditions: melody and style."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def greedy(
     return np.array(golden.model.generate_with_chroma(prompts, wavs, rate, return_tokens=True)[1])
 
 
-def in_front(
+def conditions_of(
     golden: SimpleNamespace, prompts: list[str | None], wavs: list[mx.array | None]
 ) -> ConditionTensors:
     model = golden.model
@@ -83,14 +83,16 @@ def check_logits(golden: SimpleNamespace, conditions: ConditionTensors, wanted: 
 # Melody
 
 
-def test_a_melody_model_says_what_it_hears(melody: SimpleNamespace, style: SimpleNamespace) -> None:
+def test_the_condition_types_of_melody_and_style_models(
+    melody: SimpleNamespace, style: SimpleNamespace
+) -> None:
     assert melody.model.condition_types == {"text", "melody"}
     assert style.model.condition_types == {"text", "style"}
 
 
 def test_melody_conditions(melody: SimpleNamespace) -> None:
     values = melody.values
-    told = in_front(melody, melody.prompts, melody.rows)
+    told = conditions_of(melody, melody.prompts, melody.rows)
     for row in (0, melody.longest):
         length = int(values["cond.description.mask"][row].sum())
         own = told.prefix[row, -235 - length :]
@@ -158,16 +160,16 @@ def test_a_short_melody_is_repeated(melody: SimpleNamespace) -> None:
     np.testing.assert_array_equal(frames[count : 2 * count], frames[:count])
 
 
-def test_of_a_long_melody_only_what_is_heard_is_taken_apart(melody: SimpleNamespace) -> None:
-    listener, heard = melody.model.audio_conditioner, []
-    network = listener._separator
+def test_of_a_long_melody_only_what_is_used_is_separated(melody: SimpleNamespace) -> None:
+    conditioner, lengths = melody.model.audio_conditioner, []
+    network = conditioner._separator
     separate = network.separate
-    network.separate = lambda audio: heard.append(audio.shape[2]) or mx.zeros((1, 4, 2, audio.shape[2]))
+    network.separate = lambda audio: lengths.append(audio.shape[2]) or mx.zeros((1, 4, 2, audio.shape[2]))
     try:
-        listener.chroma(mx.ones((1, 200 * RATE)))
+        conditioner.chroma(mx.ones((1, 200 * RATE)))
     finally:
         network.separate = separate
-    assert heard[0] < 60 * network.sample_rate
+    assert lengths[0] < 60 * network.sample_rate
 
 
 # Style
@@ -175,7 +177,7 @@ def test_of_a_long_melody_only_what_is_heard_is_taken_apart(melody: SimpleNamesp
 
 def test_style_conditions(style: SimpleNamespace) -> None:
     values = style.values
-    told = in_front(style, style.prompts[:2], style.wavs)
+    told = conditions_of(style, style.prompts[:2], style.wavs)
     for row in range(2):
         length = int(values["cond3.description.mask"][row].sum())
         for conditions, golden_row in (

@@ -161,7 +161,7 @@ def test_greedy_codes_without_any_prompt(golden: SimpleNamespace) -> None:
     np.testing.assert_array_equal(tokens, wanted)
 
 
-def test_the_codec_hears_and_says_what_the_reference_does(golden: SimpleNamespace) -> None:
+def test_the_codec_encodes_and_decodes_as_the_reference_does(golden: SimpleNamespace) -> None:
     values, model = golden.values, golden.model
     for name in ("decode", "greedy"):
         codes = mx.array(values[f"{name}.codes"][:1])

@@ -33,8 +33,8 @@ def golden(
 
 
 @pytest.fixture
-def heard(golden: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[mx.array]:
-    """Melodies that are heard as the golden's features: it begins behind the extraction of chroma."""
+def melodies(golden: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[mx.array]:
+    """Melodies whose chroma are the golden's features: it begins after their extraction."""
     features = golden.values["input_features"]
     melodies = [mx.full((1, 100), index + 1.0) for index in range(len(features))]
 
@@ -46,7 +46,7 @@ def heard(golden: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[mx.a
     return melodies
 
 
-def in_front(
+def conditions_of(
     golden: SimpleNamespace, prompts: list[str], melodies: list[mx.array | None]
 ) -> ConditionTensors:
     model = golden.model
@@ -71,13 +71,13 @@ def greedy(
 
 
 def test_logits_of_one_melody_and_of_the_longest_prompt_of_a_batch(
-    golden: SimpleNamespace, heard: list[mx.array]
+    golden: SimpleNamespace, melodies: list[mx.array]
 ) -> None:
     lm, values = golden.model.lm, golden.values
     sequence = mx.array(values["seq"])
-    state = lm.make_cache(in_front(golden, golden.prompts[:1], heard[:1]), sequence.shape[2])
+    state = lm.make_cache(conditions_of(golden, golden.prompts[:1], melodies[:1]), sequence.shape[2])
     np.testing.assert_allclose(lm(sequence[:1], cache=state), values["logits_single"], atol=TOLERANCE)
-    state = lm.make_cache(in_front(golden, golden.prompts[:2], heard), sequence.shape[2])
+    state = lm.make_cache(conditions_of(golden, golden.prompts[:2], melodies), sequence.shape[2])
     np.testing.assert_allclose(lm(sequence, cache=state)[1], values["logits"][1], atol=TOLERANCE)
 
 
@@ -94,11 +94,11 @@ def test_greedy_codes_without_guidance(golden: SimpleNamespace) -> None:
     np.testing.assert_array_equal(codes, wanted)
 
 
-def test_greedy_codes_with_a_melody(golden: SimpleNamespace, heard: list[mx.array]) -> None:
+def test_greedy_codes_with_a_melody(golden: SimpleNamespace, melodies: list[mx.array]) -> None:
     wanted = golden.values["greedy_melody_single.codes"]
-    np.testing.assert_array_equal(greedy(golden, golden.prompts[:1], heard[:1], wanted.shape[2]), wanted)
+    np.testing.assert_array_equal(greedy(golden, golden.prompts[:1], melodies[:1], wanted.shape[2]), wanted)
     wanted = golden.values["greedy_melody.codes"]
-    np.testing.assert_array_equal(greedy(golden, golden.prompts[:2], heard, wanted.shape[2])[1], wanted[1])
+    np.testing.assert_array_equal(greedy(golden, golden.prompts[:2], melodies, wanted.shape[2])[1], wanted[1])
 
 
 def test_audio(golden: SimpleNamespace) -> None:

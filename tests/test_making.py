@@ -348,7 +348,7 @@ def test_the_end_fades_out(fake: FakeModel) -> None:
     np.testing.assert_allclose(read("out.wav"), fade_out(ramp(RATE), RATE, 0.5), atol=1e-6)
 
 
-class Halves:
+class HalvesSeparator:
     """A separator whose stems are the parts of what it is given."""
 
     sample_rate, channels, sources = 44100, 2, ("drums", "bass")
@@ -360,7 +360,7 @@ class Halves:
 def test_stems_lie_beside_the_clip(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demucs, "load_htdemucs", Halves)
+    monkeypatch.setattr(demucs, "load_htdemucs", HalvesSeparator)
     Path("musicgen_output-bass.wav").write_text("mine")
     fake.peak = 2.0
     assert main(["piano", "-d", "0.5", "--stems", "--bit-depth", "32"]) == 0

@@ -40,7 +40,7 @@ def same_numbers() -> None:
         (67, 8, 16, 8, 4, 1),  # with some frames too many
         (12, 2, 3, 12, 6, 1),
         (30, 5, 3, 1, 1, 1),
-        (31, 4, 6, 5, 2, 1),  # no whole number of strides: MLX's own
+        (31, 4, 6, 5, 2, 1),  # not a multiple of the stride: MLX's own
     ],
 )
 def test_convolution_is_mlx_own(

@@ -78,7 +78,7 @@ class ClipWriter:
             self._finish(event)
 
     def save_partial(self) -> str:
-        """Save what there is of a batch that was interrupted while it was generated; a message about it."""
+        """Save the partial output of a batch that was interrupted; a message about it."""
         self._stop()
         started = {index: spool for index, spool in self._spools.items() if spool.samples}
         if self._streaming or not self._generating or not started:

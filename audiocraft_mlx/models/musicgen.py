@@ -34,7 +34,7 @@ class MusicGen(GenModel):
 
         Raises:
             UsageError: also if the model has neither condition, or an audio is silent or of a wrong shape.
-            CheckpointError, DownloadError: what takes music apart can't be loaded (melody models).
+            CheckpointError, DownloadError: the network for source separation can't be loaded (melody models).
         """
         inputs = self._inputs(descriptions, melody_wavs=melody_wavs, melody_sample_rate=melody_sample_rate)
         return self._generate(inputs, progress, return_tokens)

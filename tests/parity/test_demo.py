@@ -34,19 +34,19 @@ def ours() -> MusicGen:
 def test_greedy_codes_are_those_of_transformers(
     reference: MusicgenForConditionalGeneration, ours: MusicGen, prompt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[np.ndarray] = []
+    decoded: list[np.ndarray] = []
     decode = reference.audio_encoder.decode
 
-    def listen(audio_codes: torch.Tensor, *rest: object, **options: object) -> object:
-        heard.append(audio_codes[0].numpy())
+    def record(audio_codes: torch.Tensor, *rest: object, **options: object) -> object:
+        decoded.append(audio_codes[0].numpy())
         return decode(audio_codes, *rest, **options)
 
-    monkeypatch.setattr(reference.audio_encoder, "decode", listen)
+    monkeypatch.setattr(reference.audio_encoder, "decode", record)
     inputs = AutoTokenizer.from_pretrained(FOLDER)([prompt], return_tensors="pt")
     frames = int(SECONDS * 50)
     # Its own first step and the delay of the last codebook come on top.
     audio = reference.generate(**inputs, do_sample=False, guidance_scale=3.0, max_new_tokens=frames + 3)
     made, tokens = ours.generate([prompt], return_tokens=True)
-    np.testing.assert_array_equal(tokens, heard[0])
+    np.testing.assert_array_equal(tokens, decoded[0])
     assert tokens.shape[2] == frames
     np.testing.assert_allclose(made, audio.numpy(), atol=1e-4)
