@@ -84,6 +84,23 @@ def test_a_frame_is_decoded_after_lookahead_frames_and_not_earlier(
             assert (samples >= frames * hop) == complete
 
 
+def test_after_a_warm_up_the_audio_is_what_follows_the_prompts(
+    codec: Encodec | InterleavedStereoCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encodec, "CHUNK_FRAMES", 16)
+    codes, hop = random_codes(codec), int(codec.sample_rate / codec.frame_rate)
+    whole = codec.decode(codes)
+    for prompt in (1, 2, 3, 5, 8, 13, 16, 17, 30, codes.shape[2] - 1):
+        stream = codec.make_decoder_stream()
+        stream.warm_up(codes[:, :, :prompt])
+        audio = []
+        for start in range(prompt, codes.shape[2], 7):
+            is_last = start + 7 >= codes.shape[2]
+            audio.append(stream.step(codes[:, :, start : start + 7], is_last))
+        after = mx.concatenate([chunk for chunk in audio if chunk is not None], axis=2)
+        np.testing.assert_allclose(after, whole[:, :, prompt * hop :], atol=1e-5, err_msg=str(prompt))
+
+
 def test_the_state_between_chunks_does_not_grow(goldens: Path) -> None:
     stream = codec_from(goldens, "codec").make_decoder_stream()
     codes = mx.zeros((1, 4, 10), mx.int32)
