@@ -101,8 +101,9 @@ parity: .venv-parity/installed ## compare with PyTorch (downloads torch and tran
 .venv/installed: EXTRAS = test,fuzz,plot
 .venv-parity/installed: EXTRAS = test,parity,plot
 .venv/installed .venv-parity/installed: pyproject.toml | python
-	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@echo "Setting up $(@D) (about a minute, once) ..."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 python:

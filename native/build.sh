@@ -18,6 +18,7 @@ trap 'rm -rf "$scratch"' EXIT
 # Built against the MLX version that it will run with. Older and newer versions of pip read different variables.
 "$python" -c 'from importlib.metadata import version; print("mlx==" + version("mlx"))' > "$scratch/constraints"
 export PIP_CONSTRAINT="$scratch/constraints" PIP_BUILD_CONSTRAINT="$scratch/constraints"
+echo "native extension: compiling, about a minute ..."
 if "$python" -m pip install --quiet --force-reinstall --no-deps "$source" > "$scratch/log" 2>&1 &&
   set="$("$python" -c 'from audiocraft_mlx.ops.cpu.extension import load_extension; print(load_extension().instruction_set())' 2>> "$scratch/log")"
 then

@@ -85,7 +85,7 @@ def enable_int8_activations(lm: LM) -> None:
     Raises `UsageError` for a model that isn't quantized.
     """
     if quantization_of(lm) is None:
-        raise UsageError("8-bit activations need a quantized model; quantize it to 4 or 8 bits too")
+        raise UsageError("8-bit activations need a quantized model; quantize it too (-q 4, or quantize=4)")
     for layer in lm.modules():
         if isinstance(layer, (nn.QuantizedLinear, TiledQuantizedLinear)):
             layer.int8_activations = True

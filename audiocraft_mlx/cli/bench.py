@@ -72,7 +72,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         help="a name on the Hugging Face Hub, a short name (small, ...), a local folder, or demo",
     )
-    model.add_argument("-m", "--model", dest="model_option", metavar="MODEL", help="the same")
+    model.add_argument("-m", "--model", dest="model_option", metavar="MODEL", help="the same as MODEL")
     model.add_argument(
         "--shape",
         choices=SHAPES,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 
@@ -15,12 +16,22 @@ from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is a `UsageError`, and a closed pipe behind --help is no error."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, **options)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; try {self.prog} --help")
 
     def _print_message(self, message: str, file: object = None) -> None:
         # What argparse itself prints: --help and --version.
         print_stdout(message, end="")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Breaks no line at a hyphen: names of models and options can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def run_command(work: Callable[[list[str] | None], None], argv: list[str] | None, program: str) -> int:

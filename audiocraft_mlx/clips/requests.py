@@ -116,7 +116,10 @@ class ClipRequest:
     def require_supported(self, condition_types: frozenset[str], model: str | None = None) -> None:
         """Raise `FieldError` if a model with these `condition_types` can't use the melody or the style."""
         name = "this model" if model is None else f"the model {model}"
-        for kind, models in (("melody", "melody, melody-large or stereo-melody"), ("style", "style")):
+        for kind, models in (
+            ("melody", "melody, melody-large, stereo-melody or stereo-melody-large"),
+            ("style", "style"),
+        ):
             if getattr(self, kind) is not None and kind not in condition_types:
                 raise FieldError(
                     f"{{{kind}}}: {{model}} can't be conditioned on a {kind}; choose one that can: {models}",

@@ -109,7 +109,7 @@ class GenModel:
         """Load a model.
 
         Args:
-            name: a Hub repository, a short name (`small` … `stereo-melody`, `style`), or a folder with a
+            name: a Hub repository, a short name (`small` … `style`, `demo`), or a folder with a
                 checkpoint in audiocraft's or transformers' format or in that of `musicgen-mlx-convert`.
                 Default: `facebook/musicgen-small` (AudioGen: `facebook/audiogen-medium`).
             revision: branch, tag or commit on the Hub.
@@ -482,8 +482,8 @@ class GenModel:
         """The melodies or styles, and which of them each row has: one that several rows share is one."""
         if self.audio_conditioner is None:
             raise UsageError(
-                f"{self.name} is conditioned on text only; give a melody to melody or stereo-melody, a style"
-                " to style"
+                f"{self.name} is conditioned on text only; give a melody to a melody model (melody,"
+                " stereo-melody, ...), a style to style"
             )
         if isinstance(wavs, (mx.array, np.ndarray)) and wavs.ndim == 2:
             wavs = [wavs]
