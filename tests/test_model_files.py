@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -554,3 +554,107 @@ def test_a_server_that_never_answers_times_out(hub: HubServer, monkeypatch: pyte
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr("audiocraft_mlx.checkpoints.model_files._TIMEOUT", 0.05)
         assert "can't be reached" in failure(DownloadError, "small")
+
+
+# Proxies and certificates
+
+
+PROXIES = [
+    name for scheme in ("all", "http", "https") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())
+]
+PASSWORD = "secret-password"
+
+
+@pytest.fixture
+def connect_as(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function: the next connection is made with these environment variables."""
+    from huggingface_hub import close_session
+
+    def set_environment(**variables: str) -> None:
+        for name in (*PROXIES, "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        close_session()
+
+    yield set_environment
+    monkeypatch.undo()
+    close_session()
+
+
+UNUSABLE = [
+    ({"ALL_PROXY": f"socks5://me:{PASSWORD}@127.0.0.1:9"}, "ALL_PROXY"),
+    ({"https_proxy": "socks5h://127.0.0.1:9"}, "https_proxy"),
+    ({"HTTPS_PROXY": f"foo://me:{PASSWORD}@127.0.0.1:9"}, "HTTPS_PROXY"),
+    ({"HTTP_PROXY": "http://127.0.0.1:port"}, "HTTP_PROXY"),
+    ({"SSL_CERT_FILE": "/no/such.pem"}, "SSL_CERT_FILE"),
+    ({"SSL_CERT_FILE": __file__}, "SSL_CERT_FILE"),
+]
+
+
+@pytest.mark.parametrize(("variables", "named"), UNUSABLE)
+def test_a_proxy_or_certificate_that_cannot_be_used_is_named(
+    hub: HubServer,
+    connect_as: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    named: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    connect_as(**variables)
+    message = failure(DownloadError, "small")
+    assert named in message
+    assert "unset" in message
+    assert PASSWORD not in message
+    if "socks" in str(variables):
+        assert "-m pip install socksio" in message
+    if "/no/such.pem" in str(variables):
+        assert "/no/such.pem" in message
+        assert "cache" not in message
+
+
+@pytest.mark.parametrize("variables", [variables for variables, _ in UNUSABLE])
+def test_with_a_proxy_that_cannot_be_used_the_cache_serves(
+    hub: HubServer,
+    connect_as: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+) -> None:
+    path = resolve_model("small").local_path("config.json")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    connect_as(**variables)
+    assert resolve_model("small").local_path("config.json") == path
+
+
+def test_offline_no_client_is_made(
+    hub: HubServer, offline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client looks at proxies, certificates and the token."""
+    import huggingface_hub
+    from huggingface_hub.utils import _headers, _http
+
+    path = resolve_model("small").local_path("config.json")
+    offline.start()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("offline, a client or its headers were made")
+
+    monkeypatch.setattr(_http, "get_session", refuse)
+    monkeypatch.setattr(_headers, "get_token", refuse)
+    monkeypatch.setattr(huggingface_hub, "get_session", refuse)
+    source = resolve_model("small")
+    assert source.local_path("config.json") == path
+    assert "HF_HUB_OFFLINE" in failure(DownloadError, "medium")
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "localhost:1", "http://", "http://x:port", "ftp://x"])
+def test_an_endpoint_that_is_no_url_is_named(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    from huggingface_hub import constants
+
+    path = resolve_model("small").local_path("config.json")
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    message = failure(DownloadError, "facebook/other")
+    assert f"HF_ENDPOINT is {endpoint!r}, not a URL" in message
+    assert resolve_model("small").local_path("config.json") == path
