@@ -489,3 +489,77 @@ def test_a_codec_for_other_codes(release: Path, goldens: Path, hub_cache: Path, 
     message = refusal(release)
     assert "don't fit" in message
     assert "4 of 32" in message
+
+
+# Text encoders and codecs that a release only names
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hub cache without anything, in place of the one of all tests, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "empty"
+
+
+@pytest.fixture
+def cloned(release: Path, published: Path, goldens: Path) -> Path:
+    """A whole repository, in both layouts, as `git clone` leaves it; its codec is only named."""
+    for file in published.iterdir():
+        shutil.copy(file, release / file.name)
+    write_torch_file(release / "compression_state_dict.bin", {"pretrained": "facebook/encodec_32khz"})
+    return release
+
+
+def test_a_whole_repository_needs_nothing_else(cloned: Path, empty_cache: Path) -> None:
+    bundle = load(str(cloned))
+    assert bundle.text_conditioner.t5.config.num_layers == 2
+    assert bundle.max_duration == 30.0
+
+
+def test_a_whole_repository_in_the_cache_needs_nothing_else(cloned: Path, empty_cache: Path) -> None:
+    add_to_hub_cache(empty_cache, "facebook/musicgen-small", cloned)
+    assert load("small").source_repo == "facebook/musicgen-small"
+
+
+@pytest.mark.parametrize("lacking", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_text_encoder_of_which_the_cache_has_only_a_part_is_no_text_encoder(
+    cloned: Path, empty_cache: Path, goldens: Path, lacking: str
+) -> None:
+    snapshot = add_to_hub_cache(empty_cache, "t5-base", goldens / "goldens" / "t5")
+    (snapshot / lacking).unlink()
+    assert load(str(cloned)).max_duration == 30.0
+
+
+def test_a_layout_that_lacks_its_weights_does_not_serve(cloned: Path, empty_cache: Path) -> None:
+    (cloned / "model.safetensors").unlink()
+    with pytest.raises(DownloadError, match="t5-base is not in the cache"):
+        load(str(cloned))
+
+
+def test_a_damaged_file_is_named_though_another_layout_would_serve(cloned: Path, empty_cache: Path) -> None:
+    (cloned / "state_dict.bin").write_bytes(b"PK\x03\x04")
+    assert "state_dict.bin" in refusal(cloned)
+
+
+@pytest.mark.parametrize("named", ["t5-base", "google-t5/t5-base", "t5-large", "google-t5/t5-large"])
+def test_both_names_of_a_text_encoder_serve(
+    release: Path, package: dict[str, Any], empty_cache: Path, goldens: Path, named: str
+) -> None:
+    size = named.rpartition("/")[2]
+    other = size if named != size else f"google-t5/{size}"
+    add_to_hub_cache(empty_cache, other, goldens / "goldens" / "t5")
+    add_to_hub_cache(empty_cache, "facebook/encodec_32khz", goldens / "goldens" / "encodec_32khz")
+    package["xp.cfg"] = package["xp.cfg"].replace("name: t5-base", f"name: {named}")
+    write_torch_file(release / "state_dict.bin", package)
+    assert load(str(release)).text_conditioner.t5.config.num_layers == 2
+
+
+def test_both_names_of_t5_base_serve_for_a_tokenizer(
+    published: Path, empty_cache: Path, goldens: Path
+) -> None:
+    add_to_hub_cache(empty_cache, "google-t5/t5-base", goldens / "goldens" / "t5")
+    (published / "tokenizer.json").unlink()
+    assert load(str(published)).max_duration == 30.0

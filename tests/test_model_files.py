@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model
+from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model, resolve_part
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
 
 from .hub_server import HubServer, digests
@@ -559,9 +559,8 @@ def test_a_server_that_never_answers_times_out(hub: HubServer, monkeypatch: pyte
 # Proxies and certificates
 
 
-PROXIES = [
-    name for scheme in ("all", "http", "https") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())
-]
+PROXIES = [f"{scheme}_proxy" for scheme in ("all", "http", "https")]
+PROXIES += [name.upper() for name in PROXIES]
 PASSWORD = "secret-password"
 
 
@@ -658,3 +657,35 @@ def test_an_endpoint_that_is_no_url_is_named(
     message = failure(DownloadError, "facebook/other")
     assert f"HF_ENDPOINT is {endpoint!r}, not a URL" in message
     assert resolve_model("small").local_path("config.json") == path
+
+
+# Parts of models
+
+
+T5_FILES = [("config.json",), ("model.safetensors", "pytorch_model.bin")]
+
+
+def test_of_two_repositories_with_the_same_files_the_cached_one_is_taken(hub: HubServer) -> None:
+    twin = {"config.json": b"{}", "pytorch_model.bin": b"weights"}
+    hub.repos |= {"google-t5/t5-base": twin, "t5-base": dict(twin)}
+    for name in twin:
+        resolve_model("google-t5/t5-base").local_path(name)
+    hub.requests.clear()
+    found = resolve_part("t5-base", T5_FILES)
+    assert found.local_path("pytorch_model.bin").read_bytes() == b"weights"
+    assert hub.fetched == []
+
+
+def test_a_part_that_the_cache_lacks_is_downloaded_under_its_own_name(hub: HubServer) -> None:
+    hub.repos["t5-base"] |= {"pytorch_model.bin": b"weights"}
+    resolve_part("t5-base", T5_FILES).local_path("pytorch_model.bin")
+    assert hub.fetched == ["t5-base/pytorch_model.bin"]
+
+
+def test_a_part_of_which_the_cache_has_some_files_is_not_in_the_cache(
+    hub: HubServer, offline: SimpleNamespace
+) -> None:
+    resolve_model("t5-base").local_path("config.json")
+    offline.start()
+    with pytest.raises(DownloadError, match="t5-base is not in the cache"):
+        resolve_part("t5-base", T5_FILES)

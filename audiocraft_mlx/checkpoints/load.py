@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from audiocraft_mlx.checkpoints import audiocraft, mlx_format, transformers
 from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, read_config
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
-from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
 
@@ -38,12 +40,25 @@ def load(
 def _load_files(model_files: ModelFiles) -> ModelBundle:
     # audiocraft's file is preferred where a folder has both: it is half the size.
     if audiocraft.LM_FILE in model_files.files:
-        return audiocraft.load_model(model_files)
+        try:
+            return audiocraft.load_model(model_files)
+        except (audiocraft.UnavailablePart, DownloadError) as error:
+            # transformers' layout, where a folder or the cache has that too, has all parts in its own files.
+            if model_files.has(transformers.NETWORK_FILES, local=True):
+                with suppress(MusicGenError):
+                    return _load_config(model_files)
+            if isinstance(error, audiocraft.UnavailablePart):
+                raise error.reason from error.reason.__cause__
+            raise
     if CONFIG_FILE not in model_files.files:
         raise CheckpointError(
             f"{model_files.name} has no MusicGen checkpoint: neither {audiocraft.LM_FILE} (audiocraft)"
             f" nor {CONFIG_FILE} (transformers, or our own format)"
         )
+    return _load_config(model_files)
+
+
+def _load_config(model_files: ModelFiles) -> ModelBundle:
     config = read_config(model_files)
     if mlx_format.is_mlx_format(config):
         return mlx_format.load_model(model_files, config)

@@ -11,8 +11,8 @@ import errno
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,10 @@ DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / DEMO
 _ALTERNATIVES = f"give a local folder, or use the model {DEMO!r}, which needs no download"
 
+# Repositories that moved, and whose old names go on working; programs cache them under either.
+_TWINS = {f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")}
+_TWINS |= {new: old for old, new in _TWINS.items()}
+
 # Seconds to wait for the Hub's list of files or a file's metadata before falling back to the cache.
 _TIMEOUT = 10
 
@@ -56,12 +60,20 @@ class ModelFiles(ABC):
         name: The model's name in messages.
         files: The names of its files, relative to its root, with '/'.
         source_repo: The Hub repository it comes from, or `demo`; None for a folder.
+        unreachable: Why `files` are only those in the cache; None if they are all that it has.
     """
 
-    def __init__(self, name: str, files: frozenset[str], source_repo: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: frozenset[str],
+        source_repo: str | None,
+        unreachable: MusicGenError | None = None,
+    ) -> None:
         self.name = name
         self.files = files
         self.source_repo = source_repo
+        self.unreachable = unreachable
 
     def local_path(self, filename: str) -> Path:
         """The path of a file on disk; it is downloaded first if need be.
@@ -73,6 +85,17 @@ class ModelFiles(ABC):
         if filename not in self.files:
             raise CheckpointError(f"{self.name}: there is no file {filename!r} in this model")
         return self._locate(filename)
+
+    def has(self, needed: Sequence[tuple[str, ...]], local: bool = False) -> bool:
+        """Whether it has one file of each tuple of names; if `local`, on disk already."""
+        return all(
+            any(name in self.files and (not local or self._is_local(name)) for name in names)
+            for names in needed
+        )
+
+    @abstractmethod
+    def _is_local(self, filename: str) -> bool:
+        """Whether one of `files` is on disk."""
 
     @abstractmethod
     def _locate(self, filename: str) -> Path:
@@ -111,6 +134,45 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
     return HubRepository(name, revision)
 
 
+def resolve_part(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles:
+    """Find a part that a checkpoint only names, such as its text encoder.
+
+    Where two repositories have the same files, the one that the cache has is taken.
+
+    Args:
+        name: As for `resolve_model`.
+        needed: The files that the part must have; of each tuple of names, one.
+
+    Raises:
+        CheckpointError, DownloadError, UsageError: As `resolve_model`; and also if the Hub can't be reached
+            and the cache has only some of the files.
+    """
+    try:
+        found = resolve_model(name)
+    except MusicGenError:
+        twin = _cached_twin(name, needed)
+        if twin is None:
+            raise
+        return twin
+    if found.has(needed, local=True):
+        return found
+    twin = _cached_twin(name, needed)
+    if twin is not None:
+        return twin
+    if found.unreachable is not None and not found.has(needed):
+        raise found.unreachable
+    return found
+
+
+def _cached_twin(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles | None:
+    """The repository with the same files as `name`, if the cache has those that are needed."""
+    with suppress(MusicGenError):
+        if name in _TWINS:
+            twin = HubRepository(_TWINS[name], None, cache_only=True)
+            return twin if twin.has(needed) else None
+    return None
+
+
 def _as_folder(name: str) -> Path:
     try:
         return Path(name).expanduser()
@@ -130,27 +192,37 @@ class LocalFolder(ModelFiles):
         super().__init__(name, frozenset(path.relative_to(folder).as_posix() for path in paths), source_repo)
         self._folder = folder
 
+    def _is_local(self, filename: str) -> bool:
+        return True
+
     def _locate(self, filename: str) -> Path:
         return self._folder / filename
 
 
 class HubRepository(ModelFiles):
-    """A repository on the Hub at one commit; if the Hub can't be reached, its files in the cache."""
+    """A repository on the Hub at one commit; if the Hub can't be reached, its files in the cache.
 
-    def __init__(self, repo: str, revision: str | None) -> None:
+    With `cache_only` the Hub isn't asked, and there may be no files.
+    """
+
+    def __init__(self, repo: str, revision: str | None, cache_only: bool = False) -> None:
         self._repo = repo
         self._revision = revision or "main"
-        name = repo
+        name, unreachable = repo, None
         try:
             with self._translated_errors():
-                self._commit, files = hub_client.list_files(repo, self._revision, _TIMEOUT)
-        except MusicGenError:
+                self._commit, files = (
+                    self._list_cached()
+                    if cache_only
+                    else hub_client.list_files(repo, self._revision, _TIMEOUT)
+                )
+        except MusicGenError as error:
             self._commit, files = self._list_cached()
             if not files:
                 raise
             # A file that is missing may be missing in the cache only: each message should say so.
-            name = f"{repo} (as cached; the Hub could not be reached)"
-        super().__init__(name, files, repo)
+            name, unreachable = f"{repo} (as cached; the Hub could not be reached)", error
+        super().__init__(name, files, repo, unreachable)
 
     def _list_cached(self) -> tuple[str, frozenset[str]]:
         """The commit and the files in the cache, possibly none."""
@@ -162,6 +234,9 @@ class HubRepository(ModelFiles):
             snapshot = self._storage / "snapshots" / commit
             paths = (path for path in snapshot.rglob("*") if path.is_file())
             return commit, frozenset(path.relative_to(snapshot).as_posix() for path in paths)
+
+    def _is_local(self, filename: str) -> bool:
+        return hub_client.find_cached(self._repo, filename, self._commit) is not None
 
     def _locate(self, filename: str) -> Path:
         with self._translated_errors(filename):

@@ -15,8 +15,8 @@ from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights
 
-# In order of preference: safetensors are read lazily.
-_LAYOUTS = (
+TRANSFORMERS_WEIGHTS = (
+    # In order of preference: safetensors are read lazily.
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -28,11 +28,11 @@ def read_transformers_weights(
     model_files: ModelFiles, is_wanted: Callable[[str], bool] = lambda name: True
 ) -> Weights:
     """All tensors of a transformers repository whose name `is_wanted`. Raises `CheckpointError`."""
-    for layout in _LAYOUTS:
+    for layout in TRANSFORMERS_WEIGHTS:
         if layout in model_files.files:
             break
     else:
-        raise CheckpointError(f"{model_files.name} has no weights: none of {', '.join(_LAYOUTS)}")
+        raise CheckpointError(f"{model_files.name} has no weights: none of {', '.join(TRANSFORMERS_WEIGHTS)}")
     files = _shards(model_files, layout, is_wanted) if layout.endswith(".json") else {layout: set()}
     weights: Weights = {}
     for name, expected in files.items():

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.build import build_network
 from audiocraft_mlx.checkpoints.bundle import (
+    CONFIG_FILE,
     TOKENIZER_FILE,
     ModelBundle,
     lm_dtype,
@@ -19,8 +20,8 @@ from audiocraft_mlx.checkpoints.bundle import (
     read_tokenizer,
     select_codebooks,
 )
-from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
-from audiocraft_mlx.checkpoints.tensors import read_json, read_transformers_weights
+from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_part
+from audiocraft_mlx.checkpoints.tensors import TRANSFORMERS_WEIGHTS, read_json, read_transformers_weights
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
@@ -32,6 +33,8 @@ from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
 from audiocraft_mlx.networks.weights import Weights
 
+NETWORK_FILES = ((CONFIG_FILE,), TRANSFORMERS_WEIGHTS)
+"""What a model or a single network in this format consists of; of each tuple of names, one file."""
 GENERATION_FILE = "generation_config.json"
 T5_BASE_REPO = "t5-base"
 """The text encoder of every MusicGen; its tokenizer serves a folder that came without one."""
@@ -75,7 +78,9 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     codec = build(Encodec, codec_config, "audio_encoder", mx.float32)
     stereo = config.section("decoder").integer("audio_channels", 1) == 2
     tokenizer = read_tokenizer(
-        model_files if TOKENIZER_FILE in model_files.files else resolve_model(T5_BASE_REPO)
+        model_files
+        if TOKENIZER_FILE in model_files.files
+        else resolve_part(T5_BASE_REPO, [(TOKENIZER_FILE,)])
     )
     sampling, guidance, max_duration = _generation_defaults(model_files, codec.frame_rate)
     audio_conditioner = None
