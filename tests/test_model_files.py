@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model, resolve_part
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
 
 from .hub_server import HubServer, digests
+from .unprivileged import reachable_folder, unprivileged
 
 REPO = "facebook/musicgen-small"
 CONFIG = b'{"model_type": "musicgen"}\n'
@@ -465,9 +467,10 @@ def test_a_revision_does_not_lead_out_of_the_cache(hub: HubServer, revision: str
     assert "no revision" in failure(CheckpointError, "small", revision=revision)
 
 
-def test_a_listed_file_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path) -> None:
-    hub.repos[REPO]["../../../escaped"] = b"!"
-    assert "doesn't answer like the Hub" in failure(DownloadError, "small", "../../../escaped")
+@pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "a/../../b", "..", "a\\..\\b"])
+def test_a_listed_file_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path, name: str) -> None:
+    hub.repos[REPO][name] = b"!"
+    assert "doesn't answer like the Hub" in failure(DownloadError, "small", name)
     assert not cache.exists()
 
 
@@ -689,3 +692,131 @@ def test_a_part_of_which_the_cache_has_some_files_is_not_in_the_cache(
     offline.start()
     with pytest.raises(DownloadError, match="t5-base is not in the cache"):
         resolve_part("t5-base", T5_FILES)
+
+
+# Permissions
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    with reachable_folder() as folder:
+        yield folder
+
+
+def denied(kind: type[MusicGenError], path: Path, name: str, filename: str | None = None) -> str:
+    with unprivileged():
+        message = failure(kind, name, filename)
+    assert f"permission denied: {path};" in message
+    return message
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o600, 0o300])
+def test_a_folder_that_may_not_be_read_is_named(reachable: Path, mode: int) -> None:
+    folder = reachable / "model"
+    with unprivileged():
+        folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    folder.chmod(mode)
+    if mode == 0o600:  # its files can be listed, but not opened
+        denied(CheckpointError, folder / "config.json", str(folder), "config.json")
+    else:
+        denied(CheckpointError, folder, str(folder))
+
+
+def test_a_folder_inside_of_one_that_may_not_be_entered_is_named(reachable: Path) -> None:
+    (reachable / "closed" / "model").mkdir(parents=True)
+    (reachable / "closed").chmod(0o600)
+    denied(CheckpointError, reachable / "closed" / "model", str(reachable / "closed" / "model"))
+
+
+def test_a_relative_name_is_a_repository_where_the_current_folder_may_not_be_entered(
+    hub: HubServer, reachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(reachable / "token"))
+    resolve_model("t5-base")  # what is imported may be in folders that are closed to others
+    (reachable / "closed").mkdir()
+    monkeypatch.chdir(reachable / "closed")
+    (reachable / "closed").chmod(0o000)
+    with unprivileged():
+        assert resolve_model(REPO).source_repo == REPO
+
+
+def test_a_file_that_may_not_be_read_is_named(reachable: Path) -> None:
+    (reachable / "config.json").write_text("{}")
+    (reachable / "config.json").chmod(0o000)
+    denied(CheckpointError, reachable / "config.json", str(reachable), "config.json")
+
+
+def test_a_subfolder_that_may_not_be_read_does_not_matter(reachable: Path) -> None:
+    (reachable / "private").mkdir()
+    (reachable / "private" / "x").touch()
+    (reachable / "config.json").write_text("{}")
+    (reachable / "private").chmod(0o000)
+    with unprivileged():
+        assert resolve_model(str(reachable)).local_path("config.json") == reachable / "config.json"
+
+
+@pytest.mark.parametrize("closed", ["htdemucs.th", "."])
+def test_weights_for_source_separation_that_may_not_be_read_are_named(
+    reachable: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    path = reachable / "folder" / "htdemucs.th"
+    path.parent.mkdir()
+    path.touch()
+    (path.parent / closed).chmod(0o000)
+    monkeypatch.setenv("MUSICGEN_MLX_DEMUCS", str(path))
+    with unprivileged(), pytest.raises(CheckpointError) as caught:
+        load_htdemucs()
+    assert str(caught.value).startswith(f"permission denied: {path};")
+
+
+@pytest.mark.parametrize("closed", ["", "refs", "refs/main", "snapshots", "blobs", "*blob"])
+@pytest.mark.parametrize("online", [True, False])
+def test_a_cache_that_may_not_be_read_is_named(
+    hub: HubServer,
+    offline: SimpleNamespace,
+    reachable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    closed: str,
+    online: bool,
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(reachable / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(reachable / "token"))
+    path = resolve_model("small").local_path("config.json")
+    storage = reachable / "cache" / "models--facebook--musicgen-small"
+    part = path.resolve() if closed == "*blob" else storage / closed
+    part.chmod(0o000)
+    if not online:
+        offline.start()
+    if online and closed.startswith("refs"):
+        with unprivileged():
+            assert resolve_model("small").local_path("config.json") == path
+        return
+    with unprivileged():
+        message = failure(DownloadError, "small", "config.json")
+    assert message.startswith((f"{REPO}: ", f"{REPO} (as cached"))
+    assert f"permission denied: {storage}" in message or f"permission denied: {path.resolve()}" in message
+    assert "HF_HOME" in message
+
+
+def test_a_cache_that_may_not_be_written_is_named(
+    hub: HubServer, reachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(reachable / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(reachable / "token"))
+    resolve_model("small").local_path("config.json")
+    (reachable / "cache" / "models--facebook--musicgen-small" / "blobs").chmod(0o555)
+    with unprivileged():
+        message = failure(DownloadError, "small", "model.safetensors")
+    assert "permission denied: " in message
+    assert "HF_HOME" in message
+
+
+def test_a_name_too_long_for_a_folder_is_a_usage_error(hub: HubServer) -> None:
+    assert ", ".join(SHORT_NAMES) in failure(UsageError, "x" * 300)

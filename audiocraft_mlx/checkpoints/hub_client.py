@@ -85,10 +85,20 @@ def list_files(repo: str, revision: str, timeout: float) -> tuple[str, frozenset
 
 def find_cached(repo: str, filename: str, commit: str) -> Path | None:
     """A file in the cache's snapshot of a commit; None if it isn't there."""
-    from huggingface_hub import try_to_load_from_cache
+    path = _snapshot_path(repo, filename, commit)
+    # Not `exists`, which in some versions of Python says no where permission is denied.
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return path
 
-    path = try_to_load_from_cache(repo, filename, revision=commit)
-    return Path(path) if isinstance(path, str) else None
+
+def _snapshot_path(repo: str, filename: str, commit: str) -> Path:
+    """Where the cache has a file. Raises `ValueError` for a name that leads out of its folder."""
+    if not {"", ".", ".."}.isdisjoint([commit, *filename.split("/")]) or "\\" in filename or "/" in commit:
+        raise ValueError(f"an impossible name of a file, {filename[:100]!r}")
+    return repo_folder(repo) / "snapshots" / commit / filename
 
 
 def link_cached(repo: str, filename: str, commit: str) -> Path:

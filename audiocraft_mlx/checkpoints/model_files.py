@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -51,6 +53,8 @@ _TWINS |= {new: old for old, new in _TWINS.items()}
 
 # Seconds to wait for the Hub's list of files or a file's metadata before falling back to the cache.
 _TIMEOUT = 10
+# Folders in one another that a repository may have; each of those that we read has one level.
+_MAX_DEPTH = 8
 
 
 class ModelFiles(ABC):
@@ -121,12 +125,13 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
     if name in SHORT_NAMES:
         return HubRepository(SHORT_NAMES[name], revision)
     folder = _as_folder(name)
-    if name and folder.is_dir():
+    mode = _mode(folder) if name else 0
+    if stat.S_ISDIR(mode):
         if revision is not None:
             raise UsageError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
         return LocalFolder(name, folder)
     if _looks_like_path(name):
-        if folder.is_file():
+        if mode:
             raise CheckpointError(f"{name}: this is a file; give the folder that contains it")
         raise CheckpointError(f"{name}: no such folder; check its path")
     if not hub_client.is_repo_name(name):
@@ -180,6 +185,71 @@ def _as_folder(name: str) -> Path:
         return Path(name)
 
 
+def _mode(path: Path) -> int:
+    """The kind and permissions of what is at `path`, 0 for nothing. Raises `CheckpointError`."""
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        if not path.is_absolute() and not _can_enter_current_folder():
+            return 0  # nothing can be found from here, and the name may be that of a repository
+        raise read_error(path, error) from error
+    except (OSError, ValueError):  # nothing there, or no name of a file at all
+        return 0
+
+
+def _can_enter_current_folder() -> bool:
+    try:
+        os.stat("./.")
+    except OSError:
+        return False
+    return True
+
+
+def read_error(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file or folder of a model that can't be read."""
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            f"permission denied: {path}; change its permissions, or give a copy that you may read"
+        )
+    return CheckpointError(
+        f"{path} can't be read ({error.strerror or error}); check the path and its permissions"
+    )
+
+
+def check_readable(path: Path) -> None:
+    """Open a file and close it again: the libraries that read it don't tell why they can't.
+
+    Raises `CheckpointError`.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
+def _list_folder(folder: Path, depth: int) -> frozenset[str]:
+    """The files in `folder` and its subfolders down to `depth`, relative to it, with '/'.
+
+    What may not be looked at counts as a file, so that opening it says so; a subfolder that may not be
+    listed has no files. Raises `OSError` if `folder` itself can't be listed.
+    """
+    files: set[str] = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                mode = entry.stat().st_mode
+            except PermissionError:
+                mode = stat.S_IFREG
+            except OSError:  # a link to nothing
+                continue
+            if stat.S_ISREG(mode):
+                files.add(entry.name)
+            elif stat.S_ISDIR(mode) and depth > 1:
+                with suppress(OSError):
+                    files |= {f"{entry.name}/{name}" for name in _list_folder(Path(entry.path), depth - 1)}
+    return frozenset(files)
+
+
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1
 
@@ -188,15 +258,20 @@ class LocalFolder(ModelFiles):
     """A folder on disk: the files in it and in its subfolders, one level deep."""
 
     def __init__(self, name: str, folder: Path, source_repo: str | None = None) -> None:
-        paths = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
-        super().__init__(name, frozenset(path.relative_to(folder).as_posix() for path in paths), source_repo)
+        try:
+            files = _list_folder(folder, depth=2)
+        except OSError as error:
+            raise read_error(folder, error) from error
+        super().__init__(name, files, source_repo)
         self._folder = folder
 
     def _is_local(self, filename: str) -> bool:
         return True
 
     def _locate(self, filename: str) -> Path:
-        return self._folder / filename
+        path = self._folder / filename
+        check_readable(path)
+        return path
 
 
 class HubRepository(ModelFiles):
@@ -232,8 +307,9 @@ class HubRepository(ModelFiles):
             if not re.fullmatch(r"[0-9a-f]{40}", commit):
                 return commit, frozenset()
             snapshot = self._storage / "snapshots" / commit
-            paths = (path for path in snapshot.rglob("*") if path.is_file())
-            return commit, frozenset(path.relative_to(snapshot).as_posix() for path in paths)
+            if not snapshot.is_dir():
+                return commit, frozenset()
+            return commit, _list_folder(snapshot, _MAX_DEPTH)
 
     def _is_local(self, filename: str) -> bool:
         return hub_client.find_cached(self._repo, filename, self._commit) is not None
@@ -244,6 +320,7 @@ class HubRepository(ModelFiles):
             if path is None:
                 self._download(filename)
                 path = hub_client.link_cached(self._repo, filename, self._commit)
+            path.open("rb").close()  # says why, if it can't be read
         self._save_commit()
         return path
 
@@ -335,6 +412,11 @@ class HubRepository(ModelFiles):
                 return DownloadError(
                     f"{target}: no space left in the cache {cache}; free some or set HF_HOME to a folder with"
                     " more space, and run the same command again to resume"
+                )
+            if isinstance(error, PermissionError):
+                return DownloadError(
+                    f"{target}: permission denied: {error.filename or cache}; change its permissions, or set"
+                    " HF_HOME to a folder that you may read and write"
                 )
             if error.errno is not None:
                 path = error.filename or cache

@@ -10,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
-from audiocraft_mlx.checkpoints.model_files import ModelFiles
+from audiocraft_mlx.checkpoints.model_files import ModelFiles, check_readable, read_error
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights
@@ -61,7 +61,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises `CheckpointError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable JSON file; download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} doesn't hold a JSON object; download it again")
@@ -84,6 +86,7 @@ def _shards(model_files: ModelFiles, index: str, is_wanted: Callable[[str], bool
 
 def read_safetensors(path: Path) -> Weights:
     """All tensors of a file, lazy: their data is read when it is first used. Raises `CheckpointError`."""
+    check_readable(path)
     try:
         # MLX reads the data; the library checks that the header is valid and that the data is complete.
         with safe_open(path, framework="numpy"):

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.checkpoints.model_files import read_error
 from audiocraft_mlx.errors import CheckpointError
 
 # Far above what any model needs (the largest pickle known has 60 kB and 15,000 opcodes), low enough that a
@@ -84,7 +85,7 @@ class LazyTensor:
         try:
             elements = np.fromfile(self.path, self.stored, span, offset=self.offset)
         except OSError as error:
-            raise _unreadable(self.path, error) from None
+            raise read_error(self.path, error) from None
         if elements.size < span:
             raise CheckpointError(f"{self.path} has become shorter since it was opened; load it again")
         byte_strides = [stride * self.stored.itemsize for stride in self.strides]
@@ -111,7 +112,7 @@ def read_torch_file(path: Path) -> object:
     except _Fault as fault:
         raise CheckpointError(f"{path} {fault}") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise read_error(path, error) from None
     raise CheckpointError(f"{path} {_guess_file_type(head)}")
 
 
@@ -130,12 +131,6 @@ def _refused(action: str) -> _Fault:
 def _shown(text: str) -> str:
     """A string from an untrusted file, safe for a one-line message."""
     return repr(text[:100])[1:-1]
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path} can't be read ({error.strerror or error}); check the path and its permissions"
-    )
 
 
 def _guess_file_type(head: bytes) -> str:
