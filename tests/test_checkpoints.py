@@ -170,18 +170,40 @@ def test_a_folder_without_a_tokenizer_uses_the_one_of_t5_base(published: Path, h
 
 def test_a_models_own_sampling_defaults(published: Path) -> None:
     def own(config: dict[str, Any]) -> None:
-        config.update(
-            top_k=20, temperature=0.8, guidance_scale=1.5, max_length=404, do_sample=True, top_p=1.0
-        )
+        config.update(top_k=20, temperature=0.8, guidance_scale=1.5, do_sample=True, top_p=1.0)
 
     edit_json(published / "generation_config.json", own)
     bundle = load(str(published))
     assert bundle.sampling == SamplingParams(top_k=20, temperature=0.8)
     assert bundle.guidance == GuidanceParams(1.5)
-    assert bundle.max_duration == 8.0
     (published / "generation_config.json").unlink()
     bundle = load(str(published))
     assert bundle.sampling == SamplingParams()
+    assert bundle.max_duration == 30.0
+
+
+@pytest.mark.parametrize("max_length", [256, 404, 1500, 10**6, 0, None])
+def test_the_length_that_was_last_generated_is_not_the_trained_one(published: Path, max_length: Any) -> None:
+    edit_json(published / "generation_config.json", lambda config: config.update(max_length=max_length))
+    assert load(str(published)).max_duration == 30.0
+
+
+def test_a_configuration_may_name_the_trained_length(published: Path) -> None:
+    edit_json(published / "config.json", lambda config: config.update(max_duration=8.0))
+    assert load(str(published)).max_duration == 8.0
+
+
+@pytest.mark.parametrize("value", ["long", 0, -1, float("inf"), float("nan"), True])
+def test_an_invalid_trained_length_is_named(published: Path, value: Any) -> None:
+    edit_json(published / "config.json", lambda config: config.update(max_duration=value))
+    assert "'max_duration' in its configuration" in refusal(published)
+
+
+def test_null_in_a_generation_configuration_means_unset(published: Path) -> None:
+    keys = ("top_k", "top_p", "temperature", "guidance_scale", "max_length", "do_sample")
+    edit_json(published / "generation_config.json", lambda config: config.update(dict.fromkeys(keys)))
+    bundle = load(str(published))
+    assert (bundle.sampling, bundle.guidance) == (SamplingParams(), GuidanceParams())
     assert bundle.max_duration == 30.0
 
 
@@ -469,7 +491,7 @@ def test_unsupported_transformers_configurations_are_refused_by_name(
 
 @pytest.mark.parametrize(
     "change",
-    [{"top_k": -1}, {"temperature": "hot"}, {"guidance_scale": None}, {"top_p": 2}, {"max_length": 0}],
+    [{"top_k": -1}, {"temperature": "hot"}, {"guidance_scale": "x"}, {"top_p": 2}, {"do_sample": 1}],
 )
 def test_invalid_sampling_defaults(published: Path, change: dict[str, Any]) -> None:
     edit_json(published / "generation_config.json", lambda config: config.update(change))

@@ -7,7 +7,6 @@ The library takes a good part of a second to import, so each function imports wh
 from __future__ import annotations
 
 import os
-import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -226,6 +225,8 @@ def _variables(names: tuple[str, ...], prefix: str = "") -> str:
 
 
 def _certificate_fault(error: OSError) -> str:
+    import ssl
+
     reason = "no valid certificates" if isinstance(error, ssl.SSLError) else error.strerror or str(error)
     named = [(name, os.environ[name]) for name in _CERTIFICATES if os.environ.get(name)]
     unreadable = [(name, path) for name, path in named if not os.access(path, os.R_OK)]
