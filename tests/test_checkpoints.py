@@ -170,18 +170,40 @@ def test_a_folder_without_a_tokenizer_uses_the_one_of_t5_base(published: Path, h
 
 def test_a_models_own_sampling_defaults(published: Path) -> None:
     def own(config: dict[str, Any]) -> None:
-        config.update(
-            top_k=20, temperature=0.8, guidance_scale=1.5, max_length=404, do_sample=True, top_p=1.0
-        )
+        config.update(top_k=20, temperature=0.8, guidance_scale=1.5, do_sample=True, top_p=1.0)
 
     edit_json(published / "generation_config.json", own)
     bundle = load(str(published))
     assert bundle.sampling == SamplingParams(top_k=20, temperature=0.8)
     assert bundle.guidance == GuidanceParams(1.5)
-    assert bundle.max_duration == 8.0
     (published / "generation_config.json").unlink()
     bundle = load(str(published))
     assert bundle.sampling == SamplingParams()
+    assert bundle.max_duration == 30.0
+
+
+@pytest.mark.parametrize("max_length", [256, 404, 1500, 10**6, 0, None])
+def test_the_length_that_was_last_generated_is_not_the_trained_one(published: Path, max_length: Any) -> None:
+    edit_json(published / "generation_config.json", lambda config: config.update(max_length=max_length))
+    assert load(str(published)).max_duration == 30.0
+
+
+def test_a_configuration_may_name_the_trained_length(published: Path) -> None:
+    edit_json(published / "config.json", lambda config: config.update(max_duration=8.0))
+    assert load(str(published)).max_duration == 8.0
+
+
+@pytest.mark.parametrize("value", ["long", 0, -1, float("inf"), float("nan"), True])
+def test_an_invalid_trained_length_is_named(published: Path, value: Any) -> None:
+    edit_json(published / "config.json", lambda config: config.update(max_duration=value))
+    assert "'max_duration' in its configuration" in refusal(published)
+
+
+def test_null_in_a_generation_configuration_means_unset(published: Path) -> None:
+    keys = ("top_k", "top_p", "temperature", "guidance_scale", "max_length", "do_sample")
+    edit_json(published / "generation_config.json", lambda config: config.update(dict.fromkeys(keys)))
+    bundle = load(str(published))
+    assert (bundle.sampling, bundle.guidance) == (SamplingParams(), GuidanceParams())
     assert bundle.max_duration == 30.0
 
 
@@ -371,6 +393,7 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_not_run(
     package["best_state"]["out_norm.bias"] = Opcodes(
         b"cposix\nsystem\nX" + len(command).to_bytes(4, "little") + command + b"\x85R"
     )
+    load(str(release))  # imports what a good file needs
     before = set(sys.modules)
     write_torch_file(release / "state_dict.bin", package)
     assert "system" in refusal(release)
@@ -469,7 +492,7 @@ def test_unsupported_transformers_configurations_are_refused_by_name(
 
 @pytest.mark.parametrize(
     "change",
-    [{"top_k": -1}, {"temperature": "hot"}, {"guidance_scale": None}, {"top_p": 2}, {"max_length": 0}],
+    [{"top_k": -1}, {"temperature": "hot"}, {"guidance_scale": "x"}, {"top_p": 2}, {"do_sample": 1}],
 )
 def test_invalid_sampling_defaults(published: Path, change: dict[str, Any]) -> None:
     edit_json(published / "generation_config.json", lambda config: config.update(change))
@@ -489,3 +512,184 @@ def test_a_codec_for_other_codes(release: Path, goldens: Path, hub_cache: Path, 
     message = refusal(release)
     assert "don't fit" in message
     assert "4 of 32" in message
+
+
+# Text encoders and codecs that a release only names
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hub cache without anything, in place of the one of all tests, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "empty"
+
+
+@pytest.fixture
+def cloned(release: Path, published: Path, goldens: Path) -> Path:
+    """A whole repository, in both layouts, as `git clone` leaves it; its codec is only named."""
+    for file in published.iterdir():
+        shutil.copy(file, release / file.name)
+    write_torch_file(release / "compression_state_dict.bin", {"pretrained": "facebook/encodec_32khz"})
+    return release
+
+
+def test_a_whole_repository_needs_nothing_else(cloned: Path, empty_cache: Path) -> None:
+    bundle = load(str(cloned))
+    assert bundle.text_conditioner.t5.config.num_layers == 2
+    assert bundle.max_duration == 30.0
+
+
+def test_a_whole_repository_in_the_cache_needs_nothing_else(cloned: Path, empty_cache: Path) -> None:
+    add_to_hub_cache(empty_cache, "facebook/musicgen-small", cloned)
+    assert load("small").source_repo == "facebook/musicgen-small"
+
+
+@pytest.mark.parametrize("lacking", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_text_encoder_of_which_the_cache_has_only_a_part_is_no_text_encoder(
+    cloned: Path, empty_cache: Path, goldens: Path, lacking: str
+) -> None:
+    snapshot = add_to_hub_cache(empty_cache, "t5-base", goldens / "goldens" / "t5")
+    (snapshot / lacking).unlink()
+    assert load(str(cloned)).max_duration == 30.0
+
+
+def test_a_layout_that_lacks_its_weights_does_not_serve(cloned: Path, empty_cache: Path) -> None:
+    (cloned / "model.safetensors").unlink()
+    with pytest.raises(DownloadError, match="t5-base is not in the cache"):
+        load(str(cloned))
+
+
+def test_a_damaged_file_is_named_though_another_layout_would_serve(cloned: Path, empty_cache: Path) -> None:
+    (cloned / "state_dict.bin").write_bytes(b"PK\x03\x04")
+    assert "state_dict.bin" in refusal(cloned)
+
+
+@pytest.mark.parametrize("named", ["t5-base", "google-t5/t5-base", "t5-large", "google-t5/t5-large"])
+def test_both_names_of_a_text_encoder_serve(
+    release: Path, package: dict[str, Any], empty_cache: Path, goldens: Path, named: str
+) -> None:
+    size = named.rpartition("/")[2]
+    other = size if named != size else f"google-t5/{size}"
+    add_to_hub_cache(empty_cache, other, goldens / "goldens" / "t5")
+    add_to_hub_cache(empty_cache, "facebook/encodec_32khz", goldens / "goldens" / "encodec_32khz")
+    package["xp.cfg"] = package["xp.cfg"].replace("name: t5-base", f"name: {named}")
+    write_torch_file(release / "state_dict.bin", package)
+    assert load(str(release)).text_conditioner.t5.config.num_layers == 2
+
+
+def test_both_names_of_t5_base_serve_for_a_tokenizer(
+    published: Path, empty_cache: Path, goldens: Path
+) -> None:
+    add_to_hub_cache(empty_cache, "google-t5/t5-base", goldens / "goldens" / "t5")
+    (published / "tokenizer.json").unlink()
+    assert load(str(published)).max_duration == 30.0
+
+
+# What fine-tuning leaves behind
+
+
+def compiled(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"_orig_mod.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "remedy"),
+    [
+        (lambda p: p["best_state"], "is a bare state dict, without the configuration", "export"),
+        (lambda p: {"model": p["best_state"]}, "training checkpoint", "'model'"),
+        (lambda p: {"state_dict": p["best_state"], "epoch": 3}, "training checkpoint", "'state_dict'"),
+        (lambda p: {"xp.cfg": p["xp.cfg"], "model": p["best_state"]}, "training checkpoint", "export"),
+        (
+            lambda p: {"xp.cfg": p["xp.cfg"], "best_state": {"model": p["best_state"]}, "history": []},
+            "training checkpoint of audiocraft",
+            "audiocraft.utils.export.export_lm",
+        ),
+        (lambda p: p | {"best_state": compiled(p["best_state"])}, "'_orig_mod.'", "torch.compile"),
+        (
+            lambda p: p | {"best_state": {f"module.{n}": v for n, v in p["best_state"].items()}},
+            "'module.'",
+            "remove",
+        ),
+        (lambda p: compiled(p["best_state"]), "bare state dict", "export"),
+        (lambda p: [1], "holds a list", "'best_state'"),
+        (lambda p: {"xp.cfg": {"a": 1}, "best_state": {}}, "'xp.cfg'", "YAML"),
+    ],
+)
+def test_a_file_of_a_fine_tuning_is_named_with_its_remedy(
+    release: Path, package: dict[str, Any], change: Callable[[dict[str, Any]], Any], what: str, remedy: str
+) -> None:
+    write_torch_file(release / "state_dict.bin", change(package))
+    message = refusal(release)
+    assert message.startswith(str(release / "state_dict.bin"))
+    assert what in message
+    assert remedy in message
+
+
+def test_names_of_a_compiled_model_in_safetensors_are_explained(published: Path) -> None:
+    weights = mx.load(str(published / "model.safetensors"))
+    renamed = {name.replace("decoder.model.", "decoder._orig_mod.model."): weights[name] for name in weights}
+    mx.eval(renamed)
+    mx.save_safetensors(str(published / "model.safetensors"), renamed)
+    message = refusal(published)
+    assert "'_orig_mod.'" in message
+    assert "torch.compile" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["/home/somebody/t5", "./t5", "../runs/t5-base", "no such name", "a/b/c", "~/t5"]
+)
+def test_a_path_that_only_the_file_names_is_explained(
+    release: Path, package: dict[str, Any], name: str
+) -> None:
+    package["xp.cfg"] = package["xp.cfg"].replace("name: t5-base", f"name: {name}")
+    write_torch_file(release / "state_dict.bin", package)
+    message = refusal(release)
+    assert message.startswith(str(release / "state_dict.bin"))
+    assert f"names {name!r} as its text encoder" in message
+    assert "conditioners.description.t5.name" in message
+    assert "t5-base" in message
+
+
+def test_a_codec_path_that_only_the_file_names_is_explained(release: Path) -> None:
+    write_torch_file(release / "compression_state_dict.bin", {"pretrained": "/home/somebody/codec"})
+    message = refusal(release)
+    assert message.startswith(str(release / "compression_state_dict.bin"))
+    assert "names '/home/somebody/codec' as its codec" in message
+
+
+def test_a_text_encoder_that_was_trained_too_is_explained(release: Path, package: dict[str, Any]) -> None:
+    package["xp.cfg"] = package["xp.cfg"].replace("      finetune: false\n", "      finetune: true\n")
+    write_torch_file(release / "state_dict.bin", package)
+    message = refusal(release)
+    assert "'conditioners.description.t5.finetune' in its configuration is true" in message
+    assert "its text encoder was trained" in message
+    assert "finetune: false" in message
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], ["PEFT adapter", "merge_and_unload"]),
+        (["lm_final.pt"], ["lm_final.pt", "state_dict.bin"]),
+        (["checkpoint.th", "history.json"], ["checkpoint.th", "export"]),
+        (["model.ckpt"], ["model.ckpt"]),
+        (
+            ["checkpoint-500/config.json", "checkpoint-500/model.safetensors"],
+            ["give the folder", "checkpoint-500"],
+        ),
+        (["model.safetensors"], ["model.safetensors", "config.json"]),
+    ],
+)
+def test_a_folder_of_a_fine_tuning_is_named_with_its_remedy(
+    tmp_path: Path, files: list[str], words: list[str]
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    message = refusal(tmp_path)
+    assert "neither state_dict.bin" in message
+    for word in words:
+        assert word in message

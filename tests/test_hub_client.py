@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import HfFileMetadata, http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, logging, validate_repo_id
 
@@ -25,7 +25,6 @@ PACKAGE = Path(__file__).parent.parent / "audiocraft_mlx"
         (HfApi, (), {"library_name": "musicgen-mlx", "library_version": "1"}),
         (HfApi.model_info, (HfApi, "a/b"), {"revision": "main", "timeout": 1.0}),
         (HfApi.hf_hub_download, (HfApi, "a/b", "config.json"), {"revision": "main"}),
-        (try_to_load_from_cache, ("a/b", "config.json"), {"revision": "main"}),
         (hf_hub_url, ("a/b", "config.json"), {"revision": "main"}),
         (get_hf_file_metadata, ("https://x",), {"headers": {}, "timeout": 1.0}),
         (

@@ -6,16 +6,18 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model
+from audiocraft_mlx.checkpoints.demucs import load_htdemucs
+from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model, resolve_part
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
 
 from .hub_server import HubServer, digests
+from .unprivileged import reachable_folder, unprivileged
 
 REPO = "facebook/musicgen-small"
 CONFIG = b'{"model_type": "musicgen"}\n'
@@ -465,9 +467,10 @@ def test_a_revision_does_not_lead_out_of_the_cache(hub: HubServer, revision: str
     assert "no revision" in failure(CheckpointError, "small", revision=revision)
 
 
-def test_a_listed_file_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path) -> None:
-    hub.repos[REPO]["../../../escaped"] = b"!"
-    assert "doesn't answer like the Hub" in failure(DownloadError, "small", "../../../escaped")
+@pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "a/../../b", "..", "a\\..\\b"])
+def test_a_listed_file_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path, name: str) -> None:
+    hub.repos[REPO][name] = b"!"
+    assert "doesn't answer like the Hub" in failure(DownloadError, "small", name)
     assert not cache.exists()
 
 
@@ -554,3 +557,266 @@ def test_a_server_that_never_answers_times_out(hub: HubServer, monkeypatch: pyte
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr("audiocraft_mlx.checkpoints.model_files._TIMEOUT", 0.05)
         assert "can't be reached" in failure(DownloadError, "small")
+
+
+# Proxies and certificates
+
+
+PROXIES = [f"{scheme}_proxy" for scheme in ("all", "http", "https")]
+PROXIES += [name.upper() for name in PROXIES]
+PASSWORD = "secret-password"
+
+
+@pytest.fixture
+def connect_as(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function: the next connection is made with these environment variables."""
+    from huggingface_hub import close_session
+
+    def set_environment(**variables: str) -> None:
+        for name in (*PROXIES, "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        close_session()
+
+    yield set_environment
+    monkeypatch.undo()
+    close_session()
+
+
+UNUSABLE = [
+    ({"ALL_PROXY": f"socks5://me:{PASSWORD}@127.0.0.1:9"}, "ALL_PROXY"),
+    ({"https_proxy": "socks5h://127.0.0.1:9"}, "https_proxy"),
+    ({"HTTPS_PROXY": f"foo://me:{PASSWORD}@127.0.0.1:9"}, "HTTPS_PROXY"),
+    ({"HTTP_PROXY": "http://127.0.0.1:port"}, "HTTP_PROXY"),
+    ({"SSL_CERT_FILE": "/no/such.pem"}, "SSL_CERT_FILE"),
+    ({"SSL_CERT_FILE": __file__}, "SSL_CERT_FILE"),
+]
+
+
+@pytest.mark.parametrize(("variables", "named"), UNUSABLE)
+def test_a_proxy_or_certificate_that_cannot_be_used_is_named(
+    hub: HubServer,
+    connect_as: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    named: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    connect_as(**variables)
+    message = failure(DownloadError, "small")
+    assert named in message
+    assert "unset" in message
+    assert PASSWORD not in message
+    if "socks" in str(variables):
+        assert "-m pip install socksio" in message
+    if "/no/such.pem" in str(variables):
+        assert "/no/such.pem" in message
+        assert "cache" not in message
+
+
+@pytest.mark.parametrize("variables", [variables for variables, _ in UNUSABLE])
+def test_with_a_proxy_that_cannot_be_used_the_cache_serves(
+    hub: HubServer,
+    connect_as: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+) -> None:
+    path = resolve_model("small").local_path("config.json")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    connect_as(**variables)
+    assert resolve_model("small").local_path("config.json") == path
+
+
+def test_offline_no_client_is_made(
+    hub: HubServer, offline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client looks at proxies, certificates and the token."""
+    import huggingface_hub
+    from huggingface_hub.utils import _headers, _http
+
+    path = resolve_model("small").local_path("config.json")
+    offline.start()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("offline, a client or its headers were made")
+
+    monkeypatch.setattr(_http, "get_session", refuse)
+    monkeypatch.setattr(_headers, "get_token", refuse)
+    monkeypatch.setattr(huggingface_hub, "get_session", refuse)
+    source = resolve_model("small")
+    assert source.local_path("config.json") == path
+    assert "HF_HUB_OFFLINE" in failure(DownloadError, "medium")
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "localhost:1", "http://", "http://x:port", "ftp://x"])
+def test_an_endpoint_that_is_no_url_is_named(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    from huggingface_hub import constants
+
+    path = resolve_model("small").local_path("config.json")
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    message = failure(DownloadError, "facebook/other")
+    assert f"HF_ENDPOINT is {endpoint!r}, not a URL" in message
+    assert resolve_model("small").local_path("config.json") == path
+
+
+# Parts of models
+
+
+T5_FILES = [("config.json",), ("model.safetensors", "pytorch_model.bin")]
+
+
+def test_of_two_repositories_with_the_same_files_the_cached_one_is_taken(hub: HubServer) -> None:
+    twin = {"config.json": b"{}", "pytorch_model.bin": b"weights"}
+    hub.repos |= {"google-t5/t5-base": twin, "t5-base": dict(twin)}
+    for name in twin:
+        resolve_model("google-t5/t5-base").local_path(name)
+    hub.requests.clear()
+    found = resolve_part("t5-base", T5_FILES)
+    assert found.local_path("pytorch_model.bin").read_bytes() == b"weights"
+    assert hub.fetched == []
+
+
+def test_a_part_that_the_cache_lacks_is_downloaded_under_its_own_name(hub: HubServer) -> None:
+    hub.repos["t5-base"] |= {"pytorch_model.bin": b"weights"}
+    resolve_part("t5-base", T5_FILES).local_path("pytorch_model.bin")
+    assert hub.fetched == ["t5-base/pytorch_model.bin"]
+
+
+def test_a_part_of_which_the_cache_has_some_files_is_not_in_the_cache(
+    hub: HubServer, offline: SimpleNamespace
+) -> None:
+    resolve_model("t5-base").local_path("config.json")
+    offline.start()
+    with pytest.raises(DownloadError, match="t5-base is not in the cache"):
+        resolve_part("t5-base", T5_FILES)
+
+
+# Permissions
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    with reachable_folder() as folder:
+        yield folder
+
+
+def denied(kind: type[MusicGenError], path: Path, name: str, filename: str | None = None) -> str:
+    with unprivileged():
+        message = failure(kind, name, filename)
+    assert f"permission denied: {path};" in message
+    return message
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o600, 0o300])
+def test_a_folder_that_may_not_be_read_is_named(reachable: Path, mode: int) -> None:
+    folder = reachable / "model"
+    with unprivileged():
+        folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    folder.chmod(mode)
+    if mode == 0o600:  # its files can be listed, but not opened
+        denied(CheckpointError, folder / "config.json", str(folder), "config.json")
+    else:
+        denied(CheckpointError, folder, str(folder))
+
+
+def test_a_folder_inside_of_one_that_may_not_be_entered_is_named(reachable: Path) -> None:
+    (reachable / "closed" / "model").mkdir(parents=True)
+    (reachable / "closed").chmod(0o600)
+    denied(CheckpointError, reachable / "closed" / "model", str(reachable / "closed" / "model"))
+
+
+def test_a_relative_name_is_a_repository_where_the_current_folder_may_not_be_entered(
+    hub: HubServer, reachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(reachable / "token"))
+    resolve_model("t5-base")  # what is imported may be in folders that are closed to others
+    (reachable / "closed").mkdir()
+    monkeypatch.chdir(reachable / "closed")
+    (reachable / "closed").chmod(0o000)
+    with unprivileged():
+        assert resolve_model(REPO).source_repo == REPO
+
+
+def test_a_file_that_may_not_be_read_is_named(reachable: Path) -> None:
+    (reachable / "config.json").write_text("{}")
+    (reachable / "config.json").chmod(0o000)
+    denied(CheckpointError, reachable / "config.json", str(reachable), "config.json")
+
+
+def test_a_subfolder_that_may_not_be_read_does_not_matter(reachable: Path) -> None:
+    (reachable / "private").mkdir()
+    (reachable / "private" / "x").touch()
+    (reachable / "config.json").write_text("{}")
+    (reachable / "private").chmod(0o000)
+    with unprivileged():
+        assert resolve_model(str(reachable)).local_path("config.json") == reachable / "config.json"
+
+
+@pytest.mark.parametrize("closed", ["htdemucs.th", "."])
+def test_weights_for_source_separation_that_may_not_be_read_are_named(
+    reachable: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    path = reachable / "folder" / "htdemucs.th"
+    path.parent.mkdir()
+    path.touch()
+    (path.parent / closed).chmod(0o000)
+    monkeypatch.setenv("MUSICGEN_MLX_DEMUCS", str(path))
+    with unprivileged(), pytest.raises(CheckpointError) as caught:
+        load_htdemucs()
+    assert str(caught.value).startswith(f"permission denied: {path};")
+
+
+@pytest.mark.parametrize("closed", ["", "refs", "refs/main", "snapshots", "blobs", "*blob"])
+@pytest.mark.parametrize("online", [True, False])
+def test_a_cache_that_may_not_be_read_is_named(
+    hub: HubServer,
+    offline: SimpleNamespace,
+    reachable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    closed: str,
+    online: bool,
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(reachable / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(reachable / "token"))
+    path = resolve_model("small").local_path("config.json")
+    storage = reachable / "cache" / "models--facebook--musicgen-small"
+    part = path.resolve() if closed == "*blob" else storage / closed
+    part.chmod(0o000)
+    if not online:
+        offline.start()
+    if online and closed.startswith("refs"):
+        with unprivileged():
+            assert resolve_model("small").local_path("config.json") == path
+        return
+    with unprivileged():
+        message = failure(DownloadError, "small", "config.json")
+    assert message.startswith((f"{REPO}: ", f"{REPO} (as cached"))
+    assert f"permission denied: {storage}" in message or f"permission denied: {path.resolve()}" in message
+    assert "HF_HOME" in message
+
+
+def test_a_cache_that_may_not_be_written_is_named(
+    hub: HubServer, reachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(reachable / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(reachable / "token"))
+    resolve_model("small").local_path("config.json")
+    (reachable / "cache" / "models--facebook--musicgen-small" / "blobs").chmod(0o555)
+    with unprivileged():
+        message = failure(DownloadError, "small", "model.safetensors")
+    assert "permission denied: " in message
+    assert "HF_HOME" in message
+
+
+def test_a_name_too_long_for_a_folder_is_a_usage_error(hub: HubServer) -> None:
+    assert ", ".join(SHORT_NAMES) in failure(UsageError, "x" * 300)

@@ -1,5 +1,7 @@
 """Reading PyTorch's files: their values are exact, and no code in them is run."""
 
+import io
+import pickle
 import struct
 import sys
 import zipfile
@@ -7,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import numpy as np
@@ -244,6 +247,71 @@ def test_only_the_bytes_of_a_tensor_are_read(path: Path, monkeypatch: pytest.Mon
     assert counts == [6]  # two elements, and those between them
 
 
+# Later protocols, by Python's own pickler
+
+
+class TorchPickler(pickle._Pickler):
+    """Saves arrays as torch.save does, in any protocol; `torch` here are stand-ins with its names."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.storages: list[np.ndarray] = []
+
+    def persistent_id(self, obj: object) -> object:
+        if isinstance(obj, np.ndarray):
+            self.storages.append(obj)
+            return (
+                "storage",
+                sys.modules["torch"].FloatStorage,
+                str(len(self.storages) - 1),
+                "cpu",
+                obj.size,
+            )
+        return None
+
+    def reducer_override(self, obj: object) -> object:
+        if isinstance(obj, Parameter):
+            shape = obj.data.shape
+            strides = tuple(stride // obj.data.itemsize for stride in obj.data.strides)
+            rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
+            return rebuild, (obj.data, 0, shape, strides, False, OrderedDict())
+        return NotImplemented
+
+
+@pytest.fixture
+def fake_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, member in (("torch", "FloatStorage"), ("torch._utils", "_rebuild_tensor_v2")):
+        module = ModuleType(name)
+        setattr(module, member, type(member, (), {"__module__": name}))
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_protocol_is_read(path: Path, fake_torch: None, protocol: int, legacy: bool) -> None:
+    values = {"text": "é" * 300, "numbers": [0, 2**40, -1.5, None, True], "bytes": [b"ab", b"c" * 300], 3: ()}
+    nest = {"best_state": OrderedDict(weight=Parameter(GRID), more=Parameter(GRID + 1)), "values": values}
+    file = io.BytesIO()
+    pickler = TorchPickler(file, protocol)
+    if protocol == 2:
+        del values["bytes"]  # a call of _codecs.encode
+    pickler.dump(nest)
+    storages = {str(i): array.tobytes() for i, array in enumerate(pickler.storages)}
+    if legacy:
+        header = b"".join(
+            pickle.dumps(value, protocol)
+            for value in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+        )
+        data = b"".join(struct.pack("<q", 30) + storage for storage in storages.values())
+        path.write_bytes(header + file.getvalue() + pickle.dumps(list(storages), protocol) + data)
+    else:
+        write_torch_zip(path, file.getvalue(), storages)
+    read = read_torch_file(path)
+    assert read["values"] == values
+    np.testing.assert_array_equal(np.array(read["best_state"]["weight"].load()), GRID)
+    np.testing.assert_array_equal(np.array(read["best_state"]["more"].load()), GRID + 1)
+
+
 # Attacks
 
 
@@ -293,6 +361,7 @@ def test_no_code_in_a_file_is_run(path: Path, marker: Path, attack: str) -> None
         ("REDUCE", "asks to run posix.system; a model file never needs that, refusing it"),
         ("NEWOBJ", "asks to run subprocess.Popen;"),
         ("BUILD", "asks to change subprocess.Popen;"),
+        ("STACK_GLOBAL", "asks to run posix.system;"),
         ("INST", "uses the pickle opcode INST;"),
         ("storage type", "asks for storage of the type posix.system;"),
         ("eval in a list", "asks to run builtins.eval;"),
@@ -368,6 +437,14 @@ def test_a_tensor_that_does_not_fit_its_storage_is_refused(path: Path, wrong: di
         b"}" + b"\x8a\x09" + b"\xff" * 8 + b"\x00Ns",
         b"}]Ns",
         b"NQ",
+        b"\x94",
+        b"\x93",
+        text("a") + b"\x93",
+        b"N" + text("a") + b"\x93",
+        b"\x8d" + b"\xff" * 8 + b"a",
+        b"\x8c\x05a",
+        b"B\xff\xff\xff\xff",
+        b"\x95\x00",
         b"(tQ",
         b"N)R",
         b"ccollections\nOrderedDict\nNR",

@@ -39,6 +39,7 @@ def main() -> None:
         pad_token_id=CODES,
         decoder_start_token_id=CODES,
     )
+    model.config.max_duration = FRAMES / 50  # our own key: transformers has none for the trained length
     model.half().save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
     size = sum(file.stat().st_size for file in arguments.out.iterdir())

@@ -12,7 +12,7 @@ import mlx.core as mx
 from safetensors import safe_open
 
 from audiocraft_mlx.checkpoints.build import build_network
-from audiocraft_mlx.checkpoints.model_files import resolve_model
+from audiocraft_mlx.checkpoints.model_files import check_readable, read_error, resolve_model
 from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_safetensors
 from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, read_torch_file
 from audiocraft_mlx.configs import ConfigSection
@@ -44,11 +44,15 @@ def _find_file() -> Path:
     named = os.environ.get(ENV_VAR)
     if named:
         path = Path(named)
-        if not path.is_file():
-            raise CheckpointError(
-                f"{named}: no such file; {ENV_VAR} must name a file with the weights of htdemucs"
-            )
-        return path
+        try:
+            if path.is_file():
+                check_readable(path)
+                return path
+        except PermissionError as error:  # of a folder above it
+            raise read_error(path, error) from error
+        raise CheckpointError(
+            f"{named}: no such file; {ENV_VAR} must name a file with the weights of htdemucs"
+        )
     try:
         return resolve_model(HTDEMUCS_REPO).local_path(HTDEMUCS_FILE)
     except (CheckpointError, DownloadError) as error:

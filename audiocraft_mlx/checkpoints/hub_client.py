@@ -6,12 +6,16 @@ The library takes a good part of a second to import, so each function imports wh
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlsplit
 
+from audiocraft_mlx.errors import DownloadError
 from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
@@ -19,6 +23,12 @@ if TYPE_CHECKING:
 
 _LIBRARY_NAME = "musicgen-mlx"
 """How requests name this program."""
+
+# What an HTTP client reads from the environment when it is made.
+_PROXIES = tuple(
+    spelled for name in ("all_proxy", "https_proxy", "http_proxy") for spelled in (name.upper(), name)
+)
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def repo_folder(repo: str) -> Path:
 
 def list_files(repo: str, revision: str, timeout: float) -> tuple[str, frozenset[str]]:
     """The commit of `revision` and its files: one request, no retries."""
+    _check_connection()
     info = _api().model_info(repo, revision=revision, timeout=timeout)
     if info.sha is None or info.siblings is None:
         raise ValueError("no commit or no files")
@@ -73,10 +84,20 @@ def list_files(repo: str, revision: str, timeout: float) -> tuple[str, frozenset
 
 def find_cached(repo: str, filename: str, commit: str) -> Path | None:
     """A file in the cache's snapshot of a commit; None if it isn't there."""
-    from huggingface_hub import try_to_load_from_cache
+    path = _snapshot_path(repo, filename, commit)
+    # Not `exists`, which in some versions of Python says no where permission is denied.
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return path
 
-    path = try_to_load_from_cache(repo, filename, revision=commit)
-    return Path(path) if isinstance(path, str) else None
+
+def _snapshot_path(repo: str, filename: str, commit: str) -> Path:
+    """Where the cache has a file. Raises `ValueError` for a name that leads out of its folder."""
+    if not {"", ".", ".."}.isdisjoint([commit, *filename.split("/")]) or "\\" in filename or "/" in commit:
+        raise ValueError(f"an impossible name of a file, {filename[:100]!r}")
+    return repo_folder(repo) / "snapshots" / commit / filename
 
 
 def link_cached(repo: str, filename: str, commit: str) -> Path:
@@ -88,6 +109,7 @@ def file_metadata(repo: str, filename: str, commit: str, timeout: float) -> File
     """One request for a file's size and checksum."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
+    _check_connection()
     url = hf_hub_url(repo, filename, revision=commit)
     metadata = get_hf_file_metadata(url, headers=_headers(), timeout=timeout)
     if metadata.etag is None:
@@ -99,6 +121,7 @@ def download(metadata: FileMetadata, file: BinaryIO, filename: str) -> None:
     """Append the rest of a file, from `file.tell()` on, over plain HTTP; a progress bar names `filename`."""
     from huggingface_hub.file_download import http_get
 
+    _check_connection()
     http_get(
         metadata.url,
         file,
@@ -149,3 +172,64 @@ def _api() -> HfApi:
     from huggingface_hub import HfApi
 
     return HfApi(library_name=_LIBRARY_NAME, library_version=__version__)
+
+
+def _check_connection() -> None:
+    """Make the library's HTTP client, if there is none yet; offline nothing of the kind is even tried.
+
+    Raises:
+        OfflineModeIsEnabled: the user wants no network.
+        DownloadError: the Hub's URL, a proxy or the certificates in the environment can't be used.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    if not _is_url(endpoint()):
+        raise DownloadError(
+            f"HF_ENDPOINT is {endpoint()!r}, not a URL such as https://huggingface.co; correct or unset it"
+        )
+    try:
+        get_session()
+    except ImportError as error:
+        raise DownloadError(
+            f"{_variables(_PROXIES, 'socks')} names a SOCKS proxy, which needs another package;"
+            f" run `{sys.executable} -m pip install socksio`, or unset it"
+        ) from error
+    except OSError as error:
+        raise DownloadError(_certificate_fault(error)) from error
+    # Every kind of wrong proxy has an exception of its own, some of them plain `Exception`s.
+    except Exception as error:
+        raise DownloadError(
+            f"{_variables(_PROXIES)} can't be used as a proxy ({error}); correct or unset it"
+        ) from error
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        return False
+
+
+def _variables(names: tuple[str, ...], prefix: str = "") -> str:
+    """Which of these environment variables are set, to a value that begins with `prefix`.
+
+    Their names only: a proxy's URL may hold a password.
+    """
+    values = {name: os.environ.get(name, "").lower() for name in names}
+    found = [name for name, value in values.items() if value and value.startswith(prefix)]
+    return " or ".join(found) or "the system's settings"
+
+
+def _certificate_fault(error: OSError) -> str:
+    import ssl
+
+    reason = "no valid certificates" if isinstance(error, ssl.SSLError) else error.strerror or str(error)
+    named = [(name, os.environ[name]) for name in _CERTIFICATES if os.environ.get(name)]
+    unreadable = [(name, path) for name, path in named if not os.access(path, os.R_OK)]
+    for name, path in unreadable or named:
+        return f"{name} names {path}, which can't be used ({reason}); correct or unset it"
+    return f"the certificates of this machine can't be used ({reason}); set SSL_CERT_FILE to a file of them"

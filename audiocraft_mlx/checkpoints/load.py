@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from audiocraft_mlx.checkpoints import audiocraft, mlx_format, transformers
 from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, read_config
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
-from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
+
+# Names that programs for training give to their files.
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
 
 
 def load(
@@ -38,12 +43,52 @@ def load(
 def _load_files(model_files: ModelFiles) -> ModelBundle:
     # audiocraft's file is preferred where a folder has both: it is half the size.
     if audiocraft.LM_FILE in model_files.files:
-        return audiocraft.load_model(model_files)
+        try:
+            return audiocraft.load_model(model_files)
+        except (audiocraft.UnavailablePart, DownloadError) as error:
+            # transformers' layout, where a folder or the cache has that too, has all parts in its own files.
+            if model_files.has(transformers.NETWORK_FILES, local=True):
+                with suppress(MusicGenError):
+                    return _load_config(model_files)
+            if isinstance(error, audiocraft.UnavailablePart):
+                raise error.reason from error.reason.__cause__
+            raise
     if CONFIG_FILE not in model_files.files:
         raise CheckpointError(
             f"{model_files.name} has no MusicGen checkpoint: neither {audiocraft.LM_FILE} (audiocraft)"
-            f" nor {CONFIG_FILE} (transformers, or our own format)"
+            f" nor {CONFIG_FILE} (transformers, or our own format){_describe_others(model_files.files)}"
         )
+    return _load_config(model_files)
+
+
+def _describe_others(files: frozenset[str]) -> str:
+    """What a folder without a checkpoint has instead, and what to do about it: the end of a sentence."""
+    if "adapter_config.json" in files:
+        return (
+            "; it is a PEFT adapter: merge it into its model (`merge_and_unload`, then `save_pretrained`) and"
+            " give that folder"
+        )
+    inside = sorted(
+        {
+            name.partition("/")[0]
+            for name in files
+            if name.endswith((f"/{CONFIG_FILE}", f"/{audiocraft.LM_FILE}"))
+        }
+    )
+    if inside:
+        return f"; give the folder in it that has one: {', '.join(inside[:5])}"
+    weights = sorted(name for name in files if name.endswith(_WEIGHTS))
+    if any(name.endswith(".safetensors") for name in weights):
+        return f"; its {weights[0]} needs the {CONFIG_FILE} of the model that it was trained from"
+    if weights:
+        return (
+            f"; its {weights[0]} may be a checkpoint of a training: export it with"
+            f" audiocraft.utils.export.export_lm as {audiocraft.LM_FILE}"
+        )
+    return ""
+
+
+def _load_config(model_files: ModelFiles) -> ModelBundle:
     config = read_config(model_files)
     if mlx_format.is_mlx_format(config):
         return mlx_format.load_model(model_files, config)

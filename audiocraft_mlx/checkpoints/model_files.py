@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +47,14 @@ DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / DEMO
 _ALTERNATIVES = f"give a local folder, or use the model {DEMO!r}, which needs no download"
 
+# Repositories that moved, and whose old names go on working; programs cache them under either.
+_TWINS = {f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")}
+_TWINS |= {new: old for old, new in _TWINS.items()}
+
 # Seconds to wait for the Hub's list of files or a file's metadata before falling back to the cache.
 _TIMEOUT = 10
+# Folders in one another that a repository may have; each of those that we read has one level.
+_MAX_DEPTH = 8
 
 
 class ModelFiles(ABC):
@@ -56,12 +64,20 @@ class ModelFiles(ABC):
         name: The model's name in messages.
         files: The names of its files, relative to its root, with '/'.
         source_repo: The Hub repository it comes from, or `demo`; None for a folder.
+        unreachable: Why `files` are only those in the cache; None if they are all that it has.
     """
 
-    def __init__(self, name: str, files: frozenset[str], source_repo: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: frozenset[str],
+        source_repo: str | None,
+        unreachable: MusicGenError | None = None,
+    ) -> None:
         self.name = name
         self.files = files
         self.source_repo = source_repo
+        self.unreachable = unreachable
 
     def local_path(self, filename: str) -> Path:
         """The path of a file on disk; it is downloaded first if need be.
@@ -73,6 +89,17 @@ class ModelFiles(ABC):
         if filename not in self.files:
             raise CheckpointError(f"{self.name}: there is no file {filename!r} in this model")
         return self._locate(filename)
+
+    def has(self, needed: Sequence[tuple[str, ...]], local: bool = False) -> bool:
+        """Whether it has one file of each tuple of names; if `local`, on disk already."""
+        return all(
+            any(name in self.files and (not local or self._is_local(name)) for name in names)
+            for names in needed
+        )
+
+    @abstractmethod
+    def _is_local(self, filename: str) -> bool:
+        """Whether one of `files` is on disk."""
 
     @abstractmethod
     def _locate(self, filename: str) -> Path:
@@ -98,12 +125,13 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
     if name in SHORT_NAMES:
         return HubRepository(SHORT_NAMES[name], revision)
     folder = _as_folder(name)
-    if name and folder.is_dir():
+    mode = _mode(folder) if name else 0
+    if stat.S_ISDIR(mode):
         if revision is not None:
             raise UsageError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
         return LocalFolder(name, folder)
     if _looks_like_path(name):
-        if folder.is_file():
+        if mode:
             raise CheckpointError(f"{name}: this is a file; give the folder that contains it")
         raise CheckpointError(f"{name}: no such folder; check its path")
     if not hub_client.is_repo_name(name):
@@ -111,11 +139,115 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
     return HubRepository(name, revision)
 
 
+def resolve_part(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles:
+    """Find a part that a checkpoint only names, such as its text encoder.
+
+    Where two repositories have the same files, the one that the cache has is taken.
+
+    Args:
+        name: As for `resolve_model`.
+        needed: The files that the part must have; of each tuple of names, one.
+
+    Raises:
+        CheckpointError, DownloadError, UsageError: As `resolve_model`; and also if the Hub can't be reached
+            and the cache has only some of the files.
+    """
+    try:
+        found = resolve_model(name)
+    except MusicGenError:
+        twin = _cached_twin(name, needed)
+        if twin is None:
+            raise
+        return twin
+    if found.has(needed, local=True):
+        return found
+    twin = _cached_twin(name, needed)
+    if twin is not None:
+        return twin
+    if found.unreachable is not None and not found.has(needed):
+        raise found.unreachable
+    return found
+
+
+def _cached_twin(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles | None:
+    """The repository with the same files as `name`, if the cache has those that are needed."""
+    with suppress(MusicGenError):
+        if name in _TWINS:
+            twin = HubRepository(_TWINS[name], None, cache_only=True)
+            return twin if twin.has(needed) else None
+    return None
+
+
 def _as_folder(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError:  # `~somebody`, where there is no such user
         return Path(name)
+
+
+def _mode(path: Path) -> int:
+    """The kind and permissions of what is at `path`, 0 for nothing. Raises `CheckpointError`."""
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        if not path.is_absolute() and not _can_enter_current_folder():
+            return 0  # nothing can be found from here, and the name may be that of a repository
+        raise read_error(path, error) from error
+    except (OSError, ValueError):  # nothing there, or no name of a file at all
+        return 0
+
+
+def _can_enter_current_folder() -> bool:
+    try:
+        os.stat("./.")
+    except OSError:
+        return False
+    return True
+
+
+def read_error(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file or folder of a model that can't be read."""
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            f"permission denied: {path}; change its permissions, or give a copy that you may read"
+        )
+    return CheckpointError(
+        f"{path} can't be read ({error.strerror or error}); check the path and its permissions"
+    )
+
+
+def check_readable(path: Path) -> None:
+    """Open a file and close it again: the libraries that read it don't tell why they can't.
+
+    Raises `CheckpointError`.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
+def _list_folder(folder: Path, depth: int) -> frozenset[str]:
+    """The files in `folder` and its subfolders down to `depth`, relative to it, with '/'.
+
+    What may not be looked at counts as a file, so that opening it says so; a subfolder that may not be
+    listed has no files. Raises `OSError` if `folder` itself can't be listed.
+    """
+    files: set[str] = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                mode = entry.stat().st_mode
+            except PermissionError:
+                mode = stat.S_IFREG
+            except OSError:  # a link to nothing
+                continue
+            if stat.S_ISREG(mode):
+                files.add(entry.name)
+            elif stat.S_ISDIR(mode) and depth > 1:
+                with suppress(OSError):
+                    files |= {f"{entry.name}/{name}" for name in _list_folder(Path(entry.path), depth - 1)}
+    return frozenset(files)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -126,31 +258,46 @@ class LocalFolder(ModelFiles):
     """A folder on disk: the files in it and in its subfolders, one level deep."""
 
     def __init__(self, name: str, folder: Path, source_repo: str | None = None) -> None:
-        paths = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
-        super().__init__(name, frozenset(path.relative_to(folder).as_posix() for path in paths), source_repo)
+        try:
+            files = _list_folder(folder, depth=2)
+        except OSError as error:
+            raise read_error(folder, error) from error
+        super().__init__(name, files, source_repo)
         self._folder = folder
 
+    def _is_local(self, filename: str) -> bool:
+        return True
+
     def _locate(self, filename: str) -> Path:
-        return self._folder / filename
+        path = self._folder / filename
+        check_readable(path)
+        return path
 
 
 class HubRepository(ModelFiles):
-    """A repository on the Hub at one commit; if the Hub can't be reached, its files in the cache."""
+    """A repository on the Hub at one commit; if the Hub can't be reached, its files in the cache.
 
-    def __init__(self, repo: str, revision: str | None) -> None:
+    With `cache_only` the Hub isn't asked, and there may be no files.
+    """
+
+    def __init__(self, repo: str, revision: str | None, cache_only: bool = False) -> None:
         self._repo = repo
         self._revision = revision or "main"
-        name = repo
+        name, unreachable = repo, None
         try:
             with self._translated_errors():
-                self._commit, files = hub_client.list_files(repo, self._revision, _TIMEOUT)
-        except MusicGenError:
+                self._commit, files = (
+                    self._list_cached()
+                    if cache_only
+                    else hub_client.list_files(repo, self._revision, _TIMEOUT)
+                )
+        except MusicGenError as error:
             self._commit, files = self._list_cached()
             if not files:
                 raise
             # A file that is missing may be missing in the cache only: each message should say so.
-            name = f"{repo} (as cached; the Hub could not be reached)"
-        super().__init__(name, files, repo)
+            name, unreachable = f"{repo} (as cached; the Hub could not be reached)", error
+        super().__init__(name, files, repo, unreachable)
 
     def _list_cached(self) -> tuple[str, frozenset[str]]:
         """The commit and the files in the cache, possibly none."""
@@ -160,8 +307,12 @@ class HubRepository(ModelFiles):
             if not re.fullmatch(r"[0-9a-f]{40}", commit):
                 return commit, frozenset()
             snapshot = self._storage / "snapshots" / commit
-            paths = (path for path in snapshot.rglob("*") if path.is_file())
-            return commit, frozenset(path.relative_to(snapshot).as_posix() for path in paths)
+            if not snapshot.is_dir():
+                return commit, frozenset()
+            return commit, _list_folder(snapshot, _MAX_DEPTH)
+
+    def _is_local(self, filename: str) -> bool:
+        return hub_client.find_cached(self._repo, filename, self._commit) is not None
 
     def _locate(self, filename: str) -> Path:
         with self._translated_errors(filename):
@@ -169,6 +320,7 @@ class HubRepository(ModelFiles):
             if path is None:
                 self._download(filename)
                 path = hub_client.link_cached(self._repo, filename, self._commit)
+            path.open("rb").close()  # says why, if it can't be read
         self._save_commit()
         return path
 
@@ -260,6 +412,11 @@ class HubRepository(ModelFiles):
                 return DownloadError(
                     f"{target}: no space left in the cache {cache}; free some or set HF_HOME to a folder with"
                     " more space, and run the same command again to resume"
+                )
+            if isinstance(error, PermissionError):
+                return DownloadError(
+                    f"{target}: permission denied: {error.filename or cache}; change its permissions, or set"
+                    " HF_HOME to a folder that you may read and write"
                 )
             if error.errno is not None:
                 path = error.filename or cache

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.checkpoints.model_files import read_error
 from audiocraft_mlx.errors import CheckpointError
 
 # Far above what any model needs (the largest pickle known has 60 kB and 15,000 opcodes), low enough that a
@@ -84,7 +85,7 @@ class LazyTensor:
         try:
             elements = np.fromfile(self.path, self.stored, span, offset=self.offset)
         except OSError as error:
-            raise _unreadable(self.path, error) from None
+            raise read_error(self.path, error) from None
         if elements.size < span:
             raise CheckpointError(f"{self.path} has become shorter since it was opened; load it again")
         byte_strides = [stride * self.stored.itemsize for stride in self.strides]
@@ -111,7 +112,7 @@ def read_torch_file(path: Path) -> object:
     except _Fault as fault:
         raise CheckpointError(f"{path} {fault}") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise read_error(path, error) from None
     raise CheckpointError(f"{path} {_guess_file_type(head)}")
 
 
@@ -130,12 +131,6 @@ def _refused(action: str) -> _Fault:
 def _shown(text: str) -> str:
     """A string from an untrusted file, safe for a one-line message."""
     return repr(text[:100])[1:-1]
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path} can't be read ({error.strerror or error}); check the path and its permissions"
-    )
 
 
 def _guess_file_type(head: bytes) -> str:
@@ -329,13 +324,16 @@ def _read_global(stream: BinaryIO) -> str:
     return f"{module[:-1].decode()}.{name[:-1].decode()}"
 
 
-_NUMBERS_AND_STRINGS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+_NUMBERS_AND_STRINGS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _ACTIONS = {
-    *("PROTO", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("PROTO", "FRAME", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
     *("EMPTY_DICT", "EMPTY_LIST", "TUPLE", "APPEND", "APPENDS", "SETITEM", "SETITEMS"),
-    *("GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
 }
 _OPCODE_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 _READERS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
@@ -383,6 +381,8 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
             match name:
                 case "BINPUT" | "LONG_BINPUT":
                     memo[argument] = _top(stack)
+                case "MEMOIZE":
+                    memo[len(memo)] = _top(stack)
                 case "BINGET" | "LONG_BINGET":
                     if argument not in memo:
                         raise _damaged("its pickle refers to an object that it never created")
@@ -409,6 +409,9 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
                     _set_items(_top(stack, dict), items)
                 case "GLOBAL":
                     stack.append(GlobalRef(argument))
+                case "STACK_GLOBAL":
+                    member, module = _pop(stack, str), _pop(stack, str)
+                    stack.append(GlobalRef(f"{module}.{member}"))
                 case "REDUCE":
                     arguments = _pop(stack, tuple)
                     stack.append(_rebuild(_pop(stack, GlobalRef).name, arguments))
@@ -425,8 +428,8 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
                     stack.append(_storage(_pop(stack, tuple), find_storage))
                 case "STOP":
                     return _pop(stack)
-                case "PROTO":
-                    pass  # any protocol may use these opcodes
+                case "PROTO" | "FRAME":
+                    pass  # any protocol may use these opcodes, and a frame only says how much to read at once
     raise _damaged("its pickle ends early")  # pragma: no cover, because `_opcodes` raises first
 
 
