@@ -27,6 +27,7 @@ from audiocraft_mlx.cli.convert import main
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.weights import Weights, flat_parameters
+from audiocraft_mlx.ops.linear import has_optimized_layout
 
 from .conftest import _HF_HOME, add_to_hub_cache
 
@@ -224,6 +225,20 @@ def test_linear_layers_and_the_text_embedding_are_quantized_and_nothing_else() -
         mx.float16
     }
     assert quantization_of(bundle.mono_codec) is None
+
+
+def test_a_model_that_was_not_loaded_lazily_is_neither_saved_nor_quantized(tmp_path: Path) -> None:
+    bundle = load("demo", quantize_to=8)
+    if has_optimized_layout(bundle.lm):  # with the native extension
+        with pytest.raises(UsageError, match="lazy=True"):
+            mlx_format.save_model(bundle, tmp_path / "made", mx.float32)
+    bundle = load("demo")
+    if has_optimized_layout(bundle.lm):  # without
+        with pytest.raises(UsageError, match="lazy=True"):
+            quantize(bundle, 8)
+        with pytest.raises(UsageError, match="lazy=True"):
+            mlx_format.save_model(bundle, tmp_path / "made", mx.float32)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("lazy", [True, False])

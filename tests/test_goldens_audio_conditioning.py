@@ -92,17 +92,17 @@ def test_the_condition_types_of_melody_and_style_models(
 
 def test_melody_conditions(melody: SimpleNamespace) -> None:
     values = melody.values
-    told = conditions_of(melody, melody.prompts, melody.rows)
+    conditions = conditions_of(melody, melody.prompts, melody.rows)
     for row in (0, melody.longest):
         length = int(values["cond.description.mask"][row].sum())
-        own = told.prefix[row, -235 - length :]
+        own = conditions.prefix[row, -235 - length :]
         np.testing.assert_allclose(own[:235], values["cond.self_wav"][row], atol=TOLERANCE)
         np.testing.assert_allclose(own[235:], values["cond.description"][row, :length], atol=TOLERANCE)
     for row in range(3):
-        unheard = told.unconditional.prefix[row]
+        null = conditions.unconditional.prefix[row]
         length = 235 + int(melody.values["cond.description.mask"][row].sum() or 1)
-        np.testing.assert_allclose(unheard[-length:][:235], values["cond.self_wav"][3 + row], atol=TOLERANCE)
-        assert (unheard[-length:][235:] == 0).all()
+        np.testing.assert_allclose(null[-length:][:235], values["cond.self_wav"][3 + row], atol=TOLERANCE)
+        assert (null[-length:][235:] == 0).all()
 
 
 def test_melody_logits(melody: SimpleNamespace) -> None:
@@ -177,15 +177,15 @@ def test_of_a_long_melody_only_what_is_used_is_separated(melody: SimpleNamespace
 
 def test_style_conditions(style: SimpleNamespace) -> None:
     values = style.values
-    told = conditions_of(style, style.prompts[:2], style.wavs)
+    conditions = conditions_of(style, style.prompts[:2], style.wavs)
     for row in range(2):
         length = int(values["cond3.description.mask"][row].sum())
-        for conditions, golden_row in (
-            (told, row),
-            (told.audio_only, 2 + row),
-            (told.unconditional, 4 + row),
+        for tensors, golden_row in (
+            (conditions, row),
+            (conditions.audio_only, 2 + row),
+            (conditions.unconditional, 4 + row),
         ):
-            own = conditions.prefix[row, -15 - length :]
+            own = tensors.prefix[row, -15 - length :]
             np.testing.assert_allclose(own[:15], values["cond3.self_wav"][golden_row], atol=TOLERANCE)
             description = values["cond3.description"][golden_row, :length]
             np.testing.assert_allclose(own[15:], description, atol=TOLERANCE)

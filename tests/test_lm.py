@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.ops.linear import optimize_layout
@@ -170,6 +170,71 @@ def test_rows_join_and_leave(cross: bool, positions: str, bits: int | None) -> N
         logits = lm(mx.stack([codes[2, :, step - 1], codes[1, :, step]])[:, :, None], cache=state)
         np.testing.assert_allclose(logits[0, :, 0], wanted[2][0, :, step - 1], atol=tolerance)
         np.testing.assert_allclose(logits[1, :, 0], wanted[1][0, :, step], atol=tolerance)
+
+
+@pytest.mark.parametrize("cross", [True, False])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_rows_join_and_leave_a_running_decoder(cross: bool, bits: int | None) -> None:
+    """The same through `DecoderSteps`, which holds what the machine has fused for the rows."""
+    lm = lm_of(cross)
+    decoder = LMDecoder(lm, bits)
+    conditions = [conditions_of(cross, 1, length) for length in (3, 3, 5)]
+    codes = codes_of(3, 12)
+    wanted = []
+    for row in range(3):
+        alone = decoder.start(conditions[row], 12)
+        wanted.append(mx.concatenate([alone(codes[row : row + 1, :, t : t + 1]) for t in range(9)], axis=2))
+    tolerance = 1e-5 if bits is None else 1e-2
+
+    def check(steps: DecoderSteps, positions: dict[int, int]) -> None:
+        logits = steps(mx.stack([codes[row, :, step] for row, step in positions.items()])[:, :, None])
+        for index, (row, step) in enumerate(positions.items()):
+            np.testing.assert_allclose(
+                logits[index, :, 0], wanted[row][0, :, step], atol=tolerance, err_msg=str((row, step))
+            )
+
+    both = decoder.start(conditions[0].concat_batch(conditions[1]), 12)
+    late = decoder.start(conditions[2], 12)
+    for step in range(3):
+        check(both, {0: step, 1: step})
+    check(late, {2: 0})
+    both.state.filter([1, 0])
+    check(both, {1: 3, 0: 3})
+    both.state.extend(late.state)
+    for step in range(4, 6):
+        check(both, {1: step, 0: step, 2: step - 3})
+    both.state.filter([2])
+    for step in range(3, 6):
+        check(both, {2: step})
+
+
+@pytest.mark.parametrize("cross", [True, False])
+def test_a_cache_does_not_grow_while_rows_come_and_go(cross: bool) -> None:
+    lm, steps = lm_of(cross), 10
+    state = lm.make_cache(conditions_of(cross, 1), steps)
+    lm(codes_of(1, 6), cache=state)
+    capacities = set()
+    for _ in range(8):
+        late = lm.make_cache(conditions_of(cross, 1), steps)
+        lm(codes_of(1, 1), cache=late)
+        state.extend(late)
+        for _ in range(3):
+            lm(codes_of(2, 1), cache=state)
+        state.filter([1])  # the one that was there before has ended
+        capacities.add(state.caches[0].capacity)
+        assert state.left_padding is None
+        lm(codes_of(1, 2), cache=state)
+    assert len(capacities) == 1
+
+
+def test_a_full_cache_and_caches_of_two_kinds_are_refused() -> None:
+    lm = lm_of()
+    full = lm.make_cache(conditions_of(True, 1), 2)
+    lm(codes_of(1, 2), cache=full)
+    with pytest.raises(ValueError, match="room for 2 positions"):
+        lm(codes_of(1, 1), cache=full)
+    with pytest.raises(ValueError, match="int8"):
+        full.extend(lm.make_cache(conditions_of(True, 1), 2, bits=8))
 
 
 def test_a_prefix_that_was_not_read_yet_cannot_be_joined() -> None:

@@ -146,7 +146,7 @@ def _resolve(
         reason = "neither a folder nor a repository" if isinstance(error, UsageError) else str(error)
         refused = CheckpointError(
             f"{source} names {name[:200]!r} as its {part}: {reason.partition(';')[0]}; put the files there,"
-            " or write a repository's name such as 't5-base' or 'facebook/encodec_32khz' into the file instead"
+            " or write a repository's name such as 't5-base' or 'facebook/encodec_32khz' into the file"
         )
         raise UnavailablePart(refused) from error
 

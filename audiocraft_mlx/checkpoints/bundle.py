@@ -20,14 +20,14 @@ from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
-from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
 from audiocraft_mlx.networks.weights import Weights, flat_parameters, load_strict
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
-from audiocraft_mlx.ops.linear import optimize_layout
+from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -57,6 +57,14 @@ class ModelBundle:
     def mono_codec(self) -> Encodec:
         """The codec's network; a stereo codec uses one for both channels."""
         return self.codec.mono if isinstance(self.codec, InterleavedStereoCodec) else self.codec
+
+    def require_file_layout(self, use: str) -> None:
+        """Raise `UsageError` if the weights are no longer in the order of the files, as `use` needs them."""
+        if any(has_optimized_layout(network) for network in self._networks()):
+            raise UsageError(
+                f"{use} needs a model that was loaded with lazy=True: this one's weights are"
+                " in the order that this machine reads fastest"
+            )
 
     def materialize(self) -> None:
         """Compute all lazy weights, one at a time: the peak of memory stays near what is kept.

@@ -185,8 +185,9 @@ def save_model(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
 
     Raises:
         OutputError: the folder can't be written; see `files.check_new_folder`.
-        UsageError: `dtype` can't hold a weight.
+        UsageError: `dtype` can't hold a weight, or the model wasn't loaded with `lazy=True`.
     """
+    bundle.require_file_layout("saving")
     size = 0
 
     def write_files(temporary: Path) -> None:

@@ -29,8 +29,8 @@ def quantize(bundle: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP_SIZ
     other by `ModelBundle.materialize`.
 
     Raises:
-        UsageError: values that aren't supported, a model that is quantized already, or one whose layers'
-            widths aren't multiples of `group_size`.
+        UsageError: values that aren't supported, a model that is quantized already or wasn't loaded with
+            `lazy=True`, or one whose layers' widths aren't multiples of `group_size`.
     """
     quantization = Quantization(bits, group_size)
     present = quantization_of(bundle.lm)
@@ -39,6 +39,7 @@ def quantize(bundle: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP_SIZ
             f"quantization to {bits} bits: the model is quantized to {present.bits} bits already;"
             " leave the quantization out, or give the model that it was quantized from"
         )
+    bundle.require_file_layout("quantizing")
     quantize_layers(bundle.lm, bundle.text_conditioner.t5, quantization)
 
 

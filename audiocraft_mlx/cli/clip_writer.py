@@ -78,10 +78,11 @@ class ClipWriter:
             self._finish(event)
 
     def save_partial(self) -> str:
-        """Save the partial output of a batch that was interrupted; a message about it."""
+        """Save the output so far of a batch that was interrupted; a message about it."""
         self._stop()
-        started = {index: spool for index, spool in self._spools.items() if spool.samples}
-        if self._streaming or not self._generating or not started:
+        started = {index: self._spools[index] for index in sorted(self._unfinished & {*self._spools})}
+        started = {index: spool for index, spool in started.items() if spool.samples}
+        if self._streaming or not started:
             return ""
         kept = [str(self._save(index, self._finished(index)).path) for index in started]
         named = kept if len(kept) <= _MAX_NAMED else [kept[0], "…", kept[-1]]

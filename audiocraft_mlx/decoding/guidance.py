@@ -61,6 +61,8 @@ class GuidedDecoder:
         """`guidance` is that of all rows, or one for each, with the same branches."""
         rows = [guidance] if isinstance(guidance, GuidanceParams) else list(guidance)
         first = rows[0]
+        if any(row.branches != first.branches for row in rows):
+            raise ValueError("the guidance of these rows has different branches; they can't share a batch")
         self._coef = _per_row([row.coef for row in rows])
         self._beta = None if first.beta is None else _per_row([row.beta or 0.0 for row in rows])
         branches = [conditions]

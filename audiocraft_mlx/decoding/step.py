@@ -43,19 +43,19 @@ class DecoderSteps:
     """A batch of sequences: `steps(codes)` are the logits for the step after the next ones.
 
     Attributes:
-        state: what was read so far.
+        state: what was read so far. Its rows may join and leave between calls.
     """
 
     def __init__(self, lm: LM, state: DecoderState, layer_steps: list[LayerStep]) -> None:
         self._lm = lm
         self.state = state
         self._layer_steps = layer_steps
-        self._fused: FusedLayers | None = None
-        if not lm.config.rotary_positions:
-            self._fused = fuse_layers(lm.layers, state.batch, state.cross_kv, state.cross_mask)
+        self._fuse()
 
     def __call__(self, codes: mx.array) -> mx.array:
         """Logits `[B, K, S, card]` of the steps `codes`, int `[B, K, S]`; see `LM`."""
+        if self._fused_rows != self.state.batch or self._fused_cross_kv is not self.state.cross_kv:
+            self._fuse()  # rows have joined or left
         x, position = self._lm.embed_steps(codes, self.state)
         if x.shape[1] > 1:
             x = self._lm.run_layers(x, position, self.state)
@@ -64,6 +64,14 @@ class DecoderSteps:
         else:
             x = self._run_compiled(x, position)
         return self._lm.predict(x, codes.shape[2])
+
+    def _fuse(self) -> None:
+        """Build the fused layers, which hold the rows' cross-attention."""
+        state = self.state
+        self._fused_rows, self._fused_cross_kv = state.batch, state.cross_kv
+        self._fused: FusedLayers | None = None
+        if not self._lm.config.rotary_positions:
+            self._fused = fuse_layers(self._lm.layers, state.batch, state.cross_kv, state.cross_mask)
 
     def _run_compiled(self, x: mx.array, position: PositionInfo) -> mx.array:
         """`LM.run_layers` for a single step; what lies between two self-attentions is compiled."""

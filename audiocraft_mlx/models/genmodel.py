@@ -531,7 +531,9 @@ class GenModel:
             raise UsageError(f"there are {rows} descriptions, but {len(prompts)} prompts")
         if len({clip.shape[1] for clip in audio}) > 1:
             raise UsageError("the prompts of a batch must be of the same length")
-        return self.compression_model.encode(mx.stack(audio))[mx.array(index_of_row)]
+        codes = self.compression_model.encode(mx.stack(audio))[mx.array(index_of_row)]
+        mx.eval(codes)  # another thread may use it
+        return codes
 
     def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         tokens, audio = [], []

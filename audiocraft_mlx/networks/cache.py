@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from audiocraft_mlx.ops.attention import KVArray
 from audiocraft_mlx.ops.int8_rows import Int8Rows, quantize_int8
@@ -44,7 +45,7 @@ class KVCache:
     def update_and_fetch(self, keys_values: mx.array) -> tuple[KVArray, KVArray]:
         """Append `[B, 2 * heads, n, head_dim]`; the keys and the values of all positions so far."""
         heads, start = self.keys_values.shape[1] // 2, self.length
-        self.length = end = start + keys_values.shape[2]
+        end = self.advance(keys_values.shape[2])
         if self.scales is None:
             self.keys_values[:, :, start:end] = keys_values
             return self.keys_values[:, :heads, :end], self.keys_values[:, heads:, :end]
@@ -57,13 +58,29 @@ class KVCache:
             Int8Rows(data[:, heads:, :end], scales[:, heads:, :end]),
         )
 
-    def filter(self, rows: mx.array) -> None:
-        """Keep `rows`, int `[N]`, in that order."""
-        self.keys_values = self.keys_values[rows]
-        self.scales = None if self.scales is None else self.scales[rows]
+    def advance(self, positions: int) -> int:
+        """Count `positions` more as written; the new length. Raises `ValueError` if there is no room."""
+        self.require_room(positions)
+        self.length += positions
+        return self.length
+
+    def require_room(self, positions: int) -> None:
+        """Raise `ValueError` if there is no room for `positions` more."""
+        if self.length + positions > self.capacity:
+            raise ValueError(
+                f"the cache has room for {self.capacity} positions, of which {self.length} are written"
+            )
+
+    def filter(self, rows: mx.array, trim: int = 0) -> None:
+        """Keep `rows`, int `[N]`, in that order, without their first `trim` positions."""
+        self.keys_values = mx.contiguous(self.keys_values[rows, :, trim:])
+        self.scales = None if self.scales is None else mx.contiguous(self.scales[rows, :, trim:])
+        self.length -= trim
 
     def extend(self, other: KVCache) -> None:
         """Add the rows of `other` behind these; the last positions of both are aligned."""
+        if (self.scales is None) != (other.scales is None):
+            raise ValueError("an int8 cache can't be joined with one that isn't")
         length = max(self.length, other.length)
         capacity = length + max(cache.capacity - cache.length for cache in (self, other))
         both = self, other
@@ -108,18 +125,31 @@ class DecoderState:
     @property
     def lengths(self) -> mx.array:
         """Positions of each row so far, its prefix included, int32 `[B]`."""
-        return self.offset - self._padding()
+        return mx.maximum(self.offset - self._padding(), 0)
+
+    def advance(self, positions: int) -> int:
+        """Count `positions` more as read; the offset before. Raises `ValueError` if a cache has no room."""
+        for cache in self.caches[:1]:
+            cache.require_room(positions)
+        self.offset += positions
+        return self.offset - positions
 
     def filter(self, rows: Sequence[int]) -> None:
-        """Keep `rows`, in that order: the others have ended."""
+        """Keep `rows`, in that order: the others have ended. Left padding that is all rows' goes, too."""
         index = mx.array(list(rows), mx.int32)
+        trim = 0 if self.prefix is not None else int(np.array(self._padding())[list(rows)].min())
         for cache in self.caches:
-            cache.filter(index)
+            cache.filter(index, trim)
         self.cross_kv = [(k[index], v[index]) for k, v in self.cross_kv]
         self.cross_mask, self.prefix, self.left_padding = (
             None if array is None else array[index]
             for array in (self.cross_mask, self.prefix, self.left_padding)
         )
+        self.offset -= trim
+        if self.left_padding is not None:
+            self.left_padding = self.left_padding - trim
+            if not self.left_padding.any().item():
+                self.left_padding = None
         self.batch = len(rows)
 
     def extend(self, other: DecoderState) -> None:

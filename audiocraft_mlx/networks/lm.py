@@ -357,14 +357,14 @@ class LM(nn.Module):
         if state.prefix is not None:
             x = mx.concatenate([state.prefix, x], axis=1)
             state.prefix = None
-        length, offset, padding = x.shape[1], state.offset, state.left_padding
+        length, padding = x.shape[1], state.left_padding
+        offset = state.advance(length)
         if config.sinusoidal_positions:
             if padding is None:
                 x = x + state.positions[offset : offset + length]
             else:
                 positions = mx.arange(offset, offset + length) - padding[:, None]
                 x = x + state.positions[mx.maximum(positions, 0)]
-        state.offset += length
         return x, PositionInfo(
             offset=offset if padding is None else offset - padding,
             mask=_self_attention_mask(offset, length, padding, causal),

@@ -41,6 +41,11 @@ def linear(
     return y if residual is None else residual + y
 
 
+def has_optimized_layout(network: nn.Module) -> bool:
+    """Whether `optimize_layout` has replaced layers: its weights are not in the order of the files then."""
+    return any(isinstance(layer, (TiledLinear, TiledQuantizedLinear)) for layer in network.modules())
+
+
 def optimize_layout(network: nn.Module) -> None:
     """Replace linear layers by ones whose weights lie in the order that this machine reads fastest.
 

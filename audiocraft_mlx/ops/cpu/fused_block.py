@@ -35,11 +35,11 @@ class FusedLayers:
         for layer, cache, step in zip(self._layers, caches, self._steps, strict=True):
             qkv = extension.linear(layer.self_attn.qkv_proj, x, norm=layer.norm1)
             assert qkv is not None  # `fuse_layers` has looked
-            cache.keys_values = write_kv(cache.keys_values, qkv, cache.length)
+            position = cache.advance(1) - 1
+            cache.keys_values = write_kv(cache.keys_values, qkv, position)
             if cache.scales is not None:
-                cache.scales = write_kv(cache.scales, qkv, cache.length)
-            cache.length += 1
-            x = step(x, qkv, cache.keys_values, cache.scales, cache.length, visible)
+                cache.scales = write_kv(cache.scales, qkv, position)
+            x = step(x, qkv, cache.keys_values, cache.scales, position + 1, visible)
         return x
 
 
