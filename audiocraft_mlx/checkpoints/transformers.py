@@ -8,29 +8,27 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.checkpoints.build import build_network
+from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.bundle import (
-    TOKENIZER_FILE,
     ModelBundle,
     lm_dtype,
     load_projection,
     melody_conditioner,
     read_config,
-    read_tokenizer,
     select_codebooks,
 )
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.tensors import read_json, read_transformers_weights
+from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import SEGMENT_SECONDS, ConfigSection, Range, shown
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
-from audiocraft_mlx.networks.weights import Weights
 
 GENERATION_FILE = "generation_config.json"
 T5_BASE_REPO = "t5-base"
@@ -47,11 +45,13 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     """
     kind = config.string("model_type", "")
     if kind not in ("musicgen", "musicgen_melody"):
-        raise config.error("model_type", f"is {kind!r}; only 'musicgen' and 'musicgen_melody' are supported")
+        raise config.error(
+            "model_type", f"is {shown(kind)}; only 'musicgen' and 'musicgen_melody' are supported"
+        )
     lm_config = LMConfig.from_transformers(config.required_section("decoder"))
     t5_config = T5Config.from_transformers(config.required_section("text_encoder"))
     codec_config = EncodecConfig.from_transformers(config.required_section("audio_encoder"))
-    parts: dict[str, Weights] = {
+    parts: dict[str, StoredTensors] = {
         "decoder": {},
         "text_encoder": {},
         "audio_encoder": {},
@@ -63,7 +63,9 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     for name in list(weights):
         part, _, rest = name.partition(".")
         if part not in parts:
-            raise CheckpointError(f"{model_files.name} doesn't fit its configuration: {name} is unexpected")
+            raise CheckpointError(
+                f"{model_files.name} doesn't fit its configuration: {shown(name)[1:-1]} is unexpected"
+            )
         parts[part][rest] = weights.pop(name)
     source = model_files.name
 
@@ -75,7 +77,8 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     codec = build(Encodec, codec_config, "audio_encoder", mx.float32)
     stereo = config.section("decoder").integer("audio_channels", 1) == 2
     tokenizer = read_tokenizer(
-        model_files if TOKENIZER_FILE in model_files.files else resolve_model(T5_BASE_REPO)
+        model_files if TOKENIZER_FILE in model_files.files else resolve_model(T5_BASE_REPO),
+        t5_config.vocab_size,
     )
     sampling, guidance, max_duration = _generation_defaults(model_files, codec.frame_rate)
     audio_conditioner = None
@@ -133,13 +136,18 @@ def _generation_defaults(
     try:
         sampling = SamplingParams(
             use_sampling=config.boolean("do_sample", released.use_sampling),
-            top_k=config.integer("top_k", released.top_k, minimum=0),
+            top_k=config.integer("top_k", released.top_k, Range(0, 2**31 - 1)),
             top_p=0.0 if top_p == 1 else top_p,  # 1 keeps all codes; ours is 0, as audiocraft's
             temperature=config.number("temperature", released.temperature),
         )
         guidance = GuidanceParams(coef=config.number("guidance_scale", GuidanceParams().coef))
     except UsageError as error:
         raise CheckpointError(f"{model_files.name}: {error} in {GENERATION_FILE}") from error
+    longest = SEGMENT_SECONDS.maximum * frame_rate
     if "max_length" not in config:
         return sampling, guidance, RELEASED_MAX_DURATION
-    return sampling, guidance, float(config.integer("max_length") // frame_rate) or RELEASED_MAX_DURATION
+    return (
+        sampling,
+        guidance,
+        float(config.integer("max_length", within=Range(1, longest)) // frame_rate) or RELEASED_MAX_DURATION,
+    )
