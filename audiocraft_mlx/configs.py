@@ -72,6 +72,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
+def shown_text(text: str) -> str:
+    """A name or a sentence from an untrusted file, as `shown` but without quotes."""
+    return text if text.isprintable() and len(text) <= _MAX_SHOWN else shown(text)[1:].rstrip("'\"")
+
+
 class ConfigSection:
     """One mapping inside a checkpoint's configuration, JSON or YAML.
 

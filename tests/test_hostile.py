@@ -32,6 +32,7 @@ from audiocraft_mlx.configs import ConfigSection, Range
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.mert import MERTConfig
 
+from . import fuzz_checkpoints
 from .torch_files import Opcodes, write_torch_file
 
 SECRET = "hf_canary_in_the_environment"
@@ -714,7 +715,10 @@ def wrong(name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> Calla
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (wrong("encoder.model.0.conv.conv.weight_g", lambda g: np.array(g.reshape(-1)[0])), "weight_g has shape []"),
+        (
+            wrong("encoder.model.0.conv.conv.weight_g", lambda g: np.array(g.reshape(-1)[0])),
+            "weight_g has shape []",
+        ),
         (wrong("encoder.model.0.conv.conv.weight_g", lambda g: g.reshape(-1)), "weight_g has shape [4]"),
         (
             wrong("encoder.model.0.conv.conv.weight_g", lambda g: g.astype(np.int32)),
@@ -730,7 +734,10 @@ def wrong(name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> Calla
         (wrong("encoder.model.13.lstm.bias_hh_l0", lambda b: None), "lstm.bias_hh_l0 is missing"),
         (wrong("encoder.model.13.lstm.bias_ih_l0", lambda b: None), "bias"),
         (wrong("encoder.model.13.lstm.bias_hh_l0", lambda b: b[:1]), "lstm.bias_hh_l0 has shape [1]"),
-        (wrong("encoder.model.13.lstm.bias_hh_l0", lambda b: np.array(b.reshape(-1)[0])), "bias_hh_l0 has shape []"),
+        (
+            wrong("encoder.model.13.lstm.bias_hh_l0", lambda b: np.array(b.reshape(-1)[0])),
+            "bias_hh_l0 has shape []",
+        ),
         (
             wrong("encoder.model.13.lstm.bias_hh_l0", lambda b: b.astype(np.int8)),
             "bias_hh_l0 is of type int8",
@@ -776,3 +783,13 @@ def test_a_style_whose_pickle_has_code_is_not_run(release: Path, packages: dict[
         {**packages["mono"], "xp.cfg": Opcodes(b"cos\ngetenv\nX\x08\x00\x00\x00HF_TOKEN\x85R")},
     )
     assert "getenv" in refusal(release)
+
+
+def test_mutated_files_of_checkpoints_are_read_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where an input that breaks a rule would be saved
+    outcomes = fuzz_checkpoints.fuzz(runs=1000, seed=1, jobs=1)
+    assert outcomes["config.json read"] > 10
+    for kind in ("xp.cfg", "config.json", "generation_config.json", "tokenizer.json", "safetensors"):
+        assert outcomes[f"{kind} refused"] > 10

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from audiocraft_mlx.checkpoints.build import StoredTensors
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
+from audiocraft_mlx.configs import shown, shown_text
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights
 
@@ -50,7 +51,8 @@ def read_transformers_weights(
         )
         missing = sorted(expected - tensors.keys())
         if missing:
-            raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} lists in it")
+            names = ", ".join(map(shown_text, missing[:5]))
+            raise CheckpointError(f"{path} lacks {names}, which {layout} lists in it")
         stored |= {key: tensor for key, tensor in tensors.items() if is_wanted(key)}
     return stored
 
@@ -61,7 +63,7 @@ def read_state_dict(state: Any, source: str) -> StoredTensors:
         raise CheckpointError(f"{source} doesn't hold a state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
-            raise CheckpointError(f"{source}: {str(name)[:80]!r} in its state dict is not a tensor")
+            raise CheckpointError(f"{source}: {shown(str(name))} in its state dict is not a tensor")
     return dict(state)
 
 
@@ -88,7 +90,8 @@ def _shards(model_files: ModelFiles, index: str, is_wanted: Callable[[str], bool
             files.setdefault(name, set()).add(key)
     unknown = sorted(files.keys() - model_files.files)
     if unknown:
-        raise CheckpointError(f"{model_files.name} lacks {', '.join(unknown[:5])}, which {index} lists")
+        names = ", ".join(map(shown_text, unknown[:5]))
+        raise CheckpointError(f"{model_files.name} lacks {names}, which {index} lists")
     return files
 
 
@@ -103,6 +106,6 @@ def read_safetensors(path: Path) -> Weights:
         tensors = mx.load(str(path), format="safetensors")
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}); download it again"
+            f"{path} is not a complete safetensors file ({shown_text(str(error))}); download it again"
         ) from error
     return cast(Weights, tensors)

@@ -22,7 +22,7 @@ from audiocraft_mlx.checkpoints.tensors import read_json, read_transformers_weig
 from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import SEGMENT_SECONDS, ConfigSection, Range, shown
+from audiocraft_mlx.configs import SEGMENT_SECONDS, ConfigSection, Range, shown, shown_text
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, UsageError
@@ -64,7 +64,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
         part, _, rest = name.partition(".")
         if part not in parts:
             raise CheckpointError(
-                f"{model_files.name} doesn't fit its configuration: {shown(name)[1:-1]} is unexpected"
+                f"{model_files.name} doesn't fit its configuration: {shown_text(name)} is unexpected"
             )
         parts[part][rest] = weights.pop(name)
     source = model_files.name

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from audiocraft_mlx.configs import shown
+from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import CheckpointError
 
 Weights = dict[str, mx.array]
@@ -78,15 +78,15 @@ def fold_weight_norm(weights: Weights, dim: int = 0) -> None:
 def check_tensor(weights: Weights, name: str, shape: Sequence[int | None]) -> None:
     """Raise `CheckpointError` unless the tensor is of floats and has this shape; None is any size."""
     if name not in weights:
-        raise CheckpointError(f"{_shown(name)} is missing")
+        raise CheckpointError(f"{shown_text(name)} is missing")
     found = weights[name]
     if found.dtype not in _FLOATS:
-        raise CheckpointError(f"{_shown(name)} is of type {dtype_name(found.dtype)} instead of float32")
+        raise CheckpointError(f"{shown_text(name)} is of type {dtype_name(found.dtype)} instead of float32")
     if len(found.shape) != len(shape) or any(
         size not in (None, actual) for size, actual in zip(shape, found.shape, strict=True)
     ):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise CheckpointError(f"{_shown(name)} has shape {list(found.shape)} instead of [{expected}]")
+        raise CheckpointError(f"{shown_text(name)} has shape {list(found.shape)} instead of [{expected}]")
 
 
 def flat_parameters(module: nn.Module) -> Weights:
@@ -128,7 +128,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, mx.array], source: st
     expected = flat_parameters(module)
     quantized = quantized_parameters(module)
     faults = [f"{name} is missing" for name in expected if name not in weights]
-    faults += [f"{_shown(name)} is unexpected" for name in weights if name not in expected]
+    faults += [f"{shown_text(name)} is unexpected" for name in weights if name not in expected]
     for name in expected:
         if name in weights:
             value, allowed = weights[name], quantized.get(name, _FLOATS)
@@ -141,11 +141,6 @@ def check_weights(module: nn.Module, weights: Mapping[str, mx.array], source: st
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{source} doesn't fit its configuration: {'; '.join(faults[:5])}{more}")
-
-
-def _shown(name: str) -> str:
-    """A tensor's name, which comes from a file, for a one-line message."""
-    return name if name.isprintable() and len(name) <= 100 else shown(name)
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
