@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from audiocraft_mlx.checkpoints.build import read_tensors
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.model_files import resolve_model
-from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.checkpoints.tensors import read_json, read_state_dict, read_transformers_weights
 from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
@@ -45,7 +46,7 @@ def text(goldens: Path) -> TextConditioner:
     t5 = T5Encoder(
         T5Config.from_transformers(ConfigSection(read_json(source.local_path("config.json")), "t5"))
     )
-    weights = read_transformers_weights(source, T5Encoder.is_encoder_weight)
+    weights = read_tensors(read_transformers_weights(source, T5Encoder.is_encoder_weight))
     load_strict(t5, t5.sanitize(weights), mx.float32, "t5")
     return TextConditioner(Tokenizer.from_file(str(source.local_path("tokenizer.json"))), t5, None)
 
@@ -101,7 +102,7 @@ def test_prepended_conditions(goldens: Path) -> None:
     config = LMConfig.from_audiocraft(ConfigSection.from_yaml(package["xp.cfg"], "melody"))
     state = {k: v for k, v in package["best_state"].items() if not k.startswith("condition_provider.")}
     lm = LM(config)
-    load_strict(lm, lm.sanitize(load_state_dict(state, "melody")), mx.float32, "melody")
+    load_strict(lm, lm.sanitize(read_tensors(read_state_dict(state, "melody"))), mx.float32, "melody")
     values = load_arrays(folder / "melody.npz")
     prefix = np.concatenate([values["cond.self_wav"], values["cond.description"]], axis=1)
     conditions = ConditionTensors(prefix=mx.array(prefix))
@@ -159,11 +160,11 @@ def codec_from(goldens: Path, name: str) -> Encodec:
         codec = Encodec(
             EncodecConfig.from_transformers(ConfigSection(read_json(source.local_path("config.json")), name))
         )
-        weights = read_transformers_weights(source)
+        weights = read_tensors(read_transformers_weights(source))
     else:
         package = read_torch_file(folder / "audiogen" / "compression_state_dict.bin")
         codec = Encodec(EncodecConfig.from_audiocraft(ConfigSection.from_yaml(package["xp.cfg"], name)))
-        weights = load_state_dict(package["best_state"], name)
+        weights = read_tensors(read_state_dict(package["best_state"], name))
     load_strict(codec, codec.sanitize(weights), mx.float32, name)
     return codec
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.audio.resample import resample
+from audiocraft_mlx.checkpoints.build import read_tensors
 from audiocraft_mlx.checkpoints.model_files import resolve_model
-from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_json, read_transformers_weights
+from audiocraft_mlx.checkpoints.tensors import read_json, read_state_dict, read_transformers_weights
 from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.configs import ConfigSection
@@ -34,7 +35,7 @@ def mert_config(goldens: Path, **changes: object) -> MERTConfig:
 
 
 def mert_weights(goldens: Path) -> Weights:
-    return read_transformers_weights(resolve_model(str(goldens / "goldens" / "mert")))
+    return read_tensors(read_transformers_weights(resolve_model(str(goldens / "goldens" / "mert"))))
 
 
 def loaded_mert(goldens: Path, weights: Weights) -> MERT:
@@ -55,7 +56,7 @@ def style_config(package: dict, changed: str = "", to: str = "") -> StyleConfig:
 
 def style_weights(package: dict) -> Weights:
     state = {k.removeprefix(PREFIX): v for k, v in package["best_state"].items() if k.startswith(PREFIX)}
-    return load_state_dict(state, "style")
+    return read_tensors(read_state_dict(state, "style"))
 
 
 @pytest.fixture(scope="module")

@@ -5,31 +5,31 @@ The text encoder, MERT and sometimes the codec are only named there; they come f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
-from audiocraft_mlx.checkpoints.build import build_network
+from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.bundle import (
-    TOKENIZER_FILE,
     ModelBundle,
     lm_dtype,
     load_projection,
     melody_conditioner,
-    read_tokenizer,
     select_codebooks,
 )
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_part
-from audiocraft_mlx.checkpoints.tensors import TRANSFORMERS_WEIGHTS, load_state_dict
+from audiocraft_mlx.checkpoints.tensors import TRANSFORMERS_WEIGHTS, read_state_dict
+from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.checkpoints.transformers import NETWORK_FILES, RELEASED_MAX_DURATION, load_network
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.prepend import AudioConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import CODEBOOKS, LAYERS, SEGMENT_SECONDS, ConfigSection, shown
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
@@ -38,7 +38,7 @@ from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
 from audiocraft_mlx.networks.style_encoder import StyleConfig, StyleEncoder
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
-from audiocraft_mlx.networks.weights import Weights, pop_prefix
+from audiocraft_mlx.networks.weights import pop_prefix
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -48,6 +48,9 @@ MERT_REPO = "m-a-p/MERT-v1-95M"
 
 _EXPORT = "export it with audiocraft.utils.export.export_lm"
 _PRETRAINED = "//pretrained/"
+_MAX_HOPS = 3
+"""Codecs that name another one."""
+_STYLE_LAYER = re.compile(r"transformer\.layers\.([0-9]{1,3})\.")
 
 
 class UnavailablePart(Exception):
@@ -73,7 +76,7 @@ def load_model(model_files: ModelFiles) -> ModelBundle:
     )
     t5 = load_network(t5_files, T5Encoder, T5Config.from_transformers, T5Encoder.is_encoder_weight)
     codec = select_codebooks(_find_codec(model_files, config), lm_config, *_read_stereo(config), source)
-    weights = load_state_dict(state, source)
+    weights = read_state_dict(state, source)
     projection = pop_prefix(weights, "condition_provider.conditioners.description.output_proj.")
     self_wav = pop_prefix(weights, "condition_provider.conditioners.self_wav.")
     lm = build_network(LM, lm_config, weights, lm_dtype(), source)
@@ -84,9 +87,13 @@ def load_model(model_files: ModelFiles) -> ModelBundle:
         lm=lm,
         codec=codec,
         text_conditioner=TextConditioner(
-            read_tokenizer(t5_files), t5, load_projection(t5.config, lm_config, projection, source)
+            read_tokenizer(t5_files, t5.config.vocab_size),
+            t5,
+            load_projection(t5.config, lm_config, projection, source),
         ),
-        max_duration=config.section("dataset").number("segment_duration", RELEASED_MAX_DURATION),
+        max_duration=config.section("dataset").number(
+            "segment_duration", RELEASED_MAX_DURATION, SEGMENT_SECONDS
+        ),
         sampling=SamplingParams(),
         guidance=GuidanceParams(two_step=config.section("transformer_lm").boolean("two_step_cfg", False)),
         audio_conditioner=audio_conditioner,
@@ -159,7 +166,7 @@ def _read_text_encoder_name(config: ConfigSection) -> str:
         kind = conditioners.section(name).string("model")
         if (name, kind) not in (("description", "t5"), *(("self_wav", kind) for kind in AUDIO_CONDITIONERS)):
             raise conditioners.error(
-                name, f"is a {kind!r} condition; only text by T5, melody and style are supported"
+                name, f"is a {shown(kind)} condition; only text by T5, melody and style are supported"
             )
     if "description" not in names:
         raise conditioners.error("description", "is missing; only models conditioned on text are supported")
@@ -177,11 +184,11 @@ def _read_text_encoder_name(config: ConfigSection) -> str:
             " finetune: false, which keeps the released text encoder",
         )
     t5.require("normalize_text", False, False)
-    return t5.string("name")
+    return t5.name("name")
 
 
 def _load_audio_conditioner(
-    config: ConfigSection, lm: LMConfig, weights: Weights, sample_rate: int, source: str
+    config: ConfigSection, lm: LMConfig, weights: StoredTensors, sample_rate: int, source: str
 ) -> tuple[AudioConditioner | None, StyleParams]:
     """The conditioner on melody or style, of `self_wav`'s weights, and the default style parameters."""
     conditioners = config.section("conditioners")
@@ -196,9 +203,9 @@ def _load_audio_conditioner(
         mert = _load_mert()
         style = StyleConfig.from_audiocraft(config, mert.config.dim)
         # The configuration names a size only; the weights show how many layers that is.
-        numbers = {int(name.split(".")[2]) for name in weights if name.startswith("transformer.layers.")}
-        if numbers:
-            style = replace(style, num_layers=max(numbers) + 1)
+        layers = {match[1] for name in weights if (match := _STYLE_LAYER.match(name))}
+        if layers:
+            style = replace(style, num_layers=min(len(layers), int(LAYERS.maximum)))
         encoder = build_network(StyleEncoder, style, weights, mx.float32, source)
         return StyleConditioner(mert, encoder, sample_rate), StyleParams.from_audiocraft(config)
     if weights:
@@ -216,7 +223,11 @@ def _read_stereo(config: ConfigSection) -> tuple[bool, int | None]:
     """Whether the codebooks of two channels are interleaved, and how many are used per channel."""
     interleave = config.section("interleave_stereo_codebooks")
     interleave.require("per_timestep", False, False)
-    used = config.integer("compression_model_n_q") if "compression_model_n_q" in config else None
+    used = (
+        config.integer("compression_model_n_q", within=CODEBOOKS)
+        if "compression_model_n_q" in config
+        else None
+    )
     return interleave.boolean("use", False), used
 
 
@@ -224,27 +235,33 @@ def _find_codec(model_files: ModelFiles, config: ConfigSection) -> Encodec:
     """The codec beside the model, or else the one that its configuration names."""
     if CODEC_FILE in model_files.files:
         return _load_codec(model_files)
-    name = config.string("compression_model_checkpoint", "")
+    name = config.name("compression_model_checkpoint", "")
     if not name.startswith(_PRETRAINED):
         raise CheckpointError(
             f"{model_files.name} has no {CODEC_FILE}, and its configuration names no public codec"
             f" ({name!r}); put the codec's {CODEC_FILE} beside {LM_FILE}"
         )
-    return _load_codec_by_name(name.removeprefix(_PRETRAINED), model_files.name)
+    return _load_codec_by_name(name.removeprefix(_PRETRAINED), model_files.name, 1)
 
 
-def _load_codec_by_name(name: str, source: str) -> Encodec:
+def _load_codec_by_name(name: str, source: str, hops: int) -> Encodec:
+    """The codec that `source` names; it was found by following this many names."""
+    if hops > _MAX_HOPS:
+        raise CheckpointError(
+            f"{source} names a codec that names another, and so on; give a model with its own"
+        )
     model_files = _resolve(name, source, "codec", [(CODEC_FILE, *TRANSFORMERS_WEIGHTS)])
     if CODEC_FILE in model_files.files:
-        return _load_codec(model_files)
+        return _load_codec(model_files, hops)
     return load_network(model_files, Encodec, EncodecConfig.from_transformers)
 
 
-def _load_codec(model_files: ModelFiles) -> Encodec:
+def _load_codec(model_files: ModelFiles, hops: int = 0) -> Encodec:
     path = model_files.local_path(CODEC_FILE)
     package = read_torch_file(path)
     if isinstance(package, dict) and isinstance(package.get("pretrained"), str):
-        return _load_codec_by_name(package["pretrained"], str(path))
+        name = ConfigSection(package, str(path)).name("pretrained")
+        return _load_codec_by_name(name, str(path), hops + 1)
     config, state = _parse_package(package, str(path))
-    weights = load_state_dict(state, str(path))
+    weights = read_state_dict(state, str(path))
     return build_network(Encodec, EncodecConfig.from_audiocraft(config), weights, mx.float32, str(path))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-from tokenizers import Tokenizer
 
+from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
 from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.tensors import read_json
@@ -24,13 +24,12 @@ from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
-from audiocraft_mlx.networks.weights import Weights, flat_parameters, load_strict
+from audiocraft_mlx.networks.weights import flat_parameters
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.json"
 
 Codec = Encodec | InterleavedStereoCodec
 _DEFAULT_STYLE_PARAMS = StyleParams()
@@ -96,19 +95,21 @@ def lm_dtype() -> mx.Dtype:
     return mx.float16 if on_gpu() else mx.float32
 
 
-def load_projection(t5: T5Config, lm: LMConfig, weights: Weights, source: str) -> nn.Linear | None:
+def load_projection(t5: T5Config, lm: LMConfig, weights: StoredTensors, source: str) -> nn.Linear | None:
     """The projection from T5's dimension to the LM's; None where there is none, as the two are the same."""
     if not weights and t5.dim == lm.dim:
         return None
     projection = nn.Linear(t5.dim, lm.dim)
-    load_strict(projection, weights, mx.float32, source)
+    load_network_weights(projection, weights, mx.float32, source)
     return projection
 
 
-def melody_conditioner(config: ChromaConfig, dim: int, weights: Weights, source: str) -> MelodyConditioner:
+def melody_conditioner(
+    config: ChromaConfig, dim: int, weights: StoredTensors, source: str
+) -> MelodyConditioner:
     """Chroma → the LM's dimension `dim`; the network for source separation is loaded when it is needed."""
     projection = nn.Linear(config.n_chroma, dim)
-    load_strict(projection, weights, mx.float32, source)
+    load_network_weights(projection, weights, mx.float32, source)
     return MelodyConditioner(config, projection, load_htdemucs)
 
 
@@ -118,7 +119,12 @@ def select_codebooks(codec: Encodec, lm: LMConfig, stereo: bool, used: int | Non
     `used` is the number per channel that the checkpoint states, if it does. Raises `CheckpointError`.
     """
     needed = lm.num_codebooks // (2 if stereo else 1)
-    if codec.cardinality != lm.cardinality or needed > codec.num_codebooks or used not in (None, needed):
+    if (
+        codec.cardinality != lm.cardinality
+        or needed > codec.num_codebooks
+        or needed * (2 if stereo else 1) != lm.num_codebooks
+        or used not in (None, needed)
+    ):
         raise CheckpointError(
             f"{source}: the model's {lm.num_codebooks} codebooks of {lm.cardinality} codes don't fit"
             f" its codec, which has {codec.num_codebooks} of {codec.cardinality} for each of its channels"
@@ -137,13 +143,3 @@ def read_config(model_files: ModelFiles) -> ConfigSection:
     """`config.json`. Raises `CheckpointError`."""
     path = model_files.local_path(CONFIG_FILE)
     return ConfigSection(read_json(path), str(path))
-
-
-def read_tokenizer(model_files: ModelFiles) -> Tokenizer:
-    """`tokenizer.json`. Raises `CheckpointError`."""
-    path = model_files.local_path(TOKENIZER_FILE)
-    try:
-        return Tokenizer.from_file(str(path))
-    # The library raises bare `Exception`.
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a readable tokenizer; download it again") from error

@@ -11,14 +11,14 @@ from typing import Any
 import mlx.core as mx
 from safetensors import safe_open
 
-from audiocraft_mlx.checkpoints.build import build_network
+from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.model_files import check_readable, read_error, resolve_model
-from audiocraft_mlx.checkpoints.tensors import load_state_dict, read_safetensors
+from audiocraft_mlx.checkpoints.tensors import read_safetensors, read_state_dict
 from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, read_torch_file
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.conditioning.melody import MELODIC_STEMS
+from audiocraft_mlx.configs import ConfigSection, shown
 from audiocraft_mlx.errors import CheckpointError, DownloadError
 from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig
-from audiocraft_mlx.networks.weights import Weights
 
 # Where Demucs 4.1 and later gets its weights from; the file is named after their training run.
 HTDEMUCS_REPO = "adefossez/HTDemucs"
@@ -36,7 +36,11 @@ def load_htdemucs() -> HTDemucs:
     """
     path = _find_file()
     arguments, weights = (_read_safetensors if path.suffix == ".safetensors" else _read_torch)(path)
-    config = HTDemucsConfig.from_demucs(ConfigSection(arguments, str(path)))
+    section = ConfigSection(arguments, str(path))
+    config = HTDemucsConfig.from_demucs(section)
+    missing = [name for name in MELODIC_STEMS if name not in config.sources]
+    if missing:
+        raise section.error("sources", f"lacks {' and '.join(missing)}")
     return build_network(HTDemucs, config, weights, mx.float32, str(path))
 
 
@@ -59,16 +63,16 @@ def _find_file() -> Path:
         raise type(error)(f"{error}; or set {ENV_VAR} to a file with the weights of htdemucs") from error
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Any], Weights]:
+def _read_torch(path: Path) -> tuple[dict[str, Any], StoredTensors]:
     """The arguments of the network's class, and its tensors."""
     match read_torch_file(path):
         case {"klass": GlobalRef(name), "args": (), "kwargs": dict(arguments), "state": state}:
-            return _arguments(path, name, arguments), load_state_dict(state, str(path))
+            return _arguments(path, name, arguments), read_state_dict(state, str(path))
     raise _unsupported_file(path)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], Weights]:
-    weights = read_safetensors(path)
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], StoredTensors]:
+    weights: StoredTensors = {**read_safetensors(path)}
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     try:
@@ -83,7 +87,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Weights]:
 
 def _arguments(path: Path, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if name != _CLASS:
-        raise CheckpointError(f"{path} holds a {name[:100]!r}; only {_CLASS} is supported")
+        raise CheckpointError(f"{path} holds a {shown(name)}; only {_CLASS} is supported")
     return {key: _without_fraction(value) for key, value in arguments.items()}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +23,10 @@ import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.bundle import (
     CONFIG_FILE,
-    TOKENIZER_FILE,
     ModelBundle,
     lm_dtype,
     load_projection,
     melody_conditioner,
-    read_tokenizer,
     select_codebooks,
 )
 from audiocraft_mlx.checkpoints.model_card import model_card
@@ -37,27 +34,46 @@ from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.quantization import quantization_of, quantize_layers
 from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.checkpoints.tensors import read_safetensors
-from audiocraft_mlx.conditioning.chroma import ChromaConfig
+from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
+from audiocraft_mlx.conditioning.chroma import LENGTH, N_CHROMA, N_FFT, ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.prepend import AudioConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import (
+    CARDINALITY,
+    CHANNELS,
+    CODEBOOKS,
+    HEADS,
+    HIDDEN_WIDTH,
+    KERNEL,
+    LAYERS,
+    NORM_EPS,
+    SAMPLE_RATE,
+    SEGMENT_SECONDS,
+    VOCABULARY,
+    WIDTH,
+    ConfigSection,
+    Range,
+)
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import write_folder
 from audiocraft_mlx.networks.encodec import (
+    DILATION_BASE,
+    FEW_LAYERS,
+    RATIOS,
     Encodec,
     EncodecConfig,
     InterleavedStereoCodec,
     read_pad_mode,
     read_ratios,
 )
-from audiocraft_mlx.networks.lm import LM, LMConfig, read_delays, read_num_heads
+from audiocraft_mlx.networks.lm import DELAYS, DIM, LM, LMConfig, read_delays, read_num_heads
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
-from audiocraft_mlx.networks.style_encoder import StyleConfig, StyleEncoder
-from audiocraft_mlx.networks.t5 import T5Config, T5Encoder, read_buckets
+from audiocraft_mlx.networks.style_encoder import DS_FACTOR, StyleConfig, StyleEncoder
+from audiocraft_mlx.networks.t5 import BUCKETS, HEAD_DIM, MAX_DISTANCE, T5Config, T5Encoder, read_buckets
 from audiocraft_mlx.networks.weights import (
     Weights,
     dtype_name,
@@ -106,10 +122,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     lm_config = _read_lm_config(config.section("lm"))
     t5_config = _read_t5_config(config.section("text_encoder"))
     codec_config = _read_codec_config(config.section("codec"))
-    max_duration = config.number("max_duration")
-    if not 0 < max_duration < math.inf:
-        raise config.error("max_duration", f"is {max_duration:g}, not a number of seconds")
-
+    max_duration = config.number("max_duration", within=SEGMENT_SECONDS)
     lm, t5, codec = LM(lm_config), T5Encoder(t5_config), Encodec(codec_config)
     if "quantization" in config:
         section = config.section("quantization")
@@ -144,14 +157,16 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
         lm=lm,
         codec=selected,
         text_conditioner=TextConditioner(
-            read_tokenizer(model_files), t5, load_projection(t5_config, lm_config, projection, str(text_path))
+            read_tokenizer(model_files, t5_config.vocab_size),
+            t5,
+            load_projection(t5_config, lm_config, {**projection}, str(text_path)),
         ),
         max_duration=max_duration,
         sampling=_read_dataclass(SamplingParams, config.section("sampling")),
         guidance=_read_dataclass(GuidanceParams, config.section("guidance")),
         audio_conditioner=audio_conditioner,
         style_params=style_params,
-        source_repo=config.string(source_repo_key) if source_repo_key in config else model_files.source_repo,
+        source_repo=config.name(source_repo_key) if source_repo_key in config else model_files.source_repo,
     )
 
 
@@ -161,12 +176,13 @@ def _read_audio_conditioner(
     if "melody" in config:
         chroma = _read_chroma_config(config.section("melody"))
         path = model_files.local_path(filename)
-        return melody_conditioner(chroma, lm.dim, read_safetensors(path), str(path)), StyleParams()
+        return melody_conditioner(chroma, lm.dim, {**read_safetensors(path)}, str(path)), StyleParams()
     if "style" not in config:
         return None, StyleParams()
     style = config.section("style")
-    mert = MERT(_read_dataclass(MERTConfig, style.section("mert")))
-    encoder = StyleEncoder(_read_dataclass(StyleConfig, style.section("encoder")))
+    mert_section, encoder_section = style.section("mert"), style.section("encoder")
+    mert = MERT(_read_dataclass(MERTConfig, mert_section).checked(mert_section))
+    encoder = StyleEncoder(_read_style_config(encoder_section, mert.config.dim, lm.dim))
     path = model_files.local_path(filename)
     weights = read_safetensors(path)
     encoder_weights = pop_prefix(weights, _STYLE_PREFIX)
@@ -283,16 +299,16 @@ def _save(path: Path, weights: Weights) -> None:
 
 def _read_chroma_config(section: ConfigSection) -> ChromaConfig:
     config = _read_dataclass(ChromaConfig, section)
-    limits = {"n_chroma": 128, "n_fft": 2**20, "hop_length": config.n_fft, "length": 2**16}
-    for key, maximum in limits.items():
-        if getattr(config, key) > maximum:
-            raise section.error(key, f"is {getattr(config, key)}; at most {maximum} is supported")
+    if config.hop_length > config.n_fft:
+        raise section.error("hop_length", f"is {config.hop_length}; at most {config.n_fft} is supported")
     return config
 
 
 def _read_lm_config(section: ConfigSection) -> LMConfig:
     config = _read_dataclass(LMConfig, section)
     read_num_heads(section, "num_heads", config.num_heads, config.dim)
+    if config.dim not in DIM:
+        raise section.error("dim", f"is {config.dim}, not {DIM}")
     read_delays(section, "delays", config.num_codebooks)
     return config
 
@@ -304,13 +320,66 @@ def _read_t5_config(section: ConfigSection) -> T5Config:
 
 
 def _read_codec_config(section: ConfigSection) -> EncodecConfig:
+    read_ratios(section, "ratios")
     config = _read_dataclass(EncodecConfig, section)
     read_pad_mode(section)
-    read_ratios(section, "ratios")
+    return config.checked(section)
+
+
+def _read_style_config(section: ConfigSection, feature_dim: int, output_dim: int) -> StyleConfig:
+    config = _read_dataclass(StyleConfig, section)
+    for key, value, expected in (
+        ("feature_dim", config.feature_dim, feature_dim),
+        ("output_dim", config.output_dim, output_dim),
+    ):
+        if value != expected:
+            raise section.error(key, f"is {value}, not {expected}, as the network's that it belongs to")
+    read_num_heads(section, "num_heads", config.num_heads, config.dim)
     return config
 
 
-_MAY_BE_ZERO = {"top_k", "num_residual_layers", "num_lstm_layers"}
+# The range of each field, in all of the networks' configurations. The classes of parameters check theirs.
+_RANGES = {
+    "num_codebooks": CODEBOOKS,
+    "cardinality": CARDINALITY,
+    "dim": WIDTH,
+    "num_heads": HEADS,
+    "num_layers": LAYERS,
+    "hidden_dim": HIDDEN_WIDTH,
+    "delays": DELAYS,
+    "vocab_size": VOCABULARY,
+    "head_dim": HEAD_DIM,
+    "num_buckets": BUCKETS,
+    "max_distance": MAX_DISTANCE,
+    "norm_eps": NORM_EPS,
+    "sample_rate": SAMPLE_RATE,
+    "channels": CHANNELS,
+    "dimension": WIDTH,
+    "num_filters": WIDTH,
+    "num_residual_layers": FEW_LAYERS,
+    "ratios": RATIOS,
+    "kernel_size": KERNEL,
+    "last_kernel_size": KERNEL,
+    "residual_kernel_size": KERNEL,
+    "dilation_base": DILATION_BASE,
+    "compress": WIDTH,
+    "num_lstm_layers": FEW_LAYERS,
+    "n_chroma": N_CHROMA,
+    "n_fft": N_FFT,
+    "hop_length": N_FFT,
+    "length": LENGTH,
+    "conv_dims": WIDTH,
+    "conv_kernels": KERNEL,
+    "conv_strides": KERNEL,
+    "position_kernel": KERNEL,
+    "position_groups": WIDTH,
+    "feature_dim": WIDTH,
+    "output_dim": WIDTH,
+    "ds_factor": DS_FACTOR,
+}
+_MAX_ENTRIES = 256
+_INTEGER = Range(0, 2**31 - 1)
+_FLOAT = Range(-1e9, 1e9)
 
 
 def _read_dataclass(kind: type[_Config], section: ConfigSection) -> _Config:
@@ -320,13 +389,13 @@ def _read_dataclass(kind: type[_Config], section: ConfigSection) -> _Config:
         if name not in fields:
             raise section.error(name, "is unknown")
     readers: dict[str, Callable[[str], Any]] = {
-        "int": lambda name: section.integer(name, minimum=0 if name in _MAY_BE_ZERO else 1),
-        "float": section.number,
-        "int | None": section.integer,
-        "float | None": section.number,
+        "int": lambda name: section.integer(name, within=_RANGES.get(name, _INTEGER)),
+        "float": lambda name: section.number(name, within=_RANGES.get(name, _FLOAT)),
+        "int | None": lambda name: section.integer(name, within=_RANGES.get(name, _INTEGER)),
+        "float | None": lambda name: section.number(name, within=_RANGES.get(name, _FLOAT)),
         "bool": section.boolean,
         "str": section.string,
-        "tuple[int, ...]": section.integers,
+        "tuple[int, ...]": lambda name: section.integers(name, within=_RANGES[name], most=_MAX_ENTRIES),
     }
     values = {
         name: readers[str(field.type)](name)

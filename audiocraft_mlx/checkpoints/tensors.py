@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
+from audiocraft_mlx.checkpoints.build import StoredTensors
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, check_readable, read_error
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
+from audiocraft_mlx.configs import shown, shown_text
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights
+
+# Far above what any model has.
+_MAX_JSON_BYTES = 32 * 2**20
+_MAX_TENSORS = 100_000
+_MAX_NAME_LENGTH = 1024
 
 TRANSFORMERS_WEIGHTS = (
     # In order of preference: safetensors are read lazily.
@@ -35,7 +42,7 @@ _WRAPPERS = {
 
 def read_transformers_weights(
     model_files: ModelFiles, is_wanted: Callable[[str], bool] = lambda name: True
-) -> Weights:
+) -> StoredTensors:
     """All tensors of a transformers repository whose name `is_wanted`. Raises `CheckpointError`."""
     for layout in TRANSFORMERS_WEIGHTS:
         if layout in model_files.files:
@@ -43,30 +50,32 @@ def read_transformers_weights(
     else:
         raise CheckpointError(f"{model_files.name} has no weights: none of {', '.join(TRANSFORMERS_WEIGHTS)}")
     files = _shards(model_files, layout, is_wanted) if layout.endswith(".json") else {layout: set()}
-    weights: Weights = {}
+    stored: StoredTensors = {}
     for name, expected in files.items():
         path = model_files.local_path(name)
-        tensors: Mapping[str, mx.array | LazyTensor]
-        tensors = (
-            read_safetensors(path)
+        tensors: StoredTensors = (
+            {**read_safetensors(path)}
             if name.endswith(".safetensors")
-            else _lazy_tensors(read_torch_file(path), name)
+            else read_state_dict(read_torch_file(path), name)
         )
         missing = sorted(expected - tensors.keys())
         if missing:
-            raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} lists in it")
+            names = ", ".join(map(shown_text, missing[:5]))
+            raise CheckpointError(f"{path} lacks {names}, which {layout} lists in it")
         _check_not_wrapped(tensors, str(path))
-        for key, tensor in tensors.items():
-            if is_wanted(key):
-                weights[key] = tensor.load() if isinstance(tensor, LazyTensor) else tensor
-    return weights
+        stored |= {key: tensor for key, tensor in tensors.items() if is_wanted(key)}
+    return stored
 
 
-def load_state_dict(state: Any, source: str) -> Weights:
+def read_state_dict(state: Any, source: str) -> StoredTensors:
     """The tensors of a state dict from `read_torch_file`. Raises `CheckpointError` for any other value."""
-    tensors = _lazy_tensors(state, source)
-    _check_not_wrapped(tensors, source)
-    return {name: tensor.load() for name, tensor in tensors.items()}
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{source} doesn't hold a state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, LazyTensor):
+            raise CheckpointError(f"{source}: {shown(str(name))} in its state dict is not a tensor")
+    _check_not_wrapped(state, source)
+    return dict(state)
 
 
 def _check_not_wrapped(names: Iterable[str], source: str) -> None:
@@ -83,6 +92,8 @@ def _check_not_wrapped(names: Iterable[str], source: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises `CheckpointError`."""
     try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("too long")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise read_error(path, error) from error
@@ -103,7 +114,8 @@ def _shards(model_files: ModelFiles, index: str, is_wanted: Callable[[str], bool
             files.setdefault(name, set()).add(key)
     unknown = sorted(files.keys() - model_files.files)
     if unknown:
-        raise CheckpointError(f"{model_files.name} lacks {', '.join(unknown[:5])}, which {index} lists")
+        names = ", ".join(map(shown_text, unknown[:5]))
+        raise CheckpointError(f"{model_files.name} lacks {names}, which {index} lists")
     return files
 
 
@@ -112,20 +124,13 @@ def read_safetensors(path: Path) -> Weights:
     check_readable(path)
     try:
         # MLX reads the data; the library checks that the header is valid and that the data is complete.
-        with safe_open(path, framework="numpy"):
-            pass
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            if len(names) > _MAX_TENSORS or any(len(name) > _MAX_NAME_LENGTH for name in names):
+                raise ValueError("too many tensors, or too long names")
         tensors = mx.load(str(path), format="safetensors")
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}); download it again"
+            f"{path} is not a complete safetensors file ({shown_text(str(error))}); download it again"
         ) from error
     return cast(Weights, tensors)
-
-
-def _lazy_tensors(state: Any, source: str) -> dict[str, LazyTensor]:
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{source} doesn't hold a state dict")
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, LazyTensor):
-            raise CheckpointError(f"{source}: {str(name)[:80]!r} in its state dict is not a tensor")
-    return state

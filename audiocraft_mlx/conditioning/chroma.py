@@ -13,13 +13,18 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import SAMPLE_RATE, SEGMENT_SECONDS, ConfigSection, Range
 from audiocraft_mlx.errors import UsageError
 
 _EPS = 1e-6
 # librosa's `filters.chroma`: octaves are counted from A0 and weighted by a Gaussian around the fifth.
 _A0 = 27.5
 _CENTER_OCTAVE, _OCTAVES = 5.0, 2.0
+
+
+N_CHROMA = Range(1, 128)
+N_FFT = Range(4, 2**20)
+LENGTH = Range(1, 2**14)
 
 
 @dataclass(frozen=True)
@@ -41,23 +46,21 @@ class ChromaConfig:
         self_wav = config.section("conditioners").section("self_wav")
         self_wav.require("model", "chroma_stem")
         chroma = self_wav.section("chroma_stem")
-        sample_rate = chroma.integer("sample_rate")
-        exponent = chroma.integer("radix2_exp")
-        if not 2 <= exponent <= 20:
-            raise chroma.error("radix2_exp", f"is {exponent}; only 2 to 20 are supported")
+        sample_rate = chroma.integer("sample_rate", within=SAMPLE_RATE)
+        exponent = chroma.integer("radix2_exp", within=Range(2, 20))
         for key in ("nfft", "winlen", "winhop", "norm"):
             chroma.require(key, None, None)
-        dataset = config.section("dataset")
-        duration = dataset.number("segment_duration", 30.0)
-        if not 0 < duration <= 600:
-            raise dataset.error("segment_duration", f"is {duration:g}; only up to 600 seconds are supported")
+        duration = config.section("dataset").number("segment_duration", 30.0, SEGMENT_SECONDS)
         n_fft, hop_length = 2**exponent, 2**exponent // 4
+        length = 1 + max(int(sample_rate * duration), n_fft) // hop_length
+        if length not in LENGTH:
+            raise chroma.error("radix2_exp", f"gives a melody of {length} frames, not {LENGTH}")
         return cls(
             sample_rate=sample_rate,
-            n_chroma=chroma.integer("n_chroma"),
+            n_chroma=chroma.integer("n_chroma", within=N_CHROMA),
             n_fft=n_fft,
             hop_length=hop_length,
-            length=1 + max(int(sample_rate * duration), n_fft) // hop_length,
+            length=length,
             one_hot=chroma.boolean("argmax", False),
         )
 
@@ -67,9 +70,9 @@ class ChromaConfig:
         config.require("model_type", "musicgen_melody")
         codec = config.section("audio_encoder")
         return cls(
-            sample_rate=codec.integer("sampling_rate", 24000),
-            n_chroma=config.integer("num_chroma", 12),
-            length=config.integer("chroma_length", 235),
+            sample_rate=codec.integer("sampling_rate", 24000, SAMPLE_RATE),
+            n_chroma=config.integer("num_chroma", 12, N_CHROMA),
+            length=config.integer("chroma_length", 235, LENGTH),
         )
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.audio.resample import resample
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import CODEBOOKS, ConfigSection
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.mert import MERT
 from audiocraft_mlx.networks.style_encoder import StyleEncoder
@@ -56,7 +56,7 @@ class StyleParams:
         """Read `xp.cfg` of a release file. Raises `CheckpointError`."""
         style = config.section("conditioners").section("self_wav").section("style")
         try:
-            return cls(eval_q=style.integer("eval_q", 3), excerpt_length=style.number("length"))
+            return cls(eval_q=style.integer("eval_q", 3, CODEBOOKS), excerpt_length=style.number("length"))
         except UsageError as error:
             raise style.error("length", f"doesn't fit: {error}") from error
 

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from tokenizers import Tokenizer
 
+from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.t5 import T5Encoder
 
@@ -28,8 +29,26 @@ class TextConditioner:
         tokenizer.no_truncation()
 
     def tokenize(self, prompts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int32 `[B, L]` and their mask bool `[B, L]`, padded to the longest prompt."""
-        encodings = [encoding.ids for encoding in self.tokenizer.encode_batch([p or "" for p in prompts])]
+        """Token ids int32 `[B, L]` and their mask bool `[B, L]`, padded to the longest prompt.
+
+        Raises `CheckpointError` if the tokenizer fails, or gives a token that T5 has no embedding for: a
+        look-up beyond a table's end reads whatever is there.
+        """
+        try:
+            encodings = [encoding.ids for encoding in self.tokenizer.encode_batch([p or "" for p in prompts])]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        # The library raises bare `Exception`, and where it panics a `BaseException`.
+        except BaseException as error:
+            raise CheckpointError(
+                "the model's tokenizer.json fails on a prompt; download it again"
+            ) from error
+        highest = max((max(ids, default=0) for ids in encodings), default=0)
+        if highest >= self.t5.config.vocab_size:
+            raise CheckpointError(
+                f"the model's tokenizer.json gives token {highest} for a prompt, and its text encoder has"
+                f" {self.t5.config.vocab_size} embeddings; download it again"
+            )
         length = max(len(ids) for ids in encodings)
         tokens = np.zeros((len(encodings), length), np.int32)
         mask = np.zeros((len(encodings), length), bool)

@@ -441,18 +441,26 @@ class GenModel:
         """
         return self._start(inputs, params, chunk_seconds)(on_step)
 
-    def generate_audio(self, gen_tokens: mx.array) -> mx.array:
-        """Audio float32 `[batch, channels, samples]` of codes int `[batch, codebooks, frames]`."""
-        codebooks = self.compression_model.num_codebooks
-        if gen_tokens.ndim != 3 or gen_tokens.shape[1] != codebooks or not gen_tokens.shape[2]:
-            raise UsageError(
-                f"tokens must have shape [batch, {codebooks}, frames], not {list(gen_tokens.shape)}"
-            )
+    def generate_audio(self, gen_tokens: AudioArray) -> mx.array:
+        """Audio float32 `[batch, channels, samples]` of codes int `[batch, codebooks, frames]`.
+
+        Raises:
+            UsageError: they aren't codes of this model.
+        """
+        return self.compression_model.decode(self._check_codes("tokens", gen_tokens))
+
+    def _check_codes(self, name: str, codes: AudioArray) -> mx.array:
+        """Codes from a caller as int32; `UsageError` unless they have an entry in the codec's tables."""
+        codebooks, cardinality = self.compression_model.num_codebooks, self.compression_model.cardinality
+        values = np.asarray(codes)
+        if values.ndim != 3 or values.shape[1] != codebooks or not values.size:
+            raise UsageError(f"{name} must have shape [batch, {codebooks}, frames], not {list(values.shape)}")
+        if values.dtype.kind not in "iu":
+            raise UsageError(f"{name} must be integers, not {values.dtype}")
         # A look-up beyond a table's end reads whatever is there.
-        cardinality = self.compression_model.cardinality
-        if mx.any((gen_tokens < 0) | (gen_tokens >= cardinality)).item():
-            raise UsageError(f"tokens must be codes from 0 to {cardinality - 1}")
-        return self.compression_model.decode(gen_tokens)
+        if values.min() < 0 or values.max() >= cardinality:
+            raise UsageError(f"{name} must be codes from 0 to {cardinality - 1}")
+        return mx.array(values.astype(np.int32))
 
     def _inputs(
         self,
@@ -570,6 +578,8 @@ class GenModel:
 
     def _plan(self, inputs: GenerationInputs, params: GenerationParams) -> list[Window]:
         """The windows of a generation. Raises `UsageError` if there is nothing to generate, or no way to."""
+        if inputs.prompt is not None:
+            self._check_codes("the prompt's codes", inputs.prompt)
         frames = int(params.duration * self.frame_rate)
         longest = int(params.max_duration * self.frame_rate)
         stride = int(params.extend_stride * self.frame_rate)

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import (
+    CARDINALITY,
+    CHANNELS,
+    CODEBOOKS,
+    KERNEL,
+    SAMPLE_RATE,
+    WIDTH,
+    ConfigSection,
+    Range,
+    shown,
+)
 from audiocraft_mlx.networks.rvq import ResidualVectorQuantizer, pack_codebooks
 from audiocraft_mlx.networks.streaming import (
     Stateless,
@@ -27,11 +37,16 @@ from audiocraft_mlx.networks.streaming import (
     StreamingResidual,
     StreamingSequential,
 )
-from audiocraft_mlx.networks.weights import Weights, fold_weight_norm, rename
+from audiocraft_mlx.networks.weights import Weights, check_tensor, fold_weight_norm, rename
 from audiocraft_mlx.ops.activations import elu
 
 CHUNK_FRAMES = 100
 """Frames encoded or decoded at a time, so that the memory needed doesn't grow with the clip."""
+FEW_LAYERS = Range(0, 16)
+"""LSTMs, or residual blocks between two changes of the rate."""
+DILATION_BASE = Range(1, 16)
+RATIOS = Range(1, 256)
+FRAME_RATE = Range(4, 1000)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,33 @@ class EncodecConfig:
         """Samples per frame."""
         return math.prod(self.ratios)
 
+    def checked(
+        self,
+        config: ConfigSection,
+        filters_key: str = "num_filters",
+        ratios_key: str = "ratios",
+        dilation_key: str = "dilation_base",
+    ) -> EncodecConfig:
+        """This configuration, if its numbers fit together, else `CheckpointError`.
+
+        `config` is where it was read from, and has the numbers under these keys.
+        """
+        widest = self.num_filters * 2 ** len(self.ratios)
+        if widest not in WIDTH:
+            raise config.error(filters_key, f"gives layers of {widest} channels, not {WIDTH}")
+        if self.compress > self.num_filters:
+            raise config.error(
+                "compress",
+                f"is {self.compress}, more than the {self.num_filters} channels of the first layer",
+            )
+        frame_rate = self.sample_rate / self.hop_length
+        if frame_rate not in FRAME_RATE:
+            raise config.error(ratios_key, f"gives {frame_rate:g} frames per second, not {FRAME_RATE}")
+        reach = (self.residual_kernel_size - 1) * self.dilation_base ** max(0, self.num_residual_layers - 1)
+        if reach + 1 not in KERNEL:
+            raise config.error(dilation_key, f"gives convolutions over {reach + 1} samples, not {KERNEL}")
+        return self
+
     @classmethod
     def from_transformers(cls, config: ConfigSection) -> EncodecConfig:
         """Read a `config.json` of type `encodec`; absent keys take the defaults of `EncodecConfig`."""
@@ -71,35 +113,39 @@ class EncodecConfig:
             ("chunk_length_s", None, None),
         ):
             config.require(key, supported, default)
-        cardinality = config.integer("codebook_size", 1024, minimum=2)
-        dimension = config.integer("hidden_size", 128)
+        cardinality = config.integer("codebook_size", 1024, CARDINALITY)
+        dimension = config.integer("hidden_size", 128, WIDTH)
         config.require("codebook_dim", dimension, dimension)
-        sample_rate = config.integer("sampling_rate", 24000)
+        sample_rate = config.integer("sampling_rate", 24000, SAMPLE_RATE)
         ratios = read_ratios(config, "upsampling_ratios")
-        bandwidths = config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0))
+        bandwidths = config.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0), Range(0, 1e4))
         # As in `EncodecConfig.num_quantizers`: bits per second over bits per codebook and second.
         frame_rate = math.ceil(sample_rate / math.prod(ratios))
         bits = math.ceil(math.log2(cardinality))
         num_codebooks = int(1000 * bandwidths[-1] // (frame_rate * bits)) if bandwidths else 0
         if num_codebooks < 1:
-            raise config.error("target_bandwidths", f"is {list(bandwidths)}, too low for a single codebook")
+            raise config.error(
+                "target_bandwidths", f"is {shown(list(bandwidths))}, too low for a single codebook"
+            )
+        if num_codebooks not in CODEBOOKS:
+            raise config.error("target_bandwidths", f"gives {num_codebooks} codebooks, not {CODEBOOKS}")
         return cls(
             sample_rate=sample_rate,
-            channels=config.integer("audio_channels", 1),
+            channels=config.integer("audio_channels", 1, CHANNELS),
             dimension=dimension,
-            num_filters=config.integer("num_filters", 32),
-            num_residual_layers=config.integer("num_residual_layers", 1),
+            num_filters=config.integer("num_filters", 32, WIDTH),
+            num_residual_layers=config.integer("num_residual_layers", 1, FEW_LAYERS),
             ratios=ratios,
-            kernel_size=config.integer("kernel_size", 7),
-            last_kernel_size=config.integer("last_kernel_size", 7),
-            residual_kernel_size=config.integer("residual_kernel_size", 3),
-            dilation_base=config.integer("dilation_growth_rate", 2),
+            kernel_size=config.integer("kernel_size", 7, KERNEL),
+            last_kernel_size=config.integer("last_kernel_size", 7, KERNEL),
+            residual_kernel_size=config.integer("residual_kernel_size", 3, KERNEL),
+            dilation_base=config.integer("dilation_growth_rate", 2, DILATION_BASE),
             pad_mode=read_pad_mode(config),
-            compress=config.integer("compress", 2),
-            num_lstm_layers=config.integer("num_lstm_layers", 2),
+            compress=config.integer("compress", 2, WIDTH),
+            num_lstm_layers=config.integer("num_lstm_layers", 2, FEW_LAYERS),
             num_codebooks=num_codebooks,
             cardinality=cardinality,
-        )
+        ).checked(config, ratios_key="upsampling_ratios", dilation_key="dilation_growth_rate")
 
     @classmethod
     def from_audiocraft(cls, config: ConfigSection) -> EncodecConfig:
@@ -119,30 +165,30 @@ class EncodecConfig:
         ):
             seanet.require(key, supported, default)
         seanet.section("decoder").require("final_activation", None, None)
-        dimension = seanet.integer("dimension", 128)
+        dimension = seanet.integer("dimension", 128, WIDTH)
         rvq.require("dimension", dimension, dimension)
         return cls(
-            sample_rate=codec.integer("sample_rate"),
-            channels=codec.integer("channels"),
+            sample_rate=codec.integer("sample_rate", within=SAMPLE_RATE),
+            channels=codec.integer("channels", within=CHANNELS),
             dimension=dimension,
-            num_filters=seanet.integer("n_filters", 32),
-            num_residual_layers=seanet.integer("n_residual_layers", 3, minimum=0),
+            num_filters=seanet.integer("n_filters", 32, WIDTH),
+            num_residual_layers=seanet.integer("n_residual_layers", 3, FEW_LAYERS),
             ratios=read_ratios(seanet, "ratios"),
-            kernel_size=seanet.integer("kernel_size", 7),
-            last_kernel_size=seanet.integer("last_kernel_size", 7),
-            residual_kernel_size=seanet.integer("residual_kernel_size", 3),
-            dilation_base=seanet.integer("dilation_base", 2),
+            kernel_size=seanet.integer("kernel_size", 7, KERNEL),
+            last_kernel_size=seanet.integer("last_kernel_size", 7, KERNEL),
+            residual_kernel_size=seanet.integer("residual_kernel_size", 3, KERNEL),
+            dilation_base=seanet.integer("dilation_base", 2, DILATION_BASE),
             pad_mode=read_pad_mode(seanet),
-            compress=seanet.integer("compress", 2),
-            num_lstm_layers=seanet.integer("lstm", 0, minimum=0),
-            num_codebooks=rvq.integer("n_q", 8),
-            cardinality=rvq.integer("bins", 1024, minimum=2),
-        )
+            compress=seanet.integer("compress", 2, WIDTH),
+            num_lstm_layers=seanet.integer("lstm", 0, FEW_LAYERS),
+            num_codebooks=rvq.integer("n_q", 8, CODEBOOKS),
+            cardinality=rvq.integer("bins", 1024, CARDINALITY),
+        ).checked(seanet, filters_key="n_filters")
 
 
 def read_ratios(config: ConfigSection, key: str) -> tuple[int, ...]:
     """The value of `key`, if it has at least one ratio, else `CheckpointError`."""
-    ratios = config.integers(key, (8, 5, 4, 2), minimum=1)
+    ratios = config.integers(key, (8, 5, 4, 2), RATIOS, most=12)
     if not ratios:
         raise config.error(key, "is empty")
     return ratios
@@ -383,12 +429,15 @@ class Encodec(nn.Module):
             if isinstance(layer, ConvTranspose1d)
         }
         for name in [name for name in weights if name.endswith(".conv.weight")]:
+            check_tensor(weights, name, [None] * 3)
             # torch: [out, in, k], and [in, out, k] if transposed; MLX: [out, k, in] for both.
             weights[name] = weights[name].transpose((1, 2, 0) if name in transposed else (0, 2, 1))
         for name in [name for name in weights if re.search(r"\.lstm\.bias_ih_l\d+$", name)]:
+            # torch has two biases that are only ever added
             other = name.replace("bias_ih", "bias_hh")
-            if other in weights:  # torch has two biases that are only ever added
-                weights[name] = weights[name].astype(mx.float32) + weights.pop(other)
+            check_tensor(weights, name, [None])
+            check_tensor(weights, other, weights[name].shape)
+            weights[name] = weights[name].astype(mx.float32) + weights.pop(other)
         return rename(
             weights,
             [

@@ -9,6 +9,7 @@ whose names have a `t` as in Demucs.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import reduce
 
@@ -16,8 +17,19 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from audiocraft_mlx.configs import ConfigSection
-from audiocraft_mlx.networks.weights import Weights, rename
+from audiocraft_mlx.configs import (
+    CHANNELS,
+    HEADS,
+    HIDDEN_WIDTH,
+    LAYERS,
+    SAMPLE_RATE,
+    SCALE,
+    ConfigSection,
+    Range,
+    shown,
+)
+from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.networks.weights import Weights, check_tensor, rename
 from audiocraft_mlx.ops.activations import gelu, glu
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.convolution import conv1d, conv_transpose1d
@@ -35,6 +47,13 @@ EDGE = (N_FFT - HOP) // 2
 OVERLAP = 0.25
 """Overlap of neighboring segments as a fraction of their length: Demucs' default."""
 EPS = 1e-5
+# Of a configuration.
+MAX_SOURCES = 16
+MAX_SEGMENT_SECONDS = 60
+FIRST_WIDTH = Range(1, 4096)
+DIM = Range(4, 2**14)
+DCONV_DEPTH = Range(1, 8)
+MAX_PERIOD = Range(1, 1e9)
 
 
 @dataclass(frozen=True)
@@ -91,42 +110,46 @@ class HTDemucsConfig:
             config.require(key, supported, default)
         if "multi_freqs" in config:
             config.require("multi_freqs", [])
-        if config.integer("norm_starts", DEPTH, minimum=0) < DEPTH:
+        if config.integer("norm_starts", DEPTH, Range(0, 100)) < DEPTH:
             raise config.error("norm_starts", f"is less than {DEPTH}; layers with norms are not supported")
         sources = config.strings("sources")
-        if not sources:
-            raise config.error("sources", "is empty")
-        sample_rate = config.integer("samplerate", 44100)
-        samples = config.number("segment", 10) * sample_rate
-        if not N_FFT <= samples < 2**31:
-            raise config.error("segment", f"must be finite and at least {N_FFT} samples")
-        width = config.integer("channels", 48)
-        compress = config.integer("dconv_comp", 8)
+        # They are part of the names of files.
+        if not 0 < len(set(sources)) == len(sources) <= MAX_SOURCES or not all(
+            re.fullmatch(r"[A-Za-z0-9_-]{1,32}", source) for source in sources
+        ):
+            raise config.error(
+                "sources", f"is {shown(list(sources))}, not up to {MAX_SOURCES} different names"
+            )
+        sample_rate = config.integer("samplerate", 44100, SAMPLE_RATE)
+        seconds = Range(N_FFT / sample_rate, max(MAX_SEGMENT_SECONDS, N_FFT / sample_rate))
+        samples = config.number("segment", 10, seconds) * sample_rate
+        width = config.integer("channels", 48, FIRST_WIDTH)
+        compress = config.integer("dconv_comp", 8, FIRST_WIDTH)
         if compress > width:
             raise config.error("dconv_comp", f"is more than the {width} channels of the first layer")
-        dim = config.integer("bottom_channels", 0)
-        hidden = dim * config.number("t_hidden_scale", 4.0)
-        if not 1 <= hidden < 2**31:
-            raise config.error("t_hidden_scale", "gives an impossible number of channels")
-        num_heads = config.integer("t_heads", 8)
+        dim = config.integer("bottom_channels", 0, DIM)
+        hidden = int(dim * config.number("t_hidden_scale", 4.0, SCALE))
+        if hidden not in HIDDEN_WIDTH:
+            raise config.error("t_hidden_scale", f"gives {hidden} channels, not {HIDDEN_WIDTH}")
+        num_heads = config.integer("t_heads", 8, HEADS)
         if dim % 4 or dim % num_heads:
             raise config.error("bottom_channels", f"is {dim}, not a multiple of 4 and of {num_heads} heads")
         return cls(
             sources=sources,
             sample_rate=sample_rate,
-            channels=config.integer("audio_channels", 2),
+            channels=config.integer("audio_channels", 2, CHANNELS),
             # Rounded: the seconds are a fraction, which as a float may be just too small.
             segment=int(round(samples, 6)),
             width=width,
-            dconv_depth=config.integer("dconv_depth", 2),
+            dconv_depth=config.integer("dconv_depth", 2, DCONV_DEPTH),
             dconv_compress=compress,
-            freq_emb_scale=config.number("freq_emb", 0.2) * config.number("emb_scale", 10),
+            freq_emb_scale=config.number("freq_emb", 0.2, SCALE) * config.number("emb_scale", 10, SCALE),
             dim=dim,
-            hidden_dim=int(hidden),
-            num_layers=config.integer("t_layers", 5),
+            hidden_dim=hidden,
+            num_layers=config.integer("t_layers", 5, LAYERS),
             num_heads=num_heads,
-            max_period=config.number("t_max_period", 10000.0),
-            pos_emb_scale=config.number("t_weight_pos_embed", 1.0),
+            max_period=config.number("t_max_period", 10000.0, MAX_PERIOD),
+            pos_emb_scale=config.number("t_weight_pos_embed", 1.0, SCALE),
         )
 
 
@@ -480,10 +503,15 @@ class HTDemucs(nn.Module):
         )
         for name in list(weights):
             if name.endswith(".conv.weight") and "decoder." in name:
+                if weights[name].ndim < 3:
+                    check_tensor(weights, name, [None] * 3)
                 weights[name] = weights[name].swapaxes(0, 1)  # torch: [in, out, k]
             if weights[name].ndim > 2:
                 weights[name] = _channels_last(weights[name])
             if ".attention.in_proj." in name:
+                sizes = weights[name].shape
+                if not sizes or sizes[0] % 3:
+                    raise CheckpointError(f"{name} has shape {list(sizes)}, not a multiple of 3 rows")
                 q, k, v = mx.split(weights.pop(name), 3)
                 weights[name.replace("in_proj", "q_proj")] = q
                 weights[name.replace("in_proj", "kv_proj")] = mx.concatenate([k, v])

@@ -11,13 +11,29 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import (
+    CARDINALITY,
+    CHANNELS,
+    CODEBOOKS,
+    HEADS,
+    HIDDEN_WIDTH,
+    LAYERS,
+    WIDTH,
+    ConfigSection,
+    Range,
+    shown,
+)
+from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.cache import DecoderState, KVCache
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.linear import linear
+
+DIM = Range(4, WIDTH.maximum)
+"""Of the LM: sinusoidal positions need four channels."""
+DELAYS = Range(0, 1024)
 
 
 @dataclass(frozen=True)
@@ -60,19 +76,22 @@ class LMConfig:
         positions = lm.string("positional_embedding", "sin")
         if positions not in ("sin", "rope", "sin_rope"):
             raise lm.error(
-                "positional_embedding", f"is {positions!r}; only sin, rope and sin_rope are supported"
+                "positional_embedding", f"is {shown(positions)}; only sin, rope and sin_rope are supported"
             )
         # The first releases don't say these two.
         stereo = config.section("interleave_stereo_codebooks").boolean("use", False)
-        num_codebooks = lm.integer("n_q", 8 if stereo else 4)
-        dim = lm.integer("dim")
+        num_codebooks = lm.integer("n_q", 8 if stereo else 4, CODEBOOKS)
+        dim = lm.integer("dim", within=DIM)
+        hidden_dim = int(lm.number("hidden_scale", 4, Range(1 / dim, 1024)) * dim)
+        if hidden_dim not in HIDDEN_WIDTH:
+            raise lm.error("hidden_scale", f"gives {hidden_dim} channels, not {HIDDEN_WIDTH}")
         return cls(
             num_codebooks=num_codebooks,
-            cardinality=lm.integer("card", 2048),
+            cardinality=lm.integer("card", 2048, CARDINALITY),
             dim=dim,
             num_heads=read_num_heads(lm, "num_heads", 8, dim),
-            num_layers=lm.integer("num_layers"),
-            hidden_dim=int(lm.number("hidden_scale", 4) * dim),
+            num_layers=lm.integer("num_layers", within=LAYERS),
+            hidden_dim=hidden_dim,
             delays=_audiocraft_delays(config.section("codebooks_pattern"), num_codebooks),
             cross_attention=bool(config.section("fuser").strings("cross", ())),
             sinusoidal_positions=positions != "rope",
@@ -87,21 +106,19 @@ class LMConfig:
         """Read the `decoder` of a `config.json`; absent keys take `MusicgenDecoderConfig`'s defaults."""
         kind = config.string("model_type", "musicgen_decoder")
         if kind not in ("musicgen_decoder", "musicgen_melody_decoder"):
-            raise config.error("model_type", f"is {kind!r}; only MusicGen's decoders are supported")
+            raise config.error("model_type", f"is {shown(kind)}; only MusicGen's decoders are supported")
         config.require("activation_function", "gelu", "gelu")
         config.require("scale_embedding", False, False)
-        channels = config.integer("audio_channels", 1)
-        if channels > 2:
-            raise config.error("audio_channels", f"is {channels}; only 1 and 2 are supported")
-        num_codebooks = config.integer("num_codebooks", 4)
-        dim = config.integer("hidden_size", 1024)
+        channels = config.integer("audio_channels", 1, CHANNELS)
+        num_codebooks = config.integer("num_codebooks", 4, CODEBOOKS)
+        dim = config.integer("hidden_size", 1024, DIM)
         return cls(
             num_codebooks=num_codebooks,
-            cardinality=config.integer("vocab_size", 2048),
+            cardinality=config.integer("vocab_size", 2048, CARDINALITY),
             dim=dim,
             num_heads=read_num_heads(config, "num_attention_heads", 16, dim),
-            num_layers=config.integer("num_hidden_layers", 24),
-            hidden_dim=config.integer("ffn_dim", 4096),
+            num_layers=config.integer("num_hidden_layers", 24, LAYERS),
+            hidden_dim=config.integer("ffn_dim", 4096, HIDDEN_WIDTH),
             delays=tuple(k // channels for k in range(num_codebooks)),
             cross_attention=kind == "musicgen_decoder",
         )
@@ -109,18 +126,19 @@ class LMConfig:
 
 def read_num_heads(config: ConfigSection, key: str, default: int, dim: int) -> int:
     """The value of `key`, if it divides `dim` into heads of even size, else `CheckpointError`."""
-    num_heads = config.integer(key, default)
+    num_heads = config.integer(key, default, HEADS)
     if dim % num_heads or (dim // num_heads) % 2:
         raise config.error(key, f"is {num_heads}, which doesn't divide {dim} into heads of even size")
     return num_heads
 
 
 def read_delays(config: ConfigSection, key: str, num_codebooks: int) -> tuple[int, ...]:
-    """The value of `key`, if it is an ascending delay for each codebook, else `CheckpointError`."""
-    delays = config.integers(key, range(num_codebooks))
-    if len(delays) != num_codebooks or list(delays) != sorted(delays):
+    """The value of `key`, if it is a delay for each codebook, ascending from 0, else `CheckpointError`."""
+    delays = config.integers(key, range(num_codebooks), DELAYS)
+    if len(delays) != num_codebooks or list(delays) != sorted(delays) or delays[0] != 0:
         raise config.error(
-            key, f"is {list(delays)}, not one ascending delay for each of {num_codebooks} codebooks"
+            key,
+            f"is {shown(list(delays))}, not a delay for each of {num_codebooks} codebooks, ascending from 0",
         )
     return delays
 
@@ -131,7 +149,7 @@ def _audiocraft_delays(config: ConfigSection, num_codebooks: int) -> tuple[int, 
         config.section("parallel").require("empty_initial", 0, 0)
         return (0,) * num_codebooks
     if modeling != "delay":
-        raise config.error("modeling", f"is {modeling!r}; only delay and parallel are supported")
+        raise config.error("modeling", f"is {shown(modeling)}; only delay and parallel are supported")
     delay = config.section("delay")
     delay.require("flatten_first", 0, 0)
     delay.require("empty_initial", 0, 0)
@@ -420,6 +438,8 @@ class LM(nn.Module):
             )
         for name in [name for name in weights if ".cross_attention.in_proj." in name]:
             packed = weights.pop(name)
+            if not packed.ndim:
+                raise CheckpointError(f"{name} has shape []")
             dim = packed.shape[0] // 3
             ours = name.replace(".cross_attention.in_proj.", ".cross_attn.{}_proj.")
             weights[ours.format("q")], weights[ours.format("kv")] = packed[:dim], packed[dim:]

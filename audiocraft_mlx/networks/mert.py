@@ -12,12 +12,26 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.configs import ConfigSection
-from audiocraft_mlx.networks.weights import Weights, concat_tensors, fold_weight_norm, rename
+from audiocraft_mlx.configs import (
+    HEADS,
+    HIDDEN_WIDTH,
+    KERNEL,
+    LAYERS,
+    NORM_EPS,
+    SAMPLE_RATE,
+    WIDTH,
+    ConfigSection,
+    Range,
+)
+from audiocraft_mlx.networks.weights import Weights, check_tensor, concat_tensors, fold_weight_norm, rename
 from audiocraft_mlx.ops.activations import gelu
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.convolution import conv1d
 from audiocraft_mlx.ops.linear import linear
+
+MAX_CONVS = 16
+FRAME_RATE = Range(1, 1000)
+MAX_RECEPTIVE_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,31 @@ class MERTConfig:
             samples = (samples - 1) * stride + kernel
         return samples
 
+    def checked(
+        self,
+        config: ConfigSection,
+        dims_key: str = "conv_dims",
+        strides_key: str = "conv_strides",
+        kernels_key: str = "conv_kernels",
+        heads_key: str = "num_heads",
+        groups_key: str = "position_groups",
+    ) -> MERTConfig:
+        """This configuration, if its numbers fit together, else `CheckpointError`.
+
+        `config` is where it was read from, and has the numbers under these keys.
+        """
+        if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
+            raise config.error(dims_key, f"doesn't have as many entries as {kernels_key} and {strides_key}")
+        for key, value in ((heads_key, self.num_heads), (groups_key, self.position_groups)):
+            if self.dim % value:
+                raise config.error(key, f"is {value}, which doesn't divide the dimension {self.dim}")
+        frame_rate = self.sample_rate / self.hop_length
+        if frame_rate not in FRAME_RATE:
+            raise config.error(strides_key, f"gives {frame_rate:g} frames per second, not {FRAME_RATE}")
+        if self.receptive_field > MAX_RECEPTIVE_SECONDS * self.sample_rate:
+            raise config.error(kernels_key, f"gives frames of more than {MAX_RECEPTIVE_SECONDS} s of audio")
+        return self
+
     @classmethod
     def from_transformers(cls, config: ConfigSection) -> MERTConfig:
         """Read a `config.json` of model type `mert_model`; absent keys take its `MERTConfig`'s defaults."""
@@ -63,33 +102,27 @@ class MERTConfig:
             ("hidden_act", "gelu"),
         ):
             config.require(key, supported, supported)
-        dims = config.integers("conv_dim", (512,) * 7, minimum=1)
-        kernels = config.integers("conv_kernel", (10, 3, 3, 3, 3, 2, 2), minimum=1)
-        strides = config.integers("conv_stride", (5, 2, 2, 2, 2, 2, 2), minimum=1)
-        if not len(dims) == len(kernels) == len(strides) > 0:
-            raise config.error("conv_dim", "doesn't have as many entries as conv_kernel and conv_stride")
-        dim = config.integer("hidden_size", 768)
         return cls(
-            sample_rate=config.integer("sample_rate", 24000),
-            conv_dims=dims,
-            conv_kernels=kernels,
-            conv_strides=strides,
+            sample_rate=config.integer("sample_rate", 24000, SAMPLE_RATE),
+            conv_dims=config.integers("conv_dim", (512,) * 7, WIDTH, MAX_CONVS),
+            conv_kernels=config.integers("conv_kernel", (10, 3, 3, 3, 3, 2, 2), KERNEL, MAX_CONVS),
+            conv_strides=config.integers("conv_stride", (5, 2, 2, 2, 2, 2, 2), KERNEL, MAX_CONVS),
             conv_bias=config.boolean("conv_bias", False),
-            position_kernel=config.integer("num_conv_pos_embeddings", 128),
-            position_groups=_divisor(config, "num_conv_pos_embedding_groups", 16, dim),
-            dim=dim,
-            hidden_dim=config.integer("intermediate_size", 3072),
-            num_layers=config.integer("num_hidden_layers", 12),
-            num_heads=_divisor(config, "num_attention_heads", 12, dim),
-            norm_eps=config.number("layer_norm_eps", 1e-5),
+            position_kernel=config.integer("num_conv_pos_embeddings", 128, KERNEL),
+            position_groups=config.integer("num_conv_pos_embedding_groups", 16, WIDTH),
+            dim=config.integer("hidden_size", 768, WIDTH),
+            hidden_dim=config.integer("intermediate_size", 3072, HIDDEN_WIDTH),
+            num_layers=config.integer("num_hidden_layers", 12, LAYERS),
+            num_heads=config.integer("num_attention_heads", 12, HEADS),
+            norm_eps=config.number("layer_norm_eps", 1e-5, NORM_EPS),
+        ).checked(
+            config,
+            dims_key="conv_dim",
+            strides_key="conv_stride",
+            kernels_key="conv_kernel",
+            heads_key="num_attention_heads",
+            groups_key="num_conv_pos_embedding_groups",
         )
-
-
-def _divisor(config: ConfigSection, key: str, default: int, dim: int) -> int:
-    value = config.integer(key, default)
-    if dim % value:
-        raise config.error(key, f"is {value}, which doesn't divide the dimension {dim}")
-    return value
 
 
 class ConvLayer(nn.Module):
@@ -208,6 +241,7 @@ class MERT(nn.Module):
         )
         fold_weight_norm(weights, dim=2)  # one gain for each tap of the kernel
         for name in [name for name in weights if name.endswith(".conv.weight")]:
+            check_tensor(weights, name, [None] * 3)
             weights[name] = weights[name].transpose(0, 2, 1)  # torch: [out, in, k]; MLX: [out, k, in]
         for name in [name for name in weights if ".attention.q_proj." in name]:
             concat_tensors(

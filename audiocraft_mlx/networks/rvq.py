@@ -11,7 +11,7 @@ import re
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.networks.weights import Weights, concat_tensors
+from audiocraft_mlx.networks.weights import Weights, check_tensor, concat_tensors
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -55,6 +55,10 @@ def pack_codebooks(weights: Weights, prefix: str, num_codebooks: int) -> None:
     for name in [name for name in weights if statistics.fullmatch(name)]:
         del weights[name]
     packed = f"{prefix}.codebooks"
-    concat_tensors(weights, [f"{prefix}.layers.{k}.codebook.embed" for k in range(num_codebooks)], packed)
+    names = [f"{prefix}.layers.{k}.codebook.embed" for k in range(num_codebooks)]
+    for name in names:
+        if name in weights:
+            check_tensor(weights, name, [None, None])
+    concat_tensors(weights, names, packed)
     if packed in weights:
         weights[packed] = weights[packed].reshape(num_codebooks, -1, weights[packed].shape[-1])

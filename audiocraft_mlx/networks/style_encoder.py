@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import CARDINALITY, CODEBOOKS, WIDTH, ConfigSection, Range, shown
 from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.rvq import ResidualVectorQuantizer, pack_codebooks
 from audiocraft_mlx.networks.weights import Weights, rename
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.linear import linear
 
+DS_FACTOR = Range(1, 10_000)
 # Dimension, heads, layers by `transformer_scale`.
 SCALES = {"xsmall": (256, 8, 4), "default": (512, 8, 8), "large": (1024, 16, 24)}
 
@@ -50,17 +51,19 @@ class StyleConfig:
         style.require("batch_norm", True, True)
         scale = style.string("transformer_scale", "default")
         if scale not in SCALES:
-            raise style.error("transformer_scale", f"is {scale!r}; only {', '.join(SCALES)} are supported")
+            raise style.error(
+                "transformer_scale", f"is {shown(scale)}; only {', '.join(SCALES)} are supported"
+            )
         dim, num_heads, num_layers = SCALES[scale]
         return cls(
             feature_dim=feature_dim,
-            output_dim=config.section("transformer_lm").integer("dim"),
+            output_dim=config.section("transformer_lm").integer("dim", within=WIDTH),
             dim=dim,
             num_heads=num_heads,
             num_layers=num_layers,
-            num_codebooks=style.integer("n_q_out", 6),
-            cardinality=style.integer("bins", 1024),
-            ds_factor=style.integer("ds_factor", 15),
+            num_codebooks=style.integer("n_q_out", 6, CODEBOOKS),
+            cardinality=style.integer("bins", 1024, CARDINALITY),
+            ds_factor=style.integer("ds_factor", 15, DS_FACTOR),
             middle_excerpt=style.boolean("use_middle_of_segment", False),
         )
 

@@ -13,9 +13,22 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from audiocraft_mlx.configs import ConfigSection
+from audiocraft_mlx.configs import (
+    HEADS,
+    HIDDEN_WIDTH,
+    LAYERS,
+    NORM_EPS,
+    VOCABULARY,
+    WIDTH,
+    ConfigSection,
+    Range,
+)
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
 from audiocraft_mlx.ops.linear import linear
+
+HEAD_DIM = Range(1, 4096)
+BUCKETS = Range(4, 4096)
+MAX_DISTANCE = Range(1, 2**20)
 
 
 @dataclass(frozen=True)
@@ -39,22 +52,22 @@ class T5Config:
             config, "relative_attention_num_buckets", "relative_attention_max_distance"
         )
         return cls(
-            vocab_size=config.integer("vocab_size", 32128),
-            dim=config.integer("d_model", 512),
-            head_dim=config.integer("d_kv", 64),
-            hidden_dim=config.integer("d_ff", 2048),
-            num_layers=config.integer("num_layers", 6),
-            num_heads=config.integer("num_heads", 8),
+            vocab_size=config.integer("vocab_size", 32128, VOCABULARY),
+            dim=config.integer("d_model", 512, WIDTH),
+            head_dim=config.integer("d_kv", 64, HEAD_DIM),
+            hidden_dim=config.integer("d_ff", 2048, HIDDEN_WIDTH),
+            num_layers=config.integer("num_layers", 6, LAYERS),
+            num_heads=config.integer("num_heads", 8, HEADS),
             num_buckets=num_buckets,
             max_distance=max_distance,
-            norm_eps=config.number("layer_norm_epsilon", 1e-6),
+            norm_eps=config.number("layer_norm_epsilon", 1e-6, NORM_EPS),
         )
 
 
 def read_buckets(config: ConfigSection, num_buckets_key: str, max_distance_key: str) -> tuple[int, int]:
     """The number of buckets and the maximum distance, if they fit together, else `CheckpointError`."""
-    num_buckets = config.integer(num_buckets_key, 32, minimum=4)
-    max_distance = config.integer(max_distance_key, 128)
+    num_buckets = config.integer(num_buckets_key, 32, BUCKETS)
+    max_distance = config.integer(max_distance_key, 128, MAX_DISTANCE)
     if max_distance <= num_buckets // 4:
         raise config.error(max_distance_key, f"is too small for {num_buckets} buckets")
     return num_buckets, max_distance

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import CheckpointError
 
 Weights = dict[str, mx.array]
+_Tensor = TypeVar("_Tensor")
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 # torch's two spellings of a weight norm: gain and direction.
 _WEIGHT_NORMS = (
@@ -32,7 +35,7 @@ def rename(weights: Weights, rules: Iterable[tuple[str, str]]) -> Weights:
     return result
 
 
-def pop_prefix(weights: Weights, prefix: str) -> Weights:
+def pop_prefix(weights: dict[str, _Tensor], prefix: str) -> dict[str, _Tensor]:
     """Remove the tensors whose names begin with `prefix`, and return them without it."""
     return {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
 
@@ -46,7 +49,7 @@ def concat_tensors(weights: Weights, names: Sequence[str], packed: str) -> None:
     if not all(name in weights for name in names):
         return
     parts = [weights.pop(name) for name in names]
-    if len({part.shape[1:] for part in parts}) > 1:
+    if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
         shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in zip(names, parts, strict=True))
         raise CheckpointError(f"tensors that belong together have different shapes: {shapes}")
     weights[packed] = mx.concatenate(parts)
@@ -57,14 +60,33 @@ def fold_weight_norm(weights: Weights, dim: int = 0) -> None:
 
     The norm is over all axes of `v` but `dim`, as in `torch.nn.utils.weight_norm`; both of torch's spellings
     are understood. If one of the two is absent nothing changes, and the strict loader names what is missing.
+    Raises `CheckpointError` unless `v` is a convolution's `[out, in, kernel]` and `g` has one gain for each
+    index of its axis `dim`.
     """
     for gain, direction in _WEIGHT_NORMS:
         for name in [name for name in weights if name.endswith(direction)]:
             layer = name.removesuffix(direction)
             if layer + gain in weights:
+                check_tensor(weights, name, [None] * 3)
+                axes = [axis for axis in range(3) if axis != dim]
+                gains = [weights[name].shape[axis] if axis == dim else 1 for axis in range(3)]
+                check_tensor(weights, layer + gain, gains)
                 v, g = (weights.pop(layer + part).astype(mx.float32) for part in (direction, gain))
-                axes = [axis for axis in range(v.ndim) if axis != dim]
                 weights[f"{layer}.weight"] = v * (g / mx.sqrt((v * v).sum(axis=axes, keepdims=True)))
+
+
+def check_tensor(weights: Weights, name: str, shape: Sequence[int | None]) -> None:
+    """Raise `CheckpointError` unless the tensor is of floats and has this shape; None is any size."""
+    if name not in weights:
+        raise CheckpointError(f"{shown_text(name)} is missing")
+    found = weights[name]
+    if found.dtype not in _FLOATS:
+        raise CheckpointError(f"{shown_text(name)} is of type {dtype_name(found.dtype)} instead of float32")
+    if len(found.shape) != len(shape) or any(
+        size not in (None, actual) for size, actual in zip(shape, found.shape, strict=True)
+    ):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise CheckpointError(f"{shown_text(name)} has shape {list(found.shape)} instead of [{expected}]")
 
 
 def flat_parameters(module: nn.Module) -> Weights:
@@ -86,13 +108,27 @@ def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, source: st
     """Load exactly `weights` into `module`, converted to `dtype`; `weights` is emptied.
 
     Parameters of quantized layers keep their dtype. Lazy weights stay lazy, so that code that transforms
-    them afterwards never holds two copies of all.
-    Raises `CheckpointError` with `source` and up to five missing, unexpected, mis-shaped or mistyped tensors.
+    them afterwards never holds two copies of all. Raises `CheckpointError`; see `check_weights`.
+    """
+    check_weights(module, weights, source)
+    quantized = quantized_parameters(module)
+    module.load_weights(
+        [(name, value if name in quantized else value.astype(dtype)) for name, value in weights.items()]
+    )
+    weights.clear()
+    module.eval()
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
+    """Raise `CheckpointError` unless `weights` are `module`'s parameters, by name, shape and type.
+
+    It names `source` and up to five missing, unexpected, mis-shaped or mistyped tensors. Lazy weights stay
+    lazy.
     """
     expected = flat_parameters(module)
     quantized = quantized_parameters(module)
     faults = [f"{name} is missing" for name in expected if name not in weights]
-    faults += [f"{name} is unexpected" for name in weights if name not in expected]
+    faults += [f"{shown_text(name)} is unexpected" for name in weights if name not in expected]
     for name in expected:
         if name in weights:
             value, allowed = weights[name], quantized.get(name, _FLOATS)
@@ -105,11 +141,6 @@ def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, source: st
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{source} doesn't fit its configuration: {'; '.join(faults[:5])}{more}")
-    module.load_weights(
-        [(name, value if name in quantized else value.astype(dtype)) for name, value in weights.items()]
-    )
-    weights.clear()
-    module.eval()
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

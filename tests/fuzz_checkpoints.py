@@ -1,0 +1,839 @@
+"""Fuzzes what reads a checkpoint's other files: xp.cfg, JSON configurations, tokenizers, safetensors.
+
+    python tests/fuzz_checkpoints.py [--runs 100000] [--seed 0] [--jobs 2]
+
+Each input is a mutation of a file of a tiny model, which is then loaded, and now and then generates. It must
+be read or refused by one printable line, within seconds, in bounded memory, without the network, and without
+a variable of the environment in what is said or asked for. The inputs run in processes of their own with a
+limit of memory: a crash, too, is found. The first input that breaks a rule is saved as a file, and the exit
+status is not 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+SECONDS = 10.0
+"""An input that takes longer is a violation."""
+HANGING = 100.0
+"""After so long without a result a process is ended."""
+ADDRESS_SPACE = 6 * 2**30
+MEMORY_GROWTH = 2**30
+CANARY = "canary-in-the-environment"
+MAX_MESSAGE = 2000
+GENERATE_EVERY = 25
+"""How many of the models that were loaded generate music."""
+ROOT = Path(__file__).parent.parent
+DEMO_TOKENIZER = ROOT / "audiocraft_mlx" / "demo" / "tokenizer.json"
+
+LM_CFG = """\
+lm_model: transformer_lm
+sample_rate: 32000
+channels: 1
+solver: ${oc.env:HF_TOKEN}
+dataset: {segment_duration: 30}
+interleave_stereo_codebooks: {use: false, per_timestep: false}
+compression_model_checkpoint: //pretrained/facebook/encodec_32khz
+compression_model_n_q: null
+transformer_lm:
+  dim: 8
+  num_heads: 2
+  num_layers: 1
+  hidden_scale: 4
+  n_q: 4
+  card: 16
+  activation: gelu
+  norm_first: true
+  bias_ff: false
+  bias_attn: false
+  bias_proj: false
+  causal: true
+  positional_embedding: sin
+  two_step_cfg: false
+codebooks_pattern:
+  modeling: delay
+  delay: {delays: [0, 1, 2, 3], flatten_first: 0, empty_initial: 0}
+"""
+TEXT_CFG = """\
+fuser: {sum: [], prepend: [], cross: [description], input_interpolate: []}
+conditioners:
+  description: {model: t5, t5: {name: t5-base, finetune: false, normalize_text: false}}
+"""
+MELODY_CFG = """\
+fuser: {sum: [], prepend: [self_wav, description], cross: [], input_interpolate: []}
+conditioners:
+  self_wav:
+    model: chroma_stem
+    chroma_stem: {sample_rate: '${sample_rate}', n_chroma: 12, radix2_exp: 14, argmax: true}
+  description: {model: t5, t5: {name: t5-base}}
+"""
+STYLE_CFG = """\
+fuser: {sum: [], prepend: [self_wav, description], cross: [], input_interpolate: []}
+conditioners:
+  self_wav:
+    model: style
+    style: {model_name: mert, transformer_scale: xsmall, sample_rate: '${sample_rate}', length: 3.0,
+      ds_factor: 15, n_q_out: 6, eval_q: 3, bins: 64, batch_norm: true, use_middle_of_segment: false}
+  description: {model: t5, t5: {name: '${nested.name}'}}
+nested: {name: t5-base}
+"""
+CODEC_CFG = """\
+compression_model: encodec
+sample_rate: 16000
+channels: 1
+encodec: {autoencoder: seanet, quantizer: rvq, sample_rate: '${sample_rate}', channels: '${channels}',
+  causal: false, renormalize: false}
+seanet: {dimension: 4, n_filters: 2, n_residual_layers: 1, ratios: [8, 4], activation: ELU,
+  activation_params: {alpha: 1.0}, kernel_size: 7, last_kernel_size: 7, residual_kernel_size: 3,
+  dilation_base: 2, pad_mode: constant, compress: 2, lstm: 1, true_skip: true, causal: false,
+  decoder: {final_activation: null}}
+rvq: {n_q: 4, bins: 16, dimension: '${seanet.dimension}'}
+"""
+MODEL = {
+    "model_type": "musicgen",
+    "decoder": {
+        "model_type": "musicgen_decoder",
+        "audio_channels": 1,
+        "num_codebooks": 4,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "ffn_dim": 16,
+        "vocab_size": 16,
+        "activation_function": "gelu",
+        "scale_embedding": False,
+    },
+    "text_encoder": {
+        "model_type": "t5",
+        "feed_forward_proj": "relu",
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "vocab_size": 64,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+    },
+    "audio_encoder": {
+        "model_type": "encodec",
+        "sampling_rate": 16000,
+        "audio_channels": 1,
+        "hidden_size": 4,
+        "codebook_dim": 4,
+        "codebook_size": 16,
+        "num_filters": 2,
+        "num_residual_layers": 1,
+        "upsampling_ratios": [8, 4],
+        "kernel_size": 7,
+        "last_kernel_size": 7,
+        "residual_kernel_size": 3,
+        "dilation_growth_rate": 2,
+        "pad_mode": "constant",
+        "compress": 2,
+        "num_lstm_layers": 1,
+        "target_bandwidths": [8.0],
+        "use_causal_conv": False,
+        "use_conv_shortcut": False,
+        "norm_type": "weight_norm",
+        "normalize": False,
+    },
+}
+GENERATION = {
+    "do_sample": True,
+    "top_k": 8,
+    "top_p": 1.0,
+    "temperature": 1.0,
+    "guidance_scale": 3.0,
+    "max_length": 1500,
+}
+MERT = {
+    "model_type": "mert_model",
+    "conv_dim": [4, 4],
+    "conv_kernel": [10, 3],
+    "conv_stride": [20, 16],
+    "conv_bias": False,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "layer_norm_eps": 1e-5,
+    "sample_rate": 24000,
+}
+DEMUCS = {
+    "sources": ["drums", "bass", "other", "vocals"],
+    "audio_channels": 2,
+    "samplerate": 44100,
+    "segment": {"_type": "fraction", "numerator": 39, "denominator": 5},
+    "channels": 4,
+    "bottom_channels": 8,
+    "dconv_mode": 3,
+    "dconv_comp": 2,
+    "dconv_depth": 2,
+    "t_layers": 2,
+    "t_heads": 2,
+    "t_hidden_scale": 2.0,
+}
+
+# Values that take the place of others.
+SCALARS: list[Any] = [
+    *(0, 1, -1, 2, 3, 7, 64, 255, 4096, 65536, 2**20, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, -(2**63)),
+    *(10**400, 0.0, -0.0, 0.5, 1.5, 1e-9, 1e-45, 1e-300, 1e30, 1e300, float("inf"), -float("inf")),
+    *(
+        float("nan"),
+        True,
+        False,
+        None,
+        "",
+        "x",
+        "7",
+        "\ud800",
+        "\x1b[31m",
+        "a\nb",
+        "x" * 5000,
+        "\0",
+        "~",
+        "/",
+    ),
+    *("${oc.env:HF_TOKEN}", "${a.b}", "$HF_TOKEN", "%(HF_TOKEN)s", "{HF_TOKEN}", "../../etc/passwd"),
+    *("t5-base", "null", "inf", "🎹" * 99),
+]
+_YAML_WORDS = """
+0 1 -1 7 65536 2147483647 1:59:59:59:59 0x7fffffff 1e9 1.0e+300 .inf -.inf .nan 0.5 true null ~
+'' [] {} ??? *a | > 2001-01-01 🎹 ${transformer_lm} ${seanet.ratios} ${sample_rate} ${..dim}
+${oc.env:HF_TOKEN} '${oc.env:HF_TOKEN}' x${oc.env:HF_TOKEN}x ${oc.env:HF_TOKEN,1} ${transformer_lm.dim}
+${oc.decode:${oc.env:HF_TOKEN}} ${oc.create:x} !!python/name:os.system ${channels}${channels}
+"""
+YAML_VALUES = [
+    *_YAML_WORDS.split(),
+    *("9" * 30, "9" * 5000, "[0, 1]", "{a: 1}", "&a [*a]", "&a 1", "'${" + "${" * 50 + "'", "!!binary AAAA"),
+    *('"\\x24{oc.env:HF_TOKEN}"', '"\\u001b[31m"', "[" * 300, "{" * 50, "!!set {a}", "!!omap [a: 1]"),
+]
+
+
+class Violation(Exception):
+    """A rule that was broken with an input."""
+
+
+# Mutations
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Each (container, key or index) in a JSON value."""
+    found = []
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        keys = item if isinstance(item, dict) else range(len(item)) if isinstance(item, list) else ()
+        for key in keys:
+            found.append((item, key))
+            todo.append(item[key])
+    return found
+
+
+def vary_json(value: Any, random_: random.Random) -> Any:
+    """A copy with one to three values replaced, removed, repeated or exchanged."""
+    value = deepcopy(value)
+    for _ in range(random_.choice((1, 1, 1, 2, 3))):
+        options = places(value)
+        if not options:
+            return random_.choice(SCALARS)
+        container, key = random_.choice(options)
+        match random_.randrange(10):
+            case 0 | 1 | 2 | 3:
+                container[key] = random_.choice(SCALARS)
+            case 4:
+                old = container[key]
+                if isinstance(old, (int, float)):
+                    container[key] = random_.choice(
+                        (old + 1, old - 1, old * 2, -old, old // 2, float(old), str(old))
+                    )
+            case 5:
+                del container[key]
+            case 6:
+                other, name = random_.choice(options)
+                if name in other if isinstance(other, dict) else name < len(other):
+                    container[key] = deepcopy(other[name])
+            case 7:
+                container[key] = [container[key]] * random_.choice((0, 1, 2, 4, 300))
+            case 8:
+                container[key] = {random_.choice(("a", "", "type", "\x1b", "x" * 2000)): container[key]}
+            case 9 if isinstance(container, dict):
+                container[random_.choice(("x", "", "\n", "__metadata__", "${a}", "num_layers"))] = (
+                    random_.choice(SCALARS)
+                )
+    return value
+
+
+def vary_bytes(data: bytes, random_: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(random_.choice((1, 1, 2, 4))):
+        at = random_.randrange(len(changed) + 1)
+        length = random_.choice((1, 1, 2, 8, 32))
+        match random_.randrange(5):
+            case 0 if at < len(changed):
+                changed[at] ^= 1 << random_.randrange(8)
+            case 1:
+                del changed[at : at + length]
+            case 2:
+                changed[at:at] = changed[at : at + length] * random_.choice((1, 2, 50))
+            case 3:
+                changed[at:at] = random_.randbytes(length)
+            case 4:
+                other = random_.randrange(len(changed) + 1)
+                changed[at : at + length] = changed[other : other + length]
+    return bytes(changed)
+
+
+def vary_json_text(value: Any, random_: random.Random) -> bytes:
+    text = json.dumps(vary_json(value, random_)).encode("utf-8", "surrogatepass")
+    return vary_bytes(text, random_) if random_.random() < 0.1 else text
+
+
+def vary_yaml(text: str, random_: random.Random) -> str:
+    """Another value for some keys, or lines removed, repeated, exchanged or inserted."""
+    lines = text.splitlines()
+    for _ in range(random_.choice((1, 1, 1, 2, 3))):
+        at = random_.randrange(len(lines))
+        match random_.randrange(9):
+            case 0 | 1 | 2 | 3 | 4:
+                pairs = list(re.finditer(r"(?<=: )[^,{}\[\]]+|\[[^\]]*\]", lines[at]))
+                if pairs:
+                    pair = random_.choice(pairs)
+                    line = lines[at]
+                    lines[at] = line[: pair.start()] + random_.choice(YAML_VALUES) + line[pair.end() :]
+            case 5:
+                del lines[at]
+                lines = lines or ["a: 1"]
+            case 6:
+                lines[at:at] = lines[at : at + random_.choice((1, 3))]
+            case 7:
+                lines.insert(
+                    at,
+                    random_.choice(("a: &a 1", "b: *a", "<<: *a", "---", "? [a]", "x: ${x}", "\t", "1: 2")),
+                )
+            case 8:
+                other = random_.randrange(len(lines))
+                lines[at], lines[other] = lines[other], lines[at]
+    changed = "\n".join(lines) + "\n"
+    if random_.random() < 0.05:
+        changed = vary_bytes(changed.encode(), random_).decode("utf-8", "replace")
+    return changed
+
+
+def vary_safetensors(data: bytes, random_: random.Random) -> bytes:
+    """Another header for the same data, or the same with a few other bytes."""
+    if random_.random() < 0.15:
+        return vary_bytes(data[:3000], random_) + data[3000:]
+    length = struct.unpack("<Q", data[:8])[0]
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    for name in random_.sample(sorted(header), random_.choice((1, 1, 2))):
+        entry = dict(header.get(name) or {})
+        match random_.randrange(8):
+            case 0:
+                entry["dtype"] = random_.choice(
+                    ("F32", "F16", "BF16", "F64", "I64", "I32", "U8", "BOOL", "F8_E4M3", "x")
+                )
+            case 1 | 2:
+                shape = list(entry.get("shape", [1]))
+                if shape:
+                    shape[random_.randrange(len(shape))] = random_.choice(
+                        (0, 1, 2, 3, 2**31, 2**32, 2**63, -1, 1.5)
+                    )
+                entry["shape"] = random_.choice((shape, [*shape, 1], shape[1:], shape[::-1], [1, *shape]))
+            case 3:
+                start, end = entry.get("data_offsets", [0, 4])
+                entry["data_offsets"] = random_.choice(
+                    (
+                        [start, end + 4],
+                        [end, start],
+                        [start + 1, end + 1],
+                        [0, 2**63],
+                        [-4, 0],
+                        [start],
+                        [0, end],
+                    )
+                )
+            case 4:
+                header[random_.choice((name + "x", "x", "", "\x1b[31m", "a" * 2000, "decoder.x"))] = entry
+            case 5:
+                header.pop(name, None)
+                continue
+            case 6:
+                other = random_.choice(sorted(header))
+                entry, header[other] = header[other], entry
+            case 7:
+                entry = vary_json(entry, random_)
+        header[name] = entry
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    text += b" " * (-len(text) % 8)
+    size = random_.choice((len(text),) * 30 + (0, 2**40, 2**63))
+    return struct.pack("<Q", size) + text + body
+
+
+# A worker
+
+
+class Worker:
+    """Runs inputs one after the other, in a process of its own with a limit of memory."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints import hub_client, model_files
+
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.outcomes: Counter[str] = Counter()
+        self.network: list[str] = []
+        self.asked: list[str] = []
+        self.loaded = 0
+        mx.random.seed(0)
+        self._forbid_network()
+        self.hub_client = hub_client
+        resolve = model_files.resolve_model
+
+        def recorded(name: str, revision: str | None = None) -> Any:
+            self.asked.append(name)
+            return resolve(name, revision)
+
+        from audiocraft_mlx.checkpoints import audiocraft, transformers
+
+        audiocraft.resolve_model = transformers.resolve_model = recorded  # type: ignore[assignment]
+        self._write_seeds()
+        self.kinds: list[tuple[str, int, Callable[[], bytes], Callable[[Path], Any]]] = [
+            ("xp.cfg", 24, self._vary_xp_cfg, self._load_xp_cfg),
+            ("codec's xp.cfg", 8, self._vary_codec_cfg, self._load_codec_cfg),
+            ("config.json", 16, lambda: vary_json_text(MODEL, self.random), self._load_model("config.json")),
+            ("our config.json", 12, lambda: vary_json_text(self.own, self.random), self._load_own),
+            ("generation_config.json", 4, self._vary_generation, self._load_model("generation_config.json")),
+            ("tokenizer.json", 14, self._vary_tokenizer, self._load_tokenizer),
+            ("safetensors", 12, self._vary_safetensors, self._load_model("model.safetensors")),
+            ("MERT's config.json", 6, lambda: vary_json_text(MERT, self.random), self._load_mert),
+            ("HTDemucs' arguments", 4, lambda: vary_json_text(DEMUCS, self.random), self._load_demucs),
+        ]
+
+    def run(self, runs: int, current: Path) -> None:
+        """Run inputs, from files whose names begin with `current`, so that they are known after a crash."""
+        weights = [weight for _, weight, _, _ in self.kinds]
+        for kind in self.kinds:  # so that all imports are done, and MLX has its buffers
+            for _ in range(3):
+                self.trial(kind, current)
+        peak = peak_memory()
+        self.outcomes.clear()
+        for number in range(runs):
+            if number % 100 == 0:  # ends the process even if it hangs outside of Python
+                faulthandler.dump_traceback_later(HANGING, exit=True)
+            self.trial(self.random.choices(self.kinds, weights)[0], current)
+            if peak_memory() - peak > MEMORY_GROWTH:
+                raise Violation("took too much memory")
+
+    def trial(self, kind: tuple[str, int, Callable[[], bytes], Callable[[Path], Any]], current: Path) -> None:
+        from audiocraft_mlx.errors import MusicGenError
+
+        name, _, vary, load = kind
+        data = vary()
+        path = current.with_name(f"{current.name}-{re.sub('[^A-Za-z]', '-', name)}")
+        path.write_bytes(data)
+        self.asked.clear()
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        message = ""
+        try:
+            load(path)
+            outcome = "read"
+        except MusicGenError as error:
+            outcome, message = "refused", str(error)
+        except BaseException as error:
+            import traceback
+
+            where = "".join(traceback.format_exception(error)[-6:])
+            raise Violation(f"{name}: {type(error).__name__}: {error}\n{where}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if time.perf_counter() - start > SECONDS:
+            raise Violation(f"{name}: took {time.perf_counter() - start:.1f} s")
+        if not message.isprintable() or len(message) > MAX_MESSAGE:
+            raise Violation(f"{name}: not a printable line: {message[:3000]!r}")
+        if any(CANARY in text for text in (message, *self.asked)):
+            raise Violation(f"{name}: a variable of the environment is in {message!r} or {self.asked}")
+        if self.network:
+            raise Violation(f"{name}: connects to {self.network}")
+        self.outcomes[f"{name} {outcome}"] += 1
+
+    def _forbid_network(self) -> None:
+        def forbidden(*arguments: Any, **_: Any) -> Any:
+            self.network.append(repr(arguments[-1]))
+            raise OSError("no network here")
+
+        socket.socket.connect = forbidden  # type: ignore[method-assign,assignment]
+        socket.getaddrinfo = forbidden  # type: ignore[assignment]
+
+    def _write_seeds(self) -> None:
+        """A tiny model in transformers' format, whose files are replaced one at a time, and in ours."""
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints import mlx_format
+        from audiocraft_mlx.checkpoints.load import load
+
+        tokenizer = json.loads(DEMO_TOKENIZER.read_text())
+        tokenizer["model"]["vocab"] = tokenizer["model"]["vocab"][:60]
+        tokenizer["added_tokens"] = tokenizer["added_tokens"][:3]
+        self.tokenizer = tokenizer
+        self.model_folder = self.folder / "model"
+        self.model_folder.mkdir()
+        self._write(self.model_folder / "config.json", MODEL)
+        self._write(self.model_folder / "generation_config.json", GENERATION)
+        self._write(self.model_folder / "tokenizer.json", tokenizer)
+        weights = {name: mx.random.normal(shape) * 0.1 for name, shape in transformers_shapes().items()}
+        mx.save_safetensors(str(self.model_folder / "model.safetensors"), weights)
+        self.weights = (self.model_folder / "model.safetensors").read_bytes()
+        self.own_folder = self.folder / "own"
+        bundle = load(str(self.model_folder))
+        # (A bundle that is ready to generate has the layout of this machine.)
+        mlx_format.save_model(load(str(self.model_folder), lazy=True), self.own_folder, mx.float32)
+        self.own = json.loads((self.own_folder / "config.json").read_text())
+        self.t5 = bundle.text_conditioner.t5
+        # The small files of another kind needn't be read again and again.
+        self.text_encoder = load(str(self.own_folder)).text_conditioner
+
+    @staticmethod
+    def _write(path: Path, value: Any) -> None:
+        path.write_text(json.dumps(value))
+
+    def _vary_xp_cfg(self) -> bytes:
+        text = LM_CFG + self.random.choice((TEXT_CFG, MELODY_CFG, STYLE_CFG))
+        return vary_yaml(text, self.random).encode("utf-8", "replace")
+
+    def _vary_codec_cfg(self) -> bytes:
+        return vary_yaml(CODEC_CFG, self.random).encode("utf-8", "replace")
+
+    def _vary_generation(self) -> bytes:
+        return vary_json_text(GENERATION, self.random)
+
+    def _vary_safetensors(self) -> bytes:
+        return vary_safetensors(self.weights, self.random)
+
+    def _vary_tokenizer(self) -> bytes:
+        if self.random.random() < 0.5:
+            return vary_json_text(self.tokenizer, self.random)
+        # The vocabulary is most of it.
+        part = self.random.choice(
+            ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
+        )
+        wild: list[Any] = [
+            {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+            {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": "a" * 50},
+            {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 99}] * 3},
+            {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True},
+            {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False},
+        ]
+        changed = {**self.tokenizer, part: vary_json(self.tokenizer[part], self.random)}
+        if self.random.random() < 0.3:
+            changed[part] = self.random.choice(wild)
+        return json.dumps(changed).encode("utf-8", "surrogatepass")
+
+    def _load_model(self, name: str) -> Callable[[Path], Any]:
+        """Load the tiny model with the input in place of its file `name`."""
+
+        def load_with(path: Path) -> Any:
+            from audiocraft_mlx.checkpoints.load import load
+
+            place = self.model_folder / name
+            kept = place.with_suffix(".kept")
+            place.rename(kept)
+            try:
+                shutil.copy(path, place)
+                bundle = load(str(self.model_folder))
+                self._generate(bundle)
+            finally:
+                kept.replace(place)
+
+        return load_with
+
+    def _load_own(self, path: Path) -> None:
+        from audiocraft_mlx.checkpoints.load import load
+
+        place = self.own_folder / "config.json"
+        shutil.copy(path, place)
+        self._generate(load(str(self.own_folder)))
+
+    def _load_xp_cfg(self, path: Path) -> None:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints import audiocraft
+        from audiocraft_mlx.checkpoints.build import build_network
+        from audiocraft_mlx.conditioning.chroma import ChromaConfig
+        from audiocraft_mlx.conditioning.style import StyleParams
+        from audiocraft_mlx.configs import SEGMENT_SECONDS, ConfigSection
+        from audiocraft_mlx.networks.lm import LM, LMConfig
+        from audiocraft_mlx.networks.style_encoder import StyleConfig
+
+        config = ConfigSection.from_yaml(path.read_text(encoding="utf-8", errors="replace"), "a file")
+        lm_config = LMConfig.from_audiocraft(config)
+        self.asked.append(audiocraft._read_text_encoder_name(config))
+        audiocraft._read_stereo(config)
+        config.section("dataset").number("segment_duration", 30.0, SEGMENT_SECONDS)
+        config.section("transformer_lm").boolean("two_step_cfg", False)
+        conditioners = config.section("conditioners")
+        if "self_wav" in conditioners:
+            if conditioners.section("self_wav").string("model") == "style":
+                StyleConfig.from_audiocraft(config, 8)
+                StyleParams.from_audiocraft(config)
+            else:
+                ChromaConfig.from_audiocraft(config)
+        build_network(LM, lm_config, {"out_norm.weight": mx.zeros(8)}, mx.float32, "a file")
+
+    def _load_codec_cfg(self, path: Path) -> None:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints.build import build_network
+        from audiocraft_mlx.configs import ConfigSection
+        from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
+
+        config = ConfigSection.from_yaml(path.read_text(encoding="utf-8", errors="replace"), "a file")
+        codec = EncodecConfig.from_audiocraft(config)
+        build_network(Encodec, codec, {"x": mx.zeros(8)}, mx.float32, "a file")
+
+    def _load_tokenizer(self, path: Path) -> None:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints.model_files import LocalFolder
+        from audiocraft_mlx.checkpoints.tokenizer import read_tokenizer
+        from audiocraft_mlx.conditioning.text import TextConditioner
+
+        folder = self.folder / "tokenizer"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(path, folder / "tokenizer.json")
+        tokenizer = read_tokenizer(LocalFolder("a folder", folder), self.t5.config.vocab_size)
+        conditioner = TextConditioner(tokenizer, self.t5, self.text_encoder.output_proj)
+        mx.eval(conditioner.encode(["Happy rock, 120 bpm 🎹\n\0", None, "a" * 100]).cross)
+
+    def _load_mert(self, path: Path) -> None:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints.build import build_network
+        from audiocraft_mlx.checkpoints.tensors import read_json
+        from audiocraft_mlx.configs import ConfigSection
+        from audiocraft_mlx.networks.mert import MERT as Network
+        from audiocraft_mlx.networks.mert import MERTConfig
+
+        config = MERTConfig.from_transformers(ConfigSection(read_json(path), "a file"))
+        build_network(Network, config, {"norm.weight": mx.zeros(8)}, mx.float32, "a file")
+
+    def _load_demucs(self, path: Path) -> None:
+        import mlx.core as mx
+
+        from audiocraft_mlx.checkpoints import demucs
+        from audiocraft_mlx.errors import CheckpointError
+
+        file = self.folder / "demucs.safetensors"
+        metadata = {"args": "[]", "klass": demucs._CLASS}
+        try:
+            metadata["kwargs"] = path.read_text(encoding="utf-8")
+            mx.save_safetensors(str(file), {"x": mx.zeros(2)}, metadata=metadata)
+        except (UnicodeError, RuntimeError) as error:  # text that no header can have
+            raise CheckpointError("not a header") from error
+        os.environ[demucs.ENV_VAR] = str(file)
+        demucs.load_htdemucs()
+
+    def _generate(self, bundle: Any) -> None:
+        from audiocraft_mlx.errors import UsageError
+        from audiocraft_mlx.models.musicgen import MusicGen
+
+        self.loaded += 1
+        model = MusicGen("fuzzed", bundle)
+        if self.loaded % GENERATE_EVERY:
+            return
+        seconds = 3 / model.frame_rate
+        try:
+            model.set_generation_params(duration=seconds, extend_stride=1 / model.frame_rate)
+        except UsageError:
+            return
+        model.generate(["happy"])
+
+
+def transformers_shapes() -> dict[str, tuple[int, ...]]:
+    """The tensors of `MODEL` by transformers' names."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    lm, t5, codec = "decoder.model.decoder.", "text_encoder.", "audio_encoder."
+    for k in range(4):
+        shapes[f"{lm}embed_tokens.{k}.weight"] = (17, 8)
+        shapes[f"decoder.lm_heads.{k}.weight"] = (16, 8)
+    layer = f"{lm}layers.0."
+    for attention in ("self_attn", "encoder_attn"):
+        for part in "qkv":
+            shapes[f"{layer}{attention}.{part}_proj.weight"] = (8, 8)
+        shapes[f"{layer}{attention}.out_proj.weight"] = (8, 8)
+    for norm in (
+        f"{layer}self_attn_layer_norm",
+        f"{layer}encoder_attn_layer_norm",
+        f"{layer}final_layer_norm",
+    ):
+        shapes |= {f"{norm}.weight": (8,), f"{norm}.bias": (8,)}
+    shapes |= {f"{layer}fc1.weight": (16, 8), f"{layer}fc2.weight": (8, 16)}
+    shapes |= {f"{lm}layer_norm.weight": (8,), f"{lm}layer_norm.bias": (8,)}
+    block = f"{t5}encoder.block.0.layer."
+    for part in "qkvo":
+        shapes[f"{block}0.SelfAttention.{part}.weight"] = (8, 8)
+    shapes |= {
+        f"{t5}shared.weight": (64, 8),
+        f"{block}0.SelfAttention.relative_attention_bias.weight": (32, 2),
+        f"{block}0.layer_norm.weight": (8,),
+        f"{block}1.DenseReluDense.wi.weight": (16, 8),
+        f"{block}1.DenseReluDense.wo.weight": (8, 16),
+        f"{block}1.layer_norm.weight": (8,),
+        f"{t5}encoder.final_layer_norm.weight": (8,),
+    }
+
+    def conv(name: str, outputs: int, inputs: int, kernel: int, transposed: bool = False) -> None:
+        first, second = (inputs, outputs) if transposed else (outputs, inputs)
+        shapes[f"{codec}{name}.conv.weight_g"] = (first, 1, 1)
+        shapes[f"{codec}{name}.conv.weight_v"] = (first, second, kernel)
+        shapes[f"{codec}{name}.conv.bias"] = (outputs,)
+
+    def lstm(name: str, dim: int) -> None:
+        for part, shape in (("weight", (4 * dim, dim)), ("bias", (4 * dim,))):
+            for direction in ("ih", "hh"):
+                shapes[f"{codec}{name}.lstm.{part}_{direction}_l0"] = shape
+
+    conv("encoder.layers.0", 2, 1, 7)
+    conv("encoder.layers.1.block.1", 1, 2, 3)
+    conv("encoder.layers.1.block.3", 2, 1, 1)
+    conv("encoder.layers.3", 4, 2, 8)
+    conv("encoder.layers.4.block.1", 2, 4, 3)
+    conv("encoder.layers.4.block.3", 4, 2, 1)
+    conv("encoder.layers.6", 8, 4, 16)
+    lstm("encoder.layers.7", 8)
+    conv("encoder.layers.9", 4, 8, 7)
+    conv("decoder.layers.0", 8, 4, 7)
+    lstm("decoder.layers.1", 8)
+    conv("decoder.layers.3", 4, 8, 16, transposed=True)
+    conv("decoder.layers.4.block.1", 2, 4, 3)
+    conv("decoder.layers.4.block.3", 4, 2, 1)
+    conv("decoder.layers.6", 2, 4, 8, transposed=True)
+    conv("decoder.layers.7.block.1", 1, 2, 3)
+    conv("decoder.layers.7.block.3", 2, 1, 1)
+    conv("decoder.layers.9", 1, 2, 7)
+    for k in range(4):
+        shapes[f"{codec}quantizer.layers.{k}.codebook.embed"] = (16, 4)
+    return shapes
+
+
+def peak_memory() -> int:
+    """The peak of this process's memory in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def work(runs: int, seed: int, current: Path) -> int:
+    """What a worker's process does: prints the outcomes as JSON, or a violation."""
+    if sys.platform == "linux":  # MLX reserves address space generously elsewhere
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("timed out")
+
+    signal.signal(signal.SIGALRM, ring)
+    with tempfile.TemporaryDirectory(dir=current.parent) as folder:
+        worker = Worker(Path(folder), seed)
+        try:
+            worker.run(runs, current)
+        except Violation as violation:
+            sys.stdout.write(f"{violation}\n")
+            return 1
+    sys.stdout.write(json.dumps(worker.outcomes))
+    return 0
+
+
+def fuzz(runs: int, seed: int, jobs: int) -> Counter[str]:
+    """Run `runs` inputs in `jobs` processes and count the outcomes.
+
+    Raises `Violation` for the first that breaks a rule.
+    """
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        environment = {
+            **os.environ,
+            "HF_HOME": str(Path(name) / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_TOKEN": CANARY,
+            "MUSICGEN_MLX_NATIVE": "none",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "RUST_BACKTRACE": "0",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        workers = []
+        for job in range(jobs):
+            current = Path(name) / f"current-{job}"
+            command = [sys.executable, __file__, "--worker", str(current), "--seed", str(seed * 1000 + job)]
+            command += ["--runs", str(runs // jobs + (job < runs % jobs))]
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
+            workers.append((process, current))
+        outcomes: Counter[str] = Counter()
+        failures = []
+        for process, current in workers:
+            output, errors = process.communicate()
+            if process.returncode == 0 and not errors and CANARY not in output:
+                outcomes.update(json.loads(output))
+                continue
+            inputs = sorted(
+                current.parent.glob(f"{current.name}-*"), key=lambda path: path.stat().st_mtime_ns
+            )
+            saved = [Path(shutil.copy(path, f"fuzz-{path.name}")) for path in inputs[-1:]]
+            failures.append(f"{saved}: status {process.returncode}\n{output[-3000:]}{errors[-3000:]}")
+        if failures:
+            raise Violation("\n".join(failures))
+        return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fuzz what reads a checkpoint's files, except torch files.")
+    parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        return work(arguments.runs, arguments.seed, arguments.worker)
+    start = time.perf_counter()
+    try:
+        outcomes = fuzz(arguments.runs, arguments.seed, arguments.jobs)
+    except Violation as violation:
+        sys.stdout.write(f"{violation}\n")
+        return 1
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    seconds = time.perf_counter() - start
+    sys.stdout.write(f"{sum(outcomes.values())} inputs of seed {arguments.seed}: {counts}; {seconds:.0f} s\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
