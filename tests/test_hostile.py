@@ -124,7 +124,7 @@ def test_no_resolver_is_known_for_the_name_of_a_text_encoder(
     release: Path, packages: dict[str, Any], value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(audiocraft, "resolve_model", lambda name: asked.append(name))
+    monkeypatch.setattr(audiocraft, "resolve_part", lambda name, needed: asked.append(name))
     text = f"hidden: '${{oc.env:HF_TOKEN}}'\ninner: hidden\n{packages['mono']['xp.cfg']}"
     package = with_config({**packages["mono"], "xp.cfg": text}, "name: t5-base", f"name: '{value}'")
     write_torch_file(release / "state_dict.bin", package)
