@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.errors import OutputError, UsageError
 
 
 def next_free_path(path: Path) -> Path:
@@ -108,6 +108,15 @@ def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
         if isinstance(error, OSError):
             raise write_error(folder, error) from error
         raise
+
+
+def read_error(path: Path, error: OSError, hint: str = "give an audio file") -> UsageError:
+    """The error for a file of the user's that can't be read."""
+    if isinstance(error, PermissionError):
+        return UsageError(
+            f"permission denied: {path} can't be read; allow it (chmod +r, and +x for its folders)"
+        )
+    return UsageError(f"{path} can't be read: {error.strerror or error}; {hint}")
 
 
 def write_error(path: Path, error: OSError) -> OutputError:

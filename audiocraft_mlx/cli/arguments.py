@@ -26,6 +26,7 @@ from audiocraft_mlx.clips.requests import (
     draw_seed,
 )
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
@@ -220,7 +221,7 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UsageError(f"--prompts: {path} can't be read: {error.strerror or error}") from error
+        raise UsageError(f"--prompts: {read_error(path, error, 'give a text file')}") from error
     except UnicodeDecodeError:
         raise UsageError(f"--prompts: {path} is not valid UTF-8; convert it first") from None
     prompts = [line.strip() for line in lines]
