@@ -261,6 +261,7 @@ def text_only(goldens: Path) -> MusicGen:
         (lambda m, w: m.generate_with_chroma(["a"], [w], None), "needs its sample rate"),
         (lambda m, w: m.generate_with_chroma(["a"], [mx.zeros((1, RATE))], RATE), "silent"),
         (lambda m, w: m.generate_with_chroma(["a"], [w * mx.nan], RATE), "NaN or infinite"),
+        (lambda m, w: m.generate_with_chroma(["a"], [w * 20000], RATE), "where full scale is 1"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[0]], RATE), r"\[channels, samples\]"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[:, :0]], RATE), "some samples"),
         (lambda m, w: m.set_style_conditioner_params(eval_q=1), "has no style condition"),

@@ -209,14 +209,37 @@ def test_an_unusable_audio_file_is_refused_before_the_model_is_loaded(
     assert not fake.loaded
 
 
-@pytest.mark.parametrize("right", [0.0, -1.0], ids=["silence", "channels that cancel each other"])
-def test_a_silent_melody_is_refused(
-    fake: FakeModel, capsys: pytest.CaptureFixture[str], right: float
-) -> None:
-    left = np.full(RATE, abs(right) / 2)
-    soundfile.write("tune.wav", np.stack([left, right * left], axis=1), RATE)
+def test_a_silent_melody_is_refused(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("tune.wav", np.zeros((RATE, 2)), RATE)
     assert main(["piano", "-m", "melody", "--melody", "tune.wav"]) == 2
     assert "tune.wav is silent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["melody", "style"])
+def test_a_melody_or_style_in_antiphase_is_heard(fake: FakeModel, kind: str) -> None:
+    left = tone("tune.wav")[0]
+    soundfile.write("tune.wav", np.stack([left, -left], axis=1), RATE)
+    fake.condition_types = frozenset({kind})
+    assert main(["piano", "-m", kind, f"--{kind}", "tune.wav"]) == 0
+    np.testing.assert_allclose(fake.condition_inputs["melody_wavs"][0], left[None], atol=1e-4)
+
+
+def test_a_mono_model_continues_a_source_in_antiphase(fake: FakeModel) -> None:
+    left = tone("song.wav", rate=RATE)[0]
+    soundfile.write("song.wav", np.stack([left, -left], axis=1), RATE)
+    fake.audio_channels = 1
+    assert main(["--continue", "song.wav", "-d", "0.1", "-o", "out.wav"]) == 0
+    assert np.abs(fake.condition_inputs["prompt"][0]).max() > 0.4
+
+
+@pytest.mark.parametrize("option", ["--melody", "--style", "--continue"])
+def test_audio_on_the_scale_of_integers_is_refused(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    soundfile.write("tune.wav", 13107 * np.sin(np.arange(RATE) / 20), RATE, subtype="FLOAT")
+    assert main(["piano", "-m", "someone/model", option, "tune.wav"]) == 2
+    assert "tune.wav has samples up to 13107, where full scale is 1" in capsys.readouterr().err
+    assert not fake.loaded
 
 
 def test_no_more_of_a_long_melody_is_read_than_is_used(fake: FakeModel) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiocraft_mlx.audio.level import without_cancellation
 from audiocraft_mlx.audio.mpeg import _parse
 from audiocraft_mlx.audio.read import read_audio, read_info, require_non_silent
 from audiocraft_mlx.errors import UsageError
@@ -345,3 +346,29 @@ def test_a_wav_without_samples_but_with_tags_is_empty(write: Callable[..., Path]
     path = write(np.zeros((1, 0)))
     path.write_bytes(path.read_bytes() + b"LIST\4\0\0\0INFO")
     assert "has no samples" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("peak", "scale"), [(13107, 32768), (32768, 32768), (5e6, 8388608), (2e9, 2147483648)]
+)
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_integers_stored_as_floats_are_refused(
+    write: Callable[..., Path], subtype: str, peak: float, scale: int
+) -> None:
+    audio = peak * np.sin(np.arange(1000) / 20)[None]
+    message = refused(write(audio, subtype=subtype))
+    assert f"where full scale is 1; divide them by {scale}" in message
+
+
+def test_float_audio_beyond_full_scale_is_read_as_it_is(write: Callable[..., Path]) -> None:
+    audio = (4 * np.sin(np.arange(1000) / 20)[None]).astype(np.float32)
+    np.testing.assert_array_equal(read_audio(write(audio, subtype="FLOAT"))[0], audio)
+
+
+def test_channels_that_cancel_out_are_heard_as_one() -> None:
+    wave = np.sin(np.arange(1000) / 20).astype(np.float32)
+    np.testing.assert_array_equal(without_cancellation(np.stack([0.5 * wave, -0.5 * wave])), [0.5 * wave])
+    almost = np.stack([0.5 * wave, -0.499 * wave])
+    np.testing.assert_array_equal(without_cancellation(almost), almost[:1])
+    for usual in (np.stack([wave, 0 * wave]), np.stack([wave, wave[::-1]]), wave[None], np.zeros((2, 9))):
+        assert without_cancellation(usual) is usual

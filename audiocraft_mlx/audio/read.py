@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from audiocraft_mlx.audio.decoders import Decoder, open_decoder
+from audiocraft_mlx.audio.level import require_float_scale
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import validate_number
 
 # -90 dB: the noise that 16-bit files have in place of silence.
 _SILENCE = 10 ** (-90 / 20)
-# Full scale is 1. Nothing louder than this is audio in any scale.
-_MAX_SAMPLE = 1e6
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def decode_audio(path: str | Path, offset: float = 0.0, seconds: float | None = 
         seconds: read at most this long a part. Memory is needed for that part only.
 
     Raises:
-        UsageError: there is no such file, it is empty, damaged or not audio, has NaN or infinite samples,
-            or ends before `offset`.
+        UsageError: there is no such file, it is empty, damaged or not audio, has NaN or infinite samples
+            or another full scale than 1, or ends before `offset`.
     """
     validate_number("offset", offset, "a number of seconds", lambda _: True)
     if seconds is not None:
@@ -116,10 +115,7 @@ def _decode(path: Path, decoder: Decoder, offset: float, seconds: float | None) 
     if not blocks:
         raise UsageError(f"{path} is damaged: it is shorter than its header says; convert it to WAV")
     audio = np.concatenate([np.ascontiguousarray(block.T) for block in blocks], axis=1)
-    if not max(audio.max(), -audio.min()) <= _MAX_SAMPLE:  # also false for NaN
-        raise UsageError(
-            f"{path} has samples that are NaN, infinite or far beyond full scale; export it again"
-        )
+    require_float_scale(audio, str(path))
     return DecodedAudio(audio, rate, decoder.bits)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.audio.level import without_cancellation
 from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.clips.planning import ClipPlan
@@ -44,4 +45,5 @@ def _resampled_condition(model: GenModel, plan: ClipPlan) -> mx.array:
     assert plan.condition is not None
     audio, rate = plan.condition.audio, plan.condition.rate
     audio = audio[:, : int(model.max_condition_duration(plan.params.duration) * rate)]
+    audio = without_cancellation(audio)
     return mx.array(convert_audio(audio, rate, model.sample_rate, model.audio_channels))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat
+from audiocraft_mlx.audio.level import without_cancellation
 from audiocraft_mlx.audio.read import decode_audio, read_audio, require_non_silent
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
@@ -44,6 +45,8 @@ class SourceClip:
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one."""
         end = self.audio[:, -max(1, int(min(seconds * self.rate, self.audio.shape[1]))) :]
+        if channels == 1:
+            end = without_cancellation(end)
         audio = convert_audio(end, self.rate, rate, channels)
         # The codec pads the last frame: whole frames end where the source ends.
         return audio[:, audio.shape[1] % hop if audio.shape[1] > hop else 0 :]
@@ -78,5 +81,6 @@ def read_condition_audio(path: Path, duration: float) -> AudioInput:
     Raises `UsageError`.
     """
     audio, rate = read_audio(path, seconds=duration + _EXTRA_SECONDS)
-    require_non_silent(audio.mean(axis=0, keepdims=True), str(path))  # the model takes the channels' mean
+    audio = without_cancellation(audio)  # the model takes the channels' mean
+    require_non_silent(audio.mean(axis=0, keepdims=True), str(path))
     return AudioInput(audio, rate, str(path))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.audio.level import require_float_scale, without_cancellation
 from audiocraft_mlx.audio.read import require_non_silent
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
@@ -493,15 +494,23 @@ class GenModel:
         audios = []
         for index, wav in enumerate(unique):
             name = f"melody {index_of_row.index(index) + 1}"
-            audio = self._prepare_audio(wav, rate, name, longest)
+            audio = self._prepare_audio(wav, rate, name, longest, mixed=True)
             require_non_silent(np.asarray(audio), name)
             audios.append(audio)
         return audios, index_of_row
 
     def _prepare_audio(
-        self, audio: AudioArray, rate: int | None, name: str, longest: float | None = None
+        self,
+        audio: AudioArray,
+        rate: int | None,
+        name: str,
+        longest: float | None = None,
+        mixed: bool = False,
     ) -> mx.array:
-        """Float32 `[C, T]` at the model's rate and with its channels, of at most `longest` seconds."""
+        """Float32 `[C, T]` at the model's rate and with its channels, of at most `longest` seconds.
+
+        `mixed`: the channels are mixed into one later.
+        """
         if rate is None:
             raise UsageError(f"{name} needs its sample rate")
         validate_int(
@@ -510,6 +519,10 @@ class GenModel:
             f"an integer from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
             lambda r: MIN_SAMPLE_RATE <= r <= MAX_SAMPLE_RATE,
         )
+        if _is_integer(audio):
+            raise UsageError(
+                f"{name} must be floating-point audio in [-1, 1], not {audio.dtype}; divide it by full scale"
+            )
         samples = np.asarray(audio, np.float32)
         if samples.ndim != 2 or not 0 < samples.shape[0] <= 64 or not samples.shape[1]:
             raise UsageError(
@@ -519,6 +532,9 @@ class GenModel:
             samples = samples[:, : int(longest * rate)]
         if not np.isfinite(samples).all():
             raise UsageError(f"{name} has samples that are NaN or infinite")
+        require_float_scale(samples, name)
+        if mixed or self.audio_channels == 1:
+            samples = without_cancellation(samples)
         return mx.array(convert_audio(samples, rate, self.sample_rate, self.audio_channels))
 
     def _encode_prompt(self, prompts: Sequence[AudioArray], rate: int | None, rows: int) -> mx.array:
@@ -663,6 +679,12 @@ class GenModel:
 def _clips_of(audio: AudioArray) -> list[AudioArray]:
     """The clips of `[batch, channels, samples]`, or the one of `[channels, samples]`."""
     return [audio] if not isinstance(audio, Sequence) and audio.ndim == 2 else list(audio)
+
+
+def _is_integer(audio: AudioArray) -> bool:
+    if isinstance(audio, mx.array):
+        return mx.issubdtype(audio.dtype, mx.integer)
+    return np.issubdtype(audio.dtype, np.integer)
 
 
 def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list[int | None]]:
