@@ -31,6 +31,7 @@ from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
     LUFS,
+    MELODY_SEPARATIONS,
     SECONDS,
     SEED,
     TEMPERATURE,
@@ -68,6 +69,8 @@ class GenerateClips:
     plot: Path | None
     play: bool
     open: bool
+    tags: bool = True
+    """Whether the files hold how they were generated."""
 
     @property
     def streaming(self) -> bool:
@@ -150,6 +153,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             style_coef=arguments.style_coef,
             source=arguments.source,
             prompt_seconds=arguments.prompt_seconds,
+            melody_separation=arguments.melody_separation,
         )
         for index, prompt in enumerate(prompts)
     )
@@ -170,6 +174,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         arguments.plot,
         arguments.play,
         arguments.open,
+        arguments.tags,
     )
 
 
@@ -310,6 +315,12 @@ def _add_conditioning_args(parser: Parser) -> None:
         help="generate N clips of each prompt, with a seed for each (default: 1)",
     )
     add("--melody", metavar="FILE", type=Path, help="follow the melody in this audio file (melody models)")
+    add(
+        "--melody-separation",
+        choices=MELODY_SEPARATIONS,
+        help="remove drums and bass from the melody's file first: auto, always as in audiocraft, or off for a "
+        "voice or an instrument alone (default: auto)",
+    )
     add("--style", metavar="FILE", type=Path, help="play in the style of this audio file (the style model)")
     add(
         "--style-coef",
@@ -377,6 +388,12 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         metavar="SEC",
         type=_number(SECONDS),
         help="fade out the last SEC seconds",
+    )
+    add(
+        "--no-tags",
+        dest="tags",
+        action="store_false",
+        help="leave the prompt, the names of files and all else about how it was generated out of the file",
     )
     add("--stems", action="store_true", help="also write drums, bass, other and vocals, each into a file")
     add(

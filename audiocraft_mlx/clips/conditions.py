@@ -29,7 +29,9 @@ def describe_condition(model: GenModel, plan: ClipPlan) -> Chromagram | StyleExc
         return None
     if isinstance(conditioner, MelodyConditioner):
         config = conditioner.config
-        chroma = np.asarray(conditioner.chroma(_resampled_condition(model, plan)))
+        melody = _resampled_condition(model, plan)
+        is_separated = plan.request.melody_separation != "off"
+        chroma = np.asarray(conditioner.chroma(melody) if is_separated else conditioner.chroma_of_mix(melody))
         return Chromagram(chroma, config.hop_length / config.sample_rate)
     if isinstance(conditioner, StyleConditioner):
         audio = _resampled_condition(model, plan)

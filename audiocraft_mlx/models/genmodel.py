@@ -31,7 +31,7 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
 from audiocraft_mlx.progress import progress_bar
-from audiocraft_mlx.validation import SEED, validate_int, validate_number
+from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,6 +52,7 @@ class GenerationInputs:
         audio_of_row: which of them each row is conditioned on; None for none.
         style_params: how a style is used.
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
+        separate_melody: source separation before a melody's chroma.
     """
 
     descriptions: tuple[str | None, ...]
@@ -60,6 +61,7 @@ class GenerationInputs:
     audio_of_row: tuple[int | None, ...]
     style_params: StyleParams
     prompt: mx.array | None = None
+    separate_melody: bool = True
 
     @property
     def prompt_frames(self) -> int:
@@ -351,6 +353,7 @@ class GenModel:
         prompt_sample_rate: int | None = None,
         chunk_seconds: float = 1.0,
         progress: bool = False,
+        melody_separation: str = "auto",
     ) -> Iterator[mx.array]:
         """`generate_stream` with the default parameters as they are now, of what `generate` and others take.
 
@@ -366,6 +369,7 @@ class GenModel:
             melody_sample_rate=melody_sample_rate,
             prompt=None if prompt is None else _clips_of(prompt),
             prompt_sample_rate=prompt_sample_rate,
+            melody_separation=melody_separation,
         )
         generate = self._start(inputs, self.params, chunk_seconds)
         return _with_progress(generate, self._progress_callback, progress)
@@ -380,6 +384,7 @@ class GenModel:
         prompt: Sequence[AudioArray] | None = None,
         prompt_sample_rate: int | None = None,
         duration: float | None = None,
+        melody_separation: str = "auto",
     ) -> GenerationInputs:
         """What a batch is generated from, checked and at the model's rate.
 
@@ -390,6 +395,8 @@ class GenModel:
             prompt: what each row continues, float `[channels, samples]`, all of one length.
             melody_sample_rate, prompt_sample_rate: their samples per second.
             duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
+            melody_separation: one of `MELODY_SEPARATIONS`: whether drums and bass are removed from a melody
+                first. `auto`: as audiocraft does, which always removes them.
 
         Raises:
             UsageError: one of them is of another type, shape or length, or audio is silent, NaN or infinite.
@@ -401,6 +408,10 @@ class GenModel:
         for description in descriptions:
             if description is not None and not isinstance(description, str):
                 raise UsageError(f"a description must be a string or None, not {description!r}")
+        if melody_separation not in MELODY_SEPARATIONS:
+            raise UsageError(
+                f"melody_separation must be one of {', '.join(MELODY_SEPARATIONS)}, not {melody_separation!r}"
+            )
         audios: list[mx.array] = []
         audio_of_row: list[int | None] = [None] * len(descriptions)
         if melody_wavs is not None:
@@ -417,6 +428,7 @@ class GenModel:
             prompt=None
             if prompt is None
             else self._encode_prompt(prompt, prompt_sample_rate, len(descriptions)),
+            separate_melody=melody_separation != "off",
         )
 
     def generate_stream(
@@ -463,6 +475,7 @@ class GenModel:
         melody_sample_rate: int | None = None,
         prompt: Sequence[AudioArray] | None = None,
         prompt_sample_rate: int | None = None,
+        melody_separation: str = "auto",
     ) -> GenerationInputs:
         """`prepare_inputs` with the default seed and duration."""
         seed = secrets.randbits(32) if self.seed is None else self.seed
@@ -475,6 +488,7 @@ class GenModel:
             prompt=prompt,
             prompt_sample_rate=prompt_sample_rate,
             duration=self.duration,
+            melody_separation=melody_separation,
         )
 
     def _prepare_conditions(
@@ -673,6 +687,7 @@ class GenModel:
             inputs.seeds,
             window.index,
             separate_null=params.guidance.two_step,
+            separate_melody=inputs.separate_melody,
         )
 
 
