@@ -25,7 +25,7 @@ install: python ## install the commands for this user
 	fi
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv --clear "$(VENV)"
-	@"$(VENV)/bin/python" -m pip install --quiet '.[plot,play,tags]'
+	@"$(VENV)/bin/python" -m pip install --quiet '.[plot,play,tags,formats]'
 	@native/build.sh "$(VENV)/bin/python"
 	@mkdir -p "$(BIN)"
 	@for command in $(COMMANDS); do ln -sfn "$(VENV)/bin/$$command" "$(BIN)/$$command"; done

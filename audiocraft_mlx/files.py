@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -12,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.errors import OutputError, UsageError
+
+_PART = re.compile(r"\.musicgen-[0-9a-f]{16}\.part")
 
 
 def next_free_path(path: Path) -> Path:
@@ -30,20 +34,21 @@ def check_writable(path: Path) -> None:
         OutputError: the folder doesn't exist or can't be written, or `path` is no regular file.
     """
     try:
-        folder = _mode(path.parent)
+        target = follow_links(path)
+        folder = _mode(target.parent)
         if not stat.S_ISDIR(folder):
             what = "is not a folder" if folder else "does not exist"
             raise OutputError(
-                f"{path} can't be written: {path.parent} {what}; choose another folder or create it"
+                f"{path} can't be written: {target.parent} {what}; choose another folder or create it"
             )
         mode = _mode(path)
         if stat.S_ISDIR(mode):
             raise OutputError(f"{path} is a folder; give the name of a file in it")
         if mode and not stat.S_ISREG(mode):
             raise OutputError(f"{path} is not a regular file; choose another name")
-        probe = _temporary_beside(path)
+        probe = _temporary_beside(target)
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may take it for a stale one
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -57,15 +62,19 @@ def check_new_folder(folder: Path) -> None:
     try:
         parent = folder.resolve().parent
         if not parent.is_dir():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                parent.stat()  # a folder that may not be entered isn't missing
             raise OutputError(f"{folder} can't be written: there is no folder {parent}; create it")
         if folder.is_dir():
             if any(folder.iterdir()):
                 raise OutputError(f"{folder} is not empty; choose another folder, or remove it first")
         elif os.path.lexists(folder):
             raise OutputError(f"{folder} is a file; choose another name for the folder")
+        remove_stale_parts(parent)
         probe = _temporary_beside(folder.resolve())
         probe.mkdir()
-        probe.rmdir()
+        with suppress(FileNotFoundError):
+            probe.rmdir()
     except OSError as error:
         raise write_error(folder, error) from error
 
@@ -73,20 +82,30 @@ def check_new_folder(folder: Path) -> None:
 def write_file(path: Path, write_fn: Callable[[BinaryIO], None]) -> None:
     """Replace the file at `path` with what `write_fn` writes, atomically.
 
+    A symbolic link stays, and the file that it leads to is replaced.
+
     Raises `OutputError` if it can't be written.
     """
-    temporary = _temporary_beside(path)
+    temporary: Path | None = None
     try:
-        with temporary.open("x+b") as file:
+        target = follow_links(path)
+        while True:
+            temporary = _temporary_beside(target)
+            file = temporary.open("x+b")
+            if _lock(file.fileno()):
+                break
+            file.close()
+        with file:
             write_fn(file)
             # Some file systems report only now that they are full; and after a power failure the name must
             # not lead to data that was never written.
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, target)  # while it is locked, see `remove_stale_parts`
     except BaseException as error:  # an interruption leaves no partial file either
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise write_error(path, error) from error
         raise
@@ -99,8 +118,15 @@ def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
     """
     check_new_folder(folder)
     temporary = _temporary_beside(folder.resolve())
+    descriptor = -1
     try:
-        temporary.mkdir()
+        while True:
+            temporary.mkdir()
+            descriptor = os.open(temporary, os.O_RDONLY)
+            if _lock(descriptor):
+                break
+            os.close(descriptor)
+            temporary = _temporary_beside(folder.resolve())
         write_fn(temporary)
         os.replace(temporary, folder.resolve())
     except BaseException as error:  # an interruption leaves nothing either
@@ -108,6 +134,49 @@ def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
         if isinstance(error, OSError):
             raise write_error(folder, error) from error
         raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def follow_links(path: Path) -> Path:
+    """`path`, or if it is a symbolic link what it leads to, which may be missing."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the temporary files and folders in `folder` of processes that were killed.
+
+    The system frees a process' locks when it ends. What can't be locked or removed stays.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if _PART.fullmatch(name)]
+    except OSError:
+        return
+    for name in names:
+        path = folder / name
+        with suppress(OSError):
+            is_folder = stat.S_ISDIR(path.lstat().st_mode)
+            # Not followed, if it is a link, and not waited for, if it is a pipe.
+            flags = (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_folder:
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def read_error(path: Path, error: OSError, hint: str = "give an audio file") -> UsageError:
+    """The error for a file of the user's that can't be read."""
+    if isinstance(error, PermissionError):
+        return UsageError(
+            f"permission denied: {path} can't be read; allow it (chmod +r, and +x for its folders)"
+        )
+    return UsageError(f"{path} can't be read: {error.strerror or error}; {hint}")
 
 
 def write_error(path: Path, error: OSError) -> OutputError:
@@ -115,6 +184,17 @@ def write_error(path: Path, error: OSError) -> OutputError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     hint = "free some space" if full else "choose another name or folder"
     return OutputError(f"{path} can't be written: {error.strerror or error}; {hint}")
+
+
+def _lock(descriptor: int) -> bool:
+    """Mark a new file or folder as that of a living process; False if `remove_stale_parts` was faster."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nothing is removed there
+        return True
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def _temporary_beside(path: Path) -> Path:

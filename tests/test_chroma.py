@@ -166,6 +166,18 @@ def test_a_melody_that_rows_share_is_encoded_once(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(rows[1], conditioner.null_tokens())
 
 
+def test_a_melody_without_separation_needs_no_network_and_keeps_all_that_is_there() -> None:
+    conditioner = MelodyConditioner(ONE_HOT, nn.Linear(12, 12), load_separator=lambda: pytest.fail("loaded"))
+    melody = mx.array(np.sin(np.arange(32000) * 2 * np.pi * 440 / 32000, dtype=np.float32))[None]
+    chroma = conditioner.chroma_of_mix(melody)
+    np.testing.assert_array_equal(chroma, melody_chroma(melody[None], ONE_HOT)[0])
+    assert chroma[:20].argmax(axis=1).tolist() == [9] * 20, "an A"
+    both = conditioner.chroma_of_mix(mx.concatenate([melody, 0 * melody]))
+    assert both.argmax(axis=1).tolist() == chroma.argmax(axis=1).tolist()
+    (tokens,) = conditioner.encode([melody], separate=False)
+    np.testing.assert_array_equal(tokens, conditioner.output_proj(chroma))
+
+
 YAML = """
 sample_rate: 16000
 dataset: {segment_duration: 10}

@@ -129,6 +129,8 @@ def test_a_front_decides_what_the_name_of_an_audio_file_means() -> None:
         ({"prompt": "piano", "cfg_coef": "3"}, "cfg_coef must be a number, not '3'"),
         ({"melody": 3}, "melody must be the name of an audio file, not 3"),
         ({"source": ""}, "source must be the name of an audio file, not ''"),
+        ({"prompt": "a", "melody_separation": "off"}, "melody_separation needs melody"),
+        ({"melody": "a", "melody_separation": 1}, "melody_separation must be one of auto, on, off, not 1"),
         ({"melody": "a", "style": "b"}, "melody and style: no model supports both; give one of them"),
         ({"prompt": "piano", "style_coef": 5}, "style_coef needs style"),
         ({"prompt": "piano", "prompt_seconds": 5}, "prompt_seconds needs source"),

@@ -249,6 +249,27 @@ def test_each_row_of_a_batch_gives_the_same_codes_as_alone(
         np.testing.assert_array_equal(alone[0], batch[row])
 
 
+def test_separation_can_be_left_out(melody: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = melody.model
+    model.set_generation_params(use_sampling=False, duration=1.0)
+    arguments = (["rock"], melody.wavs[0][None], RATE)
+
+    def codes(**options: str) -> np.ndarray:
+        return np.array(model.generate_with_chroma(*arguments, return_tokens=True, **options)[1])
+
+    separated = codes()
+    np.testing.assert_array_equal(codes(melody_separation="auto"), separated)
+    np.testing.assert_array_equal(codes(melody_separation="on"), separated)
+    monkeypatch.setattr(model.audio_conditioner, "chroma", None)
+    inputs = model.prepare_inputs(
+        ["rock"], [0], melody_wavs=arguments[1], melody_sample_rate=RATE, melody_separation="off"
+    )
+    assert not inputs.separate_melody
+    assert codes(melody_separation="off").shape == separated.shape
+    with pytest.raises(UsageError, match="melody_separation must be one of auto, on, off, not 'never'"):
+        codes(melody_separation="never")
+
+
 def text_only(goldens: Path) -> MusicGen:
     return MusicGen.get_pretrained(str(goldens / "goldens" / "mono"))
 
@@ -261,6 +282,7 @@ def text_only(goldens: Path) -> MusicGen:
         (lambda m, w: m.generate_with_chroma(["a"], [w], None), "needs its sample rate"),
         (lambda m, w: m.generate_with_chroma(["a"], [mx.zeros((1, RATE))], RATE), "silent"),
         (lambda m, w: m.generate_with_chroma(["a"], [w * mx.nan], RATE), "NaN or infinite"),
+        (lambda m, w: m.generate_with_chroma(["a"], [w * 20000], RATE), "where full scale is 1"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[0]], RATE), r"\[channels, samples\]"),
         (lambda m, w: m.generate_with_chroma(["a"], [w[:, :0]], RATE), "some samples"),
         (lambda m, w: m.set_style_conditioner_params(eval_q=1), "has no style condition"),

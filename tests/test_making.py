@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiocraft_mlx.audio import write
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.checkpoints import demucs
@@ -209,14 +210,37 @@ def test_an_unusable_audio_file_is_refused_before_the_model_is_loaded(
     assert not fake.loaded
 
 
-@pytest.mark.parametrize("right", [0.0, -1.0], ids=["silence", "channels that cancel each other"])
-def test_a_silent_melody_is_refused(
-    fake: FakeModel, capsys: pytest.CaptureFixture[str], right: float
-) -> None:
-    left = np.full(RATE, abs(right) / 2)
-    soundfile.write("tune.wav", np.stack([left, right * left], axis=1), RATE)
+def test_a_silent_melody_is_refused(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("tune.wav", np.zeros((RATE, 2)), RATE)
     assert main(["piano", "-m", "melody", "--melody", "tune.wav"]) == 2
     assert "tune.wav is silent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["melody", "style"])
+def test_a_melody_or_style_in_antiphase_is_heard(fake: FakeModel, kind: str) -> None:
+    left = tone("tune.wav")[0]
+    soundfile.write("tune.wav", np.stack([left, -left], axis=1), RATE)
+    fake.condition_types = frozenset({kind})
+    assert main(["piano", "-m", kind, f"--{kind}", "tune.wav"]) == 0
+    np.testing.assert_allclose(fake.condition_inputs["melody_wavs"][0], left[None], atol=1e-4)
+
+
+def test_a_mono_model_continues_a_source_in_antiphase(fake: FakeModel) -> None:
+    left = tone("song.wav", rate=RATE)[0]
+    soundfile.write("song.wav", np.stack([left, -left], axis=1), RATE)
+    fake.audio_channels = 1
+    assert main(["--continue", "song.wav", "-d", "0.1", "-o", "out.wav"]) == 0
+    assert np.abs(fake.condition_inputs["prompt"][0]).max() > 0.4
+
+
+@pytest.mark.parametrize("option", ["--melody", "--style", "--continue"])
+def test_audio_on_the_scale_of_integers_is_refused(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    soundfile.write("tune.wav", 13107 * np.sin(np.arange(RATE) / 20), RATE, subtype="FLOAT")
+    assert main(["piano", "-m", "someone/model", option, "tune.wav"]) == 2
+    assert "tune.wav has samples up to 13107, where full scale is 1" in capsys.readouterr().err
+    assert not fake.loaded
 
 
 def test_no_more_of_a_long_melody_is_read_than_is_used(fake: FakeModel) -> None:
@@ -224,6 +248,23 @@ def test_no_more_of_a_long_melody_is_read_than_is_used(fake: FakeModel) -> None:
     fake.condition_types = frozenset({"melody"})
     assert main(["-m", "melody", "--melody", "tune.wav", "-d", "10"]) == 0
     assert fake.condition_inputs["melody_wavs"][0].shape == (1, 1000 * 100)
+
+
+@pytest.mark.parametrize("choice", ["auto", "on", "off", None])
+def test_the_choice_of_separation_reaches_the_model(fake: FakeModel, choice: str | None) -> None:
+    tone("tune.wav")
+    fake.condition_types = frozenset({"melody"})
+    options = [] if choice is None else ["--melody-separation", choice]
+    assert main(["a", "-d", "0.1", "-m", "melody", "--melody", "tune.wav", *options, "-o", "out.wav"]) == 0
+    assert fake.condition_inputs.get("melody_separation") == choice
+    metadata = read_metadata(Path("out.wav"))
+    assert metadata is not None
+    assert metadata.options.get("melody-separation") == choice
+
+
+def test_separation_needs_a_melody(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a", "--melody-separation", "off"]) == 2
+    assert "--melody-separation needs --melody" in capsys.readouterr().err
 
 
 # Continuation
@@ -313,6 +354,29 @@ def test_each_format_is_written_by_its_name_or_ending_and_tagged(fake: FakeModel
         assert metadata is not None
         assert metadata.options == ({} if name == "wav" else {"format": name})
         assert (metadata.prompt, metadata.seed, metadata.model) == ("piano", 3, "facebook/musicgen-small")
+
+
+@pytest.mark.parametrize("with_mutagen", [True, False])
+@pytest.mark.parametrize("name", BIT_DEPTHS)
+def test_without_tags_neither_prompt_nor_file_names_are_in_the_file(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, name: str, with_mutagen: bool
+) -> None:
+    monkeypatch.setattr(write, "has_mutagen", lambda: with_mutagen)
+    tone("secret-song.wav", rate=RATE)
+    words = ["secret prompt", "-m", "me/secret-model", "--continue", "secret-song.wav", "-d", "0.1"]
+    assert main([*words, "-o", f"tagged.{name}"]) == 0
+    assert b"secret" in Path(f"tagged.{name}").read_bytes()
+    assert main([*words, "-o", f"out.{name}", "--no-tags"]) == 0
+    data = Path(f"out.{name}").read_bytes()
+    for text in (b"secret", b"musicgen", b"MUSICGEN", b"seed"):
+        assert text not in data
+    assert read_metadata(Path(f"out.{name}")) is None
+
+
+def test_without_tags_a_partial_clip_has_none_either(fake: FakeModel) -> None:
+    fake.during = raiser(KeyboardInterrupt())
+    assert main(["secret prompt", "-o", "out.wav", "--no-tags"]) == 130
+    assert b"secret" not in Path("out.wav").read_bytes()
 
 
 def test_the_command_of_a_clip_generates_it_again(

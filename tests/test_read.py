@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.read import read_audio, require_non_silent
+from audiocraft_mlx.audio.level import without_cancellation
+from audiocraft_mlx.audio.mpeg import _parse
+from audiocraft_mlx.audio.read import read_audio, read_info, require_non_silent
 from audiocraft_mlx.errors import UsageError
 
 RATE = 8000
@@ -214,3 +216,159 @@ def test_quiet_audio_is_not_silent(peak: float) -> None:
     audio = np.zeros((2, 100), np.float32)
     audio[1, 3] = peak
     require_non_silent(audio, "hum.wav")
+
+
+def mp3_file(
+    tmp_path: Path, seconds: float, rate: int = 32000, channels: int = 1, hertz: float = 440
+) -> bytes:
+    """An MP3 with a variable bit rate: its beginning is much louder than the rest."""
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(0).standard_normal(len(time)) * np.exp(-4 * time)
+    audio = np.stack([0.3 * np.sin(2 * np.pi * hertz * time) + 0.1 * noise] * channels, axis=1)
+    soundfile.write(tmp_path / "whole.mp3", audio, rate, bitrate_mode="VARIABLE", compression_level=0.2)
+    return (tmp_path / "whole.mp3").read_bytes()
+
+
+def without_info(data: bytes) -> bytes:
+    """The MP3 without its first frame, which says how many others there are: as written into a pipe."""
+    bits = int.from_bytes(data[:4], "big")
+    header = _parse(bits)
+    assert header is not None
+    assert data[header.info_offset :][:4] in (b"Xing", b"Info")
+    return data[header.size :]
+
+
+def test_an_mp3_without_a_frame_count_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "piped.mp3"
+    path.write_bytes(without_info(mp3_file(tmp_path, 10)))
+    read, rate = read_audio(path)
+    assert read.shape[1] / rate == pytest.approx(10, abs=0.1)
+    assert np.abs(read[:, -rate:]).max() > 0.2, "also the end is music"
+    info = read_info(path)
+    assert (info.frames, info.rate) == (read.shape[1], rate)
+
+
+@pytest.mark.parametrize(
+    "middle", [b"", b"\0" * 3000, b"ID3\4\0\0\0\0\2\0" + b"\xff\xfb" * 128, b"TAG" + b"x" * 125]
+)
+def test_joined_mp3_files_are_read_to_their_end(tmp_path: Path, middle: bytes) -> None:
+    data = mp3_file(tmp_path, 3)
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(data + middle + data)
+    read, rate = read_audio(path)
+    assert read.shape[1] == 6 * rate
+    whole, _ = read_audio(tmp_path / "whole.mp3")
+    np.testing.assert_array_equal(read, np.concatenate([whole, whole], axis=1))
+    np.testing.assert_array_equal(read_audio(path, 2.5, 1.0)[0], read[:, int(2.5 * rate) :][:, :rate])
+    np.testing.assert_array_equal(read_audio(path, -3.5)[0], read[:, int(2.5 * rate) :])
+
+
+def test_joined_mp3_files_of_other_kinds_are_converted(tmp_path: Path) -> None:
+    path = tmp_path / "joined.mp3"
+    first = mp3_file(tmp_path, 2, 32000, 1)
+    path.write_bytes(first + mp3_file(tmp_path, 1, 44100, 2) + without_info(mp3_file(tmp_path, 1, 16000, 1)))
+    read, rate = read_audio(path)
+    assert (rate, len(read)) == (32000, 1)
+    assert read.shape[1] / rate == pytest.approx(4, abs=0.15)
+
+
+@pytest.mark.parametrize("claimed", [1, 10**6, 2**32 - 1])
+def test_an_mp3_with_a_wrong_frame_count_is_read_to_its_end(tmp_path: Path, claimed: int) -> None:
+    data = bytearray(mp3_file(tmp_path, 3))
+    at = data.find(b"Xing") + 8
+    data[at : at + 4] = claimed.to_bytes(4, "big")
+    (tmp_path / "wrong.mp3").write_bytes(data)
+    read, rate = read_audio(tmp_path / "wrong.mp3")
+    assert read.shape[1] / rate == pytest.approx(3, abs=0.1)
+
+
+def test_an_mp3_that_was_cut_off_is_read_to_its_end(tmp_path: Path) -> None:
+    data = mp3_file(tmp_path, 10)
+    (tmp_path / "cut.mp3").write_bytes(data[: len(data) // 2])
+    read, rate = read_audio(tmp_path / "cut.mp3")
+    assert 3 < read.shape[1] / rate < 9
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 32000, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_mp3_is_decoded_as_libsndfile_does(tmp_path: Path, rate: int, channels: int) -> None:
+    mp3_file(tmp_path, 1.5, rate, channels)
+    expected, _ = soundfile.read(tmp_path / "whole.mp3", dtype="float32", always_2d=True)
+    np.testing.assert_allclose(read_audio(tmp_path / "whole.mp3")[0], expected.T, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", [b"ID3\3\0\0\0\0\x08\0", b"ID3\3\0\0\0\0\0\0", b""])
+def test_padding_in_front_of_an_mp3_is_skipped(tmp_path: Path, tag: bytes) -> None:
+    data = mp3_file(tmp_path, 1)
+    (tmp_path / "padded.mp3").write_bytes(tag + b"\0" * 5000 + data)
+    read, _ = read_audio(tmp_path / "padded.mp3")
+    np.testing.assert_array_equal(read, read_audio(tmp_path / "whole.mp3")[0])
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_joined_ogg_files_are_read_to_their_end(write: Callable[..., Path], subtype: str) -> None:
+    audio = 0.5 * np.sin(np.arange(48000) / 20).astype(np.float32)[None]
+    path = write(audio, "a.ogg", 48000, format="OGG", subtype=subtype)
+    path.write_bytes(path.read_bytes() * 3)
+    assert read_audio(path)[0].shape == (1, 3 * 48000)
+
+
+def test_a_flac_without_a_length_is_read_to_its_end(write: Callable[..., Path]) -> None:
+    audio = ramp(2, 16000)
+    path = write(audio, "a.flac")
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_audio(path)[0], audio)
+    np.testing.assert_array_equal(read_audio(path, 0.5, 1.0)[0], audio[:, 4000:12000])
+    np.testing.assert_array_equal(read_audio(path, -0.5)[0], audio[:, -4000:])
+    assert "ends after 2 s" in refused(path, 3.0)
+    assert read_info(path).frames == 16000
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, None), (36, 0), (None, 2**32 - 1), (2**31, 2**31)])
+def test_a_wav_whose_recorder_died_is_read_to_its_end(
+    write: Callable[..., Path], sizes: tuple[int | None, int | None]
+) -> None:
+    audio = ramp(2, 8000)
+    path = write(audio)
+    data = bytearray(path.read_bytes())
+    for at, size in zip((4, data.find(b"data") + 4), sizes, strict=True):
+        if size is not None:
+            data[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_audio(path)[0], audio)
+    np.testing.assert_array_equal(read_audio(path, 0.25, 0.5)[0], audio[:, 2000:6000])
+
+
+def test_a_wav_without_samples_but_with_tags_is_empty(write: Callable[..., Path]) -> None:
+    path = write(np.zeros((1, 0)))
+    path.write_bytes(path.read_bytes() + b"LIST\4\0\0\0INFO")
+    assert "has no samples" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("peak", "scale"), [(13107, 32768), (32768, 32768), (5e6, 8388608), (2e9, 2147483648)]
+)
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_integers_stored_as_floats_are_refused(
+    write: Callable[..., Path], subtype: str, peak: float, scale: int
+) -> None:
+    audio = peak * np.sin(np.arange(1000) / 20)[None]
+    message = refused(write(audio, subtype=subtype))
+    assert f"where full scale is 1; divide them by {scale}" in message
+
+
+def test_float_audio_beyond_full_scale_is_read_as_it_is(write: Callable[..., Path]) -> None:
+    audio = (4 * np.sin(np.arange(1000) / 20)[None]).astype(np.float32)
+    np.testing.assert_array_equal(read_audio(write(audio, subtype="FLOAT"))[0], audio)
+
+
+def test_channels_that_cancel_out_are_heard_as_one() -> None:
+    wave = np.sin(np.arange(1000) / 20).astype(np.float32)
+    np.testing.assert_array_equal(without_cancellation(np.stack([0.5 * wave, -0.5 * wave])), [0.5 * wave])
+    almost = np.stack([0.5 * wave, -0.499 * wave])
+    np.testing.assert_array_equal(without_cancellation(almost), almost[:1])
+    for usual in (np.stack([wave, 0 * wave]), np.stack([wave, wave[::-1]]), wave[None], np.zeros((2, 9))):
+        assert without_cancellation(usual) is usual

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import read_error
 
 if TYPE_CHECKING:
     from mutagen import FileType
@@ -97,7 +98,7 @@ def read_tags(path: Path) -> AudioTags | None:
             )
         return tags
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror or error}; give an audio file") from error
+        raise read_error(path, error) from error
 
 
 def damaged_tags(path: Path, reason: Exception) -> UsageError:

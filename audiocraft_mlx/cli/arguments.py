@@ -26,10 +26,12 @@ from audiocraft_mlx.clips.requests import (
     draw_seed,
 )
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
     LUFS,
+    MELODY_SEPARATIONS,
     SECONDS,
     SEED,
     TEMPERATURE,
@@ -67,6 +69,8 @@ class GenerateClips:
     plot: Path | None
     play: bool
     open: bool
+    tags: bool = True
+    """Whether the files hold how they were generated."""
 
     @property
     def streaming(self) -> bool:
@@ -149,6 +153,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             style_coef=arguments.style_coef,
             source=arguments.source,
             prompt_seconds=arguments.prompt_seconds,
+            melody_separation=arguments.melody_separation,
         )
         for index, prompt in enumerate(prompts)
     )
@@ -169,6 +174,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         arguments.plot,
         arguments.play,
         arguments.open,
+        arguments.tags,
     )
 
 
@@ -220,7 +226,7 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UsageError(f"--prompts: {path} can't be read: {error.strerror or error}") from error
+        raise UsageError(f"--prompts: {read_error(path, error, 'give a text file')}") from error
     except UnicodeDecodeError:
         raise UsageError(f"--prompts: {path} is not valid UTF-8; convert it first") from None
     prompts = [line.strip() for line in lines]
@@ -309,6 +315,12 @@ def _add_conditioning_args(parser: Parser) -> None:
         help="generate N clips of each prompt, with a seed for each (default: 1)",
     )
     add("--melody", metavar="FILE", type=Path, help="follow the melody in this audio file (melody models)")
+    add(
+        "--melody-separation",
+        choices=MELODY_SEPARATIONS,
+        help="remove drums and bass from the melody's file first: auto, always as in audiocraft, or off for a "
+        "voice or an instrument alone (default: auto)",
+    )
     add("--style", metavar="FILE", type=Path, help="play in the style of this audio file (the style model)")
     add(
         "--style-coef",
@@ -376,6 +388,12 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         metavar="SEC",
         type=_number(SECONDS),
         help="fade out the last SEC seconds",
+    )
+    add(
+        "--no-tags",
+        dest="tags",
+        action="store_false",
+        help="leave the prompt, the names of files and all else about how it was generated out of the file",
     )
     add("--stems", action="store_true", help="also write drums, bass, other and vocals, each into a file")
     add(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.cli.arguments import GenerateClips
-from audiocraft_mlx.files import check_writable, next_free_path
+from audiocraft_mlx.files import check_writable, follow_links, next_free_path, remove_stale_parts
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def plan_files(command: GenerateClips) -> list[ClipFiles]:
         ClipFiles(path, plot, overwrite=command.path is not None)
         for path, plot in zip(paths, plots, strict=True)
     ]
+    for folder in {follow_links(path).parent for clip in files for path in (clip.path, clip.plot) if path}:
+        remove_stale_parts(folder)
     for clip in files:
         if clip.path is not None:
             check_writable(clip.resolve_path(clip.path))

@@ -185,8 +185,10 @@ class ClipWriter:
             save_clip(paths[-1], stem, self._metadata(index))
         return paths
 
-    def _metadata(self, index: int) -> GenerationMetadata:
+    def _metadata(self, index: int) -> GenerationMetadata | None:
         command = self._command
+        if not command.tags:
+            return None
         return describe_request(command.requests[index], command.output, command.model, command.program)
 
     def _condition(self, plan: ClipPlan) -> Chromagram | StyleExcerpt | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import stat
 from pathlib import Path
 
+from audiocraft_mlx.audio.read import read_info
 from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.errors import UsageError
-
-_BITS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
+from audiocraft_mlx.files import read_error
 
 
 def show_info(path: Path) -> None:
@@ -44,23 +44,14 @@ def show_info(path: Path) -> None:
 
 def _describe(path: Path) -> str:
     """The format, channels, rate and length of an audio file, in words."""
-    import soundfile
-
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a file; give an audio file")
     try:
-        with path.open("rb") as file:
-            # By its descriptor, because by its name libsndfile would believe in the ending.
-            info = soundfile.info(os.dup(file.fileno()))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{path} is not a file; give an audio file")
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror or error}; give an audio file") from error
-    except soundfile.SoundFileError as error:
-        raise UsageError(
-            f"{path} is not audio that can be read; give a WAV, FLAC, MP3 or Ogg file"
-        ) from error
+        raise read_error(path, error) from error
+    info = read_info(path)
     layout = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")
-    bits = _BITS.get(info.subtype, "")
-    return f"{info.format}{bits}, {info.samplerate} Hz, {layout}, {info.duration:.2f} s"
+    return f"{info.description}, {info.rate} Hz, {layout}, {info.frames / info.rate:.2f} s"
 
 
 def _shown(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.audio.level import without_cancellation
 from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.clips.planning import ClipPlan
@@ -28,7 +29,9 @@ def describe_condition(model: GenModel, plan: ClipPlan) -> Chromagram | StyleExc
         return None
     if isinstance(conditioner, MelodyConditioner):
         config = conditioner.config
-        chroma = np.asarray(conditioner.chroma(_resampled_condition(model, plan)))
+        melody = _resampled_condition(model, plan)
+        is_separated = plan.request.melody_separation != "off"
+        chroma = np.asarray(conditioner.chroma(melody) if is_separated else conditioner.chroma_of_mix(melody))
         return Chromagram(chroma, config.hop_length / config.sample_rate)
     if isinstance(conditioner, StyleConditioner):
         audio = _resampled_condition(model, plan)
@@ -44,4 +47,5 @@ def _resampled_condition(model: GenModel, plan: ClipPlan) -> mx.array:
     assert plan.condition is not None
     audio, rate = plan.condition.audio, plan.condition.rate
     audio = audio[:, : int(model.max_condition_duration(plan.params.duration) * rate)]
+    audio = without_cancellation(audio)
     return mx.array(convert_audio(audio, rate, model.sample_rate, model.audio_channels))

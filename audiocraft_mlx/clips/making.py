@@ -124,6 +124,8 @@ def _start(
         given["melody_wavs"] = [condition.audio for condition in conditions]
         given["melody_sample_rate"] = conditions[0].rate
         given["duration"] = batch[0].params.duration
+        if batch[0].request.melody_separation is not None:
+            given["melody_separation"] = batch[0].request.melody_separation
     prompts = [plan.prompt for plan in batch if plan.prompt is not None]
     if prompts:
         given |= {"prompt": prompts, "prompt_sample_rate": model.sample_rate}

@@ -131,6 +131,7 @@ def describe_request(
         "int8-activations": model.int8_activations or None,
         "cache-bits": model.cache_bits,
         "melody": values.get("melody"),
+        "melody-separation": request.melody_separation,
         "style": values.get("style"),
         "style-coef": request.style_coef,
         "continue": values.get("source"),

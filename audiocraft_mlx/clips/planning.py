@@ -50,6 +50,7 @@ class ClipPlan:
             self.params.batch_key,
             None if self.prompt is None else self.prompt.shape,
             None if self.condition is None else self.condition.rate,
+            self.request.melody_separation,
         )
 
 

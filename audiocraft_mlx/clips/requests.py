@@ -20,6 +20,7 @@ from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
     LUFS,
+    MELODY_SEPARATIONS,
     SECONDS,
     SEED,
     TEMPERATURE,
@@ -82,6 +83,8 @@ class ClipRequest:
     """A clip to continue. The result starts with it."""
     prompt_seconds: float | None = None
     """How much of the end of `source` the model continues. Default: `DEFAULT_PROMPT_SECONDS`."""
+    melody_separation: str | None = None
+    """One of `MELODY_SEPARATIONS`: whether drums and bass are removed from `melody`. Default: `auto`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -100,6 +103,15 @@ class ClipRequest:
             raise FieldError("{style_coef} needs {style}")
         if self.prompt_seconds is not None and self.source is None:
             raise FieldError("{prompt_seconds} needs {source}")
+        if self.melody_separation is not None:
+            if self.melody_separation not in MELODY_SEPARATIONS:
+                raise FieldError(
+                    "{melody_separation} must be one of {choices}, not {value}",
+                    choices=", ".join(MELODY_SEPARATIONS),
+                    value=repr(self.melody_separation),
+                )
+            if self.melody is None:
+                raise FieldError("{melody_separation} needs {melody}")
         if self.description is None and self.melody is None and self.style is None and self.source is None:
             raise UsageError("the prompt is empty; say what to play")
 

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat
-from audiocraft_mlx.audio.read import read_audio, require_non_silent
+from audiocraft_mlx.audio.level import without_cancellation
+from audiocraft_mlx.audio.read import decode_audio, read_audio, require_non_silent
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
 from audiocraft_mlx.errors import UsageError
 
-# The bits that keep a file's samples unchanged; other subtypes fit into 16.
-_BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
 # MP3 has no others.
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 # A melody or style is read for the clip's duration and this: at most one window, and what separation needs
@@ -47,6 +45,8 @@ class SourceClip:
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one."""
         end = self.audio[:, -max(1, int(min(seconds * self.rate, self.audio.shape[1]))) :]
+        if channels == 1:
+            end = without_cancellation(end)
         audio = convert_audio(end, self.rate, rate, channels)
         # The codec pads the last frame: whole frames end where the source ends.
         return audio[:, audio.shape[1] % hop if audio.shape[1] > hop else 0 :]
@@ -69,11 +69,10 @@ class SourceClip:
 
 def read_source(path: Path) -> SourceClip:
     """Raises `UsageError` if it can't be read, or has more than two channels."""
-    audio, rate = read_audio(path)
-    if len(audio) > 2:
-        raise UsageError(f"{path} has {len(audio)} channels; mix it to mono or stereo")
-    with path.open("rb") as stream, soundfile.SoundFile(stream.fileno(), closefd=False) as file:
-        return SourceClip(audio, rate, _BITS.get(file.subtype, 16), str(path))
+    decoded = decode_audio(path)
+    if len(decoded.audio) > 2:
+        raise UsageError(f"{path} has {len(decoded.audio)} channels; mix it to mono or stereo")
+    return SourceClip(decoded.audio, decoded.rate, decoded.bits, str(path))
 
 
 def read_condition_audio(path: Path, duration: float) -> AudioInput:
@@ -82,5 +81,6 @@ def read_condition_audio(path: Path, duration: float) -> AudioInput:
     Raises `UsageError`.
     """
     audio, rate = read_audio(path, seconds=duration + _EXTRA_SECONDS)
-    require_non_silent(audio.mean(axis=0, keepdims=True), str(path))  # the model takes the channels' mean
+    audio = without_cancellation(audio)  # the model takes the channels' mean
+    require_non_silent(audio.mean(axis=0, keepdims=True), str(path))
     return AudioInput(audio, rate, str(path))

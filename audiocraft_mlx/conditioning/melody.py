@@ -33,10 +33,11 @@ class MelodyConditioner:
         self.output_proj = output_proj
         self._load_separator = load_separator
 
-    def encode(self, melodies: Sequence[mx.array | None]) -> list[mx.array]:
+    def encode(self, melodies: Sequence[mx.array | None], separate: bool = True) -> list[mx.array]:
         """Tokens float32 `[length, dim]` of each melody, float `[C, T]` at the model's rate, or None.
 
-        One array that several rows share is encoded once.
+        One array that several rows share is encoded once. `separate`: without drums and bass, as in the
+        reference.
         """
         tokens: list[mx.array] = []
         for row, melody in enumerate(melodies):
@@ -46,7 +47,8 @@ class MelodyConditioner:
             elif melody is None:
                 tokens.append(self.null_tokens())
             else:
-                tokens.append(self.output_proj(self.chroma(melody)))
+                chroma = self.chroma(melody) if separate else self.chroma_of_mix(melody)
+                tokens.append(self.output_proj(chroma))
         return tokens
 
     def null_tokens(self) -> mx.array:
@@ -54,7 +56,10 @@ class MelodyConditioner:
         return self.output_proj(null_chroma(self.config)[0])
 
     def chroma(self, melody: mx.array) -> mx.array:
-        """The chroma float32 `[length, n_chroma]` of a melody, float `[C, T]` at the model's rate."""
+        """The chroma float32 `[length, n_chroma]` of a melody, float `[C, T]` at the model's rate.
+
+        Only of its vocals and other instruments.
+        """
         config = self.config
         used_seconds = (config.length * config.hop_length + config.n_fft) / config.sample_rate
         melody = melody[:, : int((used_seconds + SEPARATION_MARGIN) * config.sample_rate)]
@@ -65,6 +70,12 @@ class MelodyConditioner:
         mix = stems[network.sources.index(MELODIC_STEMS[0])] + stems[network.sources.index(MELODIC_STEMS[1])]
         wav = convert_audio(np.asarray(mix[None]), network.sample_rate, config.sample_rate, 1)
         return melody_chroma(mx.array(wav), config)[0]
+
+    def chroma_of_mix(self, melody: mx.array) -> mx.array:
+        """`chroma`, but of all of the audio: for a voice or an instrument alone, which separation damages."""
+        rate = self.config.sample_rate
+        wav = convert_audio(np.asarray(melody[None].astype(mx.float32)), rate, rate, 1)
+        return melody_chroma(mx.array(wav), self.config)[0]
 
     @cached_property
     def _separator(self) -> HTDemucs:

@@ -29,6 +29,7 @@ def build_prepended_conditions(
     seeds: Sequence[int],
     window: int,
     separate_null: bool,
+    separate_melody: bool = True,
 ) -> ConditionTensors:
     """Conditions of `prompts` with `audios`.
 
@@ -37,13 +38,14 @@ def build_prepended_conditions(
         seeds: one per row; a style's excerpt is drawn from it and `window`.
         separate_null: the null conditions are not for one batch with the others. They have as few tokens as
             possible then, else as many as the others.
+        separate_melody: source separation before the chroma, as in the reference.
     """
     hidden, mask = text_conditioner.hidden_states(prompts)
     lengths = [int(row.sum()) for row in mask]
     text = [row[:length] for row, length in zip(hidden, lengths, strict=True)]
     null_text = [mx.zeros_like(row) for row in text]
     if isinstance(audio_conditioner, MelodyConditioner):
-        audio = audio_conditioner.encode(audios)
+        audio = audio_conditioner.encode(audios, separate_melody)
         null_audio = minimal_null = [audio_conditioner.null_tokens()] * len(audio)
     else:
         tokens, present = audio_conditioner.encode(audios, style_params, seeds, window)

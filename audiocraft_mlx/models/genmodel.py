@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.audio.level import require_float_scale, without_cancellation
 from audiocraft_mlx.audio.read import require_non_silent
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
@@ -30,7 +31,7 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
 from audiocraft_mlx.progress import progress_bar
-from audiocraft_mlx.validation import SEED, validate_int, validate_number
+from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +52,7 @@ class GenerationInputs:
         audio_of_row: which of them each row is conditioned on; None for none.
         style_params: how a style is used.
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
+        separate_melody: source separation before a melody's chroma.
     """
 
     descriptions: tuple[str | None, ...]
@@ -59,6 +61,7 @@ class GenerationInputs:
     audio_of_row: tuple[int | None, ...]
     style_params: StyleParams
     prompt: mx.array | None = None
+    separate_melody: bool = True
 
     @property
     def prompt_frames(self) -> int:
@@ -350,6 +353,7 @@ class GenModel:
         prompt_sample_rate: int | None = None,
         chunk_seconds: float = 1.0,
         progress: bool = False,
+        melody_separation: str = "auto",
     ) -> Iterator[mx.array]:
         """`generate_stream` with the default parameters as they are now, of what `generate` and others take.
 
@@ -365,6 +369,7 @@ class GenModel:
             melody_sample_rate=melody_sample_rate,
             prompt=None if prompt is None else _clips_of(prompt),
             prompt_sample_rate=prompt_sample_rate,
+            melody_separation=melody_separation,
         )
         generate = self._start(inputs, self.params, chunk_seconds)
         return _with_progress(generate, self._progress_callback, progress)
@@ -379,6 +384,7 @@ class GenModel:
         prompt: Sequence[AudioArray] | None = None,
         prompt_sample_rate: int | None = None,
         duration: float | None = None,
+        melody_separation: str = "auto",
     ) -> GenerationInputs:
         """What a batch is generated from, checked and at the model's rate.
 
@@ -389,6 +395,8 @@ class GenModel:
             prompt: what each row continues, float `[channels, samples]`, all of one length.
             melody_sample_rate, prompt_sample_rate: their samples per second.
             duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
+            melody_separation: one of `MELODY_SEPARATIONS`: whether drums and bass are removed from a melody
+                first. `auto`: as audiocraft does, which always removes them.
 
         Raises:
             UsageError: one of them is of another type, shape or length, or audio is silent, NaN or infinite.
@@ -400,6 +408,10 @@ class GenModel:
         for description in descriptions:
             if description is not None and not isinstance(description, str):
                 raise UsageError(f"a description must be a string or None, not {description!r}")
+        if melody_separation not in MELODY_SEPARATIONS:
+            raise UsageError(
+                f"melody_separation must be one of {', '.join(MELODY_SEPARATIONS)}, not {melody_separation!r}"
+            )
         audios: list[mx.array] = []
         audio_of_row: list[int | None] = [None] * len(descriptions)
         if melody_wavs is not None:
@@ -416,6 +428,7 @@ class GenModel:
             prompt=None
             if prompt is None
             else self._encode_prompt(prompt, prompt_sample_rate, len(descriptions)),
+            separate_melody=melody_separation != "off",
         )
 
     def generate_stream(
@@ -470,6 +483,7 @@ class GenModel:
         melody_sample_rate: int | None = None,
         prompt: Sequence[AudioArray] | None = None,
         prompt_sample_rate: int | None = None,
+        melody_separation: str = "auto",
     ) -> GenerationInputs:
         """`prepare_inputs` with the default seed and duration."""
         seed = secrets.randbits(32) if self.seed is None else self.seed
@@ -482,6 +496,7 @@ class GenModel:
             prompt=prompt,
             prompt_sample_rate=prompt_sample_rate,
             duration=self.duration,
+            melody_separation=melody_separation,
         )
 
     def _prepare_conditions(
@@ -501,15 +516,23 @@ class GenModel:
         audios = []
         for index, wav in enumerate(unique):
             name = f"melody {index_of_row.index(index) + 1}"
-            audio = self._prepare_audio(wav, rate, name, longest)
+            audio = self._prepare_audio(wav, rate, name, longest, mixed=True)
             require_non_silent(np.asarray(audio), name)
             audios.append(audio)
         return audios, index_of_row
 
     def _prepare_audio(
-        self, audio: AudioArray, rate: int | None, name: str, longest: float | None = None
+        self,
+        audio: AudioArray,
+        rate: int | None,
+        name: str,
+        longest: float | None = None,
+        mixed: bool = False,
     ) -> mx.array:
-        """Float32 `[C, T]` at the model's rate and with its channels, of at most `longest` seconds."""
+        """Float32 `[C, T]` at the model's rate and with its channels, of at most `longest` seconds.
+
+        `mixed`: the channels are mixed into one later.
+        """
         if rate is None:
             raise UsageError(f"{name} needs its sample rate")
         validate_int(
@@ -518,6 +541,10 @@ class GenModel:
             f"an integer from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
             lambda r: MIN_SAMPLE_RATE <= r <= MAX_SAMPLE_RATE,
         )
+        if _is_integer(audio):
+            raise UsageError(
+                f"{name} must be floating-point audio in [-1, 1], not {audio.dtype}; divide it by full scale"
+            )
         samples = np.asarray(audio, np.float32)
         if samples.ndim != 2 or not 0 < samples.shape[0] <= 64 or not samples.shape[1]:
             raise UsageError(
@@ -527,6 +554,9 @@ class GenModel:
             samples = samples[:, : int(longest * rate)]
         if not np.isfinite(samples).all():
             raise UsageError(f"{name} has samples that are NaN or infinite")
+        require_float_scale(samples, name)
+        if mixed or self.audio_channels == 1:
+            samples = without_cancellation(samples)
         return mx.array(convert_audio(samples, rate, self.sample_rate, self.audio_channels))
 
     def _encode_prompt(self, prompts: Sequence[AudioArray], rate: int | None, rows: int) -> mx.array:
@@ -669,12 +699,19 @@ class GenModel:
             inputs.seeds,
             window.index,
             separate_null=params.guidance.two_step,
+            separate_melody=inputs.separate_melody,
         )
 
 
 def _clips_of(audio: AudioArray) -> list[AudioArray]:
     """The clips of `[batch, channels, samples]`, or the one of `[channels, samples]`."""
     return [audio] if not isinstance(audio, Sequence) and audio.ndim == 2 else list(audio)
+
+
+def _is_integer(audio: AudioArray) -> bool:
+    if isinstance(audio, mx.array):
+        return mx.issubdtype(audio.dtype, mx.integer)
+    return np.issubdtype(audio.dtype, np.integer)
 
 
 def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list[int | None]]:

@@ -21,6 +21,7 @@ class MusicGen(GenModel):
         melody_sample_rate: int,
         progress: bool = False,
         return_tokens: bool = False,
+        melody_separation: str = "auto",
     ) -> GenerationOutput:
         """Music for each of `descriptions` with the melody, or for a style model in the style, of an audio.
 
@@ -29,6 +30,8 @@ class MusicGen(GenModel):
                 list with `[channels, samples]` or None for each. A melody that is shorter than the model's
                 trained length is repeated; of a style an excerpt is used (`set_style_conditioner_params`).
             melody_sample_rate: their samples per second.
+            melody_separation: `off` for a melody of a voice or an instrument alone, which separation may
+                damage; see `prepare_inputs`.
 
         See `generate` for the rest.
 
@@ -36,7 +39,12 @@ class MusicGen(GenModel):
             UsageError: also if the model has neither condition, or an audio is silent or of a wrong shape.
             CheckpointError, DownloadError: the network for source separation can't be loaded (melody models).
         """
-        inputs = self._inputs(descriptions, melody_wavs=melody_wavs, melody_sample_rate=melody_sample_rate)
+        inputs = self._inputs(
+            descriptions,
+            melody_wavs=melody_wavs,
+            melody_sample_rate=melody_sample_rate,
+            melody_separation=melody_separation,
+        )
         return self._generate(inputs, progress, return_tokens)
 
     def set_style_conditioner_params(

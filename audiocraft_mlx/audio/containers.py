@@ -1,0 +1,125 @@
+"""Decodes what libsndfile doesn't: M4A/AAC, ALAC, MP4, WebM, WMA, AC-3, … by PyAV (FFmpeg)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from audiocraft_mlx.audio.segments import SegmentFile
+from audiocraft_mlx.errors import UsageError
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+
+PYAV_HINT = "for M4A, AAC, MP4, WebM, WMA and others install PyAV: pip install 'musicgen-mlx[formats]'"
+# What people record and download. Not those formats that only name other files or addresses, which FFmpeg
+# would open (concat, dash, hls, …).
+_FORMATS = (
+    "3g2,3gp,aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,m4a,matroska,mov,mp3,mp4,mpc,mpc8,mpeg"
+    ",mpegts,ogg,tak,truehd,tta,w64,wav,webm,wv"
+)
+# The range of integer samples, by the name of their format.
+_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
+# Lossless codecs whose samples 16 bits may not hold; others fit into 16.
+_LOSSLESS = ("alac", "flac", "ape", "tak", "tta", "truehd", "mlp", "wavpack", "wmalossless", "pcm_")
+# Samples per channel of a block.
+_BLOCK = 1 << 16
+
+
+def has_pyav() -> bool:
+    return find_spec("av") is not None
+
+
+class ContainerDecoder:
+    """A `Decoder` (see `decoders.py`) for the first audio stream of a file."""
+
+    frames: int | None = None
+    """Headers have the length of the container at best, and those of browsers' recordings none."""
+
+    def __init__(self, path: Path, stream: BinaryIO, first: AudioFrame, codec: str) -> None:
+        self._path, self._stream = path, stream
+        self.rate, self.channels = first.sample_rate, first.layout.nb_channels
+        wide = first.format.name.removesuffix("p") != "s16" and codec.startswith(_LOSSLESS)
+        self.bits = 32 if wide else 16
+        self.description = codec.upper()
+
+    @classmethod
+    def open(cls, path: Path, stream: BinaryIO) -> ContainerDecoder | None:
+        """The decoder of the file at `path`, open as `stream`; None if FFmpeg can't decode it either."""
+        import av
+
+        try:
+            with _open(stream) as container:
+                if not container.streams.audio:
+                    return None
+                codec = container.streams.audio[0].codec_context
+                first = next(_decode(container), None)
+                return None if first is None else cls(path, stream, first, codec.name)
+        except (av.FFmpegError, ValueError):
+            return None
+
+    def blocks(self, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        import av
+
+        pending: list[np.ndarray] = []
+        try:
+            with _open(self._stream) as container:
+                for frame in _decode(container):
+                    samples = _samples(frame)
+                    if (frame.sample_rate, samples.shape[1]) != (self.rate, self.channels):
+                        raise UsageError(
+                            f"{self._path} changes its sample rate or its channels; convert it to WAV"
+                        )
+                    skipped = min(start, len(samples))
+                    start -= skipped
+                    samples = samples[skipped : None if count is None else skipped + count]
+                    count = None if count is None else count - len(samples)
+                    if len(samples):
+                        pending.append(samples)
+                    if sum(map(len, pending)) >= _BLOCK:
+                        yield np.concatenate(pending)
+                        pending = []
+                    if count == 0:
+                        break
+        except av.FFmpegError:
+            pass  # the file ends early
+        if pending:
+            yield np.concatenate(pending)
+
+
+def _open(stream: BinaryIO) -> Any:
+    """An `av.container.InputContainer`."""
+    import av
+
+    # Without a name, from which FFmpeg would guess a format. No protocol is allowed: nothing but the stream
+    # is read. Tags in other encodings do no harm.
+    nameless = SegmentFile(stream, [range(stream.seek(0, io.SEEK_END))])
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+    return av.open(nameless, container_options=options, metadata_errors="replace")
+
+
+def _decode(container: Any) -> Iterator[AudioFrame]:
+    """The frames of the first audio stream, without what is damaged."""
+    import av
+
+    for packet in container.demux(container.streams.audio[0]):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            continue
+        yield from (frame for frame in frames if frame.samples)
+
+
+def _samples(frame: AudioFrame) -> np.ndarray:
+    """The samples of a frame, float32 `[n, channels]`."""
+    samples, name = frame.to_ndarray(), frame.format.name
+    samples = samples.T if name.endswith("p") else samples.reshape(-1, frame.layout.nb_channels)
+    scale = _SCALES.get(name.removesuffix("p"))
+    if scale is None:  # it is floating point
+        return samples.astype(np.float32)
+    return ((samples.astype(np.float64) - (scale if name.startswith("u8") else 0)) / scale).astype(np.float32)

@@ -1,0 +1,200 @@
+"""Opens audio files: libsndfile's formats, MP3 and Ogg files joined from several, and others with PyAV."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import soundfile
+
+from audiocraft_mlx.audio.containers import PYAV_HINT, ContainerDecoder, has_pyav
+from audiocraft_mlx.audio.mpeg import find_mpeg_parts
+from audiocraft_mlx.audio.ogg import find_ogg_links
+from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
+from audiocraft_mlx.audio.segments import Segment, SegmentFile
+from audiocraft_mlx.audio.wav_header import complete_wav
+from audiocraft_mlx.errors import UsageError
+
+# Frames decoded at a time: a header may claim more than the file holds, or than fits into memory.
+_BLOCK = 1 << 18
+# What libsndfile has for a header without a length, for instance of FLAC that was written into a pipe.
+_UNKNOWN_FRAMES = 2**63 - 1
+# The bits that keep a file's samples unchanged; other subtypes fit into 16.
+_BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
+_BIT_LABELS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
+_MAX_PARTS = 1000
+
+
+class Decoder(Protocol):
+    """An open audio file.
+
+    Attributes:
+        description: its format, for people.
+        bits: per sample, that a file needs to keep the samples unchanged.
+        rate: Hz.
+        channels: of the audio.
+        frames: samples per channel; None if only decoding tells.
+    """
+
+    description: str
+    bits: int
+    rate: int
+    channels: int
+    frames: int | None
+
+    def blocks(self, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        """Up to `count` samples per channel from `start` on, in blocks float32 `[n, channels]`.
+
+        Fewer where the file ends early. Raises `UsageError` if it is damaged.
+        """
+
+
+def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
+    """The decoder of the file at `path`, which is open as `stream`.
+
+    Raises `UsageError` if it isn't audio that can be decoded.
+    """
+    decoder: Decoder
+    try:
+        decoder = LibsndfileDecoder(path, stream, _find_parts(path, stream))
+    except soundfile.LibsndfileError as error:
+        parts = _find_parts(path, stream, search=True)
+        if parts:
+            return LibsndfileDecoder(path, stream, parts)
+        container = _open_container(path, stream)
+        if container is None:
+            hint = "" if has_pyav() else f"; {PYAV_HINT}"
+            raise UsageError(
+                f"{path} is not audio that can be read; give a WAV, FLAC, MP3 or Ogg file{hint}"
+            ) from error
+        return container
+    if decoder.frames == 0 and not decoder.description.startswith("WAV"):
+        # Perhaps its header was never completed; for WAV see `complete_wav`.
+        return _open_container(path, stream) or decoder
+    return decoder
+
+
+def _find_parts(path: Path, stream: BinaryIO, search: bool = False) -> list[list[Segment]]:
+    """What libsndfile must be given one by one to decode all of the file; none: the file as it is."""
+    try:
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:  # it is empty
+        return []
+    with data:
+        parts = [part.segments() for part in find_mpeg_parts(data, search)]
+        if not parts and data[:4] == b"OggS":
+            links = find_ogg_links(data)
+            parts = [[link] for link in links] if len(links) > 1 else []
+        if not parts:
+            wav = complete_wav(data)
+            parts = [] if wav is None else [wav]
+    if len(parts) > _MAX_PARTS:
+        raise UsageError(f"{path} was joined from more than {_MAX_PARTS} files; convert it to WAV")
+    return parts
+
+
+def _open_container(path: Path, stream: BinaryIO) -> ContainerDecoder | None:
+    """The file as PyAV decodes it; None if it can't, or isn't installed."""
+    return ContainerDecoder.open(path, stream) if has_pyav() else None
+
+
+class _SoundFile(soundfile.SoundFile):
+    """Doesn't seek in a file whose length is unknown: libsndfile fails there, and soundfile always does."""
+
+    def seekable(self) -> bool:
+        return self.frames != _UNKNOWN_FRAMES and super().seekable()
+
+
+class LibsndfileDecoder:
+    """A `Decoder` for libsndfile's formats. The parts of a joined file follow each other.
+
+    A part with another sample rate or other channels than the first is converted.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO, parts: Sequence[Sequence[Segment]] = ()) -> None:
+        """`parts` as `_find_parts` returns them. Raises `LibsndfileError` if it isn't audio."""
+        self._path, self._stream = path, stream
+        self._parts: Sequence[Sequence[Segment] | None] = parts or [None]
+        with self._open(self._parts[0]) as first:
+            self.rate, self.channels = first.samplerate, first.channels
+            self.bits = _BITS.get(first.subtype, 16)
+            self.description = f"{first.format}{_BIT_LABELS.get(first.subtype, '')}"
+            lengths = [self._length(first)]
+        for part in self._parts[1:]:
+            with self._open(part) as file:
+                lengths.append(self._length(file))
+        self._lengths = lengths
+        self.frames = None if _UNKNOWN_FRAMES in lengths else sum(lengths)
+
+    def blocks(self, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        for part, length in zip(self._parts, self._lengths, strict=True):
+            if start >= length:
+                start -= length
+                continue
+            with self._open(part) as file:
+                for block in self._decode(file, start, count):
+                    yield block
+                    count = None if count is None else count - len(block)
+            start = 0
+            if count == 0:
+                return
+
+    def _open(self, part: Sequence[Segment] | None) -> soundfile.SoundFile:
+        self._stream.seek(0)
+        if part is None:
+            # By its descriptor: by its name libsndfile guesses formats.
+            file = _SoundFile(self._stream.fileno(), closefd=False)
+        else:
+            file = _SoundFile(SegmentFile(self._stream, part))
+        if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
+            file.close()
+            raise UsageError(
+                f"{self._path} is at {file.samplerate} Hz; convert it to a sample rate from"
+                f" {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz"
+            )
+        return file
+
+    def _length(self, file: soundfile.SoundFile) -> int:
+        """Samples per channel of a part, at the first part's rate."""
+        frames: int = file.frames
+        return frames if frames == _UNKNOWN_FRAMES else frames * self.rate // file.samplerate
+
+    def _decode(self, file: soundfile.SoundFile, start: int, count: int | None) -> Iterator[np.ndarray]:
+        """`blocks` of one part."""
+        if (file.samplerate, file.channels) != (self.rate, self.channels):
+            audio = np.concatenate([*self._read(file, None)]).T
+            if (self.channels == 2 < len(audio)) or 1 < len(audio) < self.channels:
+                audio = audio.mean(axis=0, keepdims=True)
+            audio = convert_audio(audio, file.samplerate, self.rate, self.channels).T
+            yield audio[start : None if count is None else start + count]
+            return
+        # In MP3 a frame depends on those before it: only decoding them is exact.
+        if start and file.seekable() and file.format != "MP3":
+            self._call(file.seek, start)
+            start = 0
+        for block in self._read(file, None if count is None else start + count):
+            skipped = min(start, len(block))
+            start -= skipped
+            if skipped < len(block):
+                yield block[skipped:]
+
+    def _read(self, file: soundfile.SoundFile, count: int | None) -> Iterator[np.ndarray]:
+        """Up to `count` samples per channel from where `file` is."""
+        while count is None or count > 0:
+            size = _BLOCK if count is None else min(count, _BLOCK)
+            block = self._call(file.read, size, dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            yield block
+            count = None if count is None else count - len(block)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except soundfile.LibsndfileError as error:
+            raise UsageError(
+                f"{self._path} is damaged, or its length is unknown; convert it to WAV"
+            ) from error
