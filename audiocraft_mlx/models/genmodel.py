@@ -27,6 +27,7 @@ from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.decoding.stream import rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import MusicGenError, UsageError
+from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
 from audiocraft_mlx.networks.weights import dtype_name
@@ -125,7 +126,9 @@ class GenModel:
                 `int8_activations` is asked of one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
+            MemoryError: a limit of `ulimit` is too low for the model.
         """
+        require_memory(PROGRAM_BYTES)
         if cache_bits not in (None, 8):
             raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         name = cls.default_name if name is None else name
