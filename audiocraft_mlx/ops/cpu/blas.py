@@ -25,8 +25,8 @@ OPENBLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "16")
 """How long OpenBLAS's threads wait awake for their next product: 2^16 cycles, some microseconds. By itself it
 takes 2^26, in which they hold the processors that the other operations' threads want."""
 OPENBLAS_THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
-"""How many threads it has: the first of these variables that is set. By itself it counts processors, also where a
-container has a quota of less."""
+"""How many threads it has: the first of these variables that is set. By itself it counts processors, even
+where a container has a quota of less."""
 PREFIXES = ("scipy_", "")
 """scipy-openblas32 puts its name in front of each symbol, so as not to meet another BLAS by accident."""
 
