@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from audiocraft_mlx.benchmark import SHAPES, report, transformers_process
 from audiocraft_mlx.benchmark import model as benchmark_model
-from audiocraft_mlx.benchmark.measure import Measurement, num_cpus, peak_memory, read_bandwidth
+from audiocraft_mlx.benchmark.measure import Measurement, peak_memory, read_bandwidth
 from audiocraft_mlx.benchmark.mlx_backend import MLXBackend, PrefilledDecoder
 from audiocraft_mlx.benchmark.model import BenchmarkModel, model_shape, random_bundle
 from audiocraft_mlx.benchmark.step_costs import (
@@ -35,6 +35,7 @@ from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.cli.bench import main
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.errors import MusicGenError, UsageError
+from audiocraft_mlx.machine import num_cpus
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.weights import flat_parameters

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiocraft_mlx import machine
 from audiocraft_mlx.audio import write
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
@@ -129,7 +130,7 @@ def test_memory_is_shared_out(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(mx, "get_active_memory", lambda: 1000)
     for room, rows in ((0, 1), (2.9, 2), (8.5, 8), (50, 8)):
         total = 2 * int(room * row + 1000)
-        monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": total, "SC_PAGE_SIZE": 1}.get)
+        monkeypatch.setattr(machine.os, "sysconf", {"SC_PHYS_PAGES": total, "SC_PAGE_SIZE": 1}.get)
         assert memory.max_batch_size(fake, 10, 2) == rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import statistics
 import sys
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+
+from audiocraft_mlx.machine import num_cpus
 
 _BANDWIDTH_BYTES = 2**29
 """Read to measure the bandwidth: far more than any CPU cache holds."""
@@ -43,11 +44,6 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def num_cpus() -> int:
-    """Logical CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def peak_memory() -> float:

@@ -51,6 +51,7 @@ class MLXBackend:
             GUIDANCE,
             keys=row_keys([0], steps),
             on_step=lambda step, total: step_ends.append(time.perf_counter()),
+            chunk_frames=frames,  # at each chunk it waits for the device
         ):
             pass
         return (step_ends[WARM_UP_STEPS + TIMED_STEPS - 1] - step_ends[WARM_UP_STEPS - 1]) / TIMED_STEPS

@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from audiocraft_mlx.benchmark.measure import Measurement, num_cpus
+from audiocraft_mlx.benchmark.measure import Measurement
 from audiocraft_mlx.benchmark.model import BenchmarkModel
 from audiocraft_mlx.benchmark.suite import Result, Settings
+from audiocraft_mlx.machine import num_cpus
 from audiocraft_mlx.version import __version__
 
 _NAME, _UNIT, _VALUE, _RATIO = 28, 8, 30, 8

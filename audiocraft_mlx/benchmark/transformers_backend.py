@@ -29,6 +29,7 @@ from audiocraft_mlx.benchmark.backend import GUIDANCE, PROMPT, SAMPLING, TIMED_S
 from audiocraft_mlx.benchmark.model import BenchmarkModel
 from audiocraft_mlx.benchmark.transformers_model import TransformersModel, to_transformers
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.machine import num_cpus
 
 
 class TransformersBackend:
@@ -39,7 +40,7 @@ class TransformersBackend:
         logging.disable_progress_bar()
         torch.set_grad_enabled(False)
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(measure.num_cpus())  # torch's default is sometimes half of them
+            torch.set_num_threads(num_cpus())  # torch's default is sometimes half of them
         torch.manual_seed(0)
         self._device = _device()
         tokens, mask = bundle.text_conditioner.tokenize([PROMPT])

@@ -21,6 +21,7 @@ from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, UsageError
+from audiocraft_mlx.machine import require_memory
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
@@ -30,6 +31,9 @@ from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
 
 CONFIG_FILE = "config.json"
+
+# Measured: address space that MLX and the BLAS take with their first operations.
+_BUFFERS_BYTES = 384 << 20
 
 Codec = Encodec | InterleavedStereoCodec
 _DEFAULT_STYLE_PARAMS = StyleParams()
@@ -73,6 +77,11 @@ class ModelBundle:
         store_fp16_if_exact(self.lm)
         optimize_layout(self.lm)
         optimize_layout(self.text_conditioner.t5)
+        sizes = [
+            weight.nbytes for network in self._networks() for weight in flat_parameters(network).values()
+        ]
+        # The largest one also as it is in the file, and with the threads and buffers of MLX and the BLAS.
+        require_memory(sum(sizes) + 2 * max(sizes) + _BUFFERS_BYTES)
         for network in self._networks():
             for weight in flat_parameters(network).values():
                 mx.eval(weight)

@@ -15,6 +15,7 @@ from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
 from audiocraft_mlx.cli.common import run_command
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 
 if TYPE_CHECKING:
     from audiocraft_mlx.models.genmodel import GenModel
@@ -47,6 +48,7 @@ def _run(argv: list[str] | None, program: CommandDefaults) -> None:
 def _generate(command: GenerateClips) -> None:
     from audiocraft_mlx.cli.clip_files import plan_files
 
+    require_memory(PROGRAM_BYTES)  # else the imports below crash
     # Everything that can be wrong is found before the model is loaded.
     files = plan_files(command)
     _check_sinks(command)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiocraft_mlx.clips.planning import ClipPlan, plan_batches, plan_clips
+from audiocraft_mlx.clips.memory import require_memory_for
+from audiocraft_mlx.clips.planning import ClipPlan, bytes_of, plan_batches, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.errors import UsageError
 
@@ -75,6 +76,7 @@ def generate_clips(
     Raises:
         UsageError: at once, if the model can't do what a request asks for or an audio file can't be used.
         MusicGenError: from the iterator, what the model raises.
+        MemoryError: from the iterator, if not even one clip fits below a limit of `ulimit`.
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
@@ -88,7 +90,12 @@ def _generate(
     chunk_seconds: float,
     on_progress: Callable[[Progress], None] | None,
 ) -> Generator[Event, None, None]:
+    largest = 0
     for batch in batches:
+        # What one batch gave back the next one gets.
+        if (size := bytes_of(model, batch)) > largest:
+            require_memory_for(size)
+            largest = size
         progress = Progress(0, 0)
 
         def on_step(done: int, total: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+
+from audiocraft_mlx.machine import memory_below_rlimits, memory_size, require_memory
 
 if TYPE_CHECKING:
     from audiocraft_mlx.models.genmodel import GenModel
@@ -16,17 +17,42 @@ MAX_BATCH_SIZE = 8
 _PREFIX = 512
 # Measured: the released codec decoding a second of one channel.
 _CODEC_BYTES = 208 << 20
+# Measured: address space that the threads of MLX, the BLAS and the tokenizer take with the first clip.
+_THREADS_BYTES = 256 << 20
+# Measured: address space that isn't given back after some larger batches.
+_FRAGMENTS_BYTES = 128 << 20
+# The part of a card's memory, or of a Mac's that is meant for its GPU, that clips and weights may take.
+_GPU_SHARE = 0.8
 
 
 def max_batch_size(model: GenModel, seconds: float, branches: int) -> int:
-    """How many clips of `seconds` fit into half of the machine's memory beside the loaded model, 1 to 8.
+    """How many clips of `seconds` fit into memory beside the loaded model, 1 to 8.
 
     Each needs the keys and values of one window, for each of the `branches` of guidance, and the codec's
     activations. Generated audio waits on disk.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    available = memory // 2 - mx.get_active_memory()
-    return max(1, min(MAX_BATCH_SIZE, available // bytes_per_clip(model, seconds, branches)))
+    return max(1, min(MAX_BATCH_SIZE, available_memory() // bytes_per_clip(model, seconds, branches)))
+
+
+def available_memory() -> int:
+    """Bytes that clips may take: half of the machine's memory or of a container's, less what arrays take.
+
+    No more than a limit of `ulimit` leaves; on a GPU no more than is meant for it. A card with memory of its
+    own counts instead of the machine's.
+    """
+    gpu, has_own_memory = _gpu_memory()
+    limits = [] if has_own_memory else [memory_size() // 2 - mx.get_active_memory()]
+    if gpu is not None:
+        limits.append(int(_GPU_SHARE * gpu) - mx.get_active_memory())
+    below_rlimits = memory_below_rlimits()
+    if below_rlimits is not None:
+        limits.append(below_rlimits - _THREADS_BYTES - _FRAGMENTS_BYTES)
+    return min(limits)
+
+
+def require_memory_for(size: int) -> None:
+    """Raise `MemoryError` if the first clips, which need `size` bytes, would exceed a limit of `ulimit`."""
+    require_memory(_THREADS_BYTES + size)
 
 
 def bytes_per_clip(model: GenModel, seconds: float, branches: int) -> int:
@@ -35,3 +61,17 @@ def bytes_per_clip(model: GenModel, seconds: float, branches: int) -> int:
     positions = int(min(seconds, model.max_duration) * model.frame_rate) + _PREFIX
     cache = branches * config.num_layers * 2 * config.dim * positions * model.lm.dtype.size
     return cache + model.audio_channels * _CODEC_BYTES
+
+
+def _gpu_memory() -> tuple[int | None, bool]:
+    """Bytes of the default device that a process should stay within, and whether they are its own.
+
+    None on a CPU, or where MLX doesn't tell.
+    """
+    if mx.default_device() != mx.gpu:
+        return None, False
+    info: dict[str, Any] = mx.device_info()
+    if "max_recommended_working_set_size" in info:
+        return int(info["max_recommended_working_set_size"]), False
+    total = info.get("total_memory")
+    return (None, False) if total is None else (int(total), True)

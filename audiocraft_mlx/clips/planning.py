@@ -98,10 +98,21 @@ def plan_batches(
     for group in groups.values():
         size = batch_size
         if size is None:
-            branches = 2 if all(plan.request.style_coef is None for plan in group) else 3
-            size = memory.max_batch_size(model, max(plan.request.duration for plan in group), branches)
+            seconds = max(plan.request.duration for plan in group)
+            size = memory.max_batch_size(model, seconds, _branches(group))
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
+
+
+def bytes_of(model: GenModel, batch: Sequence[ClipPlan]) -> int:
+    """The memory that a batch needs beside the weights."""
+    seconds = max(plan.request.duration for plan in batch)
+    return len(batch) * memory.bytes_per_clip(model, seconds, _branches(batch))
+
+
+def _branches(plans: Sequence[ClipPlan]) -> int:
+    """How many branches of guidance a batch of `plans` has at most."""
+    return 2 if all(plan.request.style_coef is None for plan in plans) else 3
 
 
 def new_samples(model: GenModel, request: ClipRequest) -> int:

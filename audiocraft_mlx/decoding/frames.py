@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 
 import mlx.core as mx
+import numpy as np
 
 from audiocraft_mlx.decoding.guidance import GuidanceParams, GuidedDecoder
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, gumbel_noise, sample_codes
 from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
 
 NOISE_CHUNK = 16
 """Steps whose random noise is made at once; one by one it costs more than the draws."""
+
+_LARGE_COEF = 1000.0
+"""Guidance beyond this is named as a possible cause of an overflow."""
 
 OnStep = Callable[[int, int], None]
 """`(steps done, steps in all)`"""
@@ -32,8 +37,13 @@ def generate_frames(
     on_step: OnStep | None = None,
     chunk_frames: int = 1,
     first_chunk: int | None = None,
+    steps_before: int = 0,
+    total_steps: int | None = None,
 ) -> Iterator[mx.array]:
     """Yield the codes of a sequence of `frames` frames that follow its prompt, int32 `[B, K, n]` each.
+
+    All that it goes on with is evaluated at each yield, and a step takes the calling thread's default stream:
+    MLX's streams belong to threads, and the generator can be advanced by any.
 
     Args:
         conditions: one row for each sequence.
@@ -41,11 +51,15 @@ def generate_frames(
         keys: each row's random keys for the pattern's steps, uint32 `[B, steps, 2]` (`sampling.row_keys`);
             greedy decoding needs none.
         prompt: codes int `[B, K, F]` that the sequences begin with, F < `frames`.
-        on_step: called after each step of the transformer.
+        on_step: called after each step of the transformer with the steps done and the steps in all.
         chunk_frames: frames of each chunk; the last one has what is left.
         first_chunk: frames of the first chunk, if others.
+        steps_before, total_steps: how the steps are counted, where this sequence is a part of more.
 
     Equal to audiocraft's `LMModel.generate`.
+
+    Raises:
+        MusicGenError: the logits are NaN or infinite; before the frames that were drawn from them.
     """
     lm = decoder.lm
     pattern = DelayPattern(lm.config.delays, frames)
@@ -58,34 +72,46 @@ def generate_frames(
     mask = mx.array(pattern.mask(frames))
     guided = GuidedDecoder(decoder, conditions, pattern.steps - 1, guidance)
     start = pattern.first_step(prompt_frames)
-    total = pattern.steps - start
+    total = total_steps or pattern.steps - start
     inputs, previous = sequence[:, :, :start], sequence
     # The steps that hold codes of frames which were not yielded yet: from the first one's on.
     pending: list[mx.array] = []
+    # The sum of each step's logits, `[B]`, NaN or infinite as soon as one of them is. They are computed with
+    # the codes and looked at with the frames: to look at each step would wait for the device.
+    sums: list[mx.array] = []
     next_chunk = chunk_frames if first_chunk is None else first_chunk
     left = frames - prompt_frames
     noises = repeat(None) if keys is None else _noise_per_step(lm, keys[:, start:])
     for step, noise in zip(range(start, pattern.steps), noises, strict=False):
-        codes = sample_codes(guided(inputs), sampling, noise)
+        logits = guided(inputs)
+        sums.append(logits.sum(axis=(1, 2)))
+        codes = sample_codes(logits, sampling, noise)
         codes = mx.where(mask[:, step], codes, special)
         codes = mx.where(known[:, step], sequence[:, :, step], codes)
-        mx.async_eval(codes)
+        mx.async_eval(codes, sums[-1])
         if step > start:
             # One step ahead of the device and no further.
             mx.eval(previous)
             if on_step is not None:
-                on_step(step - start, total)
+                on_step(steps_before + step - start, total)
         previous, inputs = codes, codes[:, :, None]
         pending.append(inputs)
         size = min(next_chunk, left)
         if len(pending) == size + pattern.max_delay - min(pattern.delays):
-            yield _frames_of_steps(pattern, pending, size)
+            chunk = _frames_of_steps(pattern, pending, size)
+            mx.eval(chunk, sums)
+            first_bad = _first_non_finite(sums)
+            if first_bad is not None:
+                done = steps_before + step - start + 1
+                raise _non_finite_error(lm, guidance, done - len(sums) + first_bad + 1, total)
+            yield chunk
             del pending[:size]
+            sums.clear()
             left -= size
             next_chunk = chunk_frames
     mx.eval(previous)
     if on_step is not None:
-        on_step(total, total)
+        on_step(steps_before + pattern.steps - start, total)
 
 
 def _frames_of_steps(pattern: DelayPattern, steps: list[mx.array], size: int) -> mx.array:
@@ -94,6 +120,26 @@ def _frames_of_steps(pattern: DelayPattern, steps: list[mx.array], size: int) ->
     first = min(pattern.delays)
     rows = [codes[:, k, delay - first : delay - first + size] for k, delay in enumerate(pattern.delays)]
     return mx.stack(rows, axis=1)
+
+
+def _first_non_finite(sums: Sequence[mx.array]) -> int | None:
+    """The first of `sums` `[B]` that isn't finite in some row."""
+    bad = ~np.isfinite(np.stack([np.array(step) for step in sums])).all(axis=1)
+    return int(bad.argmax()) if bad.any() else None
+
+
+def _non_finite_error(
+    lm: LM, guidance: GuidanceParams | Sequence[GuidanceParams], step: int, total: int
+) -> MusicGenError:
+    advice = ["its weights are damaged, or its training diverged; use another checkpoint"]
+    if lm.dtype == mx.float16:
+        advice.append("or half precision overflows: convert it with musicgen-mlx-convert --dtype float32")
+    rows = [guidance] if isinstance(guidance, GuidanceParams) else guidance
+    if any(max(abs(row.coef), abs(row.beta or 0)) > _LARGE_COEF for row in rows):
+        advice.append("or the guidance coefficient is too large: try 3")
+    return MusicGenError(
+        f"the model's logits are NaN or infinite at step {step} of {total}: {', '.join(advice)}"
+    )
 
 
 def _noise_per_step(lm: LM, keys: mx.array) -> Iterator[mx.array]:

@@ -10,14 +10,17 @@ import numpy as np
 
 from audiocraft_mlx.validation import TEMPERATURE, TOP_K, TOP_P
 
+MIN_TEMPERATURE = 1e-30
+"""Below it the most likely code is certain; logits divided by less overflow, and then all codes are equal."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How the codes of a row are drawn. Raises `UsageError` for values out of range.
 
-    `use_sampling=False` or `temperature=0` takes the most likely code. `top_p` > 0 keeps the most likely
-    codes up to that probability, and `top_k` is then not used; otherwise `top_k` > 0 keeps the `top_k` most
-    likely codes, and all that tie with the last of them.
+    `use_sampling=False` or a temperature below `MIN_TEMPERATURE` takes the most likely code. `top_p` > 0
+    keeps the most likely codes up to that probability, and `top_k` is then not used; otherwise `top_k` > 0
+    keeps the `top_k` most likely codes, and all that tie with the last of them.
     """
 
     use_sampling: bool = True
@@ -32,7 +35,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return not self.use_sampling or self.temperature == 0
+        return not self.use_sampling or self.temperature < MIN_TEMPERATURE
 
 
 def filter_logits(logits: mx.array, sampling: SamplingParams) -> mx.array:

@@ -8,7 +8,10 @@ import mlx.core as mx
 
 
 def rechunk(audio: Iterable[mx.array], size: int) -> Iterator[mx.array]:
-    """The samples of arrays `[B, C, m]` of any length in chunks `[B, C, size]`; the last one is shorter."""
+    """The samples of arrays `[B, C, m]` of any length in chunks `[B, C, size]`; the last one is shorter.
+
+    Chunks are evaluated, and so is what is left of the arrays at each yield.
+    """
     rest: mx.array | None = None
     for samples in audio:
         rest = samples if rest is None else mx.concatenate([rest, samples], axis=2)
@@ -17,4 +20,5 @@ def rechunk(audio: Iterable[mx.array], size: int) -> Iterator[mx.array]:
             mx.eval(chunk, rest)  # else the rest keeps the whole array in memory
             yield chunk
     if rest is not None and rest.shape[2]:
+        mx.eval(rest)
         yield rest

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 
@@ -79,9 +78,11 @@ def generate_windows(
             guidance,
             keys=None if greedy else row_keys(seeds, pattern.steps, window.index),
             prompt=context,
-            on_step=on_step and partial(_report, on_step, sum(steps[: window.index]), sum(steps)),
+            on_step=on_step,
             chunk_frames=chunk_frames,
             first_chunk=missing,
+            steps_before=sum(steps[: window.index]),
+            total_steps=sum(steps),
         ):
             generated.append(codes)
             begun.append(codes)
@@ -96,7 +97,3 @@ def generate_windows(
             mx.eval(context)  # else it keeps the whole array in memory
     if begun:
         yield mx.concatenate(begun, axis=2)
-
-
-def _report(on_step: OnStep, before: int, total: int, done: int, _: int) -> None:
-    on_step(before + done, total)

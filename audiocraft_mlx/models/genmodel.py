@@ -27,9 +27,11 @@ from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.decoding.stream import rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
-from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.errors import MusicGenError, UsageError
+from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
-from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
+from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
+from audiocraft_mlx.networks.weights import dtype_name
 from audiocraft_mlx.progress import progress_bar
 from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number
 
@@ -127,7 +129,9 @@ class GenModel:
                 `int8_activations` is asked of one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
+            MemoryError: a limit of `ulimit` is too low for the model.
         """
+        require_memory(PROGRAM_BYTES)
         if cache_bits not in (None, 8):
             raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         name = cls.default_name if name is None else name
@@ -226,6 +230,7 @@ class GenModel:
         )
         if seed is not None:
             SEED.validate("seed", seed)
+            seed = int(seed)
         self.sampling, self.guidance, self.seed = params.sampling, params.guidance, seed
         self.duration, self.extend_stride = params.duration, params.extend_stride
 
@@ -318,7 +323,7 @@ class GenModel:
     ) -> GenerationOutput:
         """`num_samples` clips without a description. See `generate`."""
         validate_int("num_samples", num_samples, "an integer of at least 1", lambda n: n >= 1)
-        return self.generate([None] * num_samples, progress, return_tokens)
+        return self.generate([None] * int(num_samples), progress, return_tokens)
 
     def generate_continuation(
         self,
@@ -412,6 +417,10 @@ class GenModel:
             raise UsageError(
                 f"melody_separation must be one of {', '.join(MELODY_SEPARATIONS)}, not {melody_separation!r}"
             )
+        if len(seeds) != len(descriptions):
+            raise UsageError(f"there are {len(descriptions)} descriptions, but {len(seeds)} seeds")
+        for seed in seeds:
+            SEED.validate("a seed", seed)
         audios: list[mx.array] = []
         audio_of_row: list[int | None] = [None] * len(descriptions)
         if melody_wavs is not None:
@@ -421,7 +430,7 @@ class GenModel:
             )
         return GenerationInputs(
             descriptions=tuple(descriptions),
-            seeds=tuple(seeds),
+            seeds=tuple(int(seed) for seed in seeds),
             audios=tuple(audios),
             audio_of_row=tuple(audio_of_row),
             style_params=self.style_params,
@@ -459,8 +468,12 @@ class GenModel:
 
         Raises:
             UsageError: they aren't codes of this model.
+            MusicGenError: the codec's weights are damaged.
         """
-        return self.compression_model.decode(self._check_codes("tokens", gen_tokens))
+        audio = self.compression_model.decode(self._check_codes("tokens", gen_tokens))
+        if not mx.isfinite(audio).all().item():
+            raise _non_finite_audio()
+        return audio
 
     def _check_codes(self, name: str, codes: AudioArray) -> mx.array:
         """Codes from a caller as int32; `UsageError` unless they have an entry in the codec's tables."""
@@ -545,7 +558,7 @@ class GenModel:
             raise UsageError(
                 f"{name} must be floating-point audio in [-1, 1], not {audio.dtype}; divide it by full scale"
             )
-        samples = np.asarray(audio, np.float32)
+        samples = _float32_array(audio, name)
         if samples.ndim != 2 or not 0 < samples.shape[0] <= 64 or not samples.shape[1]:
             raise UsageError(
                 f"{name} must be [channels, samples] with some samples, not {list(samples.shape)}"
@@ -557,7 +570,13 @@ class GenModel:
         require_float_scale(samples, name)
         if mixed or self.audio_channels == 1:
             samples = without_cancellation(samples)
-        return mx.array(convert_audio(samples, rate, self.sample_rate, self.audio_channels))
+        converted = convert_audio(samples, int(rate), self.sample_rate, self.audio_channels)
+        if not converted.shape[1]:
+            raise UsageError(
+                f"{name} is too short, with {samples.shape[1]} sample(s) at {rate} Hz: less than one at"
+                f" {self.sample_rate} Hz; give longer audio"
+            )
+        return mx.array(np.ascontiguousarray(converted))
 
     def _encode_prompt(self, prompts: Sequence[AudioArray], rate: int | None, rows: int) -> mx.array:
         """Codes int32 `[B, K, F]` of what each row continues."""
@@ -579,8 +598,9 @@ class GenModel:
             for codes, samples in self._decode(inputs, self.params, CHUNK_FRAMES, on_step=on_step):
                 tokens.append(codes)
                 audio += [] if samples is None else [samples]
-        whole = mx.concatenate(audio, axis=2)
-        return (whole, mx.concatenate(tokens, axis=2)) if return_tokens else whole
+        whole, codes = mx.concatenate(audio, axis=2), mx.concatenate(tokens, axis=2)
+        mx.eval(whole, codes)  # else only this thread could use them
+        return (whole, codes) if return_tokens else whole
 
     def _start(
         self,
@@ -643,7 +663,7 @@ class GenModel:
             for start in range(0, inputs.prompt_frames, CHUNK_FRAMES):
                 codes = inputs.prompt[:, :, start : start + CHUNK_FRAMES]
                 audio = decoder.step(codes, is_last=False)
-                mx.eval(codes, audio)
+                _evaluate(codes, audio, decoder)
                 yield codes, audio
         left = windows[-1].start + windows[-1].frames - inputs.prompt_frames
         # A stream yields its first chunk as soon as the codec can give all of it.
@@ -651,7 +671,7 @@ class GenModel:
         for codes in self._code_frames(inputs, rows, windows, chunk_frames, first, on_step):
             left -= codes.shape[2]
             audio = decoder.step(codes, is_last=left == 0)
-            mx.eval(codes, audio)
+            _evaluate(codes, audio, decoder)
             yield codes, audio
 
     def _code_frames(
@@ -701,6 +721,56 @@ class GenModel:
             separate_null=params.guidance.two_step,
             separate_melody=inputs.separate_melody,
         )
+
+
+def _evaluate(codes: mx.array, audio: mx.array | None, decoder: DecoderStream | StereoDecoderStream) -> None:
+    """Evaluate a chunk and all that `decoder` goes on with, so that any thread can go on with them.
+
+    Raises `MusicGenError` for audio that is NaN or infinite.
+    """
+    finite = None if audio is None else mx.isfinite(audio).all()
+    mx.eval(codes, audio, finite, decoder.state)
+    if finite is not None and not finite.item():
+        raise _non_finite_audio()
+
+
+def _non_finite_audio() -> MusicGenError:
+    return MusicGenError(
+        "the codec's audio is NaN or infinite: its weights are damaged; download the model again, or use"
+        " another"
+    )
+
+
+def _float32_array(audio: AudioArray, name: str) -> np.ndarray:
+    """`audio` as NumPy's float32, from any kind of float. Raises `UsageError` for other types."""
+    if isinstance(audio, mx.array):
+        # NumPy has no bfloat16.
+        audio = (
+            np.array(audio.astype(mx.float32)) if mx.issubdtype(audio.dtype, mx.floating) else np.array(audio)
+        )
+    try:
+        array = np.asarray(audio)
+        if np.issubdtype(array.dtype, np.floating):
+            return array.astype(np.float32, copy=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be an array of float samples, not {type(audio).__name__}") from error
+    raise UsageError(
+        f"{name} must be float samples, nominally in [-1, 1], not {array.dtype}; divide integers by their"
+        " full scale"
+    )
+
+
+def _integer_array(tokens: mx.array | np.ndarray) -> mx.array:
+    """Raises `UsageError` for what isn't an array of integers."""
+    if not isinstance(tokens, mx.array):
+        array = np.asarray(tokens)
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"tokens must be integers, not {array.dtype}")
+        # MLX takes neither negative strides nor other byte orders.
+        tokens = mx.array(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    if not mx.issubdtype(tokens.dtype, mx.integer):
+        raise UsageError(f"tokens must be integers, not {dtype_name(tokens.dtype)}")
+    return tokens
 
 
 def _clips_of(audio: AudioArray) -> list[AudioArray]:

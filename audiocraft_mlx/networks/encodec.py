@@ -317,6 +317,11 @@ class DecoderStream:
         self._unwanted = 0
         """Samples to come that `warm_up` is about."""
 
+    @property
+    def state(self) -> list[mx.array]:
+        """All that the next step goes on with. Evaluated, it can be used by another thread."""
+        return self._recurrent.state + self._local.state
+
     def warm_up(self, codes: mx.array) -> None:
         """Read codes int `[B, K, n]` of what precedes the clip; their audio isn't made.
 
@@ -392,7 +397,7 @@ class Encodec(nn.Module):
             if latents is not None:
                 codes.append(self.quantizer.encode(latents, self.num_codebooks))
                 mx.eval(codes[-1])
-        return mx.concatenate(codes, axis=2)
+        return _evaluated(mx.concatenate(codes, axis=2))
 
     def decode(self, codes: mx.array) -> mx.array:
         """Audio float32 `[B, C, F * hop_length]` of `codes` int `[B, K, F]`."""
@@ -404,7 +409,7 @@ class Encodec(nn.Module):
             if samples is not None:
                 audio.append(samples)
                 mx.eval(samples)
-        return mx.concatenate(audio, axis=2)
+        return _evaluated(mx.concatenate(audio, axis=2))
 
     def make_decoder_stream(self) -> DecoderStream:
         return DecoderStream(self)
@@ -480,11 +485,11 @@ class InterleavedStereoCodec:
     def encode(self, audio: mx.array) -> mx.array:
         """Codes int32 `[B, K, F]` of `audio` float `[B, 2, T]`."""
         batch, channels, length = audio.shape
-        return interleave(self.mono.encode(audio.reshape(batch * channels, 1, length)))
+        return _evaluated(interleave(self.mono.encode(audio.reshape(batch * channels, 1, length))))
 
     def decode(self, codes: mx.array) -> mx.array:
         """Audio float32 `[B, 2, F * hop_length]` of `codes` int `[B, K, F]`."""
-        return merge_channels(self.mono.decode(deinterleave(codes)))
+        return _evaluated(merge_channels(self.mono.decode(deinterleave(codes))))
 
     def make_decoder_stream(self) -> StereoDecoderStream:
         return StereoDecoderStream(self.mono)
@@ -496,6 +501,11 @@ class StereoDecoderStream:
     def __init__(self, mono: Encodec) -> None:
         self._mono = mono.make_decoder_stream()
         self.lookahead_frames = self._mono.lookahead_frames
+
+    @property
+    def state(self) -> list[mx.array]:
+        """See `DecoderStream.state`."""
+        return self._mono.state
 
     def warm_up(self, codes: mx.array) -> None:
         """See `DecoderStream.warm_up`."""
@@ -524,3 +534,9 @@ def deinterleave(codes: mx.array) -> mx.array:
 def merge_channels(audio: mx.array) -> mx.array:
     """`[2 * B, 1, T]`, left and right in turn, → `[B, 2, T]`."""
     return audio.reshape(-1, 2, audio.shape[2])
+
+
+def _evaluated(array: mx.array) -> mx.array:
+    """`array`, which other threads can use then: what isn't evaluated belongs to the thread that made it."""
+    mx.eval(array)
+    return array

@@ -26,6 +26,10 @@ class StreamingLayer(Protocol):
     def delay(self, delay: int) -> int:
         """Frames that the output is delayed by if the input is delayed by `delay` frames."""
 
+    @property
+    def state(self) -> list[mx.array]:
+        """All that the next step goes on with. Evaluated, it can be used by another thread."""
+
 
 class StreamingSequential:
     """Layers in a row."""
@@ -46,6 +50,10 @@ class StreamingSequential:
             delay = layer.delay(delay)
         return delay
 
+    @property
+    def state(self) -> list[mx.array]:
+        return [array for layer in self._layers for array in layer.state]
+
 
 class Stateless:
     """A function of each frame alone."""
@@ -58,6 +66,10 @@ class Stateless:
 
     def delay(self, delay: int) -> int:
         return delay
+
+    @property
+    def state(self) -> list[mx.array]:
+        return []
 
 
 class StreamingResidual:
@@ -78,6 +90,10 @@ class StreamingResidual:
     def delay(self, delay: int) -> int:
         return self._layers.delay(delay)
 
+    @property
+    def state(self) -> list[mx.array]:
+        return [*_given(self._pending), *self._layers.state]
+
 
 class StreamingLSTM:
     def __init__(self, layer: nn.LSTM) -> None:
@@ -90,6 +106,10 @@ class StreamingLSTM:
 
     def delay(self, delay: int) -> int:
         return delay
+
+    @property
+    def state(self) -> list[mx.array]:
+        return list(self._state or ())
 
 
 class StreamingConv1d:
@@ -134,6 +154,10 @@ class StreamingConv1d:
     def delay(self, delay: int) -> int:
         return -(-(delay + self._right) // self._conv.stride)
 
+    @property
+    def state(self) -> list[mx.array]:
+        return _given(self._buffer)
+
 
 class StreamingConvTranspose1d:
     """A transposed convolution: T frames → `T * stride`, trimmed as `StreamingConv1d` is padded."""
@@ -160,6 +184,10 @@ class StreamingConvTranspose1d:
     def delay(self, delay: int) -> int:
         return delay * self._conv.stride + self._left
 
+    @property
+    def state(self) -> list[mx.array]:
+        return _given(self._buffer)
+
 
 def effective_kernel_size(conv: nn.Conv1d) -> int:
     """Input frames from the first to the last tap of the kernel."""
@@ -185,3 +213,7 @@ def pad(x: mx.array, left: int, right: int, mode: str) -> mx.array:
 
 def _concat(before: mx.array | None, x: mx.array) -> mx.array:
     return x if before is None or not before.shape[1] else mx.concatenate([before, x], axis=1)
+
+
+def _given(array: mx.array | None) -> list[mx.array]:
+    return [] if array is None else [array]

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.machine import cpu_quota, num_cpus
 
 ENV_VAR = "MUSICGEN_MLX_BLAS"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 OPENBLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "16")
 """How long OpenBLAS's threads wait awake for their next product: 2^16 cycles, some microseconds. By itself it
 takes 2^26, in which they hold the processors that the other operations' threads want."""
+OPENBLAS_THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+"""How many threads it has: the first of these variables that is set. By itself it counts processors, even
+where a container has a quota of less."""
 PREFIXES = ("scipy_", "")
 """scipy-openblas32 puts its name in front of each symbol, so as not to meet another BLAS by accident."""
 
@@ -41,7 +45,10 @@ def patch_mlx_blas() -> str | None:
     wanted = os.environ.get(ENV_VAR, "auto")
     if wanted == "none" or sys.platform != "linux":
         return None
-    os.environ.setdefault(*OPENBLAS_TIMEOUT)  # it looks there when it is loaded
+    # It looks there when it is loaded.
+    os.environ.setdefault(*OPENBLAS_TIMEOUT)
+    if cpu_quota() and not any(name in os.environ for name in OPENBLAS_THREADS):
+        os.environ[OPENBLAS_THREADS[0]] = str(num_cpus())
     mlx = _mlx_library()
     path = _openblas() if wanted == "auto" else wanted
     if mlx is None or path is None:

@@ -12,11 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from audiocraft_mlx.machine import cpu_quota, num_cpus
 from audiocraft_mlx.ops.cpu.tiled_linear import MAX_DECODE_ROWS
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 from audiocraft_mlx.ops.device import on_gpu
 
 ENV_VAR = "MUSICGEN_MLX_NATIVE"
+THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
 ABI_VERSION = 5
 """Version of the extension's functions and their arguments, as in native/CMakeLists.txt."""
 MAX_FP16_ROWS = 64
@@ -42,6 +44,8 @@ def load_extension() -> ModuleType | None:
             raise ImportError("it was built for another version of this program")
         from audiocraft_mlx_native import _extension
 
+        if cpu_quota():  # its threads are made with its first operation
+            os.environ.setdefault(THREADS_ENV_VAR, str(num_cpus()))
         _extension.instruction_set()  # refuses a processor that was named wrongly
         # Built with another nanobind than MLX was, it imports, but its functions take no arrays.
         mx.eval(_extension.elu(mx.zeros(1)))

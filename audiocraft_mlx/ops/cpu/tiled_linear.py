@@ -8,13 +8,15 @@ and several threads read parts of a large one.
 
 from __future__ import annotations
 
-import os
+import sys
 from contextlib import nullcontext
 from functools import cache
 from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from audiocraft_mlx.machine import num_cpus
 
 MAX_DECODE_ROWS = 8
 """Rows up to which a dense layer's time is that of reading its weights; a BLAS is made for more."""
@@ -89,7 +91,8 @@ def _matmul_threaded(rows: mx.array, tiles: mx.array, parts: int) -> mx.array:
 
 @cache
 def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MAX_THREADS)
+    # On macOS it is Accelerate that multiplies, with threads of its own.
+    return min(num_cpus(), MAX_THREADS) if sys.platform == "linux" else 1
 
 
 @cache

@@ -1,0 +1,114 @@
+"""What this process may use of the machine: processors and memory, within the limits that it was given."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+PROGRAM_BYTES = 512 << 20
+"""Measured: address space that MLX, the BLAS and the tokenizer take, with any model."""
+_ROOT = Path("/")
+# A limit in address space or data, and the line of /proc/self/status that says how much of it is taken.
+_LIMITS = ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:"))
+
+
+def num_cpus(root: Path = _ROOT) -> int:
+    """Processors that this process may use, at least 1: a cgroup's quota of 1.5 counts as 2."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cpus, *(math.ceil(quota) for quota in _cpu_quotas(root))]))
+
+
+def cpu_quota(root: Path = _ROOT) -> bool:
+    """Whether a cgroup gives this process less time than all processors that it may run on."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cpus(root) < cpus
+
+
+def memory_size(root: Path = _ROOT) -> int:
+    """The machine's memory in bytes, or a cgroup's limit if that is less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [
+        int(text)
+        for text in _cgroup_values("memory", "memory.max", "memory.limit_in_bytes", root)
+        if text.isdigit()
+    ]
+    return min([machine, *limits])
+
+
+def memory_below_rlimits() -> int | None:
+    """Bytes that this process may take before it reaches a limit of `ulimit -v` or `-d`; None: no limit."""
+    left = []
+    for kind, name in _LIMITS:
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            left.append(max(0, limit - _taken(name)))
+    return min(left, default=None)
+
+
+def require_memory(size: int) -> None:
+    """Raise `MemoryError` if `size` more bytes would exceed a limit of `ulimit`; MLX would crash.
+
+    It writes to what it allocates on a CPU without a look at whether there is anything.
+    """
+    if memory_below_rlimits() is None or size <= 0:
+        return
+    try:
+        mmap.mmap(-1, size).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError(f"{size >> 20} MB can't be had") from error
+
+
+def _taken(name: str) -> int:
+    """Bytes, from a line of /proc/self/status; 0 where there is no such file."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return 1024 * int(status.partition(name)[2].split()[0])
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """Processors' worth of time that each cgroup allows, of those that limit it."""
+    for text in _cgroup_values("cpu", "cpu.max", None, root):
+        quota, _, period = text.partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield int(quota) / int(period)
+    quotas = _cgroup_values("cpu", None, "cpu.cfs_quota_us", root)
+    periods = _cgroup_values("cpu", None, "cpu.cfs_period_us", root)
+    for quota, period in zip(quotas, periods, strict=False):
+        if quota.isdigit() and period.isdigit() and int(period):  # without a limit it is -1
+            yield int(quota) / int(period)
+
+
+def _cgroup_values(controller: str, v2: str | None, v1: str | None, root: Path) -> Iterator[str]:
+    """What the file of a controller says in this process's cgroup and all above it.
+
+    `v2` and `v1` are the file's names in the two versions, None to leave that out. In a container the names
+    of /proc/self/cgroup may be those of the host; the container's own limits are at the top then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            tops, name = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"], v2
+        elif controller in controllers.split(","):
+            tops, name = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller], v1
+        else:
+            continue
+        if name is None:
+            continue
+        inside = Path(path.lstrip("/"))
+        for top in dict.fromkeys(tops):
+            for folder in (inside, *inside.parents):
+                try:
+                    yield (top / folder / name).read_text().strip()
+                except OSError:
+                    continue
