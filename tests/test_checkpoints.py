@@ -388,6 +388,8 @@ def test_a_damaged_tokenizer(published: Path) -> None:
 def test_a_pickle_that_would_run_a_program_is_refused_and_not_run(
     release: Path, package: dict[str, Any], tmp_path: Path
 ) -> None:
+    write_torch_file(release / "state_dict.bin", package)
+    load(str(release))  # imports what a good file needs
     marker = tmp_path / "ran"
     command = f"touch {marker}".encode()
     package["best_state"]["out_norm.bias"] = Opcodes(
@@ -585,3 +587,110 @@ def test_both_names_of_t5_base_serve_for_a_tokenizer(
     add_to_hub_cache(empty_cache, "google-t5/t5-base", goldens / "goldens" / "t5")
     (published / "tokenizer.json").unlink()
     assert load(str(published)).max_duration == 30.0
+
+
+# What fine-tuning leaves behind
+
+
+def compiled(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"_orig_mod.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "remedy"),
+    [
+        (lambda p: p["best_state"], "is a bare state dict, without the configuration", "export"),
+        (lambda p: {"model": p["best_state"]}, "training checkpoint", "'model'"),
+        (lambda p: {"state_dict": p["best_state"], "epoch": 3}, "training checkpoint", "'state_dict'"),
+        (lambda p: {"xp.cfg": p["xp.cfg"], "model": p["best_state"]}, "training checkpoint", "export"),
+        (
+            lambda p: {"xp.cfg": p["xp.cfg"], "best_state": {"model": p["best_state"]}, "history": []},
+            "training checkpoint of audiocraft",
+            "audiocraft.utils.export.export_lm",
+        ),
+        (lambda p: p | {"best_state": compiled(p["best_state"])}, "'_orig_mod.'", "torch.compile"),
+        (
+            lambda p: p | {"best_state": {f"module.{n}": v for n, v in p["best_state"].items()}},
+            "'module.'",
+            "remove",
+        ),
+        (lambda p: compiled(p["best_state"]), "bare state dict", "export"),
+        (lambda p: [1], "holds a list", "'best_state'"),
+        (lambda p: {"xp.cfg": {"a": 1}, "best_state": {}}, "'xp.cfg'", "YAML"),
+    ],
+)
+def test_a_file_of_a_fine_tuning_is_named_with_its_remedy(
+    release: Path, package: dict[str, Any], change: Callable[[dict[str, Any]], Any], what: str, remedy: str
+) -> None:
+    write_torch_file(release / "state_dict.bin", change(package))
+    message = refusal(release)
+    assert message.startswith(str(release / "state_dict.bin"))
+    assert what in message
+    assert remedy in message
+
+
+def test_names_of_a_compiled_model_in_safetensors_are_explained(published: Path) -> None:
+    weights = mx.load(str(published / "model.safetensors"))
+    renamed = {name.replace("decoder.model.", "decoder._orig_mod.model."): weights[name] for name in weights}
+    mx.eval(renamed)
+    mx.save_safetensors(str(published / "model.safetensors"), renamed)
+    message = refusal(published)
+    assert "'_orig_mod.'" in message
+    assert "torch.compile" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["/home/somebody/t5", "./t5", "../runs/t5-base", "no such name", "a/b/c", "~/t5"]
+)
+def test_a_path_that_only_the_file_names_is_explained(
+    release: Path, package: dict[str, Any], name: str
+) -> None:
+    package["xp.cfg"] = package["xp.cfg"].replace("name: t5-base", f"name: {name}")
+    write_torch_file(release / "state_dict.bin", package)
+    message = refusal(release)
+    assert message.startswith(str(release / "state_dict.bin"))
+    assert f"names {name!r} as its text encoder" in message
+    assert "conditioners.description.t5.name" in message
+    assert "t5-base" in message
+
+
+def test_a_codec_path_that_only_the_file_names_is_explained(release: Path) -> None:
+    write_torch_file(release / "compression_state_dict.bin", {"pretrained": "/home/somebody/codec"})
+    message = refusal(release)
+    assert message.startswith(str(release / "compression_state_dict.bin"))
+    assert "names '/home/somebody/codec' as its codec" in message
+
+
+def test_a_text_encoder_that_was_trained_too_is_explained(release: Path, package: dict[str, Any]) -> None:
+    package["xp.cfg"] = package["xp.cfg"].replace("      finetune: false\n", "      finetune: true\n")
+    write_torch_file(release / "state_dict.bin", package)
+    message = refusal(release)
+    assert "'conditioners.description.t5.finetune' in its configuration is true" in message
+    assert "its text encoder was trained" in message
+    assert "finetune: false" in message
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], ["PEFT adapter", "merge_and_unload"]),
+        (["lm_final.pt"], ["lm_final.pt", "state_dict.bin"]),
+        (["checkpoint.th", "history.json"], ["checkpoint.th", "export"]),
+        (["model.ckpt"], ["model.ckpt"]),
+        (
+            ["checkpoint-500/config.json", "checkpoint-500/model.safetensors"],
+            ["give the folder", "checkpoint-500"],
+        ),
+        (["model.safetensors"], ["model.safetensors", "config.json"]),
+    ],
+)
+def test_a_folder_of_a_fine_tuning_is_named_with_its_remedy(
+    tmp_path: Path, files: list[str], words: list[str]
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    message = refusal(tmp_path)
+    assert "neither state_dict.bin" in message
+    for word in words:
+        assert word in message

@@ -23,7 +23,7 @@ from audiocraft_mlx.checkpoints.bundle import (
 )
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_part
 from audiocraft_mlx.checkpoints.tensors import TRANSFORMERS_WEIGHTS, load_state_dict
-from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
+from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.checkpoints.transformers import NETWORK_FILES, RELEASED_MAX_DURATION, load_network
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.prepend import AudioConditioner
@@ -32,7 +32,7 @@ from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
-from audiocraft_mlx.errors import CheckpointError, MusicGenError
+from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
@@ -46,6 +46,7 @@ AUDIO_CONDITIONERS = ("chroma_stem", "style")
 """audiocraft's names of the conditioners on audio that are supported: melody and style."""
 MERT_REPO = "m-a-p/MERT-v1-95M"
 
+_EXPORT = "export it with audiocraft.utils.export.export_lm"
 _PRETRAINED = "//pretrained/"
 
 
@@ -64,7 +65,12 @@ def load_model(model_files: ModelFiles) -> ModelBundle:
     config, state = _parse_package(read_torch_file(path), source)
     lm_config = LMConfig.from_audiocraft(config)
     # The parts first: it takes a while to load the weights, and that is for nothing if a part is missing.
-    t5_files = _resolve(_read_text_encoder_name(config), [*NETWORK_FILES, (TOKENIZER_FILE,)])
+    t5_files = _resolve(
+        _read_text_encoder_name(config),
+        source,
+        "text encoder (conditioners.description.t5.name)",
+        [*NETWORK_FILES, (TOKENIZER_FILE,)],
+    )
     t5 = load_network(t5_files, T5Encoder, T5Config.from_transformers, T5Encoder.is_encoder_weight)
     codec = select_codebooks(_find_codec(model_files, config), lm_config, *_read_stereo(config), source)
     weights = load_state_dict(state, source)
@@ -94,20 +100,55 @@ def _parse_package(package: Any, source: str) -> tuple[ConfigSection, Any]:
     if (
         not isinstance(package, dict)
         or not isinstance(package.get("xp.cfg"), str)
-        or "best_state" not in package
+        or not _is_state_dict(package.get("best_state"))
     ):
-        raise CheckpointError(
-            f"{source} is not an audiocraft release file: it needs 'xp.cfg' and 'best_state'"
-        )
+        raise CheckpointError(f"{source} {_describe_other(package)}")
     return ConfigSection.from_yaml(package["xp.cfg"], source), package["best_state"]
 
 
-def _resolve(name: str, needed: Sequence[tuple[str, ...]] = NETWORK_FILES) -> ModelFiles:
-    """The files of a part that comes from elsewhere. Raises `UnavailablePart`."""
+def _is_state_dict(value: Any) -> bool:
+    """Whether it may be a state dict: the loader names what is wrong in it."""
+    return isinstance(value, dict) and not isinstance(value.get("model"), dict)
+
+
+def _describe_other(package: Any) -> str:
+    """What a file is that is no release file, and what to do about it: the rest of a sentence."""
+    needed = "a release file has 'xp.cfg', its configuration as YAML, and 'best_state', its tensors"
+    if not isinstance(package, dict):
+        return f"holds a {type(package).__name__}, not a model; {needed}"
+    if isinstance(package.get("best_state"), dict) and isinstance(package["best_state"].get("model"), dict):
+        return f"is a training checkpoint of audiocraft; {_EXPORT}"
+    inner = [key for key, value in package.items() if key != "best_state" and _has_tensors(value)]
+    if inner:
+        return f"is a training checkpoint, whose tensors are in {str(inner[0])[:50]!r}; {needed}: {_EXPORT}"
+    if _has_tensors(package):
+        return f"is a bare state dict, without the configuration; {needed}: {_EXPORT}"
+    return f"is not an audiocraft release file; {needed}"
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, LazyTensor) for item in value.values())
+
+
+def _resolve(
+    name: str, source: str, part: str, needed: Sequence[tuple[str, ...]] = NETWORK_FILES
+) -> ModelFiles:
+    """The files of a part that comes from elsewhere. Raises `UnavailablePart`.
+
+    Messages say where the name comes from, which the user never typed: it is the `part` of the model in
+    `source`.
+    """
     try:
         return resolve_part(name, needed)
-    except MusicGenError as error:
+    except DownloadError as error:
         raise UnavailablePart(error) from error
+    except MusicGenError as error:
+        reason = "neither a folder nor a repository" if isinstance(error, UsageError) else str(error)
+        refused = CheckpointError(
+            f"{source} names {name[:200]!r} as its {part}: {reason.partition(';')[0]}; put the files there,"
+            " or write a repository's name (t5-base, facebook/encodec_32khz, ...) into the file instead"
+        )
+        raise UnavailablePart(refused) from error
 
 
 def _read_text_encoder_name(config: ConfigSection) -> str:
@@ -129,7 +170,12 @@ def _read_text_encoder_name(config: ConfigSection) -> str:
         fuser.require(method, [], [])
     fuser.require("cross_attention_pos_emb", False, False)
     t5 = conditioners.section("description").section("t5")
-    t5.require("finetune", False, False)
+    if t5.boolean("finetune", False):
+        raise t5.error(
+            "finetune",
+            "is true: its text encoder was trained with the rest, which isn't supported; train with"
+            " finetune: false, which keeps the released text encoder",
+        )
     t5.require("normalize_text", False, False)
     return t5.string("name")
 
@@ -161,7 +207,9 @@ def _load_audio_conditioner(
 
 
 def _load_mert() -> MERT:
-    return load_network(_resolve(MERT_REPO), MERT, MERTConfig.from_transformers)
+    return load_network(
+        _resolve(MERT_REPO, "a style model", "features of music"), MERT, MERTConfig.from_transformers
+    )
 
 
 def _read_stereo(config: ConfigSection) -> tuple[bool, int | None]:
@@ -182,11 +230,11 @@ def _find_codec(model_files: ModelFiles, config: ConfigSection) -> Encodec:
             f"{model_files.name} has no {CODEC_FILE}, and its configuration names no public codec"
             f" ({name!r}); put the codec's {CODEC_FILE} beside {LM_FILE}"
         )
-    return _load_codec_by_name(name.removeprefix(_PRETRAINED))
+    return _load_codec_by_name(name.removeprefix(_PRETRAINED), model_files.name)
 
 
-def _load_codec_by_name(name: str) -> Encodec:
-    model_files = _resolve(name, [(CODEC_FILE, *TRANSFORMERS_WEIGHTS)])
+def _load_codec_by_name(name: str, source: str) -> Encodec:
+    model_files = _resolve(name, source, "codec", [(CODEC_FILE, *TRANSFORMERS_WEIGHTS)])
     if CODEC_FILE in model_files.files:
         return _load_codec(model_files)
     return load_network(model_files, Encodec, EncodecConfig.from_transformers)
@@ -196,7 +244,7 @@ def _load_codec(model_files: ModelFiles) -> Encodec:
     path = model_files.local_path(CODEC_FILE)
     package = read_torch_file(path)
     if isinstance(package, dict) and isinstance(package.get("pretrained"), str):
-        return _load_codec_by_name(package["pretrained"])
+        return _load_codec_by_name(package["pretrained"], str(path))
     config, state = _parse_package(package, str(path))
     weights = load_state_dict(state, str(path))
     return build_network(Encodec, EncodecConfig.from_audiocraft(config), weights, mx.float32, str(path))

@@ -11,6 +11,9 @@ from audiocraft_mlx.checkpoints.quantization import quantize
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 
+# Names that programs for training give to their files.
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
+
 
 def load(
     name: str, revision: str | None = None, quantize_to: int | None = None, lazy: bool = False
@@ -53,9 +56,36 @@ def _load_files(model_files: ModelFiles) -> ModelBundle:
     if CONFIG_FILE not in model_files.files:
         raise CheckpointError(
             f"{model_files.name} has no MusicGen checkpoint: neither {audiocraft.LM_FILE} (audiocraft)"
-            f" nor {CONFIG_FILE} (transformers, or our own format)"
+            f" nor {CONFIG_FILE} (transformers, or our own format){_describe_others(model_files.files)}"
         )
     return _load_config(model_files)
+
+
+def _describe_others(files: frozenset[str]) -> str:
+    """What a folder without a checkpoint has instead, and what to do about it: the end of a sentence."""
+    if "adapter_config.json" in files:
+        return (
+            "; it is a PEFT adapter: merge it into its model (`merge_and_unload`, then `save_pretrained`) and"
+            " give that folder"
+        )
+    inside = sorted(
+        {
+            name.partition("/")[0]
+            for name in files
+            if name.endswith((f"/{CONFIG_FILE}", f"/{audiocraft.LM_FILE}"))
+        }
+    )
+    if inside:
+        return f"; give the folder in it that has one: {', '.join(inside[:5])}"
+    weights = sorted(name for name in files if name.endswith(_WEIGHTS))
+    if any(name.endswith(".safetensors") for name in weights):
+        return f"; its {weights[0]} needs the {CONFIG_FILE} of the model that it was trained from"
+    if weights:
+        return (
+            f"; its {weights[0]} may be a checkpoint of a training: export it with"
+            f" audiocraft.utils.export.export_lm as {audiocraft.LM_FILE}"
+        )
+    return ""
 
 
 def _load_config(model_files: ModelFiles) -> ModelBundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,15 @@ TRANSFORMERS_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+
+# What wrappers put in front of tensors' names; what begins with an underscore also into them.
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DistributedDataParallel",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_forward_module.": "Lightning",
+}
 
 
 def read_transformers_weights(
@@ -46,6 +55,7 @@ def read_transformers_weights(
         missing = sorted(expected - tensors.keys())
         if missing:
             raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which {layout} lists in it")
+        _check_not_wrapped(tensors, str(path))
         for key, tensor in tensors.items():
             if is_wanted(key):
                 weights[key] = tensor.load() if isinstance(tensor, LazyTensor) else tensor
@@ -54,7 +64,20 @@ def read_transformers_weights(
 
 def load_state_dict(state: Any, source: str) -> Weights:
     """The tensors of a state dict from `read_torch_file`. Raises `CheckpointError` for any other value."""
-    return {name: tensor.load() for name, tensor in _lazy_tensors(state, source).items()}
+    tensors = _lazy_tensors(state, source)
+    _check_not_wrapped(tensors, source)
+    return {name: tensor.load() for name, tensor in tensors.items()}
+
+
+def _check_not_wrapped(names: Iterable[str], source: str) -> None:
+    """Refuse a network that was saved inside of a wrapper, whose name stands in each tensor's."""
+    for name in names:
+        for part, wrapper in _WRAPPERS.items():
+            if name.startswith(part) or (part[0] == "_" and f".{part}" in name):
+                raise CheckpointError(
+                    f"{source} was saved inside of {wrapper}, so that its tensors have other names; remove"
+                    f" {part!r} from each, and save it again"
+                )
 
 
 def read_json(path: Path) -> dict[str, Any]:
