@@ -15,7 +15,6 @@ from audiocraft_mlx.checkpoints.build import build_network
 from audiocraft_mlx.checkpoints.bundle import (
     TOKENIZER_FILE,
     ModelBundle,
-    lm_dtype,
     load_projection,
     melody_conditioner,
     read_tokenizer,
@@ -58,8 +57,11 @@ class UnavailablePart(Exception):
         self.reason = reason
 
 
-def load_model(model_files: ModelFiles) -> ModelBundle:
-    """The lazy model in `model_files`. Raises `CheckpointError`, `DownloadError` or `UnavailablePart`."""
+def load_model(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
+    """The lazy model in `model_files`, its LM's weights as `dtype`.
+
+    Raises `CheckpointError`, `DownloadError` or `UnavailablePart`.
+    """
     path = model_files.local_path(LM_FILE)
     source = str(path)
     config, state = _parse_package(read_torch_file(path), source)
@@ -76,7 +78,7 @@ def load_model(model_files: ModelFiles) -> ModelBundle:
     weights = load_state_dict(state, source)
     projection = pop_prefix(weights, "condition_provider.conditioners.description.output_proj.")
     self_wav = pop_prefix(weights, "condition_provider.conditioners.self_wav.")
-    lm = build_network(LM, lm_config, weights, lm_dtype(), source)
+    lm = build_network(LM, lm_config, weights, dtype, source)
     audio_conditioner, style_params = _load_audio_conditioner(
         config, lm_config, self_wav, codec.sample_rate, source
     )
