@@ -67,6 +67,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.connections: set[socket.socket] = set()
         self._faults: list[_Fault] = []
+        self.headers: dict[str, str | None] = {}
         self._http = _Server(self)
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -120,9 +121,18 @@ class HubServer:
         """Answer late."""
         self._faults.append(_Fault(where, times, delay=seconds))
 
+    def omit(self, *names: str) -> None:
+        """Leave these headers out of all answers; without a length, the end of the connection ends a body."""
+        self.headers |= dict.fromkeys(names)
+
+    def replace(self, name: str, value: str) -> None:
+        """Give a header, where it is sent, another value."""
+        self.headers[name] = value
+
     def heal(self) -> None:
         """Remove all faults."""
         self._faults.clear()
+        self.headers.clear()
 
     def fault(self, path: str, kind: str) -> _Fault | None:
         """The next fault of this kind for a path, whose `times` is counted down."""
@@ -191,6 +201,13 @@ class _Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         self.hub.connections.discard(self.connection)
         super().finish()
+
+    def send_header(self, keyword: str, value: str) -> None:
+        changed = self.hub.headers.get(keyword, value)
+        if changed is not None:
+            super().send_header(keyword, changed)
+        elif keyword == "Content-Length":
+            self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         pass

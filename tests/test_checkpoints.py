@@ -388,6 +388,8 @@ def test_a_damaged_tokenizer(published: Path) -> None:
 def test_a_pickle_that_would_run_a_program_is_refused_and_not_run(
     release: Path, package: dict[str, Any], tmp_path: Path
 ) -> None:
+    write_torch_file(release / "state_dict.bin", package)
+    load(str(release))  # imports what a good file needs
     marker = tmp_path / "ran"
     command = f"touch {marker}".encode()
     package["best_state"]["out_norm.bias"] = Opcodes(

@@ -626,3 +626,55 @@ sys.exit(main(["demo", "-o", {str(tmp_path / "made")!r}]))
     assert done.stderr.endswith("; free some space\n")
     assert done.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+# On a GPU, where models are loaded in half precision
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.bundle.on_gpu", lambda: True)
+
+
+def write_precise(folder: Path) -> dict[str, np.ndarray]:
+    """A model in our format whose LM isn't exact in half precision; the LM's tensors."""
+    assert main(["demo", "-o", str(folder), "--dtype", "float32"]) == 0
+    change(folder / mlx_format.LM_FILE, lambda w: w.update({name: w[name] * 1.0001 for name in w}))
+    return {name: np.array(value) for name, value in mx.load(str(folder / mlx_format.LM_FILE)).items()}
+
+
+def test_a_conversion_keeps_the_precision_of_the_files(tmp_path: Path, as_on_gpu: None) -> None:
+    before = write_precise(tmp_path / "precise")
+    assert main([str(tmp_path / "precise"), "-o", str(tmp_path / "made"), "--dtype", "float32"]) == 0
+    after = mx.load(str(tmp_path / "made" / mlx_format.LM_FILE))
+    for name, value in before.items():
+        np.testing.assert_array_equal(np.array(after[name]), value)
+    assert any((value.astype(np.float16) != value).any() for value in before.values())
+
+
+def test_weights_are_quantized_from_the_precision_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_precise(tmp_path / "precise")
+    assert main([str(tmp_path / "precise"), "-o", str(tmp_path / "cpu"), "-q", "4"]) == 0
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.bundle.on_gpu", lambda: True)
+    assert main([str(tmp_path / "precise"), "-o", str(tmp_path / "gpu"), "-q", "4"]) == 0
+    loaded = flat_parameters(load(str(tmp_path / "precise"), quantize_to=4, lazy=True).lm)
+    cpu, gpu = (mx.load(str(tmp_path / name / mlx_format.LM_FILE)) for name in ("cpu", "gpu"))
+    for name, value in cpu.items():
+        np.testing.assert_array_equal(np.array(gpu[name]), np.array(value), err_msg=name)
+        np.testing.assert_array_equal(
+            np.array(loaded[name].astype(value.dtype)), np.array(value), err_msg=name
+        )
+    assert load(str(tmp_path / "precise"), quantize_to=4).lm.dtype == mx.float16
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_loaded_in_half_precision(
+    source: Callable[[str], str], as_on_gpu: None, name: str
+) -> None:
+    bundle = load(source(name))
+    assert bundle.lm.dtype == mx.float16
+    assert {value.dtype for value in flat_parameters(bundle.lm).values()} == {mx.float16}
+    lazy = load(source(name), lazy=True)
+    assert {value.dtype for value in flat_parameters(lazy.lm).values()} == {mx.float32}

@@ -24,7 +24,6 @@ PACKAGE = Path(__file__).parent.parent / "audiocraft_mlx"
         (repo_folder_name, (), {"repo_id": "a/b", "repo_type": "model"}),
         (HfApi, (), {"library_name": "musicgen-mlx", "library_version": "1"}),
         (HfApi.model_info, (HfApi, "a/b"), {"revision": "main", "timeout": 1.0}),
-        (HfApi.hf_hub_download, (HfApi, "a/b", "config.json"), {"revision": "main"}),
         (hf_hub_url, ("a/b", "config.json"), {"revision": "main"}),
         (get_hf_file_metadata, ("https://x",), {"headers": {}, "timeout": 1.0}),
         (

@@ -820,3 +820,244 @@ def test_a_cache_that_may_not_be_written_is_named(
 
 def test_a_name_too_long_for_a_folder_is_a_usage_error(hub: HubServer) -> None:
     assert ", ".join(SHORT_NAMES) in failure(UsageError, "x" * 300)
+
+
+# What people give as a model's name
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://huggingface.co/facebook/musicgen-small",
+        "http://www.huggingface.co/facebook/musicgen-small/",
+        "huggingface.co/facebook/musicgen-small",
+        "https://hf.co/facebook/musicgen-small",
+        "hf.co/facebook/musicgen-small",
+        "https://huggingface.co/facebook/musicgen-small/tree/main",
+        "https://huggingface.co/facebook/musicgen-small/blob/main/config.json?download=true#L1",
+        "https://huggingface.co/facebook/musicgen-small/resolve/main/onnx/decoder.bin",
+        "https://huggingface.co/facebook/musicgen-small.git",
+        "https://huggingface.co/models/facebook/musicgen-small",
+        "git@hf.co:facebook/musicgen-small",
+        "hf://facebook/musicgen-small",
+        "HTTPS://HuggingFace.co/facebook/musicgen-small",
+        " https://huggingface.co/facebook/musicgen-small\n",
+        "{hub}/facebook/musicgen-small",
+    ],
+)
+def test_a_url_of_the_hub_means_its_repository(hub: HubServer, url: str) -> None:
+    source = resolve_model(url.format(hub=hub.url))
+    assert source.source_repo == REPO
+    assert source.local_path("config.json").read_bytes() == CONFIG
+
+
+def test_a_url_of_a_repository_without_an_owner(hub: HubServer) -> None:
+    assert resolve_model("https://huggingface.co/t5-base/tree/main").source_repo == "t5-base"
+
+
+def test_the_revision_in_a_url_is_used(hub: HubServer) -> None:
+    url, commit = f"https://huggingface.co/{REPO}/tree", hub.commit(REPO)
+    assert resolve_model(f"{url}/{commit}").local_path("config.json").parent.name == commit
+    assert resolve_model(f"{url}/main", commit).source_repo == REPO
+    assert "'v9'" in failure(CheckpointError, f"{url}/v9")
+    assert "'v9'" in failure(UsageError, f"{url}/{commit}", revision="v9")
+    assert "'v1/x'" in failure(CheckpointError, f"{url}/v1%2Fx")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://huggingface.co/spaces/facebook/MusicGen", "a space"),
+        ("https://huggingface.co/datasets/google/MusicCaps", "a dataset"),
+        ("https://huggingface.co/", "no repository"),
+        ("https://huggingface.co", "no repository"),
+        ("https://example.com/facebook/musicgen-small", "not of the Hub"),
+        ("ftp://huggingface.co/facebook/musicgen-small", "not of the Hub"),
+        ("https://[x/y", "not of the Hub"),
+        ("https://huggingface.co/a--b/c", "no repository"),
+    ],
+)
+def test_another_url_is_a_usage_error(hub: HubServer, url: str, words: str) -> None:
+    message = failure(UsageError, url)
+    assert words in message
+    assert "facebook/musicgen-small" in message
+    assert hub.requests == []
+
+
+def test_a_folder_that_is_called_like_the_hub_is_a_folder(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("huggingface.co", REPO).mkdir(parents=True)
+    Path("huggingface.co", REPO, "here").touch()
+    assert resolve_model(f"huggingface.co/{REPO}").files == {"here"}
+
+
+# Tokens
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "Invalid credentials in Authorization header"),
+        (401, "Invalid username or password."),
+        (401, 'User Access Token "mine" is expired'),
+    ],
+)
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("where", ["/api/", "/resolve/"])
+def test_a_token_that_has_expired_is_named(
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    message: str,
+    from_file: bool,
+    where: str,
+) -> None:
+    if from_file:
+        (tmp_path / "token").write_text("hf_secret\n")
+    else:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.fail(status, message=message, where=where)
+    told = failure(DownloadError, "small", "config.json")
+    assert "invalid or has expired" in told
+    assert "a public model needs none" in told
+    assert (str(tmp_path / "token") if from_file else "HF_TOKEN") in told
+    assert "terms" not in told
+    assert "hf_secret" not in told
+
+
+@pytest.mark.parametrize("token", ["“hf_secret”", "hf_secret…", "hf_sec\u200bret", "hf_secret x", "hf_\x01"])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_token_with_impossible_characters_is_named(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, from_file: bool
+) -> None:
+    if from_file:
+        (tmp_path / "token").write_text(token, encoding="utf-8")
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    told = failure(DownloadError, "small")
+    assert (str(tmp_path / "token") if from_file else "HF_TOKEN") in told
+    assert "can't be in a token" in told
+    assert "hf_" not in told
+    assert "HF_ENDPOINT" not in told
+    assert hub.requests == []
+
+
+def test_with_a_bad_token_the_cache_serves(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = resolve_model("small").local_path("config.json")
+    monkeypatch.setenv("HF_TOKEN", "“hf_secret”")
+    assert resolve_model("small").local_path("config.json") == path
+
+
+def test_a_token_that_is_not_sent_does_not_matter(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    monkeypatch.setenv("HF_TOKEN", "“hf_secret”")
+    assert resolve_model("small").local_path("config.json").read_bytes() == CONFIG
+
+
+def test_a_token_file_that_may_not_be_read_is_named(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    with reachable_folder() as folder:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        (folder / "token").write_text("hf_secret")
+        (folder / "token").chmod(0o000)
+        with unprivileged():
+            assert f"permission denied: {folder / 'token'}" in failure(DownloadError, "small")
+
+
+# Timeouts
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
+@pytest.mark.parametrize("value", ["30s", "1.5", "ten", "", " ", "-1"])
+def test_a_timeout_that_is_no_number_is_named(name: str, value: str) -> None:
+    code = (
+        "from audiocraft_mlx.checkpoints.model_files import resolve_model;"
+        "from audiocraft_mlx.errors import *\n"
+        "try: resolve_model('t5-base')\n"
+        "except UsageError as error: print(error)"
+    )
+    with HubServer({"t5-base": {"config.json": b"{}"}}) as hub:
+        done = in_a_new_process(code, HF_ENDPOINT=hub.url, **{name: value})
+    assert done.stderr == ""
+    assert done.stdout == f"{name} is {value!r}, not a number of seconds such as 30; correct or unset it\n"
+
+
+# Servers that leave things out
+
+
+def test_a_mirror_without_lengths_serves(hub: HubServer) -> None:
+    hub.omit("Content-Length", "X-Linked-Size")
+    for name, content in FILES.items():
+        assert resolve_model("small").local_path(name).read_bytes() == content
+    assert hub.fetched == [f"{REPO}/{name}" for name in FILES]
+
+
+def test_a_mirror_that_does_not_name_the_commit_serves(hub: HubServer) -> None:
+    hub.omit("X-Repo-Commit", "Link", "X-Xet-Hash")
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("length", [70000, len(WEIGHTS)])
+def test_a_download_without_length_is_resumed(hub: HubServer, cache: Path, length: int) -> None:
+    hub.omit("Content-Length", "X-Linked-Size")
+    partial = cache / "blobs" / f"{digests(WEIGHTS).sha256}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(WEIGHTS[:length])
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+    ranges = [request.range for request in hub.requests if request.path.startswith("/large/")]
+    assert ranges == [f"bytes={length}-"]
+
+
+def test_a_download_without_length_that_is_cut_is_damaged(hub: HubServer, cache: Path) -> None:
+    """Nothing but the checksum tells: the end of the connection is the end of the file."""
+    hub.omit("Content-Length", "X-Linked-Size")
+    hub.cut("/large/", after=5500, times=1)
+    assert "arrived damaged" in failure(DownloadError, "small", "model.safetensors")
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("etag", ['"../../escaped"', '"a/b"', '".."', '""'])
+def test_a_checksum_does_not_lead_out_of_the_cache(hub: HubServer, cache: Path, etag: str) -> None:
+    hub.replace("X-Linked-Etag", etag)
+    hub.replace("ETag", etag)
+    assert "doesn't answer like the Hub" in failure(DownloadError, "small", "model.safetensors")
+    assert not cache.exists()
+
+
+def test_a_file_system_without_links_holds_a_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    path = resolve_model("small").local_path("model.safetensors")
+    assert path.read_bytes() == WEIGHTS
+    hub.stop()
+    assert resolve_model("small").local_path("model.safetensors") == path
+
+
+def test_a_link_to_a_blob_that_is_gone_is_replaced(hub: HubServer) -> None:
+    path = resolve_model("small").local_path("model.safetensors")
+    path.resolve().unlink()
+    assert resolve_model("small").local_path("model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_certificate_that_is_not_trusted_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise huggingface_hub.errors.HTTPError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    message = failure(DownloadError, "small")
+    assert "certificate" in message
+    assert "SSL_CERT_FILE" in message

@@ -15,7 +15,6 @@ import mlx.core as mx
 from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.bundle import (
     ModelBundle,
-    lm_dtype,
     load_projection,
     melody_conditioner,
     select_codebooks,
@@ -61,8 +60,11 @@ class UnavailablePart(Exception):
         self.reason = reason
 
 
-def load_model(model_files: ModelFiles) -> ModelBundle:
-    """The lazy model in `model_files`. Raises `CheckpointError`, `DownloadError` or `UnavailablePart`."""
+def load_model(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
+    """The lazy model in `model_files`, its LM's weights as `dtype`.
+
+    Raises `CheckpointError`, `DownloadError` or `UnavailablePart`.
+    """
     path = model_files.local_path(LM_FILE)
     source = str(path)
     config, state = _parse_package(read_torch_file(path), source)
@@ -79,7 +81,7 @@ def load_model(model_files: ModelFiles) -> ModelBundle:
     weights = read_state_dict(state, source)
     projection = pop_prefix(weights, "condition_provider.conditioners.description.output_proj.")
     self_wav = pop_prefix(weights, "condition_provider.conditioners.self_wav.")
-    lm = build_network(LM, lm_config, weights, lm_dtype(), source)
+    lm = build_network(LM, lm_config, weights, dtype, source)
     audio_conditioner, style_params = _load_audio_conditioner(
         config, lm_config, self_wav, codec.sample_rate, source
     )
@@ -153,7 +155,7 @@ def _resolve(
         reason = "neither a folder nor a repository" if isinstance(error, UsageError) else str(error)
         refused = CheckpointError(
             f"{source} names {name[:200]!r} as its {part}: {reason.partition(';')[0]}; put the files there,"
-            " or write a repository's name such as 't5-base' or 'facebook/encodec_32khz' into the file"
+            " or write a repository's name (t5-base, facebook/encodec_32khz, ...) into the file instead"
         )
         raise UnavailablePart(refused) from error
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from audiocraft_mlx.errors import DownloadError
+from audiocraft_mlx.errors import DownloadError, UsageError
 from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
 _LIBRARY_NAME = "musicgen-mlx"
 """How requests name this program."""
@@ -28,6 +29,8 @@ _LIBRARY_NAME = "musicgen-mlx"
 _PROXIES = tuple(
     spelled for name in ("all_proxy", "https_proxy", "http_proxy") for spelled in (name.upper(), name)
 )
+_TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+_TOKENS = ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
@@ -40,8 +43,34 @@ class FileMetadata:
     """Bytes, if the server tells."""
 
 
+def check_environment() -> None:
+    """Import the library, which reads its environment once. Raises `UsageError` for what it can't read."""
+    fault = None
+    try:
+        from huggingface_hub import constants
+
+        wrong = [name for name in _TIMEOUTS if getattr(constants, name) < 0]
+    except ValueError as error:  # the library itself converts the text, and says no more
+        fault = error
+        wrong = [name for name in _TIMEOUTS if not _is_integer(os.environ.get(name, "0"))]
+        if not wrong:
+            raise UsageError(f"an environment variable of huggingface_hub is wrong ({error})") from error
+    for name in wrong:
+        raise UsageError(
+            f"{name} is {os.environ.get(name)!r}, not a number of seconds such as 30; correct or unset it"
+        ) from fault
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        return int(text) >= 0
+    except ValueError:
+        return False
+
+
 def is_repo_name(name: str) -> bool:
     """Whether a repository on the Hub may be called `name`."""
+    check_environment()
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -100,9 +129,22 @@ def _snapshot_path(repo: str, filename: str, commit: str) -> Path:
     return repo_folder(repo) / "snapshots" / commit / filename
 
 
-def link_cached(repo: str, filename: str, commit: str) -> Path:
-    """Link a file, whose content is in the cache's `blobs`, into the snapshot of a commit."""
-    return Path(_api().hf_hub_download(repo, filename, revision=commit))
+def link_cached(repo: str, filename: str, commit: str, blob: Path) -> Path:
+    """Link a file, whose content is in the cache's `blobs`, into the snapshot of a commit.
+
+    (Not by `hf_hub_download`: that asks the server once more, and refuses one that doesn't give all headers.)
+    """
+    path = _snapshot_path(repo, filename, commit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() and not path.exists():  # to a blob that is gone
+        path.unlink()
+    try:
+        os.symlink(os.path.relpath(blob, path.parent), path)
+    except FileExistsError:
+        pass  # another process was faster
+    except OSError:
+        os.replace(blob, path)  # a file system without links
+    return path
 
 
 def file_metadata(repo: str, filename: str, commit: str, timeout: float) -> FileMetadata:
@@ -112,24 +154,31 @@ def file_metadata(repo: str, filename: str, commit: str, timeout: float) -> File
     _check_connection()
     url = hf_hub_url(repo, filename, revision=commit)
     metadata = get_hf_file_metadata(url, headers=_headers(), timeout=timeout)
-    if metadata.etag is None:
-        raise ValueError("no ETag")
+    # It becomes the name of a file.
+    if not metadata.etag or metadata.etag in (".", "..") or not {"/", "\\"}.isdisjoint(metadata.etag):
+        raise ValueError("no usable ETag")
     return FileMetadata(url, metadata.etag, metadata.size)
 
 
 def download(metadata: FileMetadata, file: BinaryIO, filename: str) -> None:
     """Append the rest of a file, from `file.tell()` on, over plain HTTP; a progress bar names `filename`."""
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
 
     _check_connection()
-    http_get(
-        metadata.url,
-        file,
-        resume_size=file.tell(),
-        headers=_headers(),
-        expected_size=metadata.size,
-        displayed_filename=filename,
-    )
+    try:
+        http_get(
+            metadata.url,
+            file,
+            resume_size=file.tell(),
+            headers=_headers(),
+            expected_size=metadata.size,
+            displayed_filename=filename,
+        )
+    except HfHubHTTPError as error:
+        if metadata.size is not None or error.response.status_code != 416:
+            raise
+        # Of a file whose size the server doesn't tell: there are no more bytes.
 
 
 def file_lock(path: Path) -> AbstractContextManager[object]:
@@ -186,6 +235,7 @@ def _check_connection() -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    _check_token()
     if not _is_url(endpoint()):
         raise DownloadError(
             f"HF_ENDPOINT is {endpoint()!r}, not a URL such as https://huggingface.co; correct or unset it"
@@ -204,6 +254,45 @@ def _check_connection() -> None:
         raise DownloadError(
             f"{_variables(_PROXIES)} can't be used as a proxy ({error}); correct or unset it"
         ) from error
+
+
+def token_source() -> str | None:
+    """Where the token of requests comes from, an environment variable or a file; None without a token."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return None
+    for name in _TOKENS:
+        if os.environ.get(name):
+            return name
+    return constants.HF_TOKEN_PATH if _token() else None
+
+
+def is_bad_token(error: HfHubHTTPError) -> bool:
+    """Whether the Hub refused a request for its token: even a public model, which needs none."""
+    told = "credentials" in (error.server_message or "")
+    return error.response.status_code == 401 and (told or token_source() is not None)
+
+
+def _token() -> str | None:
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return None
+    try:
+        return get_token()
+    except UnicodeDecodeError:
+        return "\N{REPLACEMENT CHARACTER}"
+
+
+def _check_token() -> None:
+    """Refuse a token that no request can carry; not even its error may show it."""
+    for character in _token() or "":
+        if not "!" <= character <= "~" or character in "\"'":
+            raise DownloadError(
+                f"the token in {token_source()} has the character {character!r}, which can't be in a token;"
+                " copy it again, or remove it: a public model needs none"
+            )
 
 
 def _is_url(text: str) -> bool:

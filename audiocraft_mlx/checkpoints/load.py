@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import mlx.core as mx
+
 from audiocraft_mlx.checkpoints import audiocraft, mlx_format, transformers
-from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, read_config
+from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, lm_dtype, read_config
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
@@ -24,32 +26,37 @@ def load(
         name: a repository on the Hub, one of our short names, or a folder.
         revision: a branch, tag or commit on the Hub; None for its main branch.
         quantize_to: 4 or 8: quantize the linear layers to that many bits while they are read.
-        lazy: leave the weights lazy: each is read and computed when it is first used, so that converting
-            them takes only the memory of the result. `ModelBundle.materialize` does the rest.
+        lazy: leave the weights lazy and precise, for a conversion: each is read and computed when it is first
+            used, so that it takes only the memory of the result, and the language model's are float32 on a
+            GPU too. `ModelBundle.materialize` computes them.
 
     Raises:
         CheckpointError, DownloadError, UsageError: one line that says what is wrong.
     """
     if not lazy:
         patch_mlx_blas()
-    bundle = _load_files(resolve_model(name, revision))
+    # float32 holds all that a file may have; what is converted or quantized isn't rounded before.
+    precise = lazy or quantize_to is not None
+    bundle = _load_files(resolve_model(name, revision), mx.float32 if precise else lm_dtype())
     if quantize_to is not None:
         quantize(bundle, quantize_to)
+        if not lazy and lm_dtype() != mx.float32:
+            bundle.lm.set_dtype(lm_dtype())
     if not lazy:
         bundle.materialize()
     return bundle
 
 
-def _load_files(model_files: ModelFiles) -> ModelBundle:
+def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
     # audiocraft's file is preferred where a folder has both: it is half the size.
     if audiocraft.LM_FILE in model_files.files:
         try:
-            return audiocraft.load_model(model_files)
+            return audiocraft.load_model(model_files, dtype)
         except (audiocraft.UnavailablePart, DownloadError) as error:
             # transformers' layout, where a folder or the cache has that too, has all parts in its own files.
             if model_files.has(transformers.NETWORK_FILES, local=True):
                 with suppress(MusicGenError):
-                    return _load_config(model_files)
+                    return _load_config(model_files, dtype)
             if isinstance(error, audiocraft.UnavailablePart):
                 raise error.reason from error.reason.__cause__
             raise
@@ -58,7 +65,7 @@ def _load_files(model_files: ModelFiles) -> ModelBundle:
             f"{model_files.name} has no MusicGen checkpoint: neither {audiocraft.LM_FILE} (audiocraft)"
             f" nor {CONFIG_FILE} (transformers, or our own format){_describe_others(model_files.files)}"
         )
-    return _load_config(model_files)
+    return _load_config(model_files, dtype)
 
 
 def _describe_others(files: frozenset[str]) -> str:
@@ -88,8 +95,8 @@ def _describe_others(files: frozenset[str]) -> str:
     return ""
 
 
-def _load_config(model_files: ModelFiles) -> ModelBundle:
+def _load_config(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
     config = read_config(model_files)
     if mlx_format.is_mlx_format(config):
-        return mlx_format.load_model(model_files, config)
-    return transformers.load_model(model_files, config)
+        return mlx_format.load_model(model_files, config, dtype)
+    return transformers.load_model(model_files, config, dtype)

@@ -24,7 +24,6 @@ import mlx.nn as nn
 from audiocraft_mlx.checkpoints.bundle import (
     CONFIG_FILE,
     ModelBundle,
-    lm_dtype,
     load_projection,
     melody_conditioner,
     select_codebooks,
@@ -108,8 +107,8 @@ def is_mlx_format(config: ConfigSection) -> bool:
     return "format" in config
 
 
-def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
-    """The lazy model in `model_files`, whose `config.json` is `config`.
+def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) -> ModelBundle:
+    """The lazy model in `model_files`, whose `config.json` is `config`, its LM's weights as `dtype`.
 
     Raises `CheckpointError` or `DownloadError`.
     """
@@ -138,7 +137,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     lm_weights = read_safetensors(lm_path)
     if version == 1:
         lm_weights = rename(lm_weights, _V1_LM_NAMES)
-    load_strict(lm, lm_weights, lm_dtype(), str(lm_path))
+    load_strict(lm, lm_weights, dtype, str(lm_path))
     text = read_safetensors(text_path)
     projection = pop_prefix(text, _PROJECTION_PREFIX)
     t5_weights = pop_prefix(text, _T5_PREFIX)

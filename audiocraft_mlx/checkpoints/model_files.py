@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from audiocraft_mlx.checkpoints import hub_client
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
@@ -50,6 +51,10 @@ _ALTERNATIVES = f"give a local folder, or use the model {DEMO!r}, which needs no
 # Repositories that moved, and whose old names go on working; programs cache them under either.
 _TWINS = {f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")}
 _TWINS |= {new: old for old, new in _TWINS.items()}
+
+_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_PAGES_OF_A_REVISION = ("tree", "blob", "resolve", "raw", "commit", "commits")
+_NOT_MODELS = {"spaces": "a space", "datasets": "a dataset", "collections": "a collection"}
 
 # Seconds to wait for the Hub's list of files or a file's metadata before falling back to the cache.
 _TIMEOUT = 10
@@ -130,6 +135,14 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
         if revision is not None:
             raise UsageError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
         return LocalFolder(name, folder)
+    url = _parse_url(name)
+    if url is not None:
+        repo, named = url
+        if revision is not None and named not in (None, revision):
+            raise UsageError(
+                f"{name!r} is a URL of the revision {named!r}, not of {revision!r}; give one of the two only"
+            )
+        return HubRepository(repo, revision or named)
     if _looks_like_path(name):
         if mode:
             raise CheckpointError(f"{name}: this is a file; give the folder that contains it")
@@ -137,6 +150,51 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
     if not hub_client.is_repo_name(name):
         raise UsageError(f"{name!r} is neither a folder nor a valid name of a Hub repository; {_KNOWN}")
     return HubRepository(name, revision)
+
+
+def _parse_url(name: str) -> tuple[str, str | None] | None:
+    """The repository and revision (None for its main branch) of a URL of the Hub; None for another name.
+
+    Raises `UsageError` for any other URL.
+    """
+    text = name.strip()
+    if text.startswith("git@"):
+        text = f"ssh://{text.replace(':', '/', 1)}"
+    elif "://" not in text:
+        if text.partition("/")[0].lower() not in _HUB_HOSTS:
+            return None
+        text = f"https://{text}"
+
+    def refuse(what: str) -> UsageError:
+        return UsageError(
+            f"{name[:200]!r} is {what}; give a repository of a model, such as facebook/musicgen-small,"
+            " or a folder"
+        )
+
+    hub_client.check_environment()
+    endpoint = f"{hub_client.endpoint()}/"
+    if text.startswith(endpoint):
+        text = f"hf://{text.removeprefix(endpoint)}"
+    try:
+        url = urlsplit(text)
+    except ValueError as error:
+        raise refuse("a URL that is not of the Hub") from error
+    host = url.netloc.rpartition("@")[2].lower()
+    if url.scheme != "hf" and (url.scheme not in ("http", "https", "ssh") or host not in _HUB_HOSTS):
+        raise refuse("a URL that is not of the Hub")
+    path = f"{url.netloc}{url.path}" if url.scheme == "hf" else url.path
+    parts = [unquote(part) for part in path.split("/") if part]
+    if parts and parts[0] in _NOT_MODELS:
+        raise refuse(f"the URL of {_NOT_MODELS[parts[0]]}")
+    if parts and parts[0] == "models":
+        del parts[0]
+    end = next((at for at in (1, 2) if parts[at : at + 1] and parts[at] in _PAGES_OF_A_REVISION), None)
+    repo, _, revision = "/".join(parts[: end or 2]).removesuffix(".git").partition("@")
+    if end is not None and len(parts) > end + 1:
+        revision = parts[end + 1]
+    if not repo or not hub_client.is_repo_name(repo):
+        raise refuse("a URL of the Hub with no repository")
+    return repo, revision if revision not in ("", "main") else None
 
 
 def resolve_part(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles:
@@ -281,6 +339,7 @@ class HubRepository(ModelFiles):
     """
 
     def __init__(self, repo: str, revision: str | None, cache_only: bool = False) -> None:
+        hub_client.check_environment()
         self._repo = repo
         self._revision = revision or "main"
         name, unreachable = repo, None
@@ -318,14 +377,14 @@ class HubRepository(ModelFiles):
         with self._translated_errors(filename):
             path = hub_client.find_cached(self._repo, filename, self._commit)
             if path is None:
-                self._download(filename)
-                path = hub_client.link_cached(self._repo, filename, self._commit)
+                blob = self._download(filename)
+                path = hub_client.link_cached(self._repo, filename, self._commit, blob)
             path.open("rb").close()  # says why, if it can't be read
         self._save_commit()
         return path
 
-    def _download(self, filename: str) -> None:
-        """Put a file's verified content into the cache's `blobs`, where `hub_client.link_cached` finds it.
+    def _download(self, filename: str) -> Path:
+        """Put a file's verified content into the cache's `blobs`; its path.
 
         `hf_hub_download` alone would start each attempt from the first byte, over Xet as over HTTP: hence
         plain HTTP into a partial file whose name the next run knows.
@@ -338,9 +397,9 @@ class HubRepository(ModelFiles):
         lock.parent.mkdir(parents=True, exist_ok=True)
         with hub_client.file_lock(lock):  # another process may be downloading the same file
             if blob.exists():
-                return
+                return blob
             with partial.open("ab") as file:
-                if metadata.size is not None and file.tell() > metadata.size:
+                if not _may_resume(metadata, file.tell()):
                     file.truncate(0)
                     file.seek(0)
                 hub_client.download(metadata, file, filename)
@@ -351,6 +410,7 @@ class HubRepository(ModelFiles):
                     " run the same command again"
                 )
             partial.replace(blob)
+            return blob
 
     def _save_commit(self) -> None:
         """Save the revision's commit in the cache, so that a later run finds it without the Hub."""
@@ -399,6 +459,11 @@ class HubRepository(ModelFiles):
         if isinstance(error, errors.HfHubHTTPError):
             return self._translate_status(error, target)
         if isinstance(error, hub_client.connection_error()):
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return DownloadError(
+                    f"{target}: the certificate of {hub} isn't trusted ({reason}); if a proxy of your"
+                    " organization is in between, set SSL_CERT_FILE to a file with its certificates too"
+                )
             if filename:
                 return DownloadError(
                     f"{target}: the connection was lost ({reason}); run the same command again to resume"
@@ -442,8 +507,13 @@ class HubRepository(ModelFiles):
             )
         if isinstance(error, errors.EntryNotFoundError):
             return CheckpointError(f"{target}: this file is no longer on the Hub; run the same command again")
-        bad_token = "credentials" in (error.server_message or "")
-        if isinstance(error, errors.GatedRepoError) or status == 403 or bad_token:
+        if not isinstance(error, errors.GatedRepoError) and hub_client.is_bad_token(error):
+            place = hub_client.token_source() or "HF_TOKEN"
+            return DownloadError(
+                f"{target}: the Hub denies access ({status}): the token in {place} is invalid or has expired;"
+                " remove it (a public model needs none), or log in again with `hf auth login`"
+            )
+        if isinstance(error, errors.GatedRepoError) or status == 403:
             return DownloadError(
                 f"{target}: the Hub denies access ({status}); accept the model's terms on its page if it has"
                 " any, and log in with `hf auth login` or set HF_TOKEN"
@@ -456,6 +526,13 @@ class HubRepository(ModelFiles):
         if status == 404:
             return CheckpointError(f"no model {name!r} on the Hub ({hub}); {_KNOWN}")
         return DownloadError(f"{target}: the Hub answers with error {status}; try again in a while")
+
+
+def _may_resume(metadata: hub_client.FileMetadata, start: int) -> bool:
+    if metadata.size is not None:
+        return start <= metadata.size
+    # Without a size only a checksum tells whether the rest belongs to what is there.
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", metadata.etag) is not None
 
 
 def _has_checksum(path: Path, etag: str) -> bool:

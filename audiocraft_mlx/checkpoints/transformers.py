@@ -12,7 +12,6 @@ from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.bundle import (
     CONFIG_FILE,
     ModelBundle,
-    lm_dtype,
     load_projection,
     melody_conditioner,
     read_config,
@@ -43,8 +42,8 @@ MAX_DURATION_KEY = "max_duration"
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
-def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
-    """The lazy model in `model_files`, whose `config.json` is `config`.
+def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) -> ModelBundle:
+    """The lazy model in `model_files`, whose `config.json` is `config`, its LM's weights as `dtype`.
 
     Raises `CheckpointError` or `DownloadError`.
     """
@@ -77,7 +76,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection) -> ModelBundle:
     def build(network_class: Callable[[Any], _Network], config: Any, part: str, dtype: mx.Dtype) -> _Network:
         return build_network(network_class, config, parts[part], dtype, f"{source}, {part}")
 
-    lm = build(LM, lm_config, "decoder", lm_dtype())
+    lm = build(LM, lm_config, "decoder", dtype)
     t5 = build(T5Encoder, t5_config, "text_encoder", mx.float32)
     codec = build(Encodec, codec_config, "audio_encoder", mx.float32)
     stereo = config.section("decoder").integer("audio_channels", 1) == 2

@@ -31,7 +31,6 @@ from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
-from audiocraft_mlx.networks.weights import dtype_name
 from audiocraft_mlx.progress import progress_bar
 from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number
 
@@ -758,19 +757,6 @@ def _float32_array(audio: AudioArray, name: str) -> np.ndarray:
         f"{name} must be float samples, nominally in [-1, 1], not {array.dtype}; divide integers by their"
         " full scale"
     )
-
-
-def _integer_array(tokens: mx.array | np.ndarray) -> mx.array:
-    """Raises `UsageError` for what isn't an array of integers."""
-    if not isinstance(tokens, mx.array):
-        array = np.asarray(tokens)
-        if array.dtype.kind not in "iu":
-            raise UsageError(f"tokens must be integers, not {array.dtype}")
-        # MLX takes neither negative strides nor other byte orders.
-        tokens = mx.array(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
-    if not mx.issubdtype(tokens.dtype, mx.integer):
-        raise UsageError(f"tokens must be integers, not {dtype_name(tokens.dtype)}")
-    return tokens
 
 
 def _clips_of(audio: AudioArray) -> list[AudioArray]:
