@@ -318,7 +318,7 @@ def _add_conditioning_args(parser: Parser) -> None:
     add(
         "--melody-separation",
         choices=MELODY_SEPARATIONS,
-        help="remove drums and bass from the melody's file first: auto, always as in audiocraft, or off for a "
+        help="remove drums and bass from the melody's file first: auto, as audiocraft: always, or off, for a "
         "voice or an instrument alone (default: auto)",
     )
     add("--style", metavar="FILE", type=Path, help="play in the style of this audio file (the style model)")
