@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from audiocraft_mlx import machine
-from audiocraft_mlx.audio import write
+from audiocraft_mlx.audio import plot, write
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.checkpoints import demucs
@@ -297,6 +297,24 @@ def test_the_source_stays_as_it_is(fake: FakeModel, subtype: str, bits: int, nam
     assert metadata.options["continue"] == "song.wav"
 
 
+@pytest.mark.parametrize("level", [1.5, 8.0])
+def test_a_float_source_beyond_full_scale_stays_as_it_is(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], level: float
+) -> None:
+    before = tone("song.wav", rate=RATE)
+    soundfile.write("song.wav", level / 0.5 * before.T, RATE, subtype="FLOAT")
+    before = read("song.wav")
+    assert main(["a", "--continue", "song.wav", "-d", "0.1", "-o", "out.wav"]) == 0
+    after = read("out.wav")
+    np.testing.assert_array_equal(after[:, :RATE], before)
+    assert np.abs(after[:, RATE:]).max() <= max(1, np.abs(before[:, -1]).max())
+    assert "scaled down" not in capsys.readouterr().out
+    # Formats of integers can't hold it.
+    assert main(["a", "--continue", "song.wav", "-d", "0.1", "-o", "out.flac"]) == 0
+    np.testing.assert_allclose(read("out.flac")[:, :RATE], before / level, atol=1e-5)
+    assert f"peak {level:.2f} scaled down" in capsys.readouterr().out
+
+
 def test_the_prompt_is_whole_frames_of_the_end_of_the_source(fake: FakeModel) -> None:
     tone("song.wav", rate=RATE)
     end = read("song.wav")[:, -int(0.3 * RATE) :]
@@ -474,6 +492,15 @@ def test_plots_are_numbered_like_their_clips(
         assert data.startswith(b"\x89PNG")
         heights.append(int.from_bytes(data[20:24], "big"))
     assert heights[0] > heights[1], "the melody has a panel of its own"
+
+
+def test_a_plot_that_cannot_be_drawn_is_found_before_the_model_is_loaded(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plot, "_save", raiser(RuntimeError("no fonts")))
+    assert main(["a", "--plot", "p.png"]) == 2
+    assert "can't draw a plot (no fonts)" in capsys.readouterr().err
+    assert not fake.loaded
 
 
 def test_a_plot_shows_the_excerpt_of_a_style(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

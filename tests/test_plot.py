@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +12,16 @@ import pytest
 
 from audiocraft_mlx import OutputError, UsageError
 from audiocraft_mlx.audio import plot as plot_module
-from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt, mel_spectrogram, save_plot
+from audiocraft_mlx.audio.plot import (
+    Chromagram,
+    Envelope,
+    MelSpectrogram,
+    StyleExcerpt,
+    check_plotting,
+    mel_spectrogram,
+    save_plot,
+)
+from audiocraft_mlx.audio.spool import AudioSpool
 
 RATE = 32000
 
@@ -67,3 +81,96 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(plot_module, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"musicgen-mlx\[plot\]"):
         save_plot(tmp_path / "clip.png", np.zeros((1, 640), np.float32), RATE, "")
+
+
+PROMPTS = [
+    "a $5 and $6 piano",
+    "\\frac{ $x$",
+    "线 piano 🎹 \x00\x1b",
+    "a\nb\n" * 50,
+    "word " * 5000,
+    "x" * 9999,
+    "",
+]
+
+
+@pytest.mark.parametrize("title", PROMPTS, ids=lambda title: title[:8])
+def test_a_title_is_text(tmp_path: Path, title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_plotting(title)
+        save_plot(tmp_path / "clip.png", tone(440)[None], RATE, title)
+    assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "TkAgg", ""])
+@pytest.mark.parametrize("settings", ["", "text.usetex: True\n"])
+def test_no_backend_is_needed(tmp_path: Path, backend: str, settings: str) -> None:
+    script = """
+from pathlib import Path
+import numpy as np
+from audiocraft_mlx.audio.plot import check_plotting, save_plot
+check_plotting("a $5 and $6 piano")
+save_plot(Path("clip.png"), np.zeros((1, 640), np.float32), 32000, "a $5 and $6 piano")
+import os
+print(os.environ["MPLBACKEND"])
+"""
+    (tmp_path / "matplotlibrc").write_text(settings)
+    environment = {**os.environ, "MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (f"{backend}\n", "")
+    assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(plot_module, "_save", fail)
+    with pytest.raises(UsageError, match=r"^matplotlib can't draw a plot \(no fonts\)"):
+        check_plotting("piano")
+
+
+@pytest.mark.parametrize("blocks", [[7, 640, 63353], [64000], [1] * 50 + [63950]])
+def test_blocks_do_not_change_what_is_plotted(blocks: list[int]) -> None:
+    audio = np.random.default_rng(0).standard_normal((2, 64000)).astype(np.float32)
+    envelope, mel = Envelope(2, 64000), MelSpectrogram(64000, RATE)
+    for block in np.split(audio, np.cumsum(blocks)[:-1], axis=1):
+        envelope.add(block)
+        mel.add(block[0])
+    step = envelope.samples_per_column
+    assert step == 32
+    np.testing.assert_array_equal(envelope.low, audio.reshape(2, -1, step).min(axis=2))
+    np.testing.assert_array_equal(envelope.high, audio.reshape(2, -1, step).max(axis=2))
+    np.testing.assert_allclose(mel.levels(), mel_spectrogram(audio[0], RATE)[0], atol=1e-6)
+
+
+def test_a_short_clips_spectrogram_has_all_frames_and_a_long_ones_their_means() -> None:
+    audio = np.random.default_rng(0).standard_normal(RATE * 80).astype(np.float32)
+    short, _ = mel_spectrogram(audio[:RATE], RATE)
+    assert short.shape == (128, RATE // 512 + 1)
+    long = MelSpectrogram(len(audio), RATE)
+    long.add(audio)
+    assert long.levels().shape[1] == 1667
+    assert long.column_seconds == 3 * 512 / RATE
+
+
+def test_the_length_of_a_clip_costs_no_memory(tmp_path: Path) -> None:
+    peaks = []
+    rate = 4000
+    for minutes in (4, 12):
+        spool = AudioSpool(2, tmp_path / "clip.wav")
+        for _ in range(minutes):
+            spool.append(np.stack([tone(440, 60 * rate / RATE)] * 2))
+        tracemalloc.start()
+        try:
+            save_plot(tmp_path / "clip.png", spool, rate, "a long clip")
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        spool.close()
+    assert max(peaks) < 50e6
+    assert peaks[1] < 1.1 * peaks[0]

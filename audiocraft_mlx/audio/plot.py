@@ -1,45 +1,146 @@
-"""Plots a clip: its waveform, its mel spectrogram, and its melody or style condition."""
+"""Plots a clip: its waveform, its mel spectrogram, and its melody or style condition.
+
+The clip is read in blocks, and what is plotted has the resolution of the picture: its length costs no memory.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import write_file
 
 _N_FFT, _HOP, _MELS = 2048, 512, 128
 _RANGE_DB = 80.0
 _PITCHES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
+# The picture is narrower than this many points.
+_MAX_COLUMNS = 2048
+# Samples per channel, and frames of the spectrogram, that are processed at a time.
+_BLOCK, _FRAMES = 1 << 16, 256
+# The title's characters in a line, and its lines.
+_TITLE_WIDTH, _TITLE_LINES = 110, 3
+
+
+class MelSpectrogram:
+    """The mel spectrogram of mono audio that comes in blocks; frames that share a column are averaged.
+
+    Attributes:
+        centres: of the bands, `[mels]` in Hz.
+        column_seconds: the time from one column to the next.
+    """
+
+    def __init__(self, samples: int, sample_rate: int) -> None:
+        frames = samples // _HOP + 1
+        self._frames_per_column = math.ceil(frames / _MAX_COLUMNS)
+        columns = math.ceil(frames / self._frames_per_column)
+        self._power, self._frames = np.zeros((_MELS, columns)), np.zeros(columns, np.int64)
+        self._done = 0
+        self._pending = np.zeros(_N_FFT // 2, np.float32)
+        top = 2595 * np.log10(1 + sample_rate / 2 / 700)
+        points = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
+        bins = np.fft.rfftfreq(_N_FFT, 1 / sample_rate)
+        rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
+        falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
+        self._filters = np.maximum(0, np.minimum(rising, falling))
+        self.centres = points[1:-1]
+        self.column_seconds = self._frames_per_column * _HOP / sample_rate
+
+    def add(self, audio: np.ndarray) -> None:
+        """The next samples, float `[n]`."""
+        for start in range(0, len(audio), _BLOCK):
+            self._pending = np.concatenate([self._pending, audio[start : start + _BLOCK]])
+            if len(self._pending) >= _N_FFT:
+                frames = np.lib.stride_tricks.sliding_window_view(self._pending, _N_FFT)[::_HOP]
+                for first in range(0, len(frames), _FRAMES):
+                    self._add_frames(frames[first : first + _FRAMES])
+                self._pending = self._pending[len(frames) * _HOP :]
+
+    def levels(self) -> np.ndarray:
+        """Levels `[mels, columns]` in dB relative to the loudest, after all samples were added."""
+        self.add(np.zeros(_N_FFT // 2, np.float32))
+        levels = 10 * np.log10(np.maximum(self._power / np.maximum(self._frames, 1), 1e-12))
+        return np.maximum(levels - levels.max(), -_RANGE_DB)
+
+    def _add_frames(self, frames: np.ndarray) -> None:
+        power = np.abs(np.fft.rfft(frames * np.hanning(_N_FFT), axis=1)) ** 2
+        columns = np.arange(self._done, self._done + len(frames)) // self._frames_per_column
+        starts = np.flatnonzero(np.diff(columns, prepend=-1))
+        self._power[:, columns[starts]] += np.add.reduceat(self._filters @ power.T, starts, axis=1)
+        self._frames[columns[starts]] += np.diff(starts, append=len(columns))
+        self._done += len(frames)
+
+
+class Envelope:
+    """The lowest and the highest sample in each column of a waveform that comes in blocks.
+
+    Attributes:
+        low, high: float32 `[channels, columns]`.
+        samples_per_column: 1 for a short clip.
+    """
+
+    def __init__(self, channels: int, samples: int) -> None:
+        self.samples_per_column = math.ceil(samples / _MAX_COLUMNS)
+        columns = math.ceil(samples / self.samples_per_column)
+        self.low = np.full((channels, columns), np.inf, np.float32)
+        self.high = np.full((channels, columns), -np.inf, np.float32)
+        self._done = 0
+
+    def add(self, audio: np.ndarray) -> None:
+        """The next samples, float `[channels, n]`."""
+        columns = np.arange(self._done, self._done + audio.shape[1]) // self.samples_per_column
+        starts = np.flatnonzero(np.diff(columns, prepend=-1))
+        places = columns[starts]
+        self.low[:, places] = np.minimum(self.low[:, places], np.minimum.reduceat(audio, starts, axis=1))
+        self.high[:, places] = np.maximum(self.high[:, places], np.maximum.reduceat(audio, starts, axis=1))
+        self._done += audio.shape[1]
 
 
 def mel_spectrogram(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     """The mel spectrogram of mono `audio`, float `[samples]`.
 
     Returns:
-        Levels `[mels, frames]` in dB relative to the loudest, and the bands' centres `[mels]` in Hz.
+        Levels `[mels, columns]` in dB relative to the loudest, and the bands' centres `[mels]` in Hz.
     """
-    padded = np.pad(audio, _N_FFT // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[::_HOP]
-    power = np.abs(np.fft.rfft(frames * np.hanning(_N_FFT), axis=1)) ** 2
-    top = 2595 * np.log10(1 + sample_rate / 2 / 700)
-    points = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
-    bins = np.fft.rfftfreq(_N_FFT, 1 / sample_rate)
-    rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
-    falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
-    mel = np.maximum(0, np.minimum(rising, falling)) @ power.T
-    levels = 10 * np.log10(np.maximum(mel, 1e-12))
-    return np.maximum(levels - levels.max(), -_RANGE_DB), points[1:-1]
+    spectrogram = MelSpectrogram(len(audio), sample_rate)
+    spectrogram.add(audio)
+    return spectrogram.levels(), spectrogram.centres
 
 
 def require_matplotlib() -> None:
     """Raise `UsageError` if matplotlib is missing."""
     if find_spec("matplotlib") is None:
         raise UsageError("a plot needs matplotlib; install it with: pip install 'musicgen-mlx[plot]'")
+
+
+def check_plotting(title: str) -> None:
+    """Make sure that plots can be drawn, before the minutes that it takes to generate what they show.
+
+    Raises:
+        UsageError: matplotlib is missing, or fails.
+    """
+    require_matplotlib()
+    try:
+        with _drawing():
+            _save(_figure(title, 1), io.BytesIO())
+    except Exception as error:  # whatever is wrong with its installation or its configuration
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"matplotlib can't draw a plot ({reason}); reinstall it, or omit the plot"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -61,7 +162,7 @@ class StyleExcerpt:
 
 def save_plot(
     path: Path,
-    audio: np.ndarray,
+    audio: np.ndarray | AudioSpool,
     sample_rate: int,
     title: str,
     condition: Chromagram | StyleExcerpt | None = None,
@@ -75,38 +176,106 @@ def save_plot(
         OutputError: the file can't be written.
     """
     require_matplotlib()
+    with _drawing():
+        figure = _figure(title, 2 if condition is None else 3)
+        wave, spectrogram, *rest = figure.axes
+        spectrogram.sharex(wave)
+        seconds = _draw_clip(figure, wave, spectrogram, audio, sample_rate)
+        if isinstance(condition, Chromagram):
+            rest[0].sharex(wave)
+            _draw_chromagram(rest[0], condition, seconds)
+        elif condition is not None:
+            excerpt = MelSpectrogram(len(condition.audio), condition.sample_rate)
+            excerpt.add(condition.audio)
+            _draw_spectrogram(rest[0], excerpt, condition.start)
+            rest[0].set(ylabel="style excerpt (Hz)", xlabel="time in the style's file (s)")
+        write_file(path, lambda file: _save(figure, file))
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """For drawing: without those of the user's settings that it may fail with, and without warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _import_matplotlib().rc_context({"text.usetex": False}):
+            yield
+
+
+def _import_matplotlib() -> Any:
+    """matplotlib, whose import fails if `MPLBACKEND` names a backend that isn't there, as in a notebook."""
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        # For others in this process. Nothing here needs a backend.
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
+def _figure(title: str, panels: int) -> Any:
+    """A figure with `panels`, below each other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    seconds = np.arange(audio.shape[1]) / sample_rate
-    heights = (1, 2) if condition is None else (1, 2, 1.2)
+    heights = (1, 2, 1.2)[:panels]
     figure = Figure(figsize=(11, 2 * sum(heights)), layout="constrained")
-    wave, spectrogram, *rest = figure.subplots(len(heights), 1, height_ratios=heights)
-    spectrogram.sharex(wave)
-    figure.suptitle(title, wrap=True, parse_math=False)
-    for channel, name in zip(audio, ("left", "right") if len(audio) == 2 else ("mono",), strict=True):
-        wave.plot(seconds, channel, linewidth=0.4, alpha=0.8, label=name)
-    wave.set(ylabel="amplitude", xlim=(0, audio.shape[1] / sample_rate))
+    FigureCanvasAgg(figure)
+    figure.subplots(panels, 1, height_ratios=heights)
+    # matplotlib's own wrapping takes "$" for mathematics.
+    lines = textwrap.wrap(
+        title[: (_TITLE_LINES + 1) * _TITLE_WIDTH], _TITLE_WIDTH, max_lines=_TITLE_LINES, placeholder=" …"
+    )
+    figure.suptitle("\n".join(lines), parse_math=False)
+    return figure
+
+
+def _save(figure: Any, file: BinaryIO) -> None:
+    figure.savefig(file, format="png", dpi=110)
+
+
+def _draw_clip(
+    figure: Any, wave: Any, spectrogram: Any, audio: np.ndarray | AudioSpool, sample_rate: int
+) -> float:
+    """Draw the waveform and the mel spectrogram; the length of the clip in seconds."""
+    if isinstance(audio, AudioSpool):
+        channels, samples, blocks = audio.channels, audio.samples, audio.blocks()
+    else:
+        (channels, samples), blocks = audio.shape, _blocks(audio)
+    envelope, mel = Envelope(channels, samples), MelSpectrogram(samples, sample_rate)
+    for block in blocks:
+        envelope.add(block)
+        mel.add(block.mean(axis=0))
+    step = envelope.samples_per_column
+    times = np.arange(envelope.low.shape[1]) * step / sample_rate
+    names = ("left", "right") if channels == 2 else ("mono",)
+    for low, high, name in zip(envelope.low, envelope.high, names, strict=True):
+        line = low if step == 1 else np.stack([low, high], axis=1).ravel()
+        wave.plot(np.repeat(times, len(line) // len(low)), line, linewidth=0.4, alpha=0.8, label=name)
+    seconds = samples / sample_rate
+    wave.set(ylabel="amplitude", xlim=(0, seconds))
     wave.tick_params(labelbottom=False)
-    if len(audio) == 2:
+    if channels == 2:
         wave.legend(loc="upper right")
-    mesh = _draw_spectrogram(spectrogram, audio.mean(axis=0), sample_rate)
+    mesh = _draw_spectrogram(spectrogram, mel)
     figure.colorbar(mesh, ax=spectrogram, label="level (dB)")
     spectrogram.set(ylabel="mel frequency (Hz)", xlabel="time (s)")
-    if isinstance(condition, Chromagram):
-        rest[0].sharex(wave)
-        _draw_chromagram(rest[0], condition, audio.shape[1] / sample_rate)
-    elif condition is not None:
-        _draw_spectrogram(rest[0], condition.audio, condition.sample_rate, condition.start)
-        rest[0].set(ylabel="style excerpt (Hz)", xlabel="time in the style's file (s)")
-    write_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    return seconds
 
 
-def _draw_spectrogram(panel: Any, audio: np.ndarray, sample_rate: int, start: float = 0.0) -> Any:
-    """Draw the mel spectrogram of mono `audio` from second `start` on; the mesh, for a colour bar."""
-    levels, centres = mel_spectrogram(audio, sample_rate)
+def _blocks(audio: np.ndarray) -> Iterator[np.ndarray]:
+    return (audio[:, start : start + _BLOCK] for start in range(0, audio.shape[1], _BLOCK))
+
+
+def _draw_spectrogram(panel: Any, spectrogram: MelSpectrogram, start: float = 0.0) -> Any:
+    """Draw a mel spectrogram from second `start` on; the mesh, for a colour bar."""
+    levels, centres = spectrogram.levels(), spectrogram.centres
     ticks = [hertz for hertz in (100, 300, 1000, 3000, 10000) if hertz < centres[-1]]
     panel.set_yticks(np.interp(ticks, centres, np.arange(_MELS)), [f"{hertz:,}" for hertz in ticks])
-    times = start + np.arange(levels.shape[1]) * _HOP / sample_rate
+    times = start + np.arange(levels.shape[1]) * spectrogram.column_seconds
     return panel.pcolormesh(times, np.arange(_MELS), levels, cmap="magma", rasterized=True)
 
 

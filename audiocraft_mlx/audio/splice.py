@@ -35,7 +35,8 @@ def smooth_joint(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
     fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(length, dtype=np.float32) / length)
     smooth = new.copy()
     smooth[:, :length] += (before[:, -1:] - new[:, :1]) * fade
-    return np.clip(smooth, -1, 1)
+    limit = np.maximum(1, np.abs(before[:, -1:]))  # a float source may end beyond full scale
+    return np.clip(smooth, -limit, limit)
 
 
 def broadcast_channels(audio: np.ndarray, channels: int) -> np.ndarray:

@@ -52,14 +52,16 @@ def write_audio(
     sample_rate: int,
     audio_format: AudioFormat = WAV,
     tags: AudioTags | None = None,
+    keep_level: bool = False,
 ) -> float:
     """Write `audio`, float32 `[channels, samples]` nominally in [-1, 1], with `tags`; atomically.
 
-    Audio that exceeds full scale is scaled down as a whole. Full scale is 2**15 in 16 bits and 2**23 in 24,
-    as when such files are read: samples read from one are written back unchanged.
+    Audio that exceeds full scale is scaled down as a whole, but in 32 bits not with `keep_level`. Full scale
+    is 2**15 in 16 bits and 2**23 in 24, as when such files are read: samples read from one are written back
+    unchanged.
 
     Returns:
-        The peak of `audio`; above 1 the file was scaled down by it.
+        What the file was scaled down by if it is above 1: the peak of `audio`, or 1 if it kept its level.
 
     Raises:
         OutputError: the audio has NaN or infinite samples or doesn't fit the format, or the file can't be
@@ -76,6 +78,8 @@ def write_audio(
     if not np.isfinite(peak):
         raise OutputError(f"{path}: the audio has NaN or infinite samples; try another seed")
     blocks = audio.blocks() if isinstance(audio, AudioSpool) else _blocks(audio)
+    if keep_level and audio_format.bits == 32:
+        peak = min(peak, 1.0)
     with_mutagen = has_mutagen()
     comment = libsndfile_comment(tags, audio_format.name) if tags and not with_mutagen else None
 

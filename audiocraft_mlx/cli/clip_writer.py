@@ -137,7 +137,7 @@ class ClipWriter:
         seconds = sum(each.seconds for each in self._plans.values())
         timing = f"{event.elapsed:.1f} s to make, {seconds / event.elapsed:.2f}x real time"
         clip = self._finished(event.index) if event.index in self._spools else None
-        if clip is not None and (self._separator is not None or files.plot is not None):
+        if clip is not None and self._separator is not None:
             clip = clip.in_memory()
         seed = plan.request.seed
         if clip is None or files.path is None:
@@ -154,8 +154,8 @@ class ClipWriter:
                 stems = self._save_stems(event.index, clip, saved, self._separator)
                 self._report(f"its stems: {', '.join(map(str, stems))}")
         if clip is not None and files.plot is not None:
-            audio, prompt = clip.as_array(), plan.request.prompt
-            save_plot(files.plot, audio, clip.sample_rate, prompt, self._condition(plan))
+            prompt = plan.request.prompt
+            save_plot(files.plot, clip.audio, clip.sample_rate, prompt, self._condition(plan))
             self._report(f"drew {files.plot}")
         self._unfinished.discard(event.index)
         if not self._unfinished:

@@ -93,9 +93,9 @@ def _check_sinks(command: GenerateClips) -> None:
     if command.streaming and sys.stdout is None:
         raise OutputError("standard output is closed; give a file to --output")
     if command.plot is not None:
-        from audiocraft_mlx.audio.plot import require_matplotlib
+        from audiocraft_mlx.audio.plot import check_plotting
 
-        require_matplotlib()
+        check_plotting(command.requests[0].prompt)
     if command.play:
         from audiocraft_mlx.cli.playing import require_sounddevice
 

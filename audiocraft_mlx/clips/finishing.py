@@ -27,6 +27,8 @@ class FinishedAudio:
     audio: np.ndarray | AudioSpool
     sample_rate: int
     audio_format: AudioFormat
+    keeps_level: bool = False
+    """It begins with a source, whose samples stay as they are where the format can hold them."""
 
     @property
     def channels(self) -> int:
@@ -60,7 +62,7 @@ def finish_audio(
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)
     if output.fade_out is not None:
         audio = fade_out(_as_array(audio), rate, output.fade_out)
-    return FinishedAudio(audio, rate, audio_format)
+    return FinishedAudio(audio, rate, audio_format, source is not None and output.normalize == "none")
 
 
 def separate_stems(

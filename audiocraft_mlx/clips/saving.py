@@ -27,7 +27,7 @@ class SavedFile:
     """Per channel."""
     sample_rate: int
     peak: float
-    """Of the audio; above 1 it was scaled down."""
+    """Above 1: what the audio was scaled down by."""
 
     def __str__(self) -> str:
         layout = {1: "mono", 2: "stereo"}.get(self.channels, f"{self.channels} channels")
@@ -37,7 +37,7 @@ class SavedFile:
 def save_clip(path: Path, clip: FinishedAudio, metadata: GenerationMetadata | None = None) -> SavedFile:
     """Write `clip` to `path`, atomically. Raises `OutputError`."""
     tags = None if metadata is None else metadata.to_tags()
-    peak = write_audio(path, clip.audio, clip.sample_rate, clip.audio_format, tags)
+    peak = write_audio(path, clip.audio, clip.sample_rate, clip.audio_format, tags, clip.keeps_level)
     return SavedFile(path, clip.channels, clip.samples, clip.sample_rate, peak)
 
 
