@@ -94,8 +94,8 @@ lint: .venv/installed ## check style, types and imports
 
 # Both at once: a bit less than four minutes on 2 cores.
 fuzz: .venv/installed ## read damaged and hostile checkpoints
-	@.venv/bin/python tests/fuzz_torch_pickle.py --runs 100000 & torch=$$!; \
-	.venv/bin/python tests/fuzz_checkpoints.py --runs 100000; others=$$?; \
+	@.venv/bin/python tests/fuzz_torch_pickle.py --runs 120000 & torch=$$!; \
+	.venv/bin/python tests/fuzz_checkpoints.py --runs 80000; others=$$?; \
 	wait $$torch && exit $$others
 
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
