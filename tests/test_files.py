@@ -187,11 +187,13 @@ cleaner = os.fork()
 if cleaner == 0:
     while True:
         remove_stale_parts(folder)
-for turn in range(300):
-    check_writable(folder / "a")
-    write_file(folder / "a", lambda file: file.write(b"whole"))
-os.kill(cleaner, 9)
-os.waitpid(cleaner, 0)
+try:
+    for turn in range(300):
+        check_writable(folder / "a")
+        write_file(folder / "a", lambda file: file.write(b"whole"))
+finally:
+    os.kill(cleaner, 9)
+    os.waitpid(cleaner, 0)
 assert os.listdir(folder) == ["a"]
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
