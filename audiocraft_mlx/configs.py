@@ -40,7 +40,7 @@ CARDINALITY = Range(2, 2**16)
 VOCABULARY = Range(1, 2**20)
 KERNEL = Range(1, 4096)
 CHANNELS = Range(1, 2)
-SAMPLE_RATE = Range(1_000, 768_000)
+SAMPLE_RATE = Range(100, 768_000)
 NORM_EPS = Range(1e-12, 1)
 """Float32 must not round it to 0."""
 SCALE = Range(-1e6, 1e6)

@@ -10,11 +10,16 @@ from typing import Any
 
 from audiocraft_mlx.errors import UsageError
 
+TRAINED_TOKENS = 512
+"""Tokens of the longest texts that T5 was trained with (Raffel et al. 2020, section 3.1.1)."""
+MAX_PROMPT_CHARACTERS = 10_000
+"""T5's attention takes memory with the square of a text's length."""
+
 
 def validate_number(name: str, value: Any, expected: str, is_valid: Callable[[float], bool]) -> None:
     """Raise `UsageError` unless `value` is a finite number that `is_valid`; `expected` describes those."""
     try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        number = float(value) if _is_number(value, Real) else math.nan
     except OverflowError:  # an integer beyond the range of floats
         number = math.inf
     if not math.isfinite(number) or not is_valid(number):
@@ -23,8 +28,24 @@ def validate_number(name: str, value: Any, expected: str, is_valid: Callable[[fl
 
 def validate_int(name: str, value: Any, expected: str, is_valid: Callable[[int], bool]) -> None:
     """Raise `UsageError` unless `value` is an integer that `is_valid`; `expected` describes those."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not is_valid(int(value)):
+    if not _is_number(value, Integral) or not is_valid(int(value)):
         raise UsageError(f"{name} must be {expected}, not {value!r}")
+
+
+def validate_prompt(prompt: str) -> None:
+    """Raise `UsageError` for a text that is too long to be a prompt, a file for example."""
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise UsageError(
+            f"the prompt has {len(prompt)} characters; give at most {MAX_PROMPT_CHARACTERS}"
+            f" (the text encoder was trained with up to {TRAINED_TOKENS} tokens, about 2000 characters)"
+        )
+
+
+def _is_number(value: Any, kind: type[Integral] | type[Real]) -> bool:
+    # Python's own first: an abstract class takes ten times as long to answer.
+    if type(value) is int or type(value) is float:
+        return kind is Real or type(value) is int
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

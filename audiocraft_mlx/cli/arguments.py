@@ -31,6 +31,7 @@ from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
     LUFS,
+    MAX_PROMPT_CHARACTERS,
     MELODY_SEPARATIONS,
     SECONDS,
     SEED,
@@ -43,8 +44,8 @@ from audiocraft_mlx.version import __version__
 
 STDOUT = Path("-")
 """What `--output` is for standard output."""
-# Enough for a night, and few enough that their file names can be planned ahead.
-_MAX_CLIPS = 10_000
+# Enough for weeks, and few enough that all can be planned ahead.
+_MAX_CLIPS = 100_000
 _TAKES = NumberRange(int, f"an integer from 1 to {_MAX_CLIPS}", lambda takes: 1 <= takes <= _MAX_CLIPS)
 
 
@@ -204,7 +205,8 @@ def _all_prompts(arguments: argparse.Namespace) -> list[str]:
         raise UsageError("standard input holds one prompt; give '-' once")
     prompts = [_read_prompt() if prompt == "-" else prompt for prompt in prompts]
     if arguments.prompts_file is not None:
-        prompts += _read_prompts(arguments.prompts_file)
+        most = max(0, _MAX_CLIPS // arguments.takes - len(prompts))
+        prompts += _read_prompts(arguments.prompts_file, most)
     if not prompts and not any((arguments.melody, arguments.style, arguments.source)):
         raise UsageError("the prompt is missing; say what to play")
     prompts = prompts or [""]
@@ -215,22 +217,45 @@ def _all_prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _read_prompt() -> str:
+    # sys.stdin is None when the process was started without one. No character has more than 4 bytes.
+    given = sys.stdin.buffer.read(4 * MAX_PROMPT_CHARACTERS + 4) if sys.stdin else b""
     try:
-        # sys.stdin is None when the process was started without one.
-        return sys.stdin.buffer.read().decode("utf-8-sig").strip() if sys.stdin else ""
+        return given.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
+        if len(given) > 4 * MAX_PROMPT_CHARACTERS:  # cut off, within a character maybe
+            return given.decode("utf-8-sig", "replace")
         raise UsageError("the prompt on standard input is not valid UTF-8; convert it first") from None
 
 
-def _read_prompts(path: Path) -> list[str]:
+def _read_prompts(path: Path, most: int) -> list[str]:
+    """The prompts in a file, one a line, without blank lines and comments.
+
+    Raises:
+        UsageError: also for more than `most`, which is found without reading all of the file.
+    """
+    prompts: list[str] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Lines end as in a text editor: not at what else Unicode calls the end of a line or paragraph.
+        with path.open(encoding="utf-8-sig", newline=None) as file:
+            longest = MAX_PROMPT_CHARACTERS + 1
+            for number, line in enumerate(iter(lambda: file.readline(longest), ""), start=1):
+                if len(line) == longest and not line.endswith("\n"):
+                    raise UsageError(
+                        f"--prompts: line {number} of {path} is longer than {MAX_PROMPT_CHARACTERS}"
+                        " characters; write one prompt a line"
+                    )
+                prompt = line.strip()
+                if not prompt or prompt.startswith("#"):
+                    continue
+                if len(prompts) == most:
+                    raise UsageError(
+                        f"--prompts: {path} has prompts for more than {_MAX_CLIPS} clips; split it"
+                    )
+                prompts.append(prompt)
     except OSError as error:
         raise UsageError(f"--prompts: {read_error(path, error, 'give a text file')}") from error
     except UnicodeDecodeError:
         raise UsageError(f"--prompts: {path} is not valid UTF-8; convert it first") from None
-    prompts = [line.strip() for line in lines]
-    prompts = [line for line in prompts if line and not line.startswith("#")]
     if not prompts:
         raise UsageError(f"--prompts: {path} has no prompts; write one a line")
     return prompts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,21 +47,31 @@ def plan_files(command: GenerateClips) -> list[ClipFiles]:
     ]
     for folder in {follow_links(path).parent for clip in files for path in (clip.path, clip.plot) if path}:
         remove_stale_parts(folder)
-    for clip in files:
-        if clip.path is not None:
-            check_writable(clip.resolve_path(clip.path))
-    for clip in files:
-        if clip.plot is not None:
-            check_writable(clip.plot)
+    _check_all_writable([clip.resolve_path(clip.path) for clip in files if clip.path is not None])
+    _check_all_writable([clip.plot for clip in files if clip.plot is not None])
     return files
+
+
+def _check_all_writable(paths: Sequence[Path]) -> None:
+    """`check_writable` for files in one folder: the first one stands for all that don't exist yet."""
+    if not paths:
+        return
+    check_writable(paths[0])
+    others = paths[1:]
+    if others:
+        with suppress(PermissionError):  # a folder that can be written, but not listed
+            names = {*os.listdir(paths[0].parent)}
+            others = [path for path in others if path.name in names]
+    for path in others:
+        check_writable(path)
 
 
 def _numbered(path: Path, count: int, first: int = 1) -> list[Path]:
     """`path`, or if there are more `name-1.wav` …, with leading zeros that keep them in order."""
     if count == 1:
         return [path]
-    digits = len(str(first + count - 1))
-    return [path.with_stem(f"{path.stem}-{first + index:0{digits}}") for index in range(count)]
+    digits, stem, suffix = len(str(first + count - 1)), path.stem, path.suffix
+    return [path.with_name(f"{stem}-{first + index:0{digits}}{suffix}") for index in range(count)]
 
 
 def _free_numbered_paths(path: Path, count: int) -> list[Path]:

@@ -68,9 +68,11 @@ def _generate(command: GenerateClips) -> None:
     from audiocraft_mlx.clips.making import generate_clips
     from audiocraft_mlx.clips.saving import check_size
 
+    checked: set[tuple[float, object]] = set()
     for request, clip_files in zip(requests, files, strict=True):
-        if clip_files.path is not None:
+        if clip_files.path is not None and (request.duration, request.source) not in checked:
             check_size(clip_files.path, request, command.output, model)
+            checked.add((request.duration, request.source))
     # What is played or streamed while it is generated is generated alone.
     batch_size = 1 if command.streaming or command.play else None
     with closing(ClipWriter(command, files, model, separator)) as writer:

@@ -62,6 +62,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     """
     loaded = load_inputs(requests)
     prompts: dict[tuple[SourceClip, float], np.ndarray] = {}
+    params_of: dict[Hashable, tuple[GenerationParams, float]] = {}
     plans = []
     for index, request in enumerate(loaded):
         request.require_supported(model.condition_types)
@@ -75,16 +76,27 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
                     seconds, model.sample_rate, model.audio_channels, _hop_length(model)
                 )
             prompt = prompts[key]
-        params = model.make_params(
-            duration=_total_duration(model, request.duration, prompt),
-            top_k=request.top_k,
-            top_p=request.top_p,
-            temperature=request.temperature,
-            cfg_coef=request.cfg_coef,
-            cfg_coef_beta=request.style_coef,
+        # Many clips mostly have the same.
+        same = (
+            request.duration,
+            request.top_k,
+            request.top_p,
+            request.temperature,
+            request.cfg_coef,
+            request.style_coef,
+            None if prompt is None else prompt.shape,
         )
-        seconds = new_samples(model, request) / model.sample_rate
-        plans.append(ClipPlan(index, request, params, prompt, seconds))
+        if same not in params_of:
+            params = model.make_params(
+                duration=_total_duration(model, request.duration, prompt),
+                top_k=request.top_k,
+                top_p=request.top_p,
+                temperature=request.temperature,
+                cfg_coef=request.cfg_coef,
+                cfg_coef_beta=request.style_coef,
+            )
+            params_of[same] = params, new_samples(model, request) / model.sample_rate
+        plans.append(ClipPlan(index, request, params_of[same][0], prompt, params_of[same][1]))
     return plans
 
 

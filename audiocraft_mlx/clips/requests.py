@@ -27,6 +27,7 @@ from audiocraft_mlx.validation import (
     TOP_K,
     TOP_P,
     NumberRange,
+    validate_prompt,
 )
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class ClipRequest:
             self.prompt.encode()
         except UnicodeEncodeError:
             raise UsageError("the prompt is not valid UTF-8") from None
+        validate_prompt(self.prompt)
         _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
         for kind in _AUDIO_FIELDS:
             if isinstance(getattr(self, kind), str):
@@ -247,7 +249,8 @@ def _validate_numbers(
         number = getattr(value, name)
         if number is not None or name in required:
             allowed.validate(name, number)
-            object.__setattr__(value, name, allowed.kind(number))
+            if type(number) is not allowed.kind:
+                object.__setattr__(value, name, allowed.kind(number))
 
 
 def _known_values(kind: type[ClipRequest | OutputOptions], values: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ prompt's hidden states don't depend on the others of its batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.t5 import T5Encoder
+from audiocraft_mlx.validation import TRAINED_TOKENS
 
 
 class TextConditioner:
@@ -50,6 +52,12 @@ class TextConditioner:
                 f" {self.t5.config.vocab_size} embeddings; download it again"
             )
         length = max(len(ids) for ids in encodings)
+        if length > TRAINED_TOKENS:
+            warnings.warn(
+                f"a prompt has {length} tokens, and the text encoder was trained with up to {TRAINED_TOKENS}:"
+                " what is beyond may count for little; a shorter one is followed more closely",
+                stacklevel=2,
+            )
         tokens = np.zeros((len(encodings), length), np.int32)
         mask = np.zeros((len(encodings), length), bool)
         for row, ids in enumerate(encodings):

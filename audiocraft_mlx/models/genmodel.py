@@ -32,7 +32,7 @@ from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
 from audiocraft_mlx.progress import progress_bar
-from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number
+from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number, validate_prompt
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -412,6 +412,7 @@ class GenModel:
         for description in descriptions:
             if description is not None and not isinstance(description, str):
                 raise UsageError(f"a description must be a string or None, not {description!r}")
+            validate_prompt(description or "")
         if melody_separation not in MELODY_SEPARATIONS:
             raise UsageError(
                 f"melody_separation must be one of {', '.join(MELODY_SEPARATIONS)}, not {melody_separation!r}"
