@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -181,3 +183,58 @@ def test_starlette_streams_a_stream(model: GenModel) -> None:
     np.testing.assert_allclose(
         np.frombuffer(b"".join(body), np.float32), np.frombuffer(wanted, np.float32), atol=1e-5
     )
+
+
+FORK = """
+import multiprocessing
+from audiocraft_mlx import MusicGen, MusicGenError
+
+def generate(model, use):
+    try:
+        use(model)
+    except MusicGenError as error:
+        raise SystemExit(f"refused: {error}")
+
+model = MusicGen.get_pretrained("demo")
+model.set_generation_params(duration=0.1)
+codes = model.generate(["a piano"], return_tokens=True)[1]
+uses = [
+    lambda model: model.generate(["a piano"]),
+    lambda model: next(model.stream(["a piano"])),
+    lambda model: model.generate_audio(codes),
+    lambda model: MusicGen.get_pretrained("demo"),
+]
+for use in uses:
+    child = multiprocessing.get_context("fork").Process(target=generate, args=(model, use))
+    child.start()
+    child.join(20)
+    print(child.exitcode)
+    child.kill()
+"""
+
+
+def test_a_process_forked_after_a_model_was_used_gets_an_error_instead_of_waiting_for_ever() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1"] * 4
+    assert done.stderr.count("refused: MLX can't compute in a process that was forked") == 4
+
+
+def test_a_process_forked_before_a_model_was_used_computes() -> None:
+    script = """
+import multiprocessing
+from audiocraft_mlx import MusicGen
+
+def generate():
+    model = MusicGen.get_pretrained("demo")
+    model.set_generation_params(duration=0.1)
+    raise SystemExit(model.generate(["a piano"]).shape[2] - 3200)
+
+for _ in range(2):
+    child = multiprocessing.get_context("fork").Process(target=generate)
+    child.start()
+    child.join(60)
+    print(child.exitcode)
+    child.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0"] * 2, done.stderr

@@ -12,6 +12,7 @@ from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
+from audiocraft_mlx.ops.device import require_mlx_threads
 
 # Names that programs for training give to their files.
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
@@ -32,7 +33,9 @@ def load(
 
     Raises:
         CheckpointError, DownloadError, UsageError: one line that says what is wrong.
+        MusicGenError: in a process that was forked after a model was used.
     """
+    require_mlx_threads()
     if not lazy:
         patch_mlx_blas()
     # float32 holds all that a file may have; what is converted or quantized isn't rounded before.

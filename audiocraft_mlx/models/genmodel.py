@@ -31,6 +31,7 @@ from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
+from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.progress import progress_bar
 from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number, validate_prompt
 
@@ -421,6 +422,7 @@ class GenModel:
             raise UsageError(f"there are {len(descriptions)} descriptions, but {len(seeds)} seeds")
         for seed in seeds:
             SEED.validate("a seed", seed)
+        require_mlx_threads()
         audios: list[mx.array] = []
         audio_of_row: list[int | None] = [None] * len(descriptions)
         if melody_wavs is not None:
@@ -470,6 +472,7 @@ class GenModel:
             UsageError: they aren't codes of this model.
             MusicGenError: the codec's weights are damaged.
         """
+        require_mlx_threads()
         audio = self.compression_model.decode(self._check_codes("tokens", gen_tokens))
         if not mx.isfinite(audio).all().item():
             raise _non_finite_audio()
@@ -654,6 +657,7 @@ class GenModel:
         on_step: OnStep | None = None,
     ) -> Iterator[tuple[mx.array, mx.array | None]]:
         """Codes `[B, K, n]` and the audio `[B, C, m]` that is known after them, as they are generated."""
+        require_mlx_threads()
         rows = params_of_rows(params, len(inputs.descriptions))
         windows = self._plan(inputs, rows[0])
         decoder = self.compression_model.make_decoder_stream()

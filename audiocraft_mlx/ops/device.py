@@ -1,10 +1,32 @@
-"""The device that MLX computes on by default."""
+"""The device that MLX computes on by default, and the process that it computes in."""
 
 from __future__ import annotations
 
+import os
+
 import mlx.core as mx
+
+from audiocraft_mlx.errors import MusicGenError
+
+_process: int | None = None
+"""The id of the first process that computed, None before: MLX's threads are in that one."""
 
 
 def on_gpu() -> bool:
     """Whether MLX's default device is a GPU."""
     return mx.default_device() == mx.gpu
+
+
+def require_mlx_threads() -> None:
+    """Raise `MusicGenError` in a process forked from one that has computed.
+
+    A fork copies no threads but the caller's, and whatever is given to MLX's would wait for ever.
+    """
+    global _process
+    if _process is None:
+        _process = os.getpid()
+    elif _process != os.getpid():
+        raise MusicGenError(
+            "MLX can't compute in a process that was forked after a model was used: start it with"
+            " multiprocessing's method 'spawn', or load the model only after the fork"
+        )
