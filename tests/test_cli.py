@@ -200,7 +200,7 @@ def test_an_unusable_prompt_on_standard_input_is_refused(
             for value in ("0", "-1", "nan")
         ),
         *((["piano", "-n", value], "--takes: must be an integer from 1") for value in ("0", "-1", "1.5")),
-        (["piano", "drums", "-n", "6000"], "these are 12000 clips; ask for 10000 at most"),
+        (["piano", "drums", "-n", "60000"], "these are 120000 clips; ask for 100000 at most"),
         (["piano", "--prompts", "none.txt"], "none.txt can't be read: No such file"),
         (["piano", "--melody", "a.wav", "--style", "a.wav"], "no model supports both"),
         (

@@ -482,10 +482,10 @@ class GenModel:
         """Codes from a caller as int32; `UsageError` unless they have an entry in the codec's tables."""
         codebooks, cardinality = self.compression_model.num_codebooks, self.compression_model.cardinality
         values = np.asarray(codes)
-        if values.ndim != 3 or values.shape[1] != codebooks or not values.size:
-            raise UsageError(f"{name} must have shape [batch, {codebooks}, frames], not {list(values.shape)}")
         if values.dtype.kind not in "iu":
             raise UsageError(f"{name} must be integers, not {values.dtype}")
+        if values.ndim != 3 or values.shape[1] != codebooks or not values.size:
+            raise UsageError(f"{name} must have shape [batch, {codebooks}, frames], not {list(values.shape)}")
         # A look-up beyond a table's end reads whatever is there.
         if values.min() < 0 or values.max() >= cardinality:
             raise UsageError(f"{name} must be codes from 0 to {cardinality - 1}")
@@ -557,10 +557,6 @@ class GenModel:
             f"an integer from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}",
             lambda r: MIN_SAMPLE_RATE <= r <= MAX_SAMPLE_RATE,
         )
-        if _is_integer(audio):
-            raise UsageError(
-                f"{name} must be floating-point audio in [-1, 1], not {audio.dtype}; divide it by full scale"
-            )
         samples = _float32_array(audio, name)
         if samples.ndim != 2 or not 0 < samples.shape[0] <= 64 or not samples.shape[1]:
             raise UsageError(
@@ -767,12 +763,6 @@ def _float32_array(audio: AudioArray, name: str) -> np.ndarray:
 def _clips_of(audio: AudioArray) -> list[AudioArray]:
     """The clips of `[batch, channels, samples]`, or the one of `[channels, samples]`."""
     return [audio] if not isinstance(audio, Sequence) and audio.ndim == 2 else list(audio)
-
-
-def _is_integer(audio: AudioArray) -> bool:
-    if isinstance(audio, mx.array):
-        return mx.issubdtype(audio.dtype, mx.integer)
-    return np.issubdtype(audio.dtype, np.integer)
 
 
 def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list[int | None]]:
