@@ -115,6 +115,7 @@ class FakeModel:
         params: Sequence[FakeParams],
         *,
         chunk_seconds: float,
+        first_chunk_seconds: float | None,
         on_step: Callable[[int, int], None],
     ) -> Iterator[np.ndarray]:
         assert len(params) == len(inputs.descriptions)

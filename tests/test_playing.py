@@ -79,7 +79,7 @@ def test_the_buffer_is_never_empty_at_the_measured_speed(speed: float, seconds: 
     # Chunks of a second come every 1 / speed seconds; it is played as soon as that is allowed.
     made, start = 2, None
     while start is None and made < seconds:
-        if made >= required_buffer(seconds - made, speed, 1.0):
+        if made >= required_buffer(seconds - made, speed):
             start = made / speed
         else:
             made += 1
@@ -90,9 +90,10 @@ def test_the_buffer_is_never_empty_at_the_measured_speed(speed: float, seconds: 
 
 
 def test_no_more_is_buffered_than_needed() -> None:
-    assert required_buffer(100, 2.0, 0.5) == 0.5
-    assert required_buffer(9, 0.5, 1.0) == pytest.approx(1 + 9 * (1 / 0.45 - 1))
-    assert required_buffer(0, 0.01, 1.0) == 1
+    assert required_buffer(100, 2.0) == pytest.approx(1 / 1.8)
+    assert required_buffer(9, 0.5) == pytest.approx(1 + 9 * (1 / 0.45 - 1))
+    assert required_buffer(0.5, 0.5) == pytest.approx(0.5 / 0.45)
+    assert required_buffer(0, 0.01) == 0
 
 
 def test_it_begins_when_there_is_enough_and_says_so(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,20 +43,31 @@ def test_the_chunks_put_together_are_the_whole(model: MusicGen | AudioGen, frame
     np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_seconds", ["chunk_seconds", "first_chunk_seconds"])
 @pytest.mark.parametrize("frames", [1, 7, 50])
 def test_the_first_chunk_comes_as_soon_as_the_codec_can_tell_it(
-    model: MusicGen | AudioGen, frames: int
+    model: MusicGen | AudioGen, frames: int, chunk_seconds: str
 ) -> None:
     model.max_duration = 2.0
     model.set_generation_params(duration=2.0)
     steps: list[int] = []
     model.set_custom_progress_callback(lambda done, total: steps.append(done))
     try:
-        next(model.stream(["rock"], chunk_seconds=frames / 50, progress=True))
+        next(model.stream(["rock"], progress=True, **{chunk_seconds: frames / 50}))
     finally:
         model.set_custom_progress_callback(None)
     lookahead_frames = model.compression_model.make_decoder_stream().lookahead_frames
     assert steps[-1] <= frames + lookahead_frames + max(model.lm.config.delays)
+
+
+def test_the_first_chunks_may_be_short_and_grow(model: MusicGen | AudioGen) -> None:
+    in_windows(model)
+    whole = np.array(model.generate(["rock", None]))
+    hop = round(model.sample_rate / model.frame_rate)
+    stream = model.stream(["rock", None], chunk_seconds=0.5, first_chunk_seconds=0.1)
+    chunks = [np.array(chunk) for chunk in stream]
+    assert [chunk.shape[2] // hop for chunk in chunks] == [5, 10, 20, 25, 25, 25, 10]
+    np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-5)
 
 
 def test_a_continuation_streams_what_is_new(mono: MusicGen) -> None:
@@ -112,6 +123,8 @@ def test_a_prompt_that_cannot_be_continued_is_refused(
 def test_a_chunk_is_at_least_a_frame(mono: MusicGen, seconds: object) -> None:
     with pytest.raises(UsageError, match="chunk_seconds"):
         mono.stream(["rock"], chunk_seconds=seconds)
+    with pytest.raises(UsageError, match="first_chunk_seconds"):
+        mono.stream(["rock"], first_chunk_seconds=seconds)
 
 
 def test_every_duration_has_its_frames(mono: MusicGen, monkeypatch: pytest.MonkeyPatch) -> None:

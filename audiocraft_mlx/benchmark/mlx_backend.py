@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import repeat
 
 import mlx.core as mx
 
@@ -51,7 +52,7 @@ class MLXBackend:
             GUIDANCE,
             keys=row_keys([0], steps),
             on_step=lambda step, total: step_ends.append(time.perf_counter()),
-            chunk_frames=frames,  # at each chunk it waits for the device
+            chunk_frames=repeat(frames),  # at each chunk it waits for the device
         ):
             pass
         return (step_ends[WARM_UP_STEPS + TIMED_STEPS - 1] - step_ends[WARM_UP_STEPS - 1]) / TIMED_STEPS

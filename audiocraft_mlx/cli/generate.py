@@ -65,6 +65,7 @@ def _generate(command: GenerateClips) -> None:
         separator = load_htdemucs()
 
     from audiocraft_mlx.cli.clip_writer import ClipWriter
+    from audiocraft_mlx.cli.playing import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
     from audiocraft_mlx.clips.making import generate_clips
     from audiocraft_mlx.clips.saving import check_size
 
@@ -74,9 +75,16 @@ def _generate(command: GenerateClips) -> None:
             check_size(clip_files.path, request, command.output, model)
             checked.add((request.duration, request.source))
     # What is played or streamed while it is generated is generated alone.
-    batch_size = 1 if command.streaming or command.play else None
+    live = command.streaming or command.play
     with closing(ClipWriter(command, files, model, separator)) as writer:
-        events = generate_clips(model, requests, batch_size=batch_size, on_progress=writer.show_progress)
+        events = generate_clips(
+            model,
+            requests,
+            batch_size=1 if live else None,
+            chunk_seconds=CHUNK_SECONDS,
+            first_chunk_seconds=FIRST_CHUNK_SECONDS if live else None,
+            on_progress=writer.show_progress,
+        )
         with closing(events):
             try:
                 for event in events:

@@ -14,6 +14,10 @@ import numpy as np
 from audiocraft_mlx.cli.common import print_stderr
 from audiocraft_mlx.errors import UsageError
 
+CHUNK_SECONDS = 1.0
+"""Of all chunks but those at the beginning and the last one."""
+FIRST_CHUNK_SECONDS = 0.1
+"""Much less is heard no sooner: the codec needs some frames ahead anyway."""
 # The speed may drop.
 _MARGIN = 0.9
 
@@ -24,14 +28,15 @@ def require_sounddevice() -> None:
         raise UsageError("--play needs sounddevice; install it with: pip install 'musicgen-mlx[play]'")
 
 
-def required_buffer(seconds_left: float, speed: float, chunk: float) -> float:
+def required_buffer(seconds_left: float, speed: float) -> float:
     """Seconds of audio to buffer before playing, so that the buffer is never empty.
 
-    `seconds_left` are still to be generated, at `speed` seconds of audio per second, in chunks of `chunk`
-    seconds.
+    `seconds_left` are still to be generated, at `speed` seconds of audio per second, in chunks of at most
+    `CHUNK_SECONDS`.
     """
-    behind = seconds_left * (1 / (speed * _MARGIN) - 1)
-    return chunk + max(0.0, behind)
+    chunk, slowdown = min(CHUNK_SECONDS, seconds_left), 1 / (speed * _MARGIN)
+    # Until the next chunk is there, and until the last one is.
+    return max(chunk * slowdown, chunk + seconds_left * (slowdown - 1))
 
 
 class Player:
@@ -79,7 +84,7 @@ class Player:
         if self._thread is None and now > self._since:
             speed = (self._generated - self._first) / (now - self._since)
             ready = self._prompt + self._generated
-            if ready >= required_buffer(self._seconds - self._generated, speed, chunk):
+            if ready >= required_buffer(self._seconds - self._generated, speed):
                 self._start(f"playing, with {ready:.1f} s ahead: it is made at {speed:.2f}x real time")
 
     def finish(self) -> None:

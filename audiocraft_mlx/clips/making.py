@@ -61,6 +61,7 @@ def generate_clips(
     *,
     batch_size: int | None = None,
     chunk_seconds: float = 1.0,
+    first_chunk_seconds: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Generator[Event, None, None]:
     """Generate the clips of `requests`, in batches of those that can share one.
@@ -70,6 +71,7 @@ def generate_clips(
     cancels: the chunks so far are the partial output of clips that aren't finished.
 
     Args:
+        first_chunk_seconds: of the first chunk, which may be shorter (`GenModel.generate_stream`).
         batch_size: the most clips at a time. Default: as many as fit into memory, at most 8.
         on_progress: called after each step, between the events. What it raises cancels, too.
 
@@ -81,13 +83,14 @@ def generate_clips(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
     plans = plan_clips(model, requests)
-    return _generate(model, plan_batches(model, plans, batch_size), chunk_seconds, on_progress)
+    batches = plan_batches(model, plans, batch_size)
+    return _generate(model, batches, (chunk_seconds, first_chunk_seconds), on_progress)
 
 
 def _generate(
     model: GenModel,
     batches: Iterator[tuple[ClipPlan, ...]],
-    chunk_seconds: float,
+    chunk_seconds: tuple[float, float | None],
     on_progress: Callable[[Progress], None] | None,
 ) -> Generator[Event, None, None]:
     largest = 0
@@ -104,24 +107,27 @@ def _generate(
             if on_progress is not None:
                 on_progress(progress)
 
-        chunks = _start(model, batch, chunk_seconds, on_step)
+        stream = _start(model, batch, chunk_seconds, on_step)
         try:
             yield Started(batch)
             start = time.perf_counter()
-            for chunk in chunks:
+            for chunk in stream:
                 yield progress
                 for plan, audio in zip(batch, np.asarray(chunk), strict=True):
                     yield Chunk(plan.index, audio)
             elapsed = time.perf_counter() - start
         finally:
-            if isinstance(chunks, Generator):
-                chunks.close()
+            if isinstance(stream, Generator):
+                stream.close()
         for plan in batch:
             yield Finished(plan.index, elapsed)
 
 
 def _start(
-    model: GenModel, batch: Sequence[ClipPlan], chunk_seconds: float, on_step: Callable[[int, int], None]
+    model: GenModel,
+    batch: Sequence[ClipPlan],
+    chunk_seconds: tuple[float, float | None],
+    on_step: Callable[[int, int], None],
 ) -> Iterator[mx.array]:
     """The model's generator of audio `[B, C, n]` for the rows of a batch."""
     given: dict[str, Any] = {}
@@ -140,4 +146,7 @@ def _start(
         [plan.request.description for plan in batch], [plan.request.seed for plan in batch], **given
     )
     params = [plan.params for plan in batch]
-    return model.generate_stream(inputs, params, chunk_seconds=chunk_seconds, on_step=on_step)
+    usual, first = chunk_seconds
+    return model.generate_stream(
+        inputs, params, chunk_seconds=usual, first_chunk_seconds=first, on_step=on_step
+    )

@@ -35,8 +35,7 @@ def generate_frames(
     keys: mx.array | None = None,
     prompt: mx.array | None = None,
     on_step: OnStep | None = None,
-    chunk_frames: int = 1,
-    first_chunk: int | None = None,
+    chunk_frames: Iterator[int] | None = None,
     steps_before: int = 0,
     total_steps: int | None = None,
 ) -> Iterator[mx.array]:
@@ -52,8 +51,8 @@ def generate_frames(
             greedy decoding needs none.
         prompt: codes int `[B, K, F]` that the sequences begin with, F < `frames`.
         on_step: called after each step of the transformer with the steps done and the steps in all.
-        chunk_frames: frames of each chunk; the last one has what is left.
-        first_chunk: frames of the first chunk, if others.
+        chunk_frames: how many frames each chunk has, without an end (`itertools.repeat(1)` if None); the last
+            chunk has what is left.
         steps_before, total_steps: how the steps are counted, where this sequence is a part of more.
 
     Equal to audiocraft's `LMModel.generate`.
@@ -79,7 +78,8 @@ def generate_frames(
     # The sum of each step's logits, `[B]`, NaN or infinite as soon as one of them is. They are computed with
     # the codes and looked at with the frames: to look at each step would wait for the device.
     sums: list[mx.array] = []
-    next_chunk = chunk_frames if first_chunk is None else first_chunk
+    sizes = repeat(1) if chunk_frames is None else chunk_frames
+    next_chunk = next(sizes)
     left = frames - prompt_frames
     noises = repeat(None) if keys is None else _noise_per_step(lm, keys[:, start:])
     for step, noise in zip(range(start, pattern.steps), noises, strict=False):
@@ -108,7 +108,8 @@ def generate_frames(
             del pending[:size]
             sums.clear()
             left -= size
-            next_chunk = chunk_frames
+            if left:
+                next_chunk = next(sizes)
     mx.eval(previous)
     if on_step is not None:
         on_step(steps_before + pattern.steps - start, total)

@@ -1,4 +1,4 @@
-"""Audio as a codec gives it, in chunks of equal length."""
+"""The chunks that a stream's codes and audio come in."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ from collections.abc import Iterable, Iterator
 import mlx.core as mx
 
 
-def rechunk(audio: Iterable[mx.array], size: int) -> Iterator[mx.array]:
+def chunk_sizes(first: int, size: int) -> Iterator[int]:
+    """`first`, then twice as many each time, up to `size` for ever.
+
+    A short first chunk is heard sooner, and few chunks are the cheaper.
+    """
+    while first < size:
+        yield first
+        first *= 2
+    while True:
+        yield size
+
+
+def rechunk(audio: Iterable[mx.array], sizes: Iterator[int]) -> Iterator[mx.array]:
     """The samples of arrays `[B, C, m]` of any length in chunks `[B, C, size]`; the last one is shorter.
 
     Chunks are evaluated, and so is what is left of the arrays at each yield.
     """
     rest: mx.array | None = None
+    size = next(sizes)
     for samples in audio:
         rest = samples if rest is None else mx.concatenate([rest, samples], axis=2)
         while rest.shape[2] >= size:
             chunk, rest = rest[:, :, :size], rest[:, :, size:]
             mx.eval(chunk, rest)  # else the rest keeps the whole array in memory
             yield chunk
+            size = next(sizes)
     if rest is not None and rest.shape[2]:
         mx.eval(rest)
         yield rest

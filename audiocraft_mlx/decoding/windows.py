@@ -53,10 +53,9 @@ def generate_windows(
     seeds: Sequence[int],
     prompt: mx.array | None = None,
     on_step: OnStep | None = None,
-    chunk_frames: int = 1,
-    first_chunk: int | None = None,
+    chunk_frames: Iterator[int] | None = None,
 ) -> Iterator[mx.array]:
-    """Yield the codes that follow the prompt, in chunks int32 `[B, K, n]`; what each window needs is kept.
+    """Yield the codes that follow the prompt, in chunks int32 `[B, K, n]`, also at a window's end.
 
     `sampling`, `guidance` and `seeds` have one value for each row, `conditions` makes those of a window, and
     `on_step(done, total)` counts the steps of all windows. See `generate_frames` for the rest.
@@ -65,9 +64,6 @@ def generate_windows(
     steps = [p.steps - p.first_step(w.context_frames) for p, w in zip(patterns, windows, strict=True)]
     context = None if prompt is None else prompt[:, :, windows[0].start :]
     greedy = all(row.greedy for row in sampling)
-    # A chunk that a window's end cuts off goes on in the next one.
-    begun: list[mx.array] = []
-    missing = chunk_frames if first_chunk is None else first_chunk
     for window, pattern in zip(windows, patterns, strict=True):
         generated: list[mx.array] = []
         for codes in generate_frames(
@@ -80,20 +76,13 @@ def generate_windows(
             prompt=context,
             on_step=on_step,
             chunk_frames=chunk_frames,
-            first_chunk=missing,
             steps_before=sum(steps[: window.index]),
             total_steps=sum(steps),
         ):
             generated.append(codes)
-            begun.append(codes)
-            missing -= codes.shape[2]
-            if missing == 0:
-                yield mx.concatenate(begun, axis=2)
-                begun, missing = [], chunk_frames
+            yield codes
         if window.index + 1 < len(windows):
             known = generated if context is None else [context, *generated]
             needed = windows[window.index + 1].context_frames
             context = mx.concatenate(known, axis=2)[:, :, -needed:]
             mx.eval(context)  # else it keeps the whole array in memory
-    if begun:
-        yield mx.concatenate(begun, axis=2)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -25,7 +26,7 @@ from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.decoding.step import LMDecoder
-from audiocraft_mlx.decoding.stream import rechunk
+from audiocraft_mlx.decoding.stream import chunk_sizes, rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
@@ -357,6 +358,7 @@ class GenModel:
         prompt: AudioArray | None = None,
         prompt_sample_rate: int | None = None,
         chunk_seconds: float = 1.0,
+        first_chunk_seconds: float | None = None,
         progress: bool = False,
         melody_separation: str = "auto",
     ) -> Iterator[mx.array]:
@@ -376,7 +378,7 @@ class GenModel:
             prompt_sample_rate=prompt_sample_rate,
             melody_separation=melody_separation,
         )
-        generate = self._start(inputs, self.params, chunk_seconds)
+        generate = self._start(inputs, self.params, chunk_seconds, first_chunk_seconds)
         return _with_progress(generate, self._progress_callback, progress)
 
     def prepare_inputs(
@@ -448,13 +450,15 @@ class GenModel:
         params: GenerationParams | Sequence[GenerationParams],
         *,
         chunk_seconds: float = 1.0,
+        first_chunk_seconds: float | None = None,
         on_step: OnStep | None = None,
     ) -> Iterator[mx.array]:
         """Generate audio in chunks float32 `[batch, channels, samples]`, without the prompt.
 
-        Each is of `chunk_seconds`, the last one of what is left; a chunk comes as soon as the codec has the
-        few frames after it that it depends on. A row's audio depends on its own inputs, seed and parameters
-        only.
+        Each is of `chunk_seconds`, the last one of what is left. The first one may be shorter, to be heard
+        sooner: those after it are twice as long each, up to `chunk_seconds`. A chunk comes as soon as the
+        codec has the few frames after it that it depends on. A row's audio depends on its own inputs, seed
+        and parameters only.
 
         Args:
             params: of all rows, or one for each with equal `batch_key`; `duration` counts the prompt, too.
@@ -463,7 +467,7 @@ class GenModel:
         Raises:
             UsageError: at once, for values that don't fit.
         """
-        return self._start(inputs, params, chunk_seconds)(on_step)
+        return self._start(inputs, params, chunk_seconds, first_chunk_seconds)(on_step)
 
     def generate_audio(self, gen_tokens: AudioArray) -> mx.array:
         """Audio float32 `[batch, channels, samples]` of codes int `[batch, codebooks, frames]`.
@@ -594,7 +598,7 @@ class GenModel:
     def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         tokens, audio = [], []
         with _progress(self._progress_callback, progress) as on_step:
-            for codes, samples in self._decode(inputs, self.params, CHUNK_FRAMES, on_step=on_step):
+            for codes, samples in self._decode(inputs, self.params, repeat(CHUNK_FRAMES), on_step=on_step):
                 tokens.append(codes)
                 audio += [] if samples is None else [samples]
         whole, codes = mx.concatenate(audio, axis=2), mx.concatenate(tokens, axis=2)
@@ -606,22 +610,24 @@ class GenModel:
         inputs: GenerationInputs,
         params: GenerationParams | Sequence[GenerationParams],
         chunk_seconds: float,
+        first_chunk_seconds: float | None,
     ) -> Callable[[OnStep | None], Iterator[mx.array]]:
         """`generate_stream`, but for the callback; what can be wrong is found now."""
-        validate_number(
-            "chunk_seconds",
-            chunk_seconds,
-            "a number of at least one frame",
-            lambda s: s * self.frame_rate >= 1,
-        )
+        first_chunk_seconds = chunk_seconds if first_chunk_seconds is None else first_chunk_seconds
+        for name, seconds in (("chunk_seconds", chunk_seconds), ("first_chunk_seconds", first_chunk_seconds)):
+            validate_number(
+                name, seconds, "a number of at least one frame", lambda s: s * self.frame_rate >= 1
+            )
         rows = params_of_rows(params, len(inputs.descriptions))
         self._plan(inputs, rows[0])
-        size = int(chunk_seconds * self.frame_rate)
+        first, size = int(first_chunk_seconds * self.frame_rate), int(chunk_seconds * self.frame_rate)
         hop = round(self.sample_rate / self.frame_rate)
 
         def generate(on_step: OnStep | None) -> Iterator[mx.array]:
-            decoded = self._decode(inputs, rows, size, without_prompt=True, on_step=on_step)
-            return rechunk((audio for _, audio in decoded if audio is not None), size * hop)
+            frames = chunk_sizes(first, size)
+            decoded = self._decode(inputs, rows, frames, without_prompt=True, on_step=on_step)
+            samples = (frames * hop for frames in chunk_sizes(first, size))
+            return rechunk((audio for _, audio in decoded if audio is not None), samples)
 
         return generate
 
@@ -648,7 +654,7 @@ class GenModel:
         self,
         inputs: GenerationInputs,
         params: GenerationParams | Sequence[GenerationParams],
-        chunk_frames: int,
+        chunk_frames: Iterator[int],
         without_prompt: bool = False,
         on_step: OnStep | None = None,
     ) -> Iterator[tuple[mx.array, mx.array | None]]:
@@ -666,9 +672,10 @@ class GenModel:
                 _evaluate(codes, audio, decoder)
                 yield codes, audio
         left = windows[-1].start + windows[-1].frames - inputs.prompt_frames
-        # A stream yields its first chunk as soon as the codec can give all of it.
-        first = chunk_frames + decoder.lookahead_frames if without_prompt else chunk_frames
-        for codes in self._code_frames(inputs, rows, windows, chunk_frames, first, on_step):
+        if without_prompt:
+            # A stream yields its first chunk as soon as the codec can give all of it.
+            chunk_frames = chain([next(chunk_frames) + decoder.lookahead_frames], chunk_frames)
+        for codes in self._code_frames(inputs, rows, windows, chunk_frames, on_step):
             left -= codes.shape[2]
             audio = decoder.step(codes, is_last=left == 0)
             _evaluate(codes, audio, decoder)
@@ -679,11 +686,10 @@ class GenModel:
         inputs: GenerationInputs,
         params: Sequence[GenerationParams],
         windows: Sequence[Window],
-        chunk_frames: int,
-        first_chunk: int,
+        chunk_frames: Iterator[int],
         on_step: OnStep | None,
     ) -> Iterator[mx.array]:
-        """Codes `[B, K, n]` after the prompt, `first_chunk` frames and then `chunk_frames` at a time."""
+        """Codes `[B, K, n]` after the prompt, of `chunk_frames` each."""
         text = None
         if self.audio_conditioner is None:
             text = self.text_conditioner.encode(inputs.descriptions)
@@ -697,7 +703,6 @@ class GenModel:
             prompt=inputs.prompt,
             on_step=on_step,
             chunk_frames=chunk_frames,
-            first_chunk=first_chunk,
         )
 
     def _conditions(
