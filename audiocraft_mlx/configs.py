@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from audiocraft_mlx.errors import CheckpointError
 
 _REQUIRED: Any = object()
@@ -109,6 +107,9 @@ class ConfigSection:
     @classmethod
     def from_yaml(cls, text: str, source: str) -> ConfigSection:
         """Parse the YAML text of audiocraft's `xp.cfg`. Raises `CheckpointError`."""
+        # Imported here: it takes a tenth of a second, and only audiocraft's checkpoints have YAML.
+        from omegaconf import DictConfig, OmegaConf
+
         if len(text) > _MAX_YAML_BYTES or _ESCAPED_DOLLAR.search(text):
             raise CheckpointError(
                 f"{source}: xp.cfg is not one that audiocraft writes; download the file again"
