@@ -7,10 +7,10 @@ VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
 COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench
 
-.PHONY: help demo train-demo install uninstall test native sanitize lint fuzz parity python
+.PHONY: help demo train-demo install uninstall test native native-wheel sanitize lint fuzz parity python
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # A virtual environment of its own works where the system's Python takes no packages (PEP 668).
 install: python ## install the commands for this user
@@ -76,6 +76,9 @@ train-demo: .venv-parity/installed ## train the demo model: music, codec, langua
 native: .venv/installed ## build the native extension for Linux CPUs into the development environment
 	@native/build.sh .venv/bin/python
 
+native-wheel: .venv/installed ## build a wheel of the native extension for this Python and processor into dist
+	@native/wheel.sh .venv/bin/python dist
+
 sanitize: .venv/installed ## run the native kernels under the address and thread sanitizers
 	@.venv/bin/python -m pip install --quiet 'cmake>=3.25' ninja
 	@for sanitizer in address,undefined thread; do \
@@ -86,11 +89,13 @@ sanitize: .venv/installed ## run the native kernels under the address and thread
 	  echo "$$sanitizer:" && ".venv/sanitize-$$sanitizer/kernel_test" || exit 1; \
 	done
 
-lint: .venv/installed ## check style, types and imports
+lint: .venv/installed ## check style, types, imports and workflows
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo --no-cache
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/zizmor --offline --quiet --no-progress .github
 
 # Both at once: a bit less than four minutes on 2 cores.
 fuzz: .venv/installed ## read damaged and hostile checkpoints
@@ -101,7 +106,7 @@ fuzz: .venv/installed ## read damaged and hostile checkpoints
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
 	.venv-parity/bin/python -m pytest tests/parity
 
-.venv/installed: EXTRAS = test,fuzz,plot
+.venv/installed: EXTRAS = test,lint,fuzz,plot
 .venv-parity/installed: EXTRAS = test,parity,plot
 .venv/installed .venv-parity/installed: pyproject.toml | python
 	@echo "Setting up $(@D) (about a minute, once) ..."

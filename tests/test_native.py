@@ -354,6 +354,7 @@ def test_extension_for_another_mlx_or_abi_version_is_not_used(
         warnings.simplefilter("always")
         assert extension.load_extension.__wrapped__() is None
     assert message in str(caught[0].message)
+    assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
 
 

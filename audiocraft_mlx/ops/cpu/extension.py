@@ -20,7 +20,8 @@ from audiocraft_mlx.ops.device import on_gpu
 ENV_VAR = "MUSICGEN_MLX_NATIVE"
 THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
 ABI_VERSION = 5
-"""Version of the extension's functions and their arguments, as in native/CMakeLists.txt."""
+"""Version of the extension's functions and their arguments: the second number of its own version."""
+BUILD_ANEW = "run make install again in a checkout"
 MAX_FP16_ROWS = 64
 """Rows up to which the extension is faster than MLX, which first converts float16 weights to float32."""
 
@@ -29,7 +30,8 @@ MAX_FP16_ROWS = 64
 def load_extension() -> ModuleType | None:
     """The extension's module; None where there is none, or where `MUSICGEN_MLX_NATIVE` is `none`.
 
-    One that was built for another version of MLX or of this program isn't used, with a warning.
+    One that was built for another version of MLX or of this program isn't used: a warning says what to
+    install.
     """
     if os.environ.get(ENV_VAR) == "none":
         return None
@@ -37,11 +39,16 @@ def load_extension() -> ModuleType | None:
         from audiocraft_mlx_native import _built_for
     except ImportError:
         return None
+    mlx, abi = _built_for.MLX_VERSION, getattr(_built_for, "ABI_VERSION", 1)
+    if abi != ABI_VERSION:
+        reason = f"it was built for another version of this program: 0.{abi}, not 0.{ABI_VERSION}"
+        _warn(reason, f"install audiocraft-mlx-native 0.{ABI_VERSION}, or {BUILD_ANEW}")
+        return None
+    if mlx != version("mlx"):
+        reason = f"it was built for MLX {mlx}, this is {version('mlx')}"
+        _warn(reason, f"pip install 'mlx[cpu]=={mlx}', or {BUILD_ANEW}")
+        return None
     try:
-        if version("mlx") != _built_for.MLX_VERSION:
-            raise ImportError(f"it was built for MLX {_built_for.MLX_VERSION}, this is {version('mlx')}")
-        if getattr(_built_for, "ABI_VERSION", 1) != ABI_VERSION:
-            raise ImportError("it was built for another version of this program")
         from audiocraft_mlx_native import _extension
 
         if cpu_quota():  # its threads are made with its first operation
@@ -49,11 +56,17 @@ def load_extension() -> ModuleType | None:
         _extension.instruction_set()  # refuses a processor that was named wrongly
         # Built with another nanobind than MLX was, it imports, but its functions take no arrays.
         mx.eval(_extension.elu(mx.zeros(1)))
-    except (ImportError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"the native extension isn't used ({reason}); run make install again", stacklevel=2)
+    except ValueError as error:
+        _warn(str(error), "name another, or none")
+        return None
+    except (ImportError, TypeError) as error:
+        _warn(str(error).splitlines()[0], BUILD_ANEW)
         return None
     return _extension
+
+
+def _warn(reason: str, fix: str) -> None:
+    warnings.warn(f"the native extension isn't used ({reason}): {fix}", stacklevel=3)
 
 
 def cpu_extension() -> ModuleType | None:
