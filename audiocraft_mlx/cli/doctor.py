@@ -76,8 +76,8 @@ def _progress(text: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    print(f"  ...      {text}"[:79], end="\r", file=sys.stderr, flush=True)
     try:
+        print(f"  ...      {text}"[:79], end="\r", file=sys.stderr, flush=True)
         yield
     finally:
         print("\033[K", end="", file=sys.stderr, flush=True)  # erases to the end of the line
