@@ -296,7 +296,7 @@ def test_another_package_s_command_that_is_found_first_is_wrong(shell: Shell) ->
     assert finding.text.startswith("musicgen-mlx and audiogen-mlx are not of this program")
     assert "mlx-audiocraft" in finding.text
     assert f"put {interpreter.parent} before" in finding.advice
-    assert "python -m audiocraft_mlx" in finding.advice
+    assert f"{interpreter} -m audiocraft_mlx" in finding.advice
 
 
 def test_another_package_that_replaced_our_command_is_wrong(shell: Shell) -> None:

@@ -20,7 +20,6 @@ COMMANDS = (
 )
 _OURS = "audiocraft_mlx"
 _PACKAGES = {_OURS: "this program", "mlx_audiocraft": "the package mlx-audiocraft"}
-_WITHOUT = "python -m audiocraft_mlx is this program in any case"
 # Console scripts are Python files of a few lines, whatever installed them.
 _SCRIPT_BYTES = 8192
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
@@ -79,18 +78,21 @@ def commands(search_path: str | None = None, interpreter: Path | None = None) ->
         "package": None if first is None else first.package,
     }
     foreign = [script for script in scripts.values() if script and script.package != _OURS]
+    without = f"{interpreter} -m audiocraft_mlx is this program in any case"
     if foreign:
         names = " and ".join(script.path.name for script in foreign)
         text = (
             f"{names} {'is' if len(foreign) == 1 else 'are'} not of this program, but of {foreign[0].owner}: "
         )
         return wrong(
-            text + str(foreign[0].path), _foreign_advice(foreign[0], search_path, interpreter), **values
+            text + str(foreign[0].path),
+            f"{_foreign_advice(foreign[0], search_path, interpreter)}; {without}",
+            **values,
         )
     if first is None:
         return warning(
             "no musicgen-mlx on the PATH",
-            f"add its folder to the PATH ({interpreter.parent}, or what make install says); {_WITHOUT}",
+            f"add its folder to the PATH ({interpreter.parent}, or what make install says); {without}",
             **values,
         )
     if first.interpreter is not None and _folder(first.interpreter) != _folder(interpreter):
@@ -114,13 +116,10 @@ def _foreign_advice(foreign: Script, search_path: str, interpreter: Path) -> str
     )
     if foreign.interpreter is not None and _folder(foreign.interpreter) == _folder(interpreter):
         package = foreign.package.replace("_", "-") or "it"
-        return (
-            f"it has replaced ours: {interpreter} -m pip uninstall {package}, then install this program"
-            f" again; {_WITHOUT}"
-        )
+        return f"it has replaced ours: {interpreter} -m pip uninstall {package}, and install this again"
     if ours is not None:
-        return f"put {ours} before {foreign.path.parent} in your PATH, or uninstall the other; {_WITHOUT}"
-    return f"put {interpreter.parent} first in your PATH, or uninstall the other; {_WITHOUT}"
+        return f"put {ours} before {foreign.path.parent} in your PATH, or uninstall the other"
+    return f"put {interpreter.parent} first in your PATH, or uninstall the other"
 
 
 def _folder(interpreter: Path) -> str:

@@ -80,11 +80,11 @@ class DemoModel:
             bundle.materialize()
             return bundle
 
-    def hidden_states(self) -> tuple[np.ndarray, np.ndarray]:
-        """T5's of `PROMPTS`, projected, float32 `[B, L, dim]`, and their mask bool `[B, L]`."""
+    def hidden_states(self, *prompts: str) -> np.ndarray:
+        """T5's of `prompts`, as a batch, projected: float32 `[N, dim]`, of all tokens but the padding."""
         with self.place.enter():
-            hidden, mask = self.bundle.text_conditioner.hidden_states(PROMPTS)
-            return np.array(hidden), mask
+            hidden, mask = self.bundle.text_conditioner.hidden_states(prompts)
+            return np.array(hidden)[mask]
 
     def greedy_codes(self, hidden: np.ndarray) -> np.ndarray:
         """Greedy, guided codes int32 `[K, FRAMES]` under one prompt's hidden states `[L, dim]`."""

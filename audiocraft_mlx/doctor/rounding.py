@@ -54,8 +54,8 @@ def lm_operations(config: LMConfig) -> int:
     return config.num_layers * layer + around
 
 
-def t5_sums(config: T5Config, length: int, projected: int) -> float:
-    """Roundings of T5 and the projection in single precision."""
+def t5_sums(config: T5Config, length: int, projected: bool) -> float:
+    """Roundings of T5, and of the projection behind it, in single precision, over up to `length` tokens."""
     inner = config.num_heads * config.head_dim
     layer = config.dim + config.head_dim + length + inner + config.dim + config.hidden_dim
     return (config.num_layers * layer + (config.dim if projected else 0)) / 2
