@@ -670,7 +670,7 @@ def fake_checks(*findings: Finding) -> Callable[[], list[Check]]:
     ("findings", "status", "end"),
     [
         ([ok("fine")], 0, "Everything is right (0 s)."),
-        ([ok("fine"), warning("slow", "hurry")], 0, "Everything is right; 1 warning (0 s)."),
+        ([ok("fine"), warning("slow", "hurry")], 0, "Nothing is wrong; 1 warning (0 s)."),
         ([wrong("bad"), warning("slow"), warning("dull")], 1, "1 of 3 checks went wrong; 2 warnings (0 s)."),
     ],
 )

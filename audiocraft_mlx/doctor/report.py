@@ -57,7 +57,9 @@ def line(result: Result) -> str:
 def summary(report: Report) -> str:
     """The verdict on everything, in a line."""
     wrong, warnings = report.count(Verdict.WRONG), report.count(Verdict.WARNING)
-    text = "Everything is right" if not wrong else f"{wrong} of {len(report.results)} checks went wrong"
+    text = f"{wrong} of {len(report.results)} checks went wrong" if wrong else "Nothing is wrong"
+    if not wrong and not warnings:
+        text = "Everything is right"
     if warnings:
         text += f"; {warnings} warning{'' if warnings == 1 else 's'}"
     seconds = sum(result.seconds for result in report.results)
