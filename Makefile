@@ -5,7 +5,7 @@ PYTHON ?= python3
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/musicgen-mlx
 VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
-COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench
+COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench musicgen-mlx-doctor
 
 .PHONY: help demo train-demo install uninstall test native native-wheel sanitize lint fuzz parity python
 

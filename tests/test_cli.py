@@ -348,6 +348,7 @@ def test_a_file_name_that_standard_output_cannot_show_is_escaped(
         ("audiogen", "audiogen-mlx"),
         ("convert", "musicgen-mlx-convert"),
         ("bench", "musicgen-mlx-bench"),
+        ("doctor", "musicgen-mlx-doctor"),
     ],
 )
 @pytest.mark.parametrize("option", ["--help", "--version"])

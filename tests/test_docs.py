@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from audiocraft_mlx.cli import arguments, audiogen, bench, convert, generate
+from audiocraft_mlx.cli import arguments, audiogen, bench, convert, doctor, generate
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,7 @@ MAINS = {
     "audiogen-mlx": audiogen.main,
     "musicgen-mlx-convert": convert.main,
     "musicgen-mlx-bench": bench.main,
+    "musicgen-mlx-doctor": doctor.main,
 }
 Options = dict[str, str]
 """From an option as the table writes it to its default."""
@@ -102,7 +103,7 @@ def table_rows(text: str) -> Options:
     return rows
 
 
-@pytest.mark.parametrize("command", ["musicgen-mlx", "musicgen-mlx-convert", "musicgen-mlx-bench"])
+@pytest.mark.parametrize("command", [name for name in MAINS if name != "audiogen-mlx"])
 def test_the_table_of_a_command_has_its_options_and_defaults(command: str) -> None:
     assert table_rows(section(command)) == options(parser_of(MAINS[command]))
 
