@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import mlx.core as mx
 import numpy as np
@@ -95,7 +96,7 @@ class DemoModel:
                 FRAMES,
                 SamplingParams(use_sampling=False),
                 self.bundle.guidance,
-                chunk_frames=FRAMES,
+                chunk_frames=repeat(FRAMES),
             )
             return np.array(next(iter(list(chunks))))[0]
 
