@@ -39,6 +39,7 @@ VOCABULARY = Range(1, 2**20)
 KERNEL = Range(1, 4096)
 CHANNELS = Range(1, 2)
 SAMPLE_RATE = Range(100, 768_000)
+DS_FACTOR = Range(1, 10_000)
 NORM_EPS = Range(1e-12, 1)
 """Float32 must not round it to 0."""
 SCALE = Range(-1e6, 1e6)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.audio.level import without_cancellation
+from audiocraft_mlx.audio.level import require_non_silent, without_cancellation
 from audiocraft_mlx.audio.mpeg import _parse
-from audiocraft_mlx.audio.read import read_audio, read_info, require_non_silent
+from audiocraft_mlx.audio.read import read_audio, read_info
 from audiocraft_mlx.errors import UsageError
 
 RATE = 8000

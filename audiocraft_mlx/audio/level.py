@@ -10,6 +10,8 @@ from audiocraft_mlx.errors import UsageError
 _MAX_PEAK = 16.0
 # NaN, infinity and what no integer scale has either.
 _MAX_INTEGER = 2.0**31
+# -90 dB: the noise that 16-bit files have in place of silence.
+_SILENCE = 10 ** (-90 / 20)
 # A mean of the channels that is quieter than they are by this factor (40 dB) is no audio of theirs.
 _CANCELLED = 0.01
 
@@ -39,3 +41,12 @@ def without_cancellation(audio: np.ndarray) -> np.ndarray:
         return audio
     loudest = int(powers.argmax())
     return audio[loudest : loudest + 1]
+
+
+def require_non_silent(audio: np.ndarray, name: str) -> None:
+    """Raise `UsageError` if `audio` is silent: silence has no melody and no style.
+
+    `name` is what the message calls it: the file's name, or what the user knows it by.
+    """
+    if np.abs(audio).max(initial=0) < _SILENCE:
+        raise UsageError(f"{name} is silent; give audio that isn't")

@@ -16,9 +16,6 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import validate_number
 
-# -90 dB: the noise that 16-bit files have in place of silence.
-_SILENCE = 10 ** (-90 / 20)
-
 
 @dataclass(frozen=True)
 class DecodedAudio:
@@ -85,15 +82,6 @@ def _opened(path: Path) -> Iterator[Decoder]:
             yield open_decoder(path, stream)
     except OSError as error:
         raise read_error(path, error) from error
-
-
-def require_non_silent(audio: np.ndarray, name: str) -> None:
-    """Raise `UsageError` if `audio` is silent: silence has no melody and no style.
-
-    `name` is what the message calls it: the file's name, or what the user knows it by.
-    """
-    if np.abs(audio).max(initial=0) < _SILENCE:
-        raise UsageError(f"{name} is silent; give audio that isn't")
 
 
 def _decode(path: Path, decoder: Decoder, offset: float, seconds: float | None) -> DecodedAudio:

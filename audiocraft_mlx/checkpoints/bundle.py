@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
-from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
@@ -29,6 +29,9 @@ from audiocraft_mlx.networks.weights import flat_parameters
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.networks.htdemucs import HTDemucs
 
 CONFIG_FILE = "config.json"
 
@@ -119,7 +122,13 @@ def melody_conditioner(
     """Chroma → the LM's dimension `dim`; the network for source separation is loaded when it is needed."""
     projection = nn.Linear(config.n_chroma, dim)
     load_network_weights(projection, weights, mx.float32, source)
-    return MelodyConditioner(config, projection, load_htdemucs)
+    return MelodyConditioner(config, projection, _load_separator)
+
+
+def _load_separator() -> HTDemucs:
+    from audiocraft_mlx.checkpoints.demucs import load_htdemucs
+
+    return load_htdemucs()
 
 
 def select_codebooks(codec: Encodec, lm: LMConfig, stereo: bool, used: int | None, source: str) -> Codec:

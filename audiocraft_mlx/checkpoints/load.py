@@ -6,7 +6,6 @@ from contextlib import suppress
 
 import mlx.core as mx
 
-from audiocraft_mlx.checkpoints import audiocraft, mlx_format, transformers
 from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, lm_dtype, read_config
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
@@ -14,6 +13,8 @@ from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 from audiocraft_mlx.ops.device import require_mlx_threads
 
+# The files that tell the formats: each has a module of its own, which is imported when it is chosen.
+_AUDIOCRAFT_FILE = "state_dict.bin"
 # Names that programs for training give to their files.
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
 
@@ -52,7 +53,9 @@ def load(
 
 def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
     # audiocraft's file is preferred where a folder has both: it is half the size.
-    if audiocraft.LM_FILE in model_files.files:
+    if _AUDIOCRAFT_FILE in model_files.files:
+        from audiocraft_mlx.checkpoints import audiocraft, transformers
+
         try:
             return audiocraft.load_model(model_files, dtype)
         except (audiocraft.UnavailablePart, DownloadError) as error:
@@ -65,7 +68,7 @@ def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
             raise
     if CONFIG_FILE not in model_files.files:
         raise CheckpointError(
-            f"{model_files.name} has no MusicGen checkpoint: neither {audiocraft.LM_FILE} (audiocraft)"
+            f"{model_files.name} has no MusicGen checkpoint: neither {_AUDIOCRAFT_FILE} (audiocraft)"
             f" nor {CONFIG_FILE} (transformers, or our own format){_describe_others(model_files.files)}"
         )
     return _load_config(model_files, dtype)
@@ -82,7 +85,7 @@ def _describe_others(files: frozenset[str]) -> str:
         {
             name.partition("/")[0]
             for name in files
-            if name.endswith((f"/{CONFIG_FILE}", f"/{audiocraft.LM_FILE}"))
+            if name.endswith((f"/{CONFIG_FILE}", f"/{_AUDIOCRAFT_FILE}"))
         }
     )
     if inside:
@@ -93,13 +96,17 @@ def _describe_others(files: frozenset[str]) -> str:
     if weights:
         return (
             f"; its {weights[0]} may be a checkpoint of a training: export it with"
-            f" audiocraft.utils.export.export_lm as {audiocraft.LM_FILE}"
+            f" audiocraft.utils.export.export_lm as {_AUDIOCRAFT_FILE}"
         )
     return ""
 
 
 def _load_config(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
     config = read_config(model_files)
-    if mlx_format.is_mlx_format(config):
+    if "format" in config:  # ours, in any version
+        from audiocraft_mlx.checkpoints import mlx_format
+
         return mlx_format.load_model(model_files, config, dtype)
+    from audiocraft_mlx.checkpoints import transformers
+
     return transformers.load_model(model_files, config, dtype)

@@ -16,7 +16,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -43,6 +43,7 @@ from audiocraft_mlx.configs import (
     CARDINALITY,
     CHANNELS,
     CODEBOOKS,
+    DS_FACTOR,
     HEADS,
     HIDDEN_WIDTH,
     KERNEL,
@@ -70,8 +71,6 @@ from audiocraft_mlx.networks.encodec import (
     read_ratios,
 )
 from audiocraft_mlx.networks.lm import DELAYS, DIM, LM, LMConfig, read_delays, read_num_heads
-from audiocraft_mlx.networks.mert import MERT, MERTConfig
-from audiocraft_mlx.networks.style_encoder import DS_FACTOR, StyleConfig, StyleEncoder
 from audiocraft_mlx.networks.t5 import BUCKETS, HEAD_DIM, MAX_DISTANCE, T5Config, T5Encoder, read_buckets
 from audiocraft_mlx.networks.weights import (
     Weights,
@@ -82,6 +81,9 @@ from audiocraft_mlx.networks.weights import (
     quantized_parameters,
     rename,
 )
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.networks.style_encoder import StyleConfig
 
 FORMAT = "musicgen-mlx"
 VERSION = 2
@@ -100,11 +102,6 @@ _Config = TypeVar("_Config")
 _V1_AUDIO_CONDITIONER_FILE = "listener.safetensors"
 _V1_SOURCE_REPO_KEY = "origin"
 _V1_LM_NAMES = [(r"^heads\.", "lm_heads.")]
-
-
-def is_mlx_format(config: ConfigSection) -> bool:
-    """Whether a `config.json` is of this format, in any version."""
-    return "format" in config
 
 
 def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) -> ModelBundle:
@@ -178,6 +175,10 @@ def _read_audio_conditioner(
         return melody_conditioner(chroma, lm.dim, {**read_safetensors(path)}, str(path)), StyleParams()
     if "style" not in config:
         return None, StyleParams()
+    # Imported here: only the style model has them.
+    from audiocraft_mlx.networks.mert import MERT, MERTConfig
+    from audiocraft_mlx.networks.style_encoder import StyleEncoder
+
     style = config.section("style")
     mert_section, encoder_section = style.section("mert"), style.section("encoder")
     mert = MERT(_read_dataclass(MERTConfig, mert_section).checked(mert_section))
@@ -326,6 +327,8 @@ def _read_codec_config(section: ConfigSection) -> EncodecConfig:
 
 
 def _read_style_config(section: ConfigSection, feature_dim: int, output_dim: int) -> StyleConfig:
+    from audiocraft_mlx.networks.style_encoder import StyleConfig
+
     config = _read_dataclass(StyleConfig, section)
     for key, value, expected in (
         ("feature_dim", config.feature_dim, feature_dim),

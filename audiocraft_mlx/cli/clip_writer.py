@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt, save_plot
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.cli.arguments import GenerateClips
@@ -25,6 +24,7 @@ from audiocraft_mlx.progress import progress_bar
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
     from audiocraft_mlx.models.genmodel import GenModel
     from audiocraft_mlx.networks.htdemucs import HTDemucs
 
@@ -154,6 +154,8 @@ class ClipWriter:
                 stems = self._save_stems(event.index, clip, saved, self._separator)
                 self._report(f"its stems: {', '.join(map(str, stems))}")
         if clip is not None and files.plot is not None:
+            from audiocraft_mlx.audio.plot import save_plot
+
             prompt = plan.request.prompt
             save_plot(files.plot, clip.audio, clip.sample_rate, prompt, self._condition(plan))
             self._report(f"drew {files.plot}")

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat
-from audiocraft_mlx.audio.level import without_cancellation
-from audiocraft_mlx.audio.read import decode_audio, read_audio, require_non_silent
+from audiocraft_mlx.audio.level import require_non_silent, without_cancellation
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
 from audiocraft_mlx.errors import UsageError
@@ -69,6 +68,8 @@ class SourceClip:
 
 def read_source(path: Path) -> SourceClip:
     """Raises `UsageError` if it can't be read, or has more than two channels."""
+    from audiocraft_mlx.audio.read import decode_audio
+
     decoded = decode_audio(path)
     if len(decoded.audio) > 2:
         raise UsageError(f"{path} has {len(decoded.audio)} channels; mix it to mono or stereo")
@@ -80,6 +81,8 @@ def read_condition_audio(path: Path, duration: float) -> AudioInput:
 
     Raises `UsageError`.
     """
+    from audiocraft_mlx.audio.read import read_audio
+
     audio, rate = read_audio(path, seconds=duration + _EXTRA_SECONDS)
     audio = without_cancellation(audio)  # the model takes the channels' mean
     require_non_silent(audio.mean(axis=0, keepdims=True), str(path))

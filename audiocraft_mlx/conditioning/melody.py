@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +16,9 @@ import numpy as np
 
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.conditioning.chroma import ChromaConfig, melody_chroma, null_chroma
-from audiocraft_mlx.networks.htdemucs import HTDemucs
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.networks.htdemucs import HTDemucs
 
 MELODIC_STEMS = ("vocals", "other")
 """Without drums and bass, whose pitch isn't that of a melody."""

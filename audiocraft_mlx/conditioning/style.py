@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -16,9 +17,11 @@ import numpy as np
 from audiocraft_mlx.audio.resample import resample
 from audiocraft_mlx.configs import CODEBOOKS, ConfigSection
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.networks.mert import MERT
-from audiocraft_mlx.networks.style_encoder import StyleEncoder
 from audiocraft_mlx.validation import validate_int, validate_number
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.networks.mert import MERT
+    from audiocraft_mlx.networks.style_encoder import StyleEncoder
 
 MAX_EXCERPT_SECONDS = 30.0
 """The memory of attention grows with the square of it. Training had at most 4.5 s."""

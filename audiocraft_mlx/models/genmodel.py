@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.audio.level import require_float_scale, without_cancellation
-from audiocraft_mlx.audio.read import require_non_silent
+from audiocraft_mlx.audio.level import require_float_scale, require_non_silent, without_cancellation
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.configs import CARDINALITY, CODEBOOKS, WIDTH, ConfigSection, Range, shown
+from audiocraft_mlx.configs import CARDINALITY, CODEBOOKS, DS_FACTOR, WIDTH, ConfigSection, shown
 from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.rvq import ResidualVectorQuantizer, pack_codebooks
 from audiocraft_mlx.networks.weights import Weights, rename
 from audiocraft_mlx.ops.attention import attention
 from audiocraft_mlx.ops.linear import linear
 
-DS_FACTOR = Range(1, 10_000)
 # Dimension, heads, layers by `transformer_scale`.
 SCALES = {"xsmall": (256, 8, 4), "default": (512, 8, 8), "large": (1024, 16, 24)}
 

@@ -14,10 +14,10 @@ import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.machine import cpu_quota, num_cpus
+from audiocraft_mlx.ops.cpu.elf import function_slots
 
 ENV_VAR = "MUSICGEN_MLX_BLAS"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -101,42 +101,12 @@ def _table_slots(library: Path) -> dict[str, ctypes.c_void_p]:
     Empty where they can't be changed: functions bound at load time lie in memory that is read-only.
     """
     import mlx.core  # noqa: F401  (so that the library is in memory)
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.dynamic import DynamicSection
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.relocation import RelocationSection
-    from elftools.elf.sections import SymbolTableSection
 
-    try:
-        with library.open("rb") as file:
-            elf = ELFFile(file)
-            section = elf.get_section_by_name(".rela.plt")
-            dynamic = elf.get_section_by_name(".dynamic")
-            if not isinstance(section, RelocationSection) or not isinstance(dynamic, DynamicSection):
-                return {}
-            if any(_binds_at_once(tag.entry) for tag in dynamic.iter_tags()):
-                return {}
-            symbols = elf.get_section(section["sh_link"])
-            if not isinstance(symbols, SymbolTableSection):
-                return {}
-            offsets = {
-                symbols.get_symbol(entry["r_info_sym"]).name: entry["r_offset"]
-                for entry in section.iter_relocations()
-            }
-    except ELFError:
-        return {}
+    offsets = function_slots(library)
     base = _base_address(library)
     if base is None or any(name not in offsets for name in FUNCTIONS):
         return {}
     return {name: ctypes.c_void_p.from_address(base + offsets[name]) for name in FUNCTIONS}
-
-
-def _binds_at_once(entry: Any) -> bool:
-    return (
-        entry.d_tag == "DT_BIND_NOW"
-        or (entry.d_tag == "DT_FLAGS" and bool(entry.d_val & 0x8))
-        or (entry.d_tag == "DT_FLAGS_1" and bool(entry.d_val & 0x1))
-    )
 
 
 def _base_address(library: Path) -> int | None:
