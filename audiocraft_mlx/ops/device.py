@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import mlx.core as mx
 
@@ -11,10 +14,25 @@ from audiocraft_mlx.errors import MusicGenError
 _process: int | None = None
 """The id of the first process that computed, None before: MLX's threads are in that one."""
 
+_gpu_branch = ContextVar("gpu_branch", default=False)
+
 
 def on_gpu() -> bool:
-    """Whether MLX's default device is a GPU."""
-    return mx.default_device() == mx.gpu
+    """Whether MLX's default device is a GPU, or `gpu_branch` says to compute as on one."""
+    return _gpu_branch.get() or mx.default_device() == mx.gpu
+
+
+@contextmanager
+def gpu_branch() -> Iterator[None]:
+    """Take the GPU's way on any device: pure MLX, and half precision where a GPU has it.
+
+    For models that are also loaded inside; of the calling thread only.
+    """
+    token = _gpu_branch.set(True)
+    try:
+        yield
+    finally:
+        _gpu_branch.reset(token)
 
 
 def require_mlx_threads() -> None:
