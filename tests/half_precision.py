@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,10 +17,10 @@ UNIT_ROUNDOFF = 2.0**-11
 """Of float16: the largest relative error of a rounding to its 11 bits."""
 GUIDANCE = 3.0
 
-# Each value that is written in float16 is off by at most UNIT_ROUNDOFF of itself, and by 1/sqrt(3) of that in the
-# mean of squares (uniformly distributed). A sublayer (attention, cross-attention, feed-forward) writes its input's
-# norm, the first product, what attention or GELU makes of it, the second product, and the sum with the residual;
-# and the weights of its two products are rounded. (Sums, softmax and norms are in float32 inside a kernel.)
+# Each value that is written in float16 is off by at most UNIT_ROUNDOFF of itself, and by 1/sqrt(3) of that
+# in the mean of squares (uniformly distributed). A sublayer (attention, cross-attention, feed-forward) writes
+# its input's norm, the first product, what attention or GELU makes of it, the second product, and the sum with
+# the residual; and the weights of its two products are rounded. (Sums inside a kernel are in float32.)
 _ROUNDINGS_PER_SUBLAYER = 7
 # The embeddings, their sum, that with the positions, the last norm, and the weights and results of the heads.
 _OTHER_ROUNDINGS = 6
@@ -29,11 +30,11 @@ _OTHER_ROUNDINGS = 6
 class HalfPrecisionBound:
     """The error of logits of about `rms` that a model of the shape `config` computes in float16.
 
-    Roundings are independent, so their squares add up. Each is relative to its own sublayer's values, which are at
-    most about as large as the residual that they are added to; what a norm makes of the residual keeps relative
-    errors; so none counts more than once at the output. A bound for the worst case, where all roundings have the
-    same sign and all weights amplify them, would be thousands of times as large and prove nothing: bfloat16, with
-    8 times the error, has to be outside of this one.
+    Roundings are independent, so their squares add up. Each is relative to its own sublayer's values, which
+    are at most about as large as the residual that they are added to; what a norm makes of the residual keeps
+    relative errors; so none counts more than once at the output. A bound for the worst case, where all
+    roundings have the same sign and all weights amplify them, would be thousands of times as large and prove
+    nothing: bfloat16, with 8 times the error, has to be outside of this one.
     """
 
     config: LMConfig
@@ -54,8 +55,8 @@ class HalfPrecisionBound:
     def divergence(self) -> float:
         """The mean KL divergence of the distributions that guidance makes.
 
-        For a distribution p and logits that are off by d it is Var_p(d) / 2 to the second order. Guidance adds
-        up both branches' errors, times its coefficient and the coefficient less 1.
+        For a distribution p and logits that are off by d it is Var_p(d) / 2 to the second order. Guidance
+        adds up both branches' errors, times its coefficient and the coefficient less 1.
         """
         return (GUIDANCE**2 + (GUIDANCE - 1) ** 2) * self.rms_error**2 / 2
 
@@ -93,7 +94,7 @@ class Comparison:
 
     def check(self) -> None:
         """Assert that all is within the bound, and print how far."""
-        print(self)
+        sys.stdout.write(f"{self}\n")
         assert 0 < self.rms_error < self.bound.rms_error, self
         assert self.largest_error < self.bound.largest_error(self.count), self
         assert self.divergence < self.bound.divergence, self

@@ -1,4 +1,4 @@
-"""float16, in which a GPU computes the language model: how far it is from float32, and where it isn't used."""
+"""float16, in which a GPU computes the language model: how exact it is, and where it isn't used."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def model_of(name: str, goldens: Path) -> GenModel:
     return model_class.get_pretrained(str(goldens / "goldens" / name))
 
 
-def logits_of(lm_dtype: mx.Dtype, model: GenModel, conditions: ConditionTensors, codes: np.ndarray) -> np.ndarray:
+def logits_of(
+    dtype: mx.Dtype, model: GenModel, conditions: ConditionTensors, codes: np.ndarray
+) -> np.ndarray:
     """Step by step, as codes are generated: float32 `[B, K, S, card]`."""
-    model.lm.set_dtype(lm_dtype)
+    model.lm.set_dtype(dtype)
     steps = LMDecoder(model.lm).start(conditions, codes.shape[2])
     sequence = mx.array(codes)
     logits = [steps(sequence[:, :, step : step + 1]) for step in range(codes.shape[2])]

@@ -1,4 +1,4 @@
-"""musicgen-small's shape in float16, as on a GPU, beside float32: random weights that are exact in float16."""
+"""musicgen-small's shape in float16, as on a GPU, beside float32: random weights, exact in float16."""
 
 from __future__ import annotations
 

@@ -58,8 +58,7 @@ def load_extension() -> ModuleType | None:
 
 def cpu_extension() -> ModuleType | None:
     """The extension, where MLX computes on the CPU."""
-    functions = load_extension()
-    return functions if functions is not None and not on_gpu() else None
+    return None if on_gpu() else load_extension()
 
 
 def float32_extension(x: mx.array) -> ModuleType | None:
