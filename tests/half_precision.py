@@ -19,8 +19,8 @@ GUIDANCE = 3.0
 
 # Each value that is written in float16 is off by at most UNIT_ROUNDOFF of itself, and by 1/sqrt(3) of that
 # in the mean of squares (uniformly distributed). A sublayer (attention, cross-attention, feed-forward) writes
-# its input's norm, the first product, what attention or GELU makes of it, the second product, and the sum with
-# the residual; and the weights of its two products are rounded. (Sums inside a kernel are in float32.)
+# its input's norm, the first product, what attention or GELU makes of it, the second product, and the sum
+# with the residual; and the weights of its two products are rounded. (Sums inside a kernel are in float32.)
 _ROUNDINGS_PER_SUBLAYER = 7
 # The embeddings, their sum, that with the positions, the last norm, and the weights and results of the heads.
 _OTHER_ROUNDINGS = 6
