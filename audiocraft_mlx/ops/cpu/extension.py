@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.machine import cpu_quota, num_cpus
+from audiocraft_mlx.machine import cpu_quota, num_cpus, trim_heap
 from audiocraft_mlx.ops.cpu.tiled_linear import MAX_DECODE_ROWS
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 from audiocraft_mlx.ops.device import on_gpu
@@ -21,6 +21,7 @@ ENV_VAR = "MUSICGEN_MLX_NATIVE"
 THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
 ABI_VERSION = 5
 """Version of the extension's functions and their arguments, as in native/CMakeLists.txt."""
+_TRIM_BYTES = 256 << 20
 MAX_FP16_ROWS = 64
 """Rows up to which the extension is faster than MLX, which first converts float16 weights to float32."""
 
@@ -109,11 +110,17 @@ def store_fp16_if_exact(network: nn.Module) -> None:
     """
     if cpu_extension() is None:
         return
+    freed = 0
     for layer in network.modules():
         if type(layer) is nn.Linear and layer.weight.dtype == mx.float32:
             half = layer.weight.astype(mx.float16)
             if mx.array_equal(half, layer.weight):
+                freed += layer.weight.nbytes
                 layer.weight = half
+            if freed > _TRIM_BYTES:
+                # Between the halves that stay, the heap would keep the gaps.
+                trim_heap()
+                freed = 0
 
 
 def kv_cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
