@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -46,6 +47,22 @@ def hub_cache(goldens: Path) -> Path:
     add_to_hub_cache(cache, "m-a-p/MERT-v1-95M", goldens / "goldens" / "mert")
     add_to_hub_cache(cache, "facebook/encodec_32khz", goldens / "goldens" / "encodec_32khz")
     return cache
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How models are loaded and used in a module: in this machine's way, then in a GPU's, but in float32."""
+    if request.param == "cpu":
+        yield request.param
+        return
+    # Here, since they must not be imported before the variables above are set.
+    from audiocraft_mlx.checkpoints import bundle, load
+    from audiocraft_mlx.ops.device import gpu_branch
+
+    with gpu_branch(), pytest.MonkeyPatch.context() as patch:
+        for module in (bundle, load):
+            patch.setattr(module, "lm_dtype", lambda: mx.float32)
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=["mono", "stereo", "rope", "audiogen"])
-def golden(request: pytest.FixtureRequest, goldens: Path, hub_cache: Path) -> SimpleNamespace:
+def golden(request: pytest.FixtureRequest, goldens: Path, hub_cache: Path, device: str) -> SimpleNamespace:
     folder = goldens / "goldens"
     meta = json.loads((folder / "meta.json").read_text())
     return SimpleNamespace(

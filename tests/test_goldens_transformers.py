@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module", params=["mono", "mono-bin", "stereo", "stereo-bin"])
 def golden(
-    request: pytest.FixtureRequest, goldens: Path, transformers_folder: Callable[[str], Path]
+    request: pytest.FixtureRequest, goldens: Path, transformers_folder: Callable[[str], Path], device: str
 ) -> SimpleNamespace:
     folder = goldens / "goldens_hf"
     return SimpleNamespace(

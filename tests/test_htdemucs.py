@@ -60,7 +60,7 @@ def noise(*shape: int) -> mx.array:
 
 
 @pytest.fixture(scope="module")
-def golden(goldens: Path) -> SimpleNamespace:
+def golden(goldens: Path, device: str) -> SimpleNamespace:
     """The golden network, its stems of the golden melody, and those of Demucs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV_VAR, str(goldens / "goldens" / "htdemucs" / HTDEMUCS_FILE))

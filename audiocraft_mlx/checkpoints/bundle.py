@@ -21,7 +21,7 @@ from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, UsageError
-from audiocraft_mlx.machine import require_memory
+from audiocraft_mlx.machine import require_memory, trim_heap
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
@@ -88,6 +88,7 @@ class ModelBundle:
         for network in self._networks():
             for weight in flat_parameters(network).values():
                 mx.eval(weight)
+        trim_heap()
 
     def _networks(self) -> Iterator[nn.Module]:
         yield self.lm

@@ -107,7 +107,9 @@ def chroma(wav: mx.array, config: ChromaConfig) -> mx.array:
     filters = mx.array(chroma_filters(config.sample_rate, config.n_fft, config.n_chroma))
     classes = power @ filters.T
     if config.one_hot:
-        return (mx.arange(config.n_chroma) == classes.argmax(axis=-1, keepdims=True)).astype(mx.float32)
+        # As int32: argmax is uint32, and to compare the two MLX takes int64.
+        strongest = classes.argmax(axis=-1, keepdims=True).astype(mx.int32)
+        return (mx.arange(config.n_chroma) == strongest).astype(mx.float32)
     return classes / mx.maximum(classes.max(axis=-1, keepdims=True), _EPS)
 
 

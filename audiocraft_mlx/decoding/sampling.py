@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.validation import TEMPERATURE, TOP_K, TOP_P
 
 MIN_TEMPERATURE = 1e-30
@@ -44,7 +45,9 @@ def filter_logits(logits: mx.array, sampling: SamplingParams) -> mx.array:
     In audiocraft's order: temperature, softmax, then top-p or else top-k (`LMModel._sample_next_token`,
     `utils.sample_top_k`, `utils.sample_top_p`).
     """
-    logits = logits.astype(mx.float32) / sampling.temperature
+    logits = logits.astype(mx.float32)
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
     card = logits.shape[-1]
     if sampling.top_p > 0:
         order = mx.argsort(-logits, axis=-1)
@@ -54,8 +57,16 @@ def filter_logits(logits: mx.array, sampling: SamplingParams) -> mx.array:
         return mx.where(before > sampling.top_p, -mx.inf, logits)
     if 0 < sampling.top_k < card:
         smallest = mx.partition(logits, card - sampling.top_k, axis=-1)[..., card - sampling.top_k, None]
-        return mx.where(logits >= smallest, logits, -mx.inf)
+        return (_compiled_keep if on_gpu() else _keep)(logits, smallest)
     return logits
+
+
+def _keep(logits: mx.array, smallest: mx.array) -> mx.array:
+    return mx.where(logits >= smallest, logits, -mx.inf)
+
+
+# One kernel on a GPU instead of two.
+_compiled_keep = mx.compile(_keep, shapeless=True)
 
 
 def sampling_distribution(logits: mx.array, sampling: SamplingParams) -> mx.array:

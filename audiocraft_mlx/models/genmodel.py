@@ -32,6 +32,7 @@ from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
 from audiocraft_mlx.ops.device import require_mlx_threads
+from audiocraft_mlx.ops.wired_memory import with_wired_memory
 from audiocraft_mlx.progress import progress_bar
 from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number, validate_prompt
 
@@ -597,7 +598,8 @@ class GenModel:
     def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         tokens, audio = [], []
         with _progress(self._progress_callback, progress) as on_step:
-            for codes, samples in self._decode(inputs, self.params, repeat(CHUNK_FRAMES), on_step=on_step):
+            decoded = self._decode(inputs, self.params, repeat(CHUNK_FRAMES), on_step=on_step)
+            for codes, samples in with_wired_memory(decoded):
                 tokens.append(codes)
                 audio += [] if samples is None else [samples]
         whole, codes = mx.concatenate(audio, axis=2), mx.concatenate(tokens, axis=2)
@@ -625,8 +627,8 @@ class GenModel:
         def generate(on_step: OnStep | None) -> Iterator[mx.array]:
             frames = chunk_sizes(first, size)
             decoded = self._decode(inputs, rows, frames, without_prompt=True, on_step=on_step)
-            samples = (frames * hop for frames in chunk_sizes(first, size))
-            return rechunk((audio for _, audio in decoded if audio is not None), samples)
+            audio = (audio for _, audio in with_wired_memory(decoded) if audio is not None)
+            return rechunk(audio, (frames * hop for frames in chunk_sizes(first, size)))
 
         return generate
 

@@ -370,7 +370,8 @@ class LM(nn.Module):
         A prefix that wasn't read yet goes before it. `state.offset` is advanced.
         """
         config = self.config
-        tables = mx.arange(codes.shape[1])[:, None] * (config.cardinality + 1)
+        # Where each codebook's table begins: a constant, for which a step runs no kernel.
+        tables = mx.array([[k * (config.cardinality + 1)] for k in range(codes.shape[1])], mx.int32)
         x = self.embed(codes + tables).sum(axis=1)
         if state.prefix is not None:
             x = mx.concatenate([state.prefix, x], axis=1)

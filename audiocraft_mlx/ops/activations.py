@@ -29,9 +29,15 @@ def _elu(x: mx.array) -> mx.array:
 def gelu(x: mx.array) -> mx.array:
     """`x` times the normal distribution's cumulative probability of `x` (the exact GELU, with erf)."""
     if on_gpu():
-        return nn.gelu(x)
+        return nn.gelu(x) if x.dtype == mx.float32 else _gelu_in_float32(x)
     kernels = extension.float32_extension(x)
     return _gelu(x) if kernels is None else kernels.gelu(x)
+
+
+@partial(mx.compile, shapeless=True)
+def _gelu_in_float32(x: mx.array) -> mx.array:
+    # As torch does: on its way to the result `nn.gelu` doubles `x`, which overflows half precision.
+    return nn.gelu(x.astype(mx.float32)).astype(x.dtype)
 
 
 @partial(mx.compile, shapeless=True)

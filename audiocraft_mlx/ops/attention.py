@@ -32,9 +32,9 @@ def attention(
             one = kernels.attention(q, k, v, scale, visible)
         return one
     if isinstance(k, Int8Rows):
-        k = k.dequantize().astype(q.dtype)
+        k = k.dequantize(q.dtype)
     if isinstance(v, Int8Rows):
-        v = v.dequantize().astype(q.dtype)
+        v = v.dequantize(q.dtype)
     if kernels is not None and mask is None and q.dtype == k.dtype == mx.float32:
         full: mx.array = kernels.attention_full(q, k, v, scale)
         return full

@@ -14,7 +14,6 @@ from audiocraft_mlx.errors import MusicGenError
 _process: int | None = None
 """The id of the first process that computed, None before: MLX's threads are in that one."""
 
-
 _gpu_branch: ContextVar[bool] = ContextVar("gpu_branch", default=False)
 
 

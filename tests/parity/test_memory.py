@@ -25,7 +25,7 @@ dataset: {segment_duration: 30}
 compression_model_checkpoint: //pretrained/facebook/encodec_32khz
 lm_model: transformer_lm
 transformer_lm:
-  {dim: 1024, num_heads: 16, num_layers: 24, hidden_scale: 4, n_q: 4, card: 2048, activation: gelu,
+  {dim: DIM, num_heads: HEADS, num_layers: LAYERS, hidden_scale: 4, n_q: 4, card: 2048, activation: gelu,
    norm_first: true, bias_ff: false, bias_attn: false, bias_proj: false, causal: true}
 codebooks_pattern:
   modeling: delay
@@ -51,9 +51,12 @@ def measured(field):  # VmRSS: bytes in memory now; VmHWM: their maximum so far
 
 LOAD = f"""{MEASURE}
 from mlx.utils import tree_flatten
+from contextlib import nullcontext
 from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.ops.device import gpu_branch
 before = measured("VmRSS")
-bundle = load(sys.argv[1])
+with gpu_branch() if "gpu" in sys.argv else nullcontext():
+    bundle = load(sys.argv[1])
 peak = measured("VmHWM")
 text = bundle.text_conditioner
 networks = bundle.lm, text.t5, text.output_proj, bundle.codec
@@ -83,10 +86,15 @@ def run(program: str, *arguments: str) -> list[int]:
 
 
 @pytest.fixture
-def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in the shape of musicgen-small's release, and a Hub cache with the repositories it names."""
+def release(
+    request: pytest.FixtureRequest, tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder in the shape of a release, and a Hub cache with the repositories it names.
+
+    The parameter is the language model's width and its number of layers: by default musicgen-small's.
+    """
     torch.manual_seed(0)
-    dim = 1024
+    dim, layers = getattr(request, "param", (1024, 24))
     state = {
         "condition_provider.conditioners.description.output_proj.weight": (dim, 768),
         "condition_provider.conditioners.description.output_proj.bias": (dim,),
@@ -96,7 +104,7 @@ def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for k in range(4):
         state[f"emb.{k}.weight"] = (2049, dim)
         state[f"linears.{k}.weight"] = (2048, dim)
-    for i in range(24):
+    for i in range(layers):
         for attention in ("self_attn", "cross_attention"):
             state[f"transformer.layers.{i}.{attention}.in_proj_weight"] = (3 * dim, dim)
             state[f"transformer.layers.{i}.{attention}.out_proj.weight"] = (dim, dim)
@@ -108,7 +116,9 @@ def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> I
     folder = tmp_path / "small"
     folder.mkdir()
     tensors = {name: torch.randn(shape, dtype=torch.float16) for name, shape in state.items()}
-    torch.save({"best_state": tensors, "xp.cfg": XP_CFG}, folder / "state_dict.bin")
+    config = XP_CFG.replace("DIM", f"{dim}").replace("HEADS", f"{dim // 64}").replace("LAYERS", f"{layers}")
+    torch.save({"best_state": tensors, "xp.cfg": config}, folder / "state_dict.bin")
+    del tensors
     torch.save(
         {"pretrained": "facebook/encodec_32khz", "exported": True}, folder / "compression_state_dict.bin"
     )
@@ -121,13 +131,22 @@ def release(tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> I
     add_to_hub_cache(tmp_path / "hf" / "hub", "facebook/encodec_32khz", codec)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     yield folder
-    shutil.rmtree(tmp_path)  # two gigabytes
+    shutil.rmtree(tmp_path)  # some gigabytes
 
 
 def test_loading_peaks_near_the_size_of_the_weights(release: Path) -> None:
     grown, kept = run(LOAD, str(release))
     assert kept > 2 * 10**9  # musicgen-small in single precision
     assert grown < 1.4 * kept
+
+
+@pytest.mark.parametrize("release", [(2048, 24)], indirect=True)
+def test_loading_a_large_model_in_half_precision_peaks_near_what_is_kept(release: Path) -> None:
+    """In musicgen-large's width, with half of its layers: what loading takes beside them is constant."""
+    for device in ("cpu", "gpu"):
+        grown, kept = run(LOAD, str(release), device)
+        sys.stdout.write(f"{device}: {grown / kept:.3f} times {kept / 1e9:.2f} GB\n")
+        assert grown < 1.15 * kept
 
 
 def test_generating_again_takes_no_more_memory(goldens: Path, tmp_path: Path) -> None:

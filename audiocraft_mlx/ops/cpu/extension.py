@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.machine import cpu_quota, num_cpus
+from audiocraft_mlx.machine import cpu_quota, num_cpus, trim_heap
 from audiocraft_mlx.ops.cpu.tiled_linear import MAX_DECODE_ROWS
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 from audiocraft_mlx.ops.device import on_gpu
@@ -22,6 +22,7 @@ THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
 ABI_VERSION = 5
 """Version of the extension's functions and their arguments: the second number of its own version."""
 BUILD_ANEW = "run make install again in a checkout"
+_TRIM_BYTES = 256 << 20
 MAX_FP16_ROWS = 64
 """Rows up to which the extension is faster than MLX, which first converts float16 weights to float32."""
 
@@ -71,8 +72,7 @@ def _warn(reason: str, fix: str) -> None:
 
 def cpu_extension() -> ModuleType | None:
     """The extension, where MLX computes on the CPU."""
-    functions = load_extension()
-    return functions if functions is not None and not on_gpu() else None
+    return None if on_gpu() else load_extension()
 
 
 def float32_extension(x: mx.array) -> ModuleType | None:
@@ -123,11 +123,17 @@ def store_fp16_if_exact(network: nn.Module) -> None:
     """
     if cpu_extension() is None:
         return
+    freed = 0
     for layer in network.modules():
         if type(layer) is nn.Linear and layer.weight.dtype == mx.float32:
             half = layer.weight.astype(mx.float16)
             if mx.array_equal(half, layer.weight):
+                freed += layer.weight.nbytes
                 layer.weight = half
+            if freed > _TRIM_BYTES:
+                # Between the halves that stay, the heap would keep the gaps.
+                trim_heap()
+                freed = 0
 
 
 def kv_cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
