@@ -562,6 +562,12 @@ def test_a_small_share_of_the_bandwidth_is_a_warning(rate: float, on_gpu: bool, 
     assert finding.values["bandwidth_share"] == rate / 50
 
 
+def test_a_share_above_the_whole_is_said_as_the_limit() -> None:
+    finding = speed.judge_small(60, GB, 50 * GB, False)
+    assert "at the memory's limit" in finding.text
+    assert finding.values["bandwidth_share"] == 1.2
+
+
 def test_with_little_memory_small_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "memory_size", lambda: 2 * GB)
     finding = speed.small_speed(raiser(AssertionError()))
@@ -822,7 +828,7 @@ def test_a_real_run_finds_nothing_wrong_and_is_as_documented(
     # Far from the bounds, or these aren't worth much.
     for check in demo:
         if "bound" in check["values"]:
-            assert check["values"]["relative_error"] < check["values"]["bound"] / 3
+            assert check["values"]["relative_error"] < check["values"]["bound"] / 2
     documented = documented_values()
     for check in found["checks"]:
         assert set(check["values"]) <= documented[check["name"]], check["name"]

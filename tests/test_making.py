@@ -18,7 +18,7 @@ from audiocraft_mlx.audio import plot, write
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.checkpoints import demucs
-from audiocraft_mlx.cli import audiogen, clip_writer
+from audiocraft_mlx.cli import audiogen
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips import memory
 from audiocraft_mlx.clips.metadata import read_metadata
@@ -509,7 +509,7 @@ def test_a_plot_shows_the_excerpt_of_a_style(fake: FakeModel, monkeypatch: pytes
     fake.condition_types = frozenset({"style"})
     fake.style_params = StyleParams(excerpt_length=0.25)
     shown = []
-    monkeypatch.setattr(clip_writer, "save_plot", lambda *arguments: shown.append(arguments[-1]))
+    monkeypatch.setattr(plot, "save_plot", lambda *arguments: shown.append(arguments[-1]))
 
     class AudioConditioner(StyleConditioner):
         def __init__(self) -> None:

@@ -59,14 +59,14 @@ def hub(timeout: float = TIMEOUT) -> Finding:
 
 def _ask(timeout: float) -> Finding:
     try:
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub import errors
 
         with hub_client.quiet():
             try:
                 hub_client.list_files(PROBE, "main", timeout)
-            except OfflineModeIsEnabled:
+            except errors.OfflineModeIsEnabled:
                 return ok("not asked: HF_HUB_OFFLINE is set", reachable=None, endpoint=_host())
-            except HfHubHTTPError as error:
+            except errors.HfHubHTTPError as error:
                 status = error.response.status_code
                 return warning(
                     f"{_host()} answers, but with {status} for {PROBE}",
