@@ -48,6 +48,15 @@ def _is_number(value: Any, kind: type[Integral] | type[Real]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def use_python_numbers(values: object, *names: str) -> None:
+    """Make fields of a frozen dataclass Python's numbers: NumPy's overflow, and can't be written as JSON."""
+    for name in names:
+        number = getattr(values, name)
+        if isinstance(number, Real) and type(number) not in (int, float, bool):
+            plain = int(number) if isinstance(number, Integral) else float(number)
+            object.__setattr__(values, name, plain)
+
+
 @dataclass(frozen=True)
 class NumberRange:
     """The valid values of a parameter. The command line, JSON requests and Python share it."""

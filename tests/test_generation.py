@@ -344,6 +344,18 @@ def test_prompts_of_different_lengths_are_refused(model: MusicGen) -> None:
         model.generate_continuation(clips, RATE)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.uint64])
+def test_numpy_parameters_are_pythons(model: MusicGen, kind: type) -> None:
+    numbers = {"top_k": kind(100), "temperature": np.float16(0.5), "cfg_coef": kind(3), "duration": kind(1)}
+    params = model.make_params(**numbers)
+    assert params == model.make_params(top_k=100, temperature=0.5, cfg_coef=3.0, duration=1.0)
+    inputs = model.prepare_inputs(["a tune"], [kind(7)])
+    wanted = next(model.generate_stream(inputs, model.make_params(top_k=100, duration=0.2)))
+    np.testing.assert_array_equal(
+        next(model.generate_stream(inputs, model.make_params(top_k=kind(100), duration=0.2))), wanted
+    )
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32, ">i4"])
 def test_numpy_codes_are_decoded(model: MusicGen, kind: object) -> None:
     codes = np.arange(4 * 20).reshape(1, 4, 20) % 64

@@ -13,7 +13,6 @@ import pytest
 
 from audiocraft_mlx import machine
 from audiocraft_mlx.cli.common import OUT_OF_MEMORY, run_command
-from audiocraft_mlx.clips import memory
 from audiocraft_mlx.machine import (
     cpu_quota,
     memory_below_rlimits,
@@ -21,6 +20,7 @@ from audiocraft_mlx.machine import (
     num_cpus,
     require_memory,
 )
+from audiocraft_mlx.models import memory
 from tests.fake_model import FakeModel, raiser
 
 GB = 1 << 30
@@ -193,6 +193,30 @@ def test_what_mlx_says_of_memory_is_out_of_memory(message: str, capsys: pytest.C
     )
     with pytest.raises(RuntimeError, match="another"):
         run_command(raiser(RuntimeError("another")), [], "x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")
+@pytest.mark.parametrize(("rows", "megabytes"), [(8, 1500), (32, 2500), (64, 4000)])
+def test_below_a_limit_python_raises_memory_error_and_does_not_crash(rows: int, megabytes: int) -> None:
+    script = f"""
+from audiocraft_mlx import MusicGen
+model = MusicGen.get_pretrained("demo")
+model.set_generation_params(duration=8)
+for generate in (model.generate, lambda texts: next(model.stream(texts))):
+    try:
+        generate(["a tune"] * {rows})
+    except MemoryError:
+        print("refused")
+"""
+    run = subprocess.run(
+        ["sh", "-c", f'ulimit -v {megabytes * 1024}; exec "$@"', "sh", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "2"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["refused"] * 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")

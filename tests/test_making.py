@@ -20,12 +20,12 @@ from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli import audiogen
 from audiocraft_mlx.cli.generate import main
-from audiocraft_mlx.clips import memory
 from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.models import memory
 
 from .fake_model import FakeModel, install, raiser
 

@@ -196,13 +196,18 @@ def generate(model, use):
         raise SystemExit(f"refused: {error}")
 
 model = MusicGen.get_pretrained("demo")
-model.set_generation_params(duration=0.1)
-codes = model.generate(["a piano"], return_tokens=True)[1]
+model.set_generation_params(duration=1)
+audio, codes = model.generate(["a piano"], return_tokens=True)
+stream = model.stream(["a piano"], chunk_seconds=0.1)
+next(stream)
 uses = [
     lambda model: model.generate(["a piano"]),
     lambda model: next(model.stream(["a piano"])),
     lambda model: model.generate_audio(codes),
     lambda model: MusicGen.get_pretrained("demo"),
+    lambda model: next(stream),
+    lambda model: model.compression_model.encode(audio),
+    lambda model: model.compression_model.decode(codes),
 ]
 for use in uses:
     child = multiprocessing.get_context("fork").Process(target=generate, args=(model, use))
@@ -215,8 +220,8 @@ for use in uses:
 
 def test_a_process_forked_after_a_model_was_used_gets_an_error_instead_of_waiting_for_ever() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["1"] * 4
-    assert done.stderr.count("refused: MLX can't compute in a process that was forked") == 4
+    assert done.stdout.split() == ["1"] * 7
+    assert done.stderr.count("refused: MLX can't compute in a process that was forked") == 7
 
 
 def test_a_process_forked_before_a_model_was_used_computes() -> None:

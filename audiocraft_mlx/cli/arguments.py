@@ -218,12 +218,15 @@ def _all_prompts(arguments: argparse.Namespace) -> list[str]:
 
 def _read_prompt() -> str:
     # sys.stdin is None when the process was started without one. No character has more than 4 bytes.
-    given = sys.stdin.buffer.read(4 * MAX_PROMPT_CHARACTERS + 4) if sys.stdin else b""
+    most = 4 * MAX_PROMPT_CHARACTERS
+    given = sys.stdin.buffer.read(most + 2) if sys.stdin else b""
+    if len(given) > most:
+        raise UsageError(
+            f"the prompt on standard input is too long; give at most {MAX_PROMPT_CHARACTERS} characters"
+        )
     try:
         return given.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        if len(given) > 4 * MAX_PROMPT_CHARACTERS:  # cut off, within a character maybe
-            return given.decode("utf-8-sig", "replace")
         raise UsageError("the prompt on standard input is not valid UTF-8; convert it first") from None
 
 

@@ -45,24 +45,27 @@ def plan_files(command: GenerateClips) -> list[ClipFiles]:
         ClipFiles(path, plot, overwrite=command.path is not None)
         for path, plot in zip(paths, plots, strict=True)
     ]
-    for folder in {follow_links(path).parent for clip in files for path in (clip.path, clip.plot) if path}:
-        remove_stale_parts(folder)
     _check_all_writable([clip.resolve_path(clip.path) for clip in files if clip.path is not None])
     _check_all_writable([clip.plot for clip in files if clip.plot is not None])
     return files
 
 
 def _check_all_writable(paths: Sequence[Path]) -> None:
-    """`check_writable` for files in one folder: the first one stands for all that don't exist yet."""
+    """`check_writable` for files in one folder, without what killed processes left where they go.
+
+    The first one stands for all that don't exist yet: there may be thousands.
+    """
     if not paths:
         return
-    check_writable(paths[0])
     others = paths[1:]
     if others:
-        with suppress(PermissionError):  # a folder that can be written, but not listed
+        with suppress(OSError):  # a folder that can be written, but not listed, or none
             names = {*os.listdir(paths[0].parent)}
             others = [path for path in others if path.name in names]
-    for path in others:
+    checked = [paths[0], *others]
+    for folder in {follow_links(path).parent for path in checked}:
+        remove_stale_parts(folder)
+    for path in checked:
         check_writable(path)
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiocraft_mlx.clips.memory import require_memory_for
-from audiocraft_mlx.clips.planning import ClipPlan, bytes_of, plan_batches, plan_clips
+from audiocraft_mlx.clips.planning import ClipPlan, plan_batches, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.errors import UsageError
 
@@ -93,12 +92,7 @@ def _generate(
     chunk_seconds: tuple[float, float | None],
     on_progress: Callable[[Progress], None] | None,
 ) -> Generator[Event, None, None]:
-    largest = 0
     for batch in batches:
-        # What one batch gave back the next one gets.
-        if (size := bytes_of(model, batch)) > largest:
-            require_memory_for(size)
-            largest = size
         progress = Progress(0, 0)
 
         def on_step(done: int, total: int) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiocraft_mlx.clips import memory
 from audiocraft_mlx.clips.inputs import load_inputs
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
+from audiocraft_mlx.models import memory
 
 if TYPE_CHECKING:
     from audiocraft_mlx.decoding.params import GenerationParams
@@ -114,12 +114,6 @@ def plan_batches(
             size = memory.max_batch_size(model, seconds, _branches(group))
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
-
-
-def bytes_of(model: GenModel, batch: Sequence[ClipPlan]) -> int:
-    """The memory that a batch needs beside the weights."""
-    seconds = max(plan.request.duration for plan in batch)
-    return len(batch) * memory.bytes_per_clip(model, seconds, _branches(batch))
 
 
 def _branches(plans: Sequence[ClipPlan]) -> int:

@@ -249,7 +249,7 @@ def _validate_numbers(
         number = getattr(value, name)
         if number is not None or name in required:
             allowed.validate(name, number)
-            if type(number) is not allowed.kind:
+            if type(number) is not allowed.kind:  # an integer for a float, too
                 object.__setattr__(value, name, allowed.kind(number))
 
 

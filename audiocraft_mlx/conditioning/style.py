@@ -17,7 +17,7 @@ import numpy as np
 from audiocraft_mlx.audio.resample import resample
 from audiocraft_mlx.configs import CODEBOOKS, ConfigSection
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.validation import validate_int, validate_number
+from audiocraft_mlx.validation import use_python_numbers, validate_int, validate_number
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.mert import MERT
@@ -53,6 +53,7 @@ class StyleParams:
         )
         if self.ds_factor is not None:
             validate_int("ds_factor", self.ds_factor, "None or an integer of at least 1", lambda n: n >= 1)
+        use_python_numbers(self, "eval_q", "excerpt_length", "ds_factor")
 
     @classmethod
     def from_audiocraft(cls, config: ConfigSection) -> StyleParams:

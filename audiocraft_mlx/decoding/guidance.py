@@ -15,7 +15,7 @@ from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.ops.device import on_gpu
-from audiocraft_mlx.validation import CFG_COEF
+from audiocraft_mlx.validation import CFG_COEF, use_python_numbers
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class GuidanceParams:
             CFG_COEF.validate("cfg_coef_beta", self.beta)
             if self.two_step:
                 raise UsageError("cfg_coef_beta can't be used with two_step_cfg; choose one of them")
+        use_python_numbers(self, "coef", "beta")
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.ops.device import on_gpu
-from audiocraft_mlx.validation import TEMPERATURE, TOP_K, TOP_P
+from audiocraft_mlx.validation import TEMPERATURE, TOP_K, TOP_P, use_python_numbers
 
 MIN_TEMPERATURE = 1e-30
 """Below it the most likely code is certain; logits divided by less overflow, and then all codes are equal."""
@@ -33,6 +33,7 @@ class SamplingParams:
         TOP_K.validate("top_k", self.top_k)
         TOP_P.validate("top_p", self.top_p)
         TEMPERATURE.validate("temperature", self.temperature)
+        use_python_numbers(self, "top_k", "top_p", "temperature")
 
     @property
     def greedy(self) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 
+from audiocraft_mlx.ops.device import require_mlx_threads
+
 
 def chunk_sizes(first: int, size: int) -> Iterator[int]:
     """`first`, then twice as many each time, up to `size` for ever.
@@ -32,6 +34,7 @@ def rechunk(audio: Iterable[mx.array], sizes: Iterator[int]) -> Iterator[mx.arra
             chunk, rest = rest[:, :, :size], rest[:, :, size:]
             mx.eval(chunk, rest)  # else the rest keeps the whole array in memory
             yield chunk
+            require_mlx_threads()  # there may have been a fork since
             size = next(sizes)
     if rest is not None and rest.shape[2]:
         mx.eval(rest)

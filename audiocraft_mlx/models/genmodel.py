@@ -29,6 +29,7 @@ from audiocraft_mlx.decoding.stream import chunk_sizes, rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
+from audiocraft_mlx.models.memory import bytes_per_clip, require_memory_for
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
 from audiocraft_mlx.ops.device import require_mlx_threads
@@ -663,6 +664,8 @@ class GenModel:
         require_mlx_threads()
         rows = params_of_rows(params, len(inputs.descriptions))
         windows = self._plan(inputs, rows[0])
+        branches = 2 if rows[0].guidance.beta is None else 3
+        require_memory_for(len(rows) * bytes_per_clip(self, rows[0].duration, branches))
         decoder = self.compression_model.make_decoder_stream()
         if inputs.prompt is not None and without_prompt:
             decoder.warm_up(inputs.prompt)

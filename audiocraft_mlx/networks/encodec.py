@@ -39,6 +39,7 @@ from audiocraft_mlx.networks.streaming import (
 )
 from audiocraft_mlx.networks.weights import Weights, check_tensor, fold_weight_norm, rename
 from audiocraft_mlx.ops.activations import elu
+from audiocraft_mlx.ops.device import require_mlx_threads
 
 CHUNK_FRAMES = 100
 """Frames encoded or decoded at a time, so that the memory needed doesn't grow with the clip."""
@@ -388,6 +389,7 @@ class Encodec(nn.Module):
 
     def encode(self, audio: mx.array) -> mx.array:
         """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`, `F = ceil(T / hop_length)`."""
+        require_mlx_threads()
         stream, length = self.encoder.make_stream(), audio.shape[2]
         chunk = CHUNK_FRAMES * self.config.hop_length
         codes = []
@@ -401,6 +403,7 @@ class Encodec(nn.Module):
 
     def decode(self, codes: mx.array) -> mx.array:
         """Audio float32 `[B, C, F * hop_length]` of `codes` int `[B, K, F]`."""
+        require_mlx_threads()
         stream, frames = self.make_decoder_stream(), codes.shape[2]
         audio = []
         for start in range(0, frames, CHUNK_FRAMES):

@@ -36,6 +36,11 @@ def gpu_branch() -> Iterator[None]:
         _gpu_branch.reset(token)
 
 
+def is_forked() -> bool:
+    """Whether this process was forked from one that has computed."""
+    return _process is not None and _process != os.getpid()
+
+
 def require_mlx_threads() -> None:
     """Raise `MusicGenError` in a process forked from one that has computed.
 
@@ -44,7 +49,7 @@ def require_mlx_threads() -> None:
     global _process
     if _process is None:
         _process = os.getpid()
-    elif _process != os.getpid():
+    elif is_forked():
         raise MusicGenError(
             "MLX can't compute in a process that was forked after a model was used: start it with"
             " multiprocessing's method 'spawn', or load the model only after the fork"

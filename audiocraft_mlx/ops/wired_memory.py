@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from audiocraft_mlx.ops.device import is_forked
+
 _Chunk = TypeVar("_Chunk")
 
 # The limit is the process's, and generations may overlap: the first one raises it, the last one puts it back.
@@ -46,8 +48,9 @@ def wired_memory() -> Iterator[None]:
                 if not _generations:
                     mx.synchronize()  # a kernel that still runs may use what would no longer be wired
                     mx.set_wired_limit(_limit_before)
-        # What one job no longer uses, another one, or another program, may need.
-        mx.clear_cache()
+        # What one job no longer uses, another one, or another program, may need. A fork's child would wait.
+        if not is_forked():
+            mx.clear_cache()
 
 
 def _recommended_working_set() -> int | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from audiocraft_mlx.machine import memory_below_rlimits, memory_size, require_memory
-
-if TYPE_CHECKING:
-    from audiocraft_mlx.models.genmodel import GenModel
+from audiocraft_mlx.networks.lm import LM
 
 MAX_BATCH_SIZE = 8
 """Larger batches make a step longer and are hardly faster."""
@@ -25,7 +23,24 @@ _FRAGMENTS_BYTES = 128 << 20
 _GPU_SHARE = 0.8
 
 
-def max_batch_size(model: GenModel, seconds: float, branches: int) -> int:
+class _Model(Protocol):
+    """What counts of a `GenModel`."""
+
+    lm: LM
+
+    @property
+    def max_duration(self) -> float: ...
+    @property
+    def frame_rate(self) -> float: ...
+    @property
+    def audio_channels(self) -> int: ...
+
+
+_granted = 0
+"""Bytes that the largest batch of this process had: what it gave back the next one gets."""
+
+
+def max_batch_size(model: _Model, seconds: float, branches: int) -> int:
     """How many clips of `seconds` fit into memory beside the loaded model, 1 to 8.
 
     Each needs the keys and values of one window, for each of the `branches` of guidance, and the codec's
@@ -51,11 +66,14 @@ def available_memory() -> int:
 
 
 def require_memory_for(size: int) -> None:
-    """Raise `MemoryError` if the first clips, which need `size` bytes, would exceed a limit of `ulimit`."""
-    require_memory(_THREADS_BYTES + size)
+    """Raise `MemoryError` if clips, which need `size` bytes, would exceed a limit of `ulimit`."""
+    global _granted
+    if size > _granted:
+        require_memory(_THREADS_BYTES + size)
+        _granted = size
 
 
-def bytes_per_clip(model: GenModel, seconds: float, branches: int) -> int:
+def bytes_per_clip(model: _Model, seconds: float, branches: int) -> int:
     """The memory that a clip needs beside the weights while it is generated."""
     config = model.lm.config
     positions = int(min(seconds, model.max_duration) * model.frame_rate) + _PREFIX
