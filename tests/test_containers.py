@@ -65,6 +65,7 @@ def encode(
         ("film.eac3", "eac3", "eac3"),
         ("old.mp2", "mp2", "mp2"),
         ("odd.mov", "pcm_s16le", "mov"),
+        ("old.wav", "libmp3lame", "wav"),
     ],
 )
 def test_what_libsndfile_cannot_read_is_read(tmp_path: Path, name: str, codec: str, format_name: str) -> None:
@@ -99,6 +100,12 @@ def test_lossless_audio_keeps_its_bits(tmp_path: Path) -> None:
     assert decode_audio(path).bits > 16
     path.write_bytes(encode("a.m4a", "aac", "ipod"))
     assert decode_audio(path).bits == 16, "AAC has no more, though it is decoded as floats"
+
+
+def test_lossless_audio_keeps_its_length(tmp_path: Path) -> None:
+    for format_name in ("ipod", "caf"):
+        (tmp_path / "a").write_bytes(encode("a", "alac", format_name, rate=24000))
+        assert read_audio(tmp_path / "a")[0].shape == (2, SECONDS * 24000)
 
 
 def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -100,7 +100,12 @@ def _open(stream: BinaryIO) -> Any:
     # is read. Tags in other encodings do no harm.
     nameless = SegmentFile(stream, [range(stream.seek(0, io.SEEK_END))])
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
-    return av.open(nameless, container_options=options, metadata_errors="replace")
+    container = av.open(nameless, container_options=options, metadata_errors="replace")
+    for audio in container.streams.audio[:1]:
+        if container.format.name == "caf" and audio.codec_context.name == "alac":
+            # The last packet says how long it is, and the file, too: FFmpeg would cut it twice.
+            audio.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+    return container
 
 
 def _decode(container: Any) -> Iterator[AudioFrame]:
