@@ -108,6 +108,28 @@ def test_lossless_audio_keeps_its_length(tmp_path: Path) -> None:
         assert read_audio(tmp_path / "a")[0].shape == (2, SECONDS * 24000)
 
 
+@pytest.mark.parametrize(
+    ("codec", "format_name"),
+    [
+        ("aac", "ipod"),
+        ("alac", "caf"),
+        ("aac", "adts"),
+        ("libopus", "webm"),
+        ("wmav2", "asf"),
+        ("flac", "ogg"),
+    ],
+)
+def test_joined_files_are_read_to_their_end(tmp_path: Path, codec: str, format_name: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(encode("a", codec, format_name))
+    length = read_info(path).frames
+    path.write_bytes(path.read_bytes() * 2)
+    read, rate = read_audio(path)
+    assert read.shape[1] == pytest.approx(2 * length, abs=0.05 * rate)
+    assert np.abs(read[:, -rate:]).max() > 0.3
+    assert read_info(path).frames == read.shape[1]
+
+
 def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     data = encode("a.webm", "libopus", "webm")
     (tmp_path / "a.webm").write_bytes(data[: len(data) * 2 // 3])

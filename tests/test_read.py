@@ -505,6 +505,15 @@ def test_an_au_file_is_read_to_its_end(write: Callable[..., Path], size: int, en
     np.testing.assert_array_equal(read_audio(path)[0], audio)
 
 
+@pytest.mark.parametrize("name", ["a.aiff", "a.au", "a.caf", "a.w64"])
+def test_joined_files_of_other_formats_are_read_to_their_end(write: Callable[..., Path], name: str) -> None:
+    audio = ramp(2, 8001)
+    path = write(audio, name)
+    path.write_bytes(path.read_bytes() * 2)
+    np.testing.assert_array_equal(read_audio(path)[0], np.concatenate([audio, audio], axis=1))
+    assert read_info(path).frames == 2 * 8001
+
+
 @pytest.mark.parametrize("size", [0, 2**63 - 1, 2**64 - 1])
 def test_a_w64_file_without_a_size_is_read_to_its_end(write: Callable[..., Path], size: int) -> None:
     audio = ramp(2, 8000)

@@ -11,13 +11,15 @@ _ORDERS = {b".snd": ">", b"dns.": "<"}
 _HEADER_BYTES = 24
 
 
-def complete_au(data: mmap.mmap) -> Part | None:
-    """The file with the size of its samples; None if that is right already, or it is another kind of file."""
-    order = _ORDERS.get(data[:4])
-    if order is None or len(data) < _HEADER_BYTES:
-        return None
-    offset, size = struct.unpack_from(order + "II", data, 4)
-    if not _HEADER_BYTES <= offset < len(data) or size == len(data) - offset:
-        return None
-    head = data[:8] + struct.pack(order + "I", min(len(data) - offset, 0xFFFFFFFF)) + data[12:offset]
-    return Part([head, range(offset, len(data))])
+def complete_au(data: mmap.mmap, file: range) -> Part:
+    """The AU file at `file` with the size of its samples; as it is, if it is another kind of file."""
+    head = data[file.start : file.start + _HEADER_BYTES]
+    order = _ORDERS.get(head[:4])
+    if order is None or len(head) < _HEADER_BYTES:
+        return Part([file])
+    offset, claimed = struct.unpack_from(order + "II", head, 4)
+    size = len(file) - offset
+    if offset < _HEADER_BYTES or size <= 0 or claimed == size:
+        return Part([file])
+    head = head[:8] + struct.pack(order + "I", min(size, 0xFFFFFFFF)) + head[12:]
+    return Part([head, file[_HEADER_BYTES:]])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -13,6 +14,7 @@ import soundfile
 from audiocraft_mlx.audio.au_header import complete_au
 from audiocraft_mlx.audio.containers import PYAV_HINT, ContainerDecoder, has_pyav
 from audiocraft_mlx.audio.flac import find_flac_parts
+from audiocraft_mlx.audio.joined import find_joined
 from audiocraft_mlx.audio.mpeg import find_mpeg_parts
 from audiocraft_mlx.audio.ogg import find_ogg_links
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
@@ -28,6 +30,8 @@ _UNKNOWN_FRAMES = 2**63 - 1
 _BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
 _BIT_LABELS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
 _MAX_PARTS = 1000
+
+_T = TypeVar("_T")
 
 
 class Decoder(Protocol):
@@ -63,9 +67,10 @@ def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
     try:
         decoder = LibsndfileDecoder(path, stream, _find_parts(path, stream))
     except soundfile.LibsndfileError as error:
-        parts = _find_parts(path, stream, search=True)
-        if parts:
-            return LibsndfileDecoder(path, stream, parts)
+        with suppress(soundfile.LibsndfileError):
+            parts = _find_parts(path, stream, search=True)
+            if parts:
+                return LibsndfileDecoder(path, stream, parts)
         container = _open_container(path, stream)
         if container is None:
             hint = "" if has_pyav() else f"; {PYAV_HINT}"
@@ -81,19 +86,30 @@ def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
 
 def _find_parts(path: Path, stream: BinaryIO, search: bool = False) -> list[Part]:
     """What libsndfile must be given one by one to decode all of the file; none: the file as it is."""
-    try:
-        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError:  # it is empty
-        return []
-    with data:
-        parts = (
+    with _mapped(stream) as data:
+        parts = data and (
             [part.part() for part in find_mpeg_parts(data, search)]
             or _find_ogg_parts(data)
             or find_flac_parts(data)
             or _find_wav_parts(data)
+            or _find_other_parts(data)
         )
-        if not parts and (au := complete_au(data)) is not None:
-            parts = [au]
+    return _bounded(path, parts or [])
+
+
+@contextmanager
+def _mapped(stream: BinaryIO) -> Iterator[mmap.mmap | None]:
+    """The whole file; None if it is empty."""
+    try:
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        yield None
+        return
+    with data:
+        yield data
+
+
+def _bounded(path: Path, parts: list[_T]) -> list[_T]:
     if len(parts) > _MAX_PARTS:
         raise UsageError(f"{path} was joined from more than {_MAX_PARTS} files; convert it to WAV")
     return parts
@@ -114,9 +130,19 @@ def _find_wav_parts(data: mmap.mmap) -> list[Part]:
     return [file.part() for file in files if file.samples or len(files) == 1]
 
 
+def _find_other_parts(data: mmap.mmap) -> list[Part]:
+    whole = range(len(data))
+    parts = [complete_au(data, file) for file in find_joined(data) or [whole]]
+    return [] if parts == [Part([whole])] else parts
+
+
 def _open_container(path: Path, stream: BinaryIO) -> ContainerDecoder | None:
     """The file as PyAV decodes it; None if it can't, or isn't installed."""
-    return ContainerDecoder.open(path, stream) if has_pyav() else None
+    if not has_pyav():
+        return None
+    with _mapped(stream) as data:
+        files = data and find_joined(data)
+    return ContainerDecoder.open(path, stream, _bounded(path, files or []))
 
 
 class _SoundFile(soundfile.SoundFile):
