@@ -130,6 +130,13 @@ def test_joined_files_are_read_to_their_end(tmp_path: Path, codec: str, format_n
     assert read_info(path).frames == read.shape[1]
 
 
+def test_an_unknown_codec_is_refused(tmp_path: Path) -> None:
+    data = encode("a", "alac", "caf")
+    (tmp_path / "a.caf").write_bytes(data.replace(b"alac", b"alax"))
+    with pytest.raises(UsageError, match="is not audio that can be read"):
+        read_audio(tmp_path / "a.caf")
+
+
 def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     data = encode("a.webm", "libopus", "webm")
     (tmp_path / "a.webm").write_bytes(data[: len(data) * 2 // 3])

@@ -62,11 +62,10 @@ class ContainerDecoder:
         files = files or [range(stream.seek(0, io.SEEK_END))]
         try:
             with _open(stream, files[0]) as container:
-                if not container.streams.audio:
-                    return None
-                codec = container.streams.audio[0].codec_context
                 first = next(_decode(container), None)
-                return None if first is None else cls(path, stream, files, first, codec.name)
+                if first is None:
+                    return None
+                return cls(path, stream, files, first, container.streams.audio[0].codec_context.name)
         except (av.FFmpegError, ValueError):
             return None
 
@@ -112,18 +111,23 @@ def _open(stream: BinaryIO, file: range) -> Any:
     nameless = SegmentFile(stream, [file])
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
     container = av.open(nameless, container_options=options, metadata_errors="replace")
-    for audio in container.streams.audio[:1]:
-        if container.format.name == "caf" and audio.codec_context.name == "alac":
-            # The last packet says how long it is, and the file, too: FFmpeg would cut it twice.
-            audio.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+    codec = _codec(container)
+    if codec is not None and container.format.name == "caf" and codec.name == "alac":
+        # The last packet says how long it is, and the file, too: FFmpeg would cut it twice.
+        codec.flags2 |= av.codec.context.Flags2.skip_manual
     return container
+
+
+def _codec(container: Any) -> Any:
+    """The `av.CodecContext` of the first audio stream; None without one, or for an unknown codec."""
+    return container.streams.audio[0].codec_context if container.streams.audio else None
 
 
 def _decode(container: Any) -> Iterator[AudioFrame]:
     """The frames of the first audio stream, without what is damaged."""
     import av
 
-    if not container.streams.audio:
+    if _codec(container) is None:
         return
     for packet in container.demux(container.streams.audio[0]):
         try:
