@@ -367,6 +367,16 @@ def test_a_flac_that_was_cut_off_is_read_to_its_end(write: Callable[..., Path]) 
         np.testing.assert_array_equal(read_audio(path, -0.25)[0], read[:, -2000:])
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_frames_that_libsndfile_leaves_out_without_a_word_are_an_error(
+    write: Callable[..., Path], copies: int
+) -> None:
+    path = write(0.3 * np.random.default_rng(0).standard_normal((2, 9000)), "a.flac", 16000)
+    data = path.read_bytes()
+    path.write_bytes(data[:78] + data[82:] + data * (copies - 1))  # the metadata goes beyond the first frame
+    assert "is damaged" in refused(path)
+
+
 @pytest.mark.parametrize("middle", [b"", b"\0" * 3000, b"ID3\4\0\0\0\0\2\0" + b"\xff\xf8" * 128])
 @pytest.mark.parametrize("claimed", [16000, 0, 1000])
 def test_joined_flac_files_are_read_to_their_end(

@@ -231,6 +231,9 @@ class LibsndfileDecoder:
             size = _BLOCK if count is None else min(count, _BLOCK)
             block = self._call(file.read, size, dtype="float32", always_2d=True)
             if not len(block):
+                # The lengths of FLAC are checked (`find_flac_parts`): frames are missing.
+                if file.format == "FLAC" and file.seekable() and file.tell() < file.frames:
+                    raise UsageError(f"{self._path} is damaged; convert it to WAV")
                 return
             yield block
             count = None if count is None else count - len(block)
