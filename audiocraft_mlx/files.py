@@ -82,13 +82,15 @@ def check_new_folder(folder: Path) -> None:
 def write_file(path: Path, write_fn: Callable[[BinaryIO], None]) -> None:
     """Replace the file at `path` with what `write_fn` writes, atomically.
 
-    A symbolic link stays, and the file that it leads to is replaced.
+    A symbolic link stays, and the file that it leads to is replaced. A file that is replaced keeps its
+    permissions.
 
     Raises `OutputError` if it can't be written.
     """
     temporary: Path | None = None
     try:
         target = follow_links(path)
+        replaced = _mode(target)
         while True:
             temporary = _temporary_beside(target)
             file = temporary.open("x+b")
@@ -96,11 +98,15 @@ def write_file(path: Path, write_fn: Callable[[BinaryIO], None]) -> None:
                 break
             file.close()
         with file:
+            if replaced:
+                _set_mode(file.fileno(), 0o600)  # it may be private
             write_fn(file)
             # Some file systems report only now that they are full; and after a power failure the name must
             # not lead to data that was never written.
             file.flush()
             os.fsync(file.fileno())
+            if replaced:
+                _set_mode(file.fileno(), stat.S_IMODE(replaced))
             os.replace(temporary, target)  # while it is locked, see `remove_stale_parts`
     except BaseException as error:  # an interruption leaves no partial file either
         if temporary is not None:
@@ -195,6 +201,11 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks: nothing is removed there
         return True
     return os.fstat(descriptor).st_nlink > 0
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    with suppress(OSError):  # a file system without permissions
+        os.fchmod(descriptor, mode)
 
 
 def _temporary_beside(path: Path) -> Path:

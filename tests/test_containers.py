@@ -65,6 +65,7 @@ def encode(
         ("film.eac3", "eac3", "eac3"),
         ("old.mp2", "mp2", "mp2"),
         ("odd.mov", "pcm_s16le", "mov"),
+        ("old.wav", "libmp3lame", "wav"),
     ],
 )
 def test_what_libsndfile_cannot_read_is_read(tmp_path: Path, name: str, codec: str, format_name: str) -> None:
@@ -99,6 +100,41 @@ def test_lossless_audio_keeps_its_bits(tmp_path: Path) -> None:
     assert decode_audio(path).bits > 16
     path.write_bytes(encode("a.m4a", "aac", "ipod"))
     assert decode_audio(path).bits == 16, "AAC has no more, though it is decoded as floats"
+
+
+def test_lossless_audio_keeps_its_length(tmp_path: Path) -> None:
+    for format_name in ("ipod", "caf"):
+        (tmp_path / "a").write_bytes(encode("a", "alac", format_name, rate=24000))
+        assert read_audio(tmp_path / "a")[0].shape == (2, SECONDS * 24000)
+
+
+@pytest.mark.parametrize(
+    ("codec", "format_name"),
+    [
+        ("aac", "ipod"),
+        ("alac", "caf"),
+        ("aac", "adts"),
+        ("libopus", "webm"),
+        ("wmav2", "asf"),
+        ("flac", "ogg"),
+    ],
+)
+def test_joined_files_are_read_to_their_end(tmp_path: Path, codec: str, format_name: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(encode("a", codec, format_name))
+    length = read_info(path).frames
+    path.write_bytes(path.read_bytes() * 2)
+    read, rate = read_audio(path)
+    assert read.shape[1] == pytest.approx(2 * length, abs=0.05 * rate)
+    assert np.abs(read[:, -rate:]).max() > 0.3
+    assert read_info(path).frames == read.shape[1]
+
+
+def test_an_unknown_codec_is_refused(tmp_path: Path) -> None:
+    data = encode("a", "alac", "caf")
+    (tmp_path / "a.caf").write_bytes(data.replace(b"alac", b"alax"))
+    with pytest.raises(UsageError, match="is not audio that can be read"):
+        read_audio(tmp_path / "a.caf")
 
 
 def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -77,6 +77,29 @@ def test_a_failure_behind_a_link_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "link").read_text() == "old"
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target.wav", tmp_path / "link.wav"
+    target.write_text("old")
+    target.chmod(mode)
+    link.symlink_to("there/target.wav")
+    for path in (target, link):
+        write(path, "new")
+        assert target.read_text() == "new"
+        assert target.stat().st_mode & 0o7777 == mode
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "new", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o7777 == mode
+
+
 @pytest.mark.parametrize("target", ["link", "none/a.wav", "folder", "/dev/null"])
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, target: str) -> None:
     (tmp_path / "folder").mkdir()

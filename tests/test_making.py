@@ -624,6 +624,27 @@ def test_ctrl_c_keeps_each_clip_of_a_batch(fake: FakeModel, capsys: pytest.Captu
     assert [soundfile.info(name).frames for name in names()] == [6400] * 5
 
 
+def test_ctrl_c_while_a_plot_is_drawn_keeps_each_clip_once(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plot, "save_plot", raiser(KeyboardInterrupt()))
+    assert main(["piano", "-n", "2", "-d", "0.3", "--plot", "a.png"]) == 130
+    out, error = capsys.readouterr()
+    assert "wrote musicgen_output-1.wav" in out
+    line = "interrupted; the 0.30 s made so far are kept in musicgen_output-2.wav\n"
+    assert error == f"musicgen-mlx: error: {line}"
+    assert names() == ["musicgen_output-1.wav", "musicgen_output-2.wav"]
+
+
+def test_ctrl_c_while_the_last_plot_is_drawn_keeps_the_clip_once(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plot, "save_plot", raiser(KeyboardInterrupt()))
+    assert main(["piano", "-d", "0.3", "--plot", "a.png"]) == 130
+    assert capsys.readouterr().err == "musicgen-mlx: error: interrupted\n"
+    assert names() == ["musicgen_output.wav"]
+
+
 def test_ctrl_c_before_anything_was_made_leaves_nothing(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

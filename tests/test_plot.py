@@ -158,6 +158,28 @@ def test_a_short_clips_spectrogram_has_all_frames_and_a_long_ones_their_means() 
     assert long.column_seconds == 3 * 512 / RATE
 
 
+def test_a_long_clips_spectrogram_takes_some_frames_of_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = 4000
+    audio = np.concatenate([0.1 * tone(220, 450), tone(440, 450)])[:: RATE // rate]
+    computed = []
+    add_frames = MelSpectrogram._add_frames
+
+    def count(self: MelSpectrogram, frames: np.ndarray, columns: np.ndarray) -> None:
+        computed.extend(columns)
+        add_frames(self, frames, columns)
+
+    monkeypatch.setattr(MelSpectrogram, "_add_frames", count)
+    monkeypatch.setattr(plot_module, "_MAX_COLUMNS", 100)
+    levels, centres = mel_spectrogram(audio, rate)
+    assert {*np.bincount(computed)[:-1]} <= {*range(9, 17)}, "of the 71 frames of a column"
+    half = levels.shape[1] // 2
+    for part, hertz in ((levels[:, : half - 1], 220), (levels[:, half + 1 :], 440)):
+        assert part.shape[1] > 40
+        assert np.ptp(part.max(axis=0)) < 0.3
+        assert {abs(np.log2(centres[band] / hertz)) < 0.15 for band in part.argmax(axis=0)} == {True}
+    assert levels[:, : half - 1].max() == pytest.approx(-20, abs=3)
+
+
 def test_the_length_of_a_clip_costs_no_memory(tmp_path: Path) -> None:
     peaks = []
     rate = 4000

@@ -10,7 +10,8 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.clips.requests import OutputOptions
-from audiocraft_mlx.clips.source import SourceClip, read_source
+from audiocraft_mlx.clips.source import SourceClip, read_condition_audio, read_source
+from audiocraft_mlx.errors import UsageError
 
 RATE = 32000
 
@@ -27,6 +28,17 @@ def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:
     np.testing.assert_array_equal(source.prompt_audio(0.1, RATE, 2, 640), source.audio[:, -3200:])
     assert source.prompt_audio(99, 16000, 2, 320).shape == (2, 8000)
     assert source.prompt_audio(0.001, RATE, 1, 640).shape == (1, 32), "less than a frame is taken as it is"
+
+
+def test_less_than_one_sample_at_the_models_rate_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, [0.5], 48000)
+    with pytest.raises(UsageError, match=rf"^{path} is too short: 1 sample\(s\) at 48000 Hz"):
+        read_source(path).prompt_audio(5, RATE, 2, 640)
+    with pytest.raises(UsageError, match=rf"^{path} is too short"):
+        read_condition_audio(path, 5).require_samples(RATE)
+    soundfile.write(path, [0.5] * 1000, 48000)
+    assert read_source(path).prompt_audio(1e-6, RATE, 2, 640).shape == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -41,72 +42,93 @@ class ContainerDecoder:
     frames: int | None = None
     """Headers have the length of the container at best, and those of browsers' recordings none."""
 
-    def __init__(self, path: Path, stream: BinaryIO, first: AudioFrame, codec: str) -> None:
-        self._path, self._stream = path, stream
+    def __init__(
+        self, path: Path, stream: BinaryIO, files: Sequence[range], first: AudioFrame, codec: str
+    ) -> None:
+        self._path, self._stream, self._files = path, stream, files
         self.rate, self.channels = first.sample_rate, first.layout.nb_channels
         wide = first.format.name.removesuffix("p") != "s16" and codec.startswith(_LOSSLESS)
         self.bits = 32 if wide else 16
         self.description = codec.upper()
 
     @classmethod
-    def open(cls, path: Path, stream: BinaryIO) -> ContainerDecoder | None:
-        """The decoder of the file at `path`, open as `stream`; None if FFmpeg can't decode it either."""
+    def open(cls, path: Path, stream: BinaryIO, files: Sequence[range] = ()) -> ContainerDecoder | None:
+        """The decoder of the file at `path`, open as `stream`; None if FFmpeg can't decode it either.
+
+        `files` are where those are that it was joined from, if there are more than one.
+        """
         import av
 
+        files = files or [range(stream.seek(0, io.SEEK_END))]
         try:
-            with _open(stream) as container:
-                if not container.streams.audio:
-                    return None
-                codec = container.streams.audio[0].codec_context
+            with _open(stream, files[0]) as container:
                 first = next(_decode(container), None)
-                return None if first is None else cls(path, stream, first, codec.name)
+                if first is None:
+                    return None
+                return cls(path, stream, files, first, container.streams.audio[0].codec_context.name)
         except (av.FFmpegError, ValueError):
             return None
 
     def blocks(self, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        pending: list[np.ndarray] = []
+        for samples in self._frames():
+            skipped = min(start, len(samples))
+            start -= skipped
+            piece = samples[skipped : None if count is None else skipped + count]
+            count = None if count is None else count - len(piece)
+            if len(piece):
+                pending.append(piece)
+            if sum(map(len, pending)) >= _BLOCK:
+                yield np.concatenate(pending)
+                pending = []
+            if count == 0:
+                break
+        if pending:
+            yield np.concatenate(pending)
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        """The samples of each frame, float32 `[n, channels]`."""
         import av
 
-        pending: list[np.ndarray] = []
-        try:
-            with _open(self._stream) as container:
+        for file in self._files:
+            # The first one could be opened. Else, or within a file, it ends early.
+            with suppress(av.FFmpegError), _open(self._stream, file) as container:
                 for frame in _decode(container):
                     samples = _samples(frame)
                     if (frame.sample_rate, samples.shape[1]) != (self.rate, self.channels):
                         raise UsageError(
                             f"{self._path} changes its sample rate or its channels; convert it to WAV"
                         )
-                    skipped = min(start, len(samples))
-                    start -= skipped
-                    samples = samples[skipped : None if count is None else skipped + count]
-                    count = None if count is None else count - len(samples)
-                    if len(samples):
-                        pending.append(samples)
-                    if sum(map(len, pending)) >= _BLOCK:
-                        yield np.concatenate(pending)
-                        pending = []
-                    if count == 0:
-                        break
-        except av.FFmpegError:
-            pass  # the file ends early
-        if pending:
-            yield np.concatenate(pending)
+                    yield samples
 
 
-def _open(stream: BinaryIO) -> Any:
+def _open(stream: BinaryIO, file: range) -> Any:
     """An `av.container.InputContainer`."""
     import av
 
     # Without a name, from which FFmpeg would guess a format. No protocol is allowed: nothing but the stream
     # is read. Tags in other encodings do no harm.
-    nameless = SegmentFile(stream, [range(stream.seek(0, io.SEEK_END))])
+    nameless = SegmentFile(stream, [file])
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
-    return av.open(nameless, container_options=options, metadata_errors="replace")
+    container = av.open(nameless, container_options=options, metadata_errors="replace")
+    codec = _codec(container)
+    if codec is not None and container.format.name == "caf" and codec.name == "alac":
+        # The last packet says how long it is, and the file, too: FFmpeg would cut it twice.
+        codec.flags2 |= av.codec.context.Flags2.skip_manual
+    return container
+
+
+def _codec(container: Any) -> Any:
+    """The `av.CodecContext` of the first audio stream; None without one, or for an unknown codec."""
+    return container.streams.audio[0].codec_context if container.streams.audio else None
 
 
 def _decode(container: Any) -> Iterator[AudioFrame]:
     """The frames of the first audio stream, without what is damaged."""
     import av
 
+    if _codec(container) is None:
+        return
     for packet in container.demux(container.streams.audio[0]):
         try:
             frames = packet.decode()

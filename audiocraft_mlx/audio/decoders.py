@@ -1,21 +1,25 @@
-"""Opens audio files: libsndfile's formats, MP3 and Ogg files joined from several, and others with PyAV."""
+"""Opens audio files: libsndfile's formats, also joined and with wrong headers, and others with PyAV."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import soundfile
 
+from audiocraft_mlx.audio.au_header import complete_au
 from audiocraft_mlx.audio.containers import PYAV_HINT, ContainerDecoder, has_pyav
+from audiocraft_mlx.audio.flac import find_flac_parts
+from audiocraft_mlx.audio.joined import find_joined
 from audiocraft_mlx.audio.mpeg import find_mpeg_parts
 from audiocraft_mlx.audio.ogg import find_ogg_links
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
-from audiocraft_mlx.audio.segments import Segment, SegmentFile
-from audiocraft_mlx.audio.wav_header import complete_wav
+from audiocraft_mlx.audio.segments import Part, SegmentFile
+from audiocraft_mlx.audio.wav_header import find_wav_files
 from audiocraft_mlx.errors import UsageError
 
 # Frames decoded at a time: a header may claim more than the file holds, or than fits into memory.
@@ -26,6 +30,8 @@ _UNKNOWN_FRAMES = 2**63 - 1
 _BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
 _BIT_LABELS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
 _MAX_PARTS = 1000
+
+_T = TypeVar("_T")
 
 
 class Decoder(Protocol):
@@ -61,9 +67,10 @@ def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
     try:
         decoder = LibsndfileDecoder(path, stream, _find_parts(path, stream))
     except soundfile.LibsndfileError as error:
-        parts = _find_parts(path, stream, search=True)
-        if parts:
-            return LibsndfileDecoder(path, stream, parts)
+        with suppress(soundfile.LibsndfileError):
+            parts = _find_parts(path, stream, search=True)
+            if parts:
+                return LibsndfileDecoder(path, stream, parts)
         container = _open_container(path, stream)
         if container is None:
             hint = "" if has_pyav() else f"; {PYAV_HINT}"
@@ -72,33 +79,70 @@ def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
             ) from error
         return container
     if decoder.frames == 0 and not decoder.description.startswith("WAV"):
-        # Perhaps its header was never completed; for WAV see `complete_wav`.
+        # Perhaps its header was never completed; for WAV see `find_wav_files`.
         return _open_container(path, stream) or decoder
     return decoder
 
 
-def _find_parts(path: Path, stream: BinaryIO, search: bool = False) -> list[list[Segment]]:
+def _find_parts(path: Path, stream: BinaryIO, search: bool = False) -> list[Part]:
     """What libsndfile must be given one by one to decode all of the file; none: the file as it is."""
+    with _mapped(stream) as data:
+        parts = data and (
+            [part.part() for part in find_mpeg_parts(data, search)]
+            or _find_ogg_parts(data)
+            or find_flac_parts(data)
+            or _find_wav_parts(data)
+            or _find_other_parts(data)
+        )
+    return _bounded(path, parts or [])
+
+
+@contextmanager
+def _mapped(stream: BinaryIO) -> Iterator[mmap.mmap | None]:
+    """The whole file; None if it is empty."""
     try:
         data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError:  # it is empty
-        return []
+    except ValueError:
+        yield None
+        return
     with data:
-        parts = [part.segments() for part in find_mpeg_parts(data, search)]
-        if not parts and data[:4] == b"OggS":
-            links = find_ogg_links(data)
-            parts = [[link] for link in links] if len(links) > 1 else []
-        if not parts:
-            wav = complete_wav(data)
-            parts = [] if wav is None else [wav]
+        yield data
+
+
+def _bounded(path: Path, parts: list[_T]) -> list[_T]:
     if len(parts) > _MAX_PARTS:
         raise UsageError(f"{path} was joined from more than {_MAX_PARTS} files; convert it to WAV")
     return parts
 
 
+def _find_ogg_parts(data: mmap.mmap) -> list[Part]:
+    links = find_ogg_links(data)
+    return [Part([link]) for link in links] if len(links) > 1 else []
+
+
+def _find_wav_parts(data: mmap.mmap) -> list[Part]:
+    files = find_wav_files(data)
+    if files and files[0].is_mpeg and files[0].samples:
+        # Frames are frames, also of those that were joined to it.
+        return [part.part() for part in find_mpeg_parts(data, search=True, start=files[0].samples[0].start)]
+    if len(files) == 1 and files[0].is_right:
+        return []
+    return [file.part() for file in files if file.samples or len(files) == 1]
+
+
+def _find_other_parts(data: mmap.mmap) -> list[Part]:
+    whole = range(len(data))
+    parts = [complete_au(data, file) for file in find_joined(data) or [whole]]
+    return [] if parts == [Part([whole])] else parts
+
+
 def _open_container(path: Path, stream: BinaryIO) -> ContainerDecoder | None:
     """The file as PyAV decodes it; None if it can't, or isn't installed."""
-    return ContainerDecoder.open(path, stream) if has_pyav() else None
+    if not has_pyav():
+        return None
+    with _mapped(stream) as data:
+        files = data and find_joined(data)
+    return ContainerDecoder.open(path, stream, _bounded(path, files or []))
 
 
 class _SoundFile(soundfile.SoundFile):
@@ -114,18 +158,18 @@ class LibsndfileDecoder:
     A part with another sample rate or other channels than the first is converted.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, parts: Sequence[Sequence[Segment]] = ()) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, parts: Sequence[Part] = ()) -> None:
         """`parts` as `_find_parts` returns them. Raises `LibsndfileError` if it isn't audio."""
         self._path, self._stream = path, stream
-        self._parts: Sequence[Sequence[Segment] | None] = parts or [None]
+        self._parts: Sequence[Part | None] = parts or [None]
         with self._open(self._parts[0]) as first:
             self.rate, self.channels = first.samplerate, first.channels
             self.bits = _BITS.get(first.subtype, 16)
             self.description = f"{first.format}{_BIT_LABELS.get(first.subtype, '')}"
-            lengths = [self._length(first)]
+            lengths = [self._length(self._parts[0], first)]
         for part in self._parts[1:]:
             with self._open(part) as file:
-                lengths.append(self._length(file))
+                lengths.append(self._length(part, file))
         self._lengths = lengths
         self.frames = None if _UNKNOWN_FRAMES in lengths else sum(lengths)
 
@@ -142,13 +186,13 @@ class LibsndfileDecoder:
             if count == 0:
                 return
 
-    def _open(self, part: Sequence[Segment] | None) -> soundfile.SoundFile:
+    def _open(self, part: Part | None) -> soundfile.SoundFile:
         self._stream.seek(0)
         if part is None:
             # By its descriptor: by its name libsndfile guesses formats.
             file = _SoundFile(self._stream.fileno(), closefd=False)
         else:
-            file = _SoundFile(SegmentFile(self._stream, part))
+            file = _SoundFile(SegmentFile(self._stream, part.segments))
         if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
             file.close()
             raise UsageError(
@@ -157,9 +201,9 @@ class LibsndfileDecoder:
             )
         return file
 
-    def _length(self, file: soundfile.SoundFile) -> int:
+    def _length(self, part: Part | None, file: soundfile.SoundFile) -> int:
         """Samples per channel of a part, at the first part's rate."""
-        frames: int = file.frames
+        frames: int = file.frames if part is None or part.frames is None else part.frames
         return frames if frames == _UNKNOWN_FRAMES else frames * self.rate // file.samplerate
 
     def _decode(self, file: soundfile.SoundFile, start: int, count: int | None) -> Iterator[np.ndarray]:
@@ -187,6 +231,9 @@ class LibsndfileDecoder:
             size = _BLOCK if count is None else min(count, _BLOCK)
             block = self._call(file.read, size, dtype="float32", always_2d=True)
             if not len(block):
+                # The lengths of FLAC are checked (`find_flac_parts`): frames are missing.
+                if file.format == "FLAC" and file.seekable() and file.tell() < file.frames:
+                    raise UsageError(f"{self._path} is damaged; convert it to WAV")
                 return
             yield block
             count = None if count is None else count - len(block)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from audiocraft_mlx.audio.segments import Segment
+from audiocraft_mlx.audio.segments import Part
 
 # kbit/s of the indices 1 to 14: MPEG-1 layers 1 to 3, then layer 1 and the others of MPEG-2 and 2.5.
 _BITRATES = {
@@ -100,10 +100,12 @@ class MpegPart:
     def channels(self) -> int:
         return self.header.channels
 
-    def segments(self) -> list[Segment]:
+    def part(self) -> Part:
         """A file of this part alone, with its right length in front."""
-        # Layers 1 and 2 have no such header. Their length is guessed, too, but their bit rate is constant.
-        return [self._info_frame(), *self.ranges] if self.header.layer == 3 else [*self.ranges]
+        if self.header.layer == 3:
+            return Part([self._info_frame(), *self.ranges])
+        # Layers 1 and 2 have no such header.
+        return Part(self.ranges, self.frames * self.header.samples)
 
     def add(self, position: int, size: int) -> None:
         self.frames += 1
@@ -133,16 +135,17 @@ class MpegPart:
         return bytes(frame)
 
 
-def find_mpeg_parts(data: mmap.mmap, search: bool = False) -> list[MpegPart]:
+def find_mpeg_parts(data: mmap.mmap, search: bool = False, start: int = 0) -> list[MpegPart]:
     """The parts of an MPEG audio file; none if it is another kind of file.
 
     Args:
         data: the whole file.
         search: skip what is in front of the first frame, also if it is no ID3 tag.
+        start: what is in front of it is skipped anyway.
     """
-    start = _skip_id3(data, 0)
-    search = search or start > 0
-    position = _find_frames(data, start, _MAX_PADDING) if search else start
+    begin = skip_id3(data, start)
+    search = search or begin > start
+    position = _find_frames(data, begin, _MAX_PADDING) if search else begin
     if position is None or not _is_run(data, position):
         return []
     parts: list[MpegPart] = []
@@ -165,7 +168,7 @@ def _frames(data: mmap.mmap, position: int) -> Iterator[tuple[int, int, _Header]
         bits = int.from_bytes(data[position : position + 4], "big")
         header = _parse(bits)
         if header is None or (header.stream != stream and not _is_run(data, position)):
-            found = _find_frames(data, _skip_id3(data, position), _MAX_GAP)
+            found = _find_frames(data, skip_id3(data, position), _MAX_GAP)
             if found is None:
                 return
             position = found
@@ -199,7 +202,7 @@ def _is_run(data: mmap.mmap, position: int) -> bool:
     return True
 
 
-def _skip_id3(data: mmap.mmap, position: int) -> int:
+def skip_id3(data: mmap.mmap, position: int) -> int:
     """The end of the ID3v2 tags at `position`."""
     while (tag := data[position : position + 10])[:3] == b"ID3" and len(tag) == 10:
         length = 0

@@ -29,6 +29,9 @@ _RANGE_DB = 80.0
 _PITCHES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 # The picture is narrower than this many points.
 _MAX_COLUMNS = 2048
+# Frames of the spectrogram that are computed for a column of a long clip, evenly spread over it: nobody sees
+# the others.
+_FRAMES_PER_COLUMN = 16
 # Samples per channel, and frames of the spectrogram, that are processed at a time.
 _BLOCK, _FRAMES = 1 << 16, 256
 # The title's characters in a line, and its lines.
@@ -36,7 +39,8 @@ _TITLE_WIDTH, _TITLE_LINES = 110, 3
 
 
 class MelSpectrogram:
-    """The mel spectrogram of mono audio that comes in blocks; frames that share a column are averaged.
+    """The mel spectrogram of mono audio that comes in blocks; frames that share a column are averaged,
+    of a long clip some of them.
 
     Attributes:
         centres: of the bands, `[mels]` in Hz.
@@ -46,6 +50,7 @@ class MelSpectrogram:
     def __init__(self, samples: int, sample_rate: int) -> None:
         frames = samples // _HOP + 1
         self._frames_per_column = math.ceil(frames / _MAX_COLUMNS)
+        self._stride = math.ceil(self._frames_per_column / _FRAMES_PER_COLUMN)
         columns = math.ceil(frames / self._frames_per_column)
         self._power, self._frames = np.zeros((_MELS, columns)), np.zeros(columns, np.int64)
         self._done = 0
@@ -65,8 +70,12 @@ class MelSpectrogram:
             self._pending = np.concatenate([self._pending, audio[start : start + _BLOCK]])
             if len(self._pending) >= _N_FFT:
                 frames = np.lib.stride_tricks.sliding_window_view(self._pending, _N_FFT)[::_HOP]
-                for first in range(0, len(frames), _FRAMES):
-                    self._add_frames(frames[first : first + _FRAMES])
+                numbers = np.arange(self._done, self._done + len(frames))
+                chosen = np.flatnonzero(numbers % self._frames_per_column % self._stride == 0)
+                for first in range(0, len(chosen), _FRAMES):
+                    some = chosen[first : first + _FRAMES]
+                    self._add_frames(frames[some], numbers[some] // self._frames_per_column)
+                self._done += len(frames)
                 self._pending = self._pending[len(frames) * _HOP :]
 
     def levels(self) -> np.ndarray:
@@ -75,13 +84,11 @@ class MelSpectrogram:
         levels = 10 * np.log10(np.maximum(self._power / np.maximum(self._frames, 1), 1e-12))
         return np.maximum(levels - levels.max(), -_RANGE_DB)
 
-    def _add_frames(self, frames: np.ndarray) -> None:
+    def _add_frames(self, frames: np.ndarray, columns: np.ndarray) -> None:
         power = np.abs(np.fft.rfft(frames * np.hanning(_N_FFT), axis=1)) ** 2
-        columns = np.arange(self._done, self._done + len(frames)) // self._frames_per_column
         starts = np.flatnonzero(np.diff(columns, prepend=-1))
         self._power[:, columns[starts]] += np.add.reduceat(self._filters @ power.T, starts, axis=1)
         self._frames[columns[starts]] += np.diff(starts, append=len(columns))
-        self._done += len(frames)
 
 
 class Envelope:

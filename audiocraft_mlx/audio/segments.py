@@ -5,11 +5,21 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO
 
 Segment = bytes | range
 """Bytes, or the positions of bytes in the file."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What libsndfile reads as one file."""
+
+    segments: Sequence[Segment]
+    frames: int | None = None
+    """Samples per channel, where libsndfile only guesses them."""
 
 
 class SegmentFile(io.RawIOBase):

@@ -144,6 +144,8 @@ class ClipWriter:
             self._report(f"seed {seed}, {timing}")
         else:
             saved = self._save(event.index, clip)
+            # From here on an interruption finds it whole, though its plot or its stems may be missing.
+            self._unfinished.discard(event.index)
             self.paths.append(saved.path)
             self._report(f"wrote {saved}" if total == 1 else f"wrote {saved}, seed {seed}")
             if total == 1:

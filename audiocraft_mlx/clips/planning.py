@@ -66,6 +66,8 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     plans = []
     for index, request in enumerate(loaded):
         request.require_supported(model.condition_types)
+        if isinstance(request.condition, AudioInput):
+            request.condition.require_samples(model.sample_rate)
         prompt = None
         if isinstance(request.source, SourceClip):
             # Rows with the same prompt share one array: it is encoded once.

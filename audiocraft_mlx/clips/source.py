@@ -29,6 +29,10 @@ class AudioInput:
     name: str | None = None
     """Its file, for the metadata."""
 
+    def require_samples(self, rate: int) -> None:
+        """Raise `UsageError` if it has less than one sample at the model's `rate`."""
+        _require_samples(self.audio, self.rate, rate, self.name or "the melody or style")
+
 
 @dataclass(frozen=True, eq=False)
 class SourceClip:
@@ -42,8 +46,13 @@ class SourceClip:
     """Its file, for the metadata."""
 
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
-        """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one."""
-        end = self.audio[:, -max(1, int(min(seconds * self.rate, self.audio.shape[1]))) :]
+        """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one.
+
+        Raises `UsageError` if it has less than one sample at that rate.
+        """
+        _require_samples(self.audio, self.rate, rate, self.name or "the source")
+        least = -(-self.rate // rate)
+        end = self.audio[:, -max(least, int(min(seconds * self.rate, self.audio.shape[1]))) :]
         if channels == 1:
             end = without_cancellation(end)
         audio = convert_audio(end, self.rate, rate, channels)
@@ -64,6 +73,15 @@ class SourceClip:
     def resampled(self, rate: int, channels: int) -> np.ndarray:
         """The whole clip at `rate`, mono repeated to `channels`."""
         return broadcast_channels(resample(self.audio, self.rate, rate), channels)
+
+
+def _require_samples(audio: np.ndarray, rate: int, model_rate: int, name: str) -> None:
+    samples = audio.shape[1]
+    if samples * model_rate // rate == 0:
+        raise UsageError(
+            f"{name} is too short: {samples} sample(s) at {rate} Hz, which is less than one at"
+            f" {model_rate} Hz; give longer audio"
+        )
 
 
 def read_source(path: Path) -> SourceClip:
