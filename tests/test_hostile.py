@@ -18,9 +18,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from audiocraft_mlx import CheckpointError, UsageError
 from audiocraft_mlx.checkpoints import audiocraft, mlx_format, transformers
+from audiocraft_mlx.checkpoints import tokenizer as tokenizer_module
 from audiocraft_mlx.checkpoints.build import read_tensors
 from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 from audiocraft_mlx.checkpoints.load import load
@@ -256,9 +258,108 @@ def bigger_vocabulary(tokenizer: dict[str, Any]) -> None:
     tokenizer["model"]["vocab"] += [[f"word{i}", -20.0] for i in range(100)]
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
 def replace_by(text: str, times: int) -> Callable[[dict[str, Any]], None]:
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": text}
     return lambda tokenizer: tokenizer.update(normalizer={"type": "Sequence", "normalizers": [step] * times})
+
+
+def repeated_template(pieces: int, ids: int, of_pairs: bool = False) -> Callable[[dict[str, Any]], None]:
+    """A post-processor that adds `pieces` times a special token that stands for `ids` tokens."""
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        processor = tokenizer["post_processor"]
+        kind = "pair" if of_pairs else "single"
+        processor[kind] = processor[kind][:-1] + [{"SpecialToken": {"id": "</s>", "type_id": 0}}] * pieces
+        processor["special_tokens"]["</s>"].update(ids=[1] * ids, tokens=[""] * ids)
+
+    return change
+
+
+def in_a_sequence(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def wrapped(tokenizer: dict[str, Any]) -> None:
+        plain = deepcopy(tokenizer["post_processor"])
+        change(tokenizer)
+        processors = [plain, {"type": "Sequence", "processors": [tokenizer["post_processor"]]}]
+        tokenizer["post_processor"] = {"type": "Sequence", "processors": processors}
+
+    return wrapped
+
+
+def doubling_templates(tokenizer: dict[str, Any]) -> None:
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    double = {**tokenizer["post_processor"], "single": [text, text], "pair": []}
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": [double] * 40}
+
+
+def normalized_by(*steps: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    sequence = {"type": "Sequence", "normalizers": list(steps)}
+    return lambda tokenizer: tokenizer.update(normalizer=sequence)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (repeated_template(7000, 7000), "49000000 tokens of no text"),
+        (repeated_template(5, 5), "25 tokens of no text"),
+        (repeated_template(7000, 7000, of_pairs=True), "tokens of no text"),
+        (in_a_sequence(repeated_template(7000, 7000)), "tokens of no text"),
+        (doubling_templates, "readable"),
+        (lambda t: t["post_processor"]["single"].insert(0, t["post_processor"]["single"][0]), "readable"),
+        # Of a character beyond ASCII, or a space, each makes two more bytes.
+        (normalized_by(*[{"type": "ByteLevel"}] * 30), "readable"),
+        (
+            lambda t: t.update(
+                pre_tokenizer={
+                    "type": "Sequence",
+                    "pretokenizers": [{**BYTE_LEVEL, "add_prefix_space": True}] * 30,
+                }
+            ),
+            "readable",
+        ),
+        # U+FDFA has 18 characters in the form NFKC.
+        (
+            normalized_by(
+                *[
+                    {"type": "Replace", "pattern": {"Regex": "."}, "content": "\ufdfa"},
+                    {"type": "NFKC"},
+                ]
+                * 6
+            ),
+            "readable",
+        ),
+        (normalized_by({"type": "Prepend", "prepend": "b" * 5_000_000}), "readable"),
+        (normalized_by(*[{"type": "Strip", "strip_left": True, "strip_right": True}] * 100_000), "readable"),
+    ],
+)
+def test_a_tokenizer_that_multiplies_is_refused_before_it_runs(
+    published: Path,
+    change: Callable[[dict[str, Any]], None],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer_of(published, change)
+    run: list[str] = []
+
+    class Watching:
+        from_file = staticmethod(lambda path: Watched(Tokenizer.from_file(path)))
+
+    class Watched:
+        def __init__(self, tokenizer: Tokenizer) -> None:
+            self.tokenizer = tokenizer
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("encode"):
+                run.append(name)
+            return getattr(self.tokenizer, name)
+
+    monkeypatch.setattr(tokenizer_module, "Tokenizer", Watching)
+    message = refusal(published)
+    assert run == []
+    assert "tokenizer.json" in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(
