@@ -27,7 +27,7 @@ def all_finite(weight: mx.array) -> mx.array:
 
 
 def not_finite_error(name: str, values: mx.array) -> CheckpointError:
-    """The error for the tensor `name`; of scales and biases, see `mark_unless_finite`, it names the weight."""
+    """The error for the tensor `name`. Of scales (`mark_unless_finite`) and biases it names the weight."""
     layer, _, part = name.rpartition(".")
     if part not in ("scales", "biases"):
         return _damaged(name)
