@@ -61,6 +61,9 @@ _TIMEOUT = 10
 # Folders in one another that a repository may have; each of those that we read has one level.
 _MAX_DEPTH = 8
 
+_LFS_POINTER = b"version https://git-lfs"
+"""How the small files begin that `git clone` leaves in place of large ones where git-lfs isn't installed."""
+
 
 class ModelFiles(ABC):
     """The files of one model.
@@ -276,14 +279,19 @@ def read_error(path: Path, error: OSError) -> CheckpointError:
 
 
 def check_readable(path: Path) -> None:
-    """Open a file and close it again: the libraries that read it don't tell why they can't.
+    """Look into a file: the libraries that read it don't tell why they can't.
 
     Raises `CheckpointError`.
     """
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            head = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise read_error(path, error) from error
+    if head == _LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` or download it again"
+        )
 
 
 def _list_folder(folder: Path, depth: int) -> frozenset[str]:
