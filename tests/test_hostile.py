@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection, Range
 from audiocraft_mlx.models.musicgen import MusicGen
-from audiocraft_mlx.networks.mert import MERTConfig
+from audiocraft_mlx.networks.mert import MERT, MERTConfig
 
 from . import fuzz_checkpoints
 from .torch_files import Opcodes, write_torch_file
@@ -563,6 +564,7 @@ def test_names_of_tensors_in_messages_are_printable(published: Path) -> None:
 
 
 HUGE = [2_000_000_000, 10**400, 0, -1, float("inf"), float("nan"), 1e-300, True, [], [2**31 - 1], [[]]]
+HUGE += [1e300, 2**31, 0.5, None, "x", {}, [float("inf")], [-1]]
 
 
 @pytest.mark.parametrize(
@@ -806,6 +808,61 @@ def test_numbers_and_names_of_htdemucs_are_checked(
         load_htdemucs()
     assert str(failure.value).isprintable()
     assert len(str(failure.value)) < 500
+
+
+def with_number(config: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    changed = deepcopy(config)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return changed
+
+
+def refused(read: Callable[[], object]) -> str:
+    """The message of the refusal, or nothing."""
+    try:
+        read()
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_every_number_of_mert(goldens: Path) -> None:
+    config = json.loads((goldens / "goldens" / "mert" / "config.json").read_text())
+
+    def build(changed: dict[str, Any]) -> MERT:
+        return MERT(MERTConfig.from_transformers(ConfigSection(changed, "mert")))
+
+    for path in number_paths(config):
+        for wrong in HUGE:
+            message = refused(partial(build, with_number(config, path, wrong)))
+            assert message.isprintable()
+            assert len(message) < 300
+
+
+def test_every_number_of_htdemucs(goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = goldens / "goldens" / "htdemucs" / "955717e8.safetensors"
+    with safe_open(original, framework="numpy") as file:
+        metadata = dict(file.metadata())
+    kwargs = json.loads(metadata["kwargs"])
+    weights = dict(mx.load(str(original)))
+    mx.eval(weights)
+    path = tmp_path / "htdemucs.safetensors"
+    monkeypatch.setenv("MUSICGEN_MLX_DEMUCS", str(path))
+    for number in number_paths(kwargs):
+        for wrong in HUGE:
+            changed = {**metadata, "kwargs": json.dumps(with_number(kwargs, number, wrong))}
+            # Without its tensors, which take most of the time: it is always refused.
+            mx.save_safetensors(str(path), {"x": mx.zeros(1)}, metadata=changed)
+            message = refused(load_htdemucs)
+            assert message
+            assert message.isprintable()
+            assert len(message) < 1000
+    name = next(name for name in weights if weights[name].ndim == 3)
+    for kind in (mx.int32, mx.bool_):
+        mx.save_safetensors(str(path), {**weights, name: weights[name].astype(kind)}, metadata=metadata)
+        assert "is of type" in refused(load_htdemucs)
 
 
 def test_a_range_names_both_ends() -> None:
