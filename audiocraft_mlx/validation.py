@@ -33,12 +33,19 @@ def validate_int(name: str, value: Any, expected: str, is_valid: Callable[[int],
 
 
 def validate_prompt(prompt: str) -> None:
-    """Raise `UsageError` for a text that is too long to be a prompt, a file for example."""
+    """Raise `UsageError` for a text that is too long to be a prompt, a file for example, or not Unicode."""
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise UsageError(
             f"the prompt has {len(prompt)} characters; give at most {MAX_PROMPT_CHARACTERS}"
             f" (the text encoder was trained with up to {TRAINED_TOKENS} tokens, about 2000 characters)"
         )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        character = f"its character {error.start + 1}, {prompt[error.start]!r}"
+        raise UsageError(
+            f"the prompt is not valid UTF-8: {character}, is half of a surrogate pair; remove it"
+        ) from error
 
 
 def _is_number(value: Any, kind: type[Integral] | type[Real]) -> bool:

@@ -564,6 +564,40 @@ def test_a_layout_that_lacks_its_weights_does_not_serve(cloned: Path, empty_cach
         load(str(cloned))
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456789\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("model.safetensors", lambda data: LFS_POINTER, "model.safetensors is a git-lfs pointer"),
+        ("tokenizer.json", lambda data: LFS_POINTER, "tokenizer.json is a git-lfs pointer"),
+        ("model.safetensors", lambda data: data[: len(data) // 2], "not a complete safetensors file"),
+        ("tokenizer.json", lambda data: None, "has no tokenizer.json"),
+        ("tokenizer.json", lambda data: b"{}", "tokenizer.json is not a readable tokenizer"),
+        ("config.json", lambda data: b"{", "config.json is not a readable JSON file"),
+    ],
+)
+def test_when_both_layouts_fail_both_reasons_are_told(
+    cloned: Path,
+    empty_cache: Path,
+    file: str,
+    change: Callable[[bytes], bytes | None],
+    expected: str,
+) -> None:
+    changed = change((cloned / file).read_bytes())
+    (cloned / file).unlink()
+    if changed is not None:
+        (cloned / file).write_bytes(changed)
+    with pytest.raises(DownloadError) as failure:
+        load(str(cloned))
+    message = str(failure.value)
+    assert message.startswith("t5-base is not in the cache")
+    assert "transformers' layout" in message
+    assert expected in message
+    assert message.isprintable()
+
+
 def test_a_damaged_file_is_named_though_another_layout_would_serve(cloned: Path, empty_cache: Path) -> None:
     (cloned / "state_dict.bin").write_bytes(b"PK\x03\x04")
     assert "state_dict.bin" in refusal(cloned)
@@ -597,6 +631,11 @@ def compiled(state: dict[str, Any]) -> dict[str, Any]:
     return {f"_orig_mod.{name}": value for name, value in state.items()}
 
 
+def lora(state: dict[str, Any]) -> dict[str, Any]:
+    names = [f"base_model.model.{name.removesuffix('.weight')}" for name in state if "linear1" in name]
+    return {f"{name}.lora_{part}.weight": np.zeros((4, 4), np.float32) for name in names for part in "AB"}
+
+
 @pytest.mark.parametrize(
     ("change", "what", "remedy"),
     [
@@ -616,6 +655,9 @@ def compiled(state: dict[str, Any]) -> dict[str, Any]:
             "remove",
         ),
         (lambda p: compiled(p["best_state"]), "bare state dict", "export"),
+        (lambda p: lora(p["best_state"]), "is a LoRA adapter", "merge_and_unload"),
+        (lambda p: {"model": lora(p["best_state"])}, "is a LoRA adapter", "merge_and_unload"),
+        (lambda p: p | {"best_state": lora(p["best_state"])}, "is a LoRA adapter", "merge_and_unload"),
         (lambda p: [1], "holds a list", "'best_state'"),
         (lambda p: {"xp.cfg": {"a": 1}, "best_state": {}}, "'xp.cfg'", "YAML"),
     ],
@@ -669,6 +711,16 @@ def test_a_text_encoder_that_was_trained_too_is_explained(release: Path, package
     assert "'conditioners.description.t5.finetune' in its configuration is true" in message
     assert "its text encoder was trained" in message
     assert "finetune: false" in message
+
+
+def test_an_adapter_as_the_weights_of_a_model_is_named(published: Path) -> None:
+    mx.save_safetensors(
+        str(published / "model.safetensors"),
+        {name: mx.array(value) for name, value in lora({"decoder.linear1.weight": None}).items()},
+    )
+    message = refusal(published)
+    assert "is a LoRA adapter" in message
+    assert "merge_and_unload" in message
 
 
 @pytest.mark.parametrize(

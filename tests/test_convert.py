@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+import audiocraft_mlx
 from audiocraft_mlx.checkpoints import mlx_format
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
@@ -581,6 +582,101 @@ def test_a_quantized_model_is_not_quantized_again(
     assert os.listdir(tmp_path) == []
     assert main([str(converted), "-o", str(tmp_path / "made"), "--dtype", "float32"]) == 0
     assert quantization_of(load(str(tmp_path / "made")).lm) == Quantization(4, 64)
+
+
+DAMAGED = "has values that are NaN or infinite: the checkpoint is damaged, or its training diverged"
+
+
+def set_one(folder: Path, file: str, name: str, value: float, at: int = 5) -> None:
+    """One value of a tensor in a safetensors file."""
+    weights = dict(mx.load(str(folder / file)))
+    flat = weights[name].flatten()
+    flat[at] = value
+    weights[name] = flat.reshape(weights[name].shape)
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / file), weights, metadata={"format": "mlx"})
+
+
+@pytest.fixture
+def demo_folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(Path(audiocraft_mlx.__file__).parent / "demo", tmp_path / "demo"))
+
+
+@pytest.fixture
+def published(source: Callable[[str], str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(source("transformers/mono"), tmp_path / "published"))
+
+
+# Quantized weights, ones that stay as they are, and T5's quantized embedding.
+PARTS = {
+    "decoder.lm_heads.1.weight": "lm.lm_heads.weight",
+    "decoder.model.decoder.layers.1.fc1.weight": "lm.layers.1.linear1.weight",
+    "decoder.model.decoder.layers.1.final_layer_norm.bias": "lm.layers.1.norm2.bias",
+    "decoder.model.decoder.embed_tokens.2.weight": "lm.embed.weight",
+    "text_encoder.shared.weight": "t5.embed.weight",
+    "text_encoder.encoder.block.0.layer.0.SelfAttention.q.weight": "t5.",
+    "text_encoder.encoder.final_layer_norm.weight": "t5.norm.weight",
+    "enc_to_dec_proj.bias": "output_proj.bias",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), PARTS.items())
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_quantizing_refuses_weights_that_are_nan_or_infinite(
+    published: Path,
+    tmp_path: Path,
+    name: str,
+    expected: str,
+    value: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_one(published, "model.safetensors", name, value)
+    for bits in (4, 8):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}.*{DAMAGED}"):
+            load(str(published), None, bits)
+    for options in (["-q", "8"], ["-q", "4"], [], ["--dtype", "float32"], ["--dtype", "bfloat16"]):
+        assert main([str(published), "-o", str(tmp_path / "made"), *options]) == 1
+        assert DAMAGED in capsys.readouterr().err
+        assert not (tmp_path / "made").exists()
+
+
+def test_converting_refuses_a_codec_that_is_nan(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_one(published, "model.safetensors", "audio_encoder.decoder.layers.0.conv.bias", float("nan"))
+    assert main([str(published), "-o", str(tmp_path / "made"), "-q", "8"]) == 1
+    assert f"codec.decoder.layers.0.conv.bias {DAMAGED}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("lm.safetensors", "layers.1.norm1.bias"),
+        ("lm.safetensors", "layers.1.norm1.weight"),
+        ("lm.safetensors", "layers.1.linear1.scales"),
+        ("lm.safetensors", "layers.1.linear1.biases"),
+        ("text_encoder.safetensors", "t5.embed.weight"),
+        ("text_encoder.safetensors", "t5.norm.weight"),
+    ],
+)
+def test_a_quantized_folder_with_nan_is_refused(copy: Path, file: str, part: str) -> None:
+    set_one(copy, file, part, float("nan"))
+    with pytest.raises(CheckpointError, match=DAMAGED):
+        load(str(copy))
+
+
+def test_int8_activations_do_not_hide_a_norm_that_is_nan(demo_folder: Path) -> None:
+    names = dict(mx.load(str(demo_folder / "model.safetensors")))
+    name = next(name for name in names if "decoder" in name and name.endswith("layer_norm.bias"))
+    set_one(demo_folder, "model.safetensors", name, float("nan"))
+    with pytest.raises(CheckpointError, match=DAMAGED):
+        MusicGen.get_pretrained(str(demo_folder), quantize=4, int8_activations=True)
+
+
+def test_a_weight_beyond_the_scales_of_quantized_layers_is_refused(published: Path) -> None:
+    set_one(published, "model.safetensors", "decoder.model.decoder.layers.1.fc1.weight", 1e30)
+    with pytest.raises(CheckpointError, match=r"lm\.layers\.1\.linear1\.weight .*too large to be quantized"):
+        load(str(published), None, 4)
 
 
 def test_a_weight_that_overflows_in_half_precision_is_refused(tmp_path: Path) -> None:

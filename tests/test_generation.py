@@ -380,3 +380,16 @@ def test_numpy_codes_are_decoded(model: MusicGen, kind: object) -> None:
 def test_codes_that_are_none_are_refused(model: MusicGen, codes: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         model.generate_audio(codes)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a piano \udc80", "\udfff\ud800"])
+def test_a_text_that_is_not_unicode_is_the_prompts_fault(model: MusicGen, text: str) -> None:
+    for generate in (
+        lambda: model.generate([text]),
+        lambda: model.generate(["a piano", text]),
+        lambda: model.stream([text]),
+        lambda: model.prepare_inputs([text], [0]),
+        lambda: model.generate_continuation(mx.ones((1, 1, 32000)), 32000, [text]),
+    ):
+        with pytest.raises(UsageError, match=r"prompt is not valid UTF-8.*half of a surrogate pair"):
+            generate()

@@ -662,6 +662,48 @@ def test_an_endpoint_that_is_no_url_is_named(
     assert resolve_model("small").local_path("config.json") == path
 
 
+PASSWORDS = [
+    ("http://me:{}@127.0.0.1:9", "http://127.0.0.1:9"),
+    ("https://me:{}@127.0.0.1:9/sub", "https://127.0.0.1:9/sub"),
+    ("http://me:x/{}@127.0.0.1:9", "127.0.0.1:9"),
+    ("http://me:{}@127.0.0.1:port", "'http://127.0.0.1:port', not a URL"),
+    ("me:{}@127.0.0.1:9", "'127.0.0.1:9', not a URL"),
+    ("http://me:{}@[::1", "'http://[::1', not a URL"),
+    ("http://[::1", "'http://[::1', not a URL"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "expected"), PASSWORDS)
+def test_a_password_in_hf_endpoint_is_never_printed(tmp_path: Path, endpoint: str, expected: str) -> None:
+    """In processes of their own: the library reads its environment once."""
+    variables = {"HF_ENDPOINT": endpoint.format(PASSWORD), "HF_HOME": str(tmp_path)}
+    code = "from audiocraft_mlx.cli.generate import main; main(['x', '-m', 'a/b', '-o', 'x.wav'])"
+    output = in_a_new_process(code, **variables).stderr
+    assert output.startswith("musicgen-mlx: error: ")
+    assert PASSWORD not in output
+    assert expected in output
+    assert "HF_ENDPOINT is" in output or "can't be reached" in output
+
+    code = (
+        "from audiocraft_mlx.doctor import hub_facts, privacy, report\n"
+        "print({name: privacy.redact(value) for name, value in report.settings().items()})\n"
+        "for check in (hub_facts.cache, hub_facts.hub):\n"
+        "    try: print(check())\n"
+        "    except Exception as error: print(error)\n"
+    )
+    done = in_a_new_process(code, **variables)
+    assert "HF_ENDPOINT" in done.stdout
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_a_password_in_the_url_of_a_model_is_never_printed(hub: HubServer) -> None:
+    for url in (
+        f"https://me:{PASSWORD}@example.com/a/b",
+        f"https://me:{PASSWORD}@huggingface.co/datasets/a/b",
+    ):
+        assert PASSWORD not in failure(UsageError, url)
+
+
 # Parts of models
 
 

@@ -20,7 +20,7 @@ from audiocraft_mlx.checkpoints.bundle import (
     select_codebooks,
 )
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_part
-from audiocraft_mlx.checkpoints.tensors import TRANSFORMERS_WEIGHTS, read_state_dict
+from audiocraft_mlx.checkpoints.tensors import MERGE, TRANSFORMERS_WEIGHTS, is_adapter, read_state_dict
 from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.checkpoints.transformers import NETWORK_FILES, RELEASED_MAX_DURATION, load_network
@@ -127,6 +127,8 @@ def _describe_other(package: Any) -> str:
         return f"holds a {type(package).__name__}, not a model; {needed}"
     if isinstance(package.get("best_state"), dict) and isinstance(package["best_state"].get("model"), dict):
         return f"is a training checkpoint of audiocraft; {_EXPORT}"
+    if is_adapter(package) or any(is_adapter(value) for value in package.values() if isinstance(value, dict)):
+        return f"is a LoRA adapter, not a whole model; {MERGE}"
     inner = [key for key, value in package.items() if key != "best_state" and _has_tensors(value)]
     if inner:
         return f"is a training checkpoint, whose tensors are in {str(inner[0])[:50]!r}; {needed}: {_EXPORT}"

@@ -10,7 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
+from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
+from audiocraft_mlx.checkpoints.quantization import quantization_of
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
@@ -25,7 +27,7 @@ from audiocraft_mlx.machine import require_memory, trim_heap
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
-from audiocraft_mlx.networks.weights import flat_parameters
+from audiocraft_mlx.networks.weights import Weights, flat_parameters
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
@@ -76,6 +78,11 @@ class ModelBundle:
         """Compute all lazy weights, one at a time: the peak of memory stays near what is kept.
 
         Their layout is then the one that is fastest on this machine, no longer that of the files.
+
+        Raises:
+            CheckpointError: a quantized model has weights that are NaN or infinite. (Another one shows it in
+                its logits.)
+            MemoryError: a limit of `ulimit` is too low for the model.
         """
         store_fp16_if_exact(self.lm)
         optimize_layout(self.lm)
@@ -85,22 +92,42 @@ class ModelBundle:
         ]
         # The largest one also as it is in the file, and with the threads and buffers of MLX and the BLAS.
         require_memory(sum(sizes) + 2 * max(sizes) + _BUFFERS_BYTES)
-        for network in self._networks():
-            for weight in flat_parameters(network).values():
-                mx.eval(weight)
+        is_quantized = quantization_of(self.lm) is not None
+        flags: Weights = {}
+        for name, network in self._named_networks():
+            # The codec isn't quantized, and its audio is looked at.
+            is_checked = is_quantized and network is not self.mono_codec
+            for key, weight in flat_parameters(network).items():
+                if is_checked and weight.dtype != mx.uint32:
+                    flags[f"{name}.{key}"] = all_finite(weight)
+                    mx.eval(weight, flags[f"{name}.{key}"])
+                else:
+                    mx.eval(weight)
+        for name, is_finite in flags.items():
+            if not is_finite:
+                raise not_finite_error(name, self._parameter(name))
         trim_heap()
 
     def _networks(self) -> Iterator[nn.Module]:
-        yield self.lm
-        yield self.text_conditioner.t5
+        for _, network in self._named_networks():
+            yield network
+
+    def _named_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """All networks, with their names in messages."""
+        yield "lm", self.lm
+        yield "t5", self.text_conditioner.t5
         if self.text_conditioner.output_proj is not None:
-            yield self.text_conditioner.output_proj
+            yield "output_proj", self.text_conditioner.output_proj
         if isinstance(self.audio_conditioner, MelodyConditioner):
-            yield self.audio_conditioner.output_proj
+            yield "melody", self.audio_conditioner.output_proj
         elif self.audio_conditioner is not None:
-            yield self.audio_conditioner.mert
-            yield self.audio_conditioner.encoder
-        yield self.mono_codec
+            yield "mert", self.audio_conditioner.mert
+            yield "style", self.audio_conditioner.encoder
+        yield "codec", self.mono_codec
+
+    def _parameter(self, name: str) -> mx.array:
+        network, _, key = name.partition(".")
+        return flat_parameters(dict(self._named_networks())[network])[key]
 
 
 def lm_dtype() -> mx.Dtype:

@@ -7,6 +7,7 @@ The library takes a good part of a second to import, so each function imports wh
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -34,6 +35,9 @@ _TOKENS = ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
+_USER_OF_URL = re.compile(r"(?<=://)[^\s'\"]*@|\b[^\s:/@'\"]+:[^\s/@'\"]+@")
+
+
 @dataclass(frozen=True)
 class FileMetadata:
     url: str
@@ -46,6 +50,12 @@ class FileMetadata:
 def check_environment() -> None:
     """Import the library, which reads its environment once. Raises `UsageError` for what it can't read."""
     fault = None
+    try:
+        # Parts of the library take it apart when they are imported.
+        urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # noqa: B018
+    except ValueError:
+        # Without its cause, whose text may have a part of a password.
+        raise UsageError(_not_a_url(os.environ["HF_ENDPOINT"])) from None
     try:
         from huggingface_hub import constants
 
@@ -86,6 +96,33 @@ def endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
+
+
+def shown_endpoint() -> str:
+    """`endpoint` for a message: without a name and password that it may have."""
+    return _without_user(endpoint())
+
+
+def without_secrets(text: str) -> str:
+    """A message without the names and passwords of URLs, also of those in the environment in other forms."""
+    for name in ("HF_ENDPOINT", *_PROXIES):
+        user, found, _ = os.environ.get(name, "").partition("://")[2].rpartition("@")
+        for secret in (user, user.partition(":")[2]) if found else ():
+            if len(secret) > 2:
+                text = text.replace(secret, "...")
+    return _USER_OF_URL.sub("", text)
+
+
+def _without_user(url: str) -> str:
+    scheme, separator, rest = url.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+def _not_a_url(value: str) -> str:
+    return (
+        f"HF_ENDPOINT is {_without_user(value)!r}, not a URL such as https://huggingface.co;"
+        " correct or unset it"
+    )
 
 
 def cache_folder() -> Path:
@@ -235,11 +272,9 @@ def _check_connection() -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
-    _check_token()
     if not _is_url(endpoint()):
-        raise DownloadError(
-            f"HF_ENDPOINT is {endpoint()!r}, not a URL such as https://huggingface.co; correct or unset it"
-        )
+        raise DownloadError(_not_a_url(endpoint()))
+    _check_token()
     try:
         get_session()
     except ImportError as error:
@@ -252,7 +287,8 @@ def _check_connection() -> None:
     # Every kind of wrong proxy has an exception of its own, some of them plain `Exception`s.
     except Exception as error:
         raise DownloadError(
-            f"{_variables(_PROXIES)} can't be used as a proxy ({error}); correct or unset it"
+            f"{_variables(_PROXIES)} can't be used as a proxy ({without_secrets(str(error))});"
+            " correct or unset it"
         ) from error
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import mlx.core as mx
 
 from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, lm_dtype, read_config
 from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
+from audiocraft_mlx.checkpoints.tensors import MERGE
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 from audiocraft_mlx.ops.device import require_mlx_threads
@@ -59,13 +58,17 @@ def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
         try:
             return audiocraft.load_model(model_files, dtype)
         except (audiocraft.UnavailablePart, DownloadError) as error:
+            reason = error.reason if isinstance(error, audiocraft.UnavailablePart) else error
             # transformers' layout, where a folder or the cache has that too, has all parts in its own files.
-            if model_files.has(transformers.NETWORK_FILES, local=True):
-                with suppress(MusicGenError):
-                    return _load_config(model_files, dtype)
-            if isinstance(error, audiocraft.UnavailablePart):
-                raise error.reason from error.reason.__cause__
-            raise
+            if not model_files.has(transformers.NETWORK_FILES, local=True):
+                raise reason from reason.__cause__
+            try:
+                return _load_config(model_files, dtype)
+            except MusicGenError as other:
+                raise type(reason)(
+                    f"{reason}. {model_files.name} also has {CONFIG_FILE}, transformers' layout, which can't"
+                    f" be used instead: {other}"
+                ) from error
     if CONFIG_FILE not in model_files.files:
         raise CheckpointError(
             f"{model_files.name} has no MusicGen checkpoint: neither {_AUDIOCRAFT_FILE} (audiocraft)"
@@ -77,10 +80,7 @@ def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
 def _describe_others(files: frozenset[str]) -> str:
     """What a folder without a checkpoint has instead, and what to do about it: the end of a sentence."""
     if "adapter_config.json" in files:
-        return (
-            "; it is a PEFT adapter: merge it into its model (`merge_and_unload`, then `save_pretrained`) and"
-            " give that folder"
-        )
+        return f"; it is a PEFT adapter: {MERGE}"
     inside = sorted(
         {
             name.partition("/")[0]

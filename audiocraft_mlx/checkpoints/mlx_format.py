@@ -28,6 +28,7 @@ from audiocraft_mlx.checkpoints.bundle import (
     melody_conditioner,
     select_codebooks,
 )
+from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.quantization import quantization_of, quantize_layers
@@ -200,6 +201,7 @@ def save_model(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
     (docs/QUANTIZATION.md).
 
     Raises:
+        CheckpointError: weights are NaN or infinite.
         OutputError: the folder can't be written; see `files.check_new_folder`.
         UsageError: `dtype` can't hold a weight, or the model wasn't loaded with `lazy=True`.
     """
@@ -218,12 +220,12 @@ def save_model(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
 def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) -> None:
     codec_dtype = mx.float32 if dtype == mx.float32 else mx.float16
     text_conditioner = bundle.text_conditioner
-    _save(folder / LM_FILE, _cast_weights("", bundle.lm, dtype))
+    _save(folder / LM_FILE, _cast_weights("", bundle.lm, dtype, "lm."))
     text = _cast_weights(_T5_PREFIX, text_conditioner.t5, dtype)
     if text_conditioner.output_proj is not None:
         text |= _cast_weights(_PROJECTION_PREFIX, text_conditioner.output_proj, dtype)
     _save(folder / TEXT_FILE, text)
-    _save(folder / CODEC_FILE, _cast_weights("", bundle.mono_codec, codec_dtype))
+    _save(folder / CODEC_FILE, _cast_weights("", bundle.mono_codec, codec_dtype, "codec."))
     if bundle.audio_conditioner is not None:
         _save(folder / AUDIO_CONDITIONER_FILE, _audio_conditioner_weights(bundle.audio_conditioner, dtype))
     (folder / TOKENIZER_FILE).write_text(text_conditioner.tokenizer.to_str(), encoding="utf-8")
@@ -266,25 +268,31 @@ def _without_none(params: GuidanceParams | StyleParams) -> dict[str, Any]:
 
 def _audio_conditioner_weights(conditioner: AudioConditioner, dtype: mx.Dtype) -> Weights:
     if isinstance(conditioner, MelodyConditioner):
-        return _cast_weights("", conditioner.output_proj, dtype)
+        return _cast_weights("", conditioner.output_proj, dtype, "melody.")
     return _cast_weights(_MERT_PREFIX, conditioner.mert, dtype) | _cast_weights(
         _STYLE_PREFIX, conditioner.encoder, dtype
     )
 
 
-def _cast_weights(prefix: str, network: nn.Module, dtype: mx.Dtype) -> Weights:
-    """A network's weights as they are stored, computed one at a time; they replace the network's own."""
+def _cast_weights(prefix: str, network: nn.Module, dtype: mx.Dtype, label: str | None = None) -> Weights:
+    """A network's weights as they are stored, computed one at a time; they replace the network's own.
+
+    `label` stands in front of their names in messages, by default `prefix`, which does in the file.
+    """
+    label = prefix if label is None else label
     weights, quantized = flat_parameters(network), quantized_parameters(network)
     stored: Weights = {}
     for name in list(weights):
-        weight = weights.pop(name)
+        weight = source = weights.pop(name)
         if name not in quantized:
             weight = weight.astype(dtype)
-            network.load_weights([(name, weight)], strict=False)  # frees the wider one
+            network.load_weights([(name, weight)], strict=False)  # frees the wider one, after `source`
         mx.eval(weight)
-        if name not in quantized and dtype != mx.float32 and not mx.isfinite(weight).all():
+        if not all_finite(weight).item():
+            if name in quantized or not all_finite(source).item():
+                raise not_finite_error(label + name, source)
             raise UsageError(
-                f"{prefix}{name} has values that {dtype_name(dtype)} can't hold; convert to float32"
+                f"{label}{name} has values that {dtype_name(dtype)} can't hold; convert to float32"
             )
         stored[prefix + name] = weight
     return stored

@@ -61,6 +61,9 @@ _TIMEOUT = 10
 # Folders in one another that a repository may have; each of those that we read has one level.
 _MAX_DEPTH = 8
 
+_LFS_POINTER = b"version https://git-lfs"
+"""How the small files begin that `git clone` leaves in place of large ones where git-lfs isn't installed."""
+
 
 class ModelFiles(ABC):
     """The files of one model.
@@ -140,7 +143,8 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
         repo, named = url
         if revision is not None and named not in (None, revision):
             raise UsageError(
-                f"{name!r} is a URL of the revision {named!r}, not of {revision!r}; give one of the two only"
+                f"{hub_client.without_secrets(name)!r} is a URL of the revision {named!r}, not of"
+                f" {revision!r}; give one of the two only"
             )
         return HubRepository(repo, revision or named)
     if _looks_like_path(name):
@@ -166,9 +170,9 @@ def _parse_url(name: str) -> tuple[str, str | None] | None:
         text = f"https://{text}"
 
     def refuse(what: str) -> UsageError:
+        shown = hub_client.without_secrets(name)[:200]
         return UsageError(
-            f"{name[:200]!r} is {what}; give a repository of a model, such as facebook/musicgen-small,"
-            " or a folder"
+            f"{shown!r} is {what}; give a repository of a model, such as facebook/musicgen-small, or a folder"
         )
 
     hub_client.check_environment()
@@ -275,14 +279,19 @@ def read_error(path: Path, error: OSError) -> CheckpointError:
 
 
 def check_readable(path: Path) -> None:
-    """Open a file and close it again: the libraries that read it don't tell why they can't.
+    """Look into a file: the libraries that read it don't tell why they can't.
 
     Raises `CheckpointError`.
     """
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            head = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise read_error(path, error) from error
+    if head == _LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` or download it again"
+        )
 
 
 def _list_folder(folder: Path, depth: int) -> frozenset[str]:
@@ -445,11 +454,11 @@ class HubRepository(ModelFiles):
     def _translate_error(self, error: Exception, filename: str | None) -> MusicGenError:
         from huggingface_hub import errors
 
-        name, cache, hub = self._repo, hub_client.cache_folder(), hub_client.endpoint()
+        name, cache, hub = self._repo, hub_client.cache_folder(), hub_client.shown_endpoint()
         target = f"{name}: {filename}" if filename else name
         if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # "not in the cache", because of this
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = hub_client.without_secrets((str(error) or type(error).__name__).splitlines()[0])
 
         if isinstance(error, errors.OfflineModeIsEnabled):
             return DownloadError(
@@ -499,7 +508,7 @@ class HubRepository(ModelFiles):
         """The error for an HTTP status of the Hub."""
         from huggingface_hub import errors
 
-        name, hub, status = self._repo, hub_client.endpoint(), error.response.status_code
+        name, hub, status = self._repo, hub_client.shown_endpoint(), error.response.status_code
         if isinstance(error, errors.RevisionNotFoundError):
             return CheckpointError(
                 f"{name} has no revision {self._revision!r} on the Hub; give one of its branches, tags or"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import mlx.nn as nn
 
+from audiocraft_mlx.checkpoints.finite import mark_unless_finite
 from audiocraft_mlx.checkpoints.quantization_config import DEFAULT_GROUP_SIZE, Quantization
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.lm import LM
@@ -26,7 +27,7 @@ def quantize(bundle: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP_SIZ
     """Quantize the weights of a loaded model, in place.
 
     Like all lazy weights, those of a lazy model are computed when they are first used, or one after the
-    other by `ModelBundle.materialize`.
+    other by `ModelBundle.materialize`, which then refuses those that were NaN or infinite, as saving does.
 
     Raises:
         UsageError: values that aren't supported, a model that is quantized already or wasn't loaded with
@@ -40,7 +41,16 @@ def quantize(bundle: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP_SIZ
             " leave the quantization out, or give the model that it was quantized from"
         )
     bundle.require_file_layout("quantizing")
-    quantize_layers(bundle.lm, bundle.text_conditioner.t5, quantization)
+    networks = (bundle.lm, bundle.text_conditioner.t5)
+    precise = [
+        {path: layer.weight for path, layer in network.named_modules() if "weight" in layer}
+        for network in networks
+    ]
+    quantize_layers(*networks, quantization)
+    for network, weights in zip(networks, precise, strict=True):
+        for path, layer in network.named_modules():
+            if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+                layer.scales = mark_unless_finite(layer.scales, weights[path], group_size)
 
 
 def quantization_of(network: nn.Module) -> Quantization | None:

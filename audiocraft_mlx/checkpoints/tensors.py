@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,10 @@ _WRAPPERS = {
     "_fsdp_wrapped_module.": "FSDP",
     "_forward_module.": "Lightning",
 }
+
+
+MERGE = "merge it into its model (`merge_and_unload`, then `save_pretrained`) and give that folder"
+"""What to do with an adapter."""
 
 
 def read_transformers_weights(
@@ -78,8 +82,15 @@ def read_state_dict(state: Any, source: str) -> StoredTensors:
     return dict(state)
 
 
-def _check_not_wrapped(names: Iterable[str], source: str) -> None:
-    """Refuse a network that was saved inside of a wrapper, whose name stands in each tensor's."""
+def is_adapter(names: Iterable[object]) -> bool:
+    """Whether tensors of these names are, or have among them, low-rank changes of a model (LoRA)."""
+    return any(isinstance(name, str) and ("lora_A" in name or "lora_B" in name) for name in names)
+
+
+def _check_not_wrapped(names: Collection[str], source: str) -> None:
+    """Refuse an adapter, and a network that was saved inside of a wrapper, whose name is in each tensor's."""
+    if is_adapter(names):
+        raise CheckpointError(f"{source} is a LoRA adapter, not a whole model; {MERGE}")
     for name in names:
         for part, wrapper in _WRAPPERS.items():
             if name.startswith(part) or (part[0] == "_" and f".{part}" in name):

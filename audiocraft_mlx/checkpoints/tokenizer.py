@@ -23,6 +23,21 @@ _MAX_GROWTH = 1000
 _MAX_SPECIAL_TOKENS = 16
 _MAX_TOKENS_PER_CHARACTER = 16
 _PROBE = string.printable
+# Of normalizers, pre-tokenizers and post-processors: T5's has a table of 0.4 MB, and 4 steps.
+_MAX_STATE_BYTES = 4 * 2**20
+_MAX_STEPS = 64
+# The most characters that a step makes of one, as Unicode has them; for `Precompiled` its table, which is
+# bounded by the size of the file.
+_GROWTH_OF_STEPS = {
+    "Precompiled": 20,
+    "NFKC": 18,
+    "NFKD": 18,
+    "NFC": 4,
+    "NFD": 4,
+    "Lowercase": 3,
+    "BertNormalizer": 36,
+    "ByteLevel": 4,
+}
 
 
 def read_tokenizer(model_files: ModelFiles, vocab_size: int) -> Tokenizer:
@@ -39,11 +54,16 @@ def read_tokenizer(model_files: ModelFiles, vocab_size: int) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(path))
             if _growth(tokenizer) > _MAX_GROWTH:
                 raise ValueError("it makes long texts of short ones")
+            for added in _added_tokens(tokenizer):
+                if added > _MAX_SPECIAL_TOKENS:
+                    raise CheckpointError(
+                        f"{path} makes {added} tokens of no text; no text encoder's tokenizer does that"
+                    )
             tokenizer.no_padding()
             tokenizer.no_truncation()
             highest = _highest_id(tokenizer)
             empty, probe = (encoding.ids for encoding in tokenizer.encode_batch(["", _PROBE]))
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
         raise
     # The library raises bare `Exception`, and where it panics a `BaseException`.
     except BaseException as error:
@@ -70,22 +90,63 @@ def _highest_id(tokenizer: Tokenizer) -> int:
 
 def _growth(tokenizer: Tokenizer) -> int:
     """The most characters that its replacements and tables, one after the other, make of one."""
-    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
-    todo: list[Any] = [json.loads(part.__getstate__()) for part in parts if part is not None]
     growth = 1
-    while todo and growth <= _MAX_GROWTH:
+    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer):
+        for step in _steps(part):
+            growth *= _GROWTH_OF_STEPS.get(step["type"], 1)
+            if step["type"] in ("Replace", "Prepend"):
+                text = step.get("content", step.get("prepend"))
+                growth *= 1 + (len(text) if isinstance(text, str) else 0)
+    return growth
+
+
+def _added_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The most tokens that its post-processor adds to a text, and to a pair of them.
+
+    Raises `ValueError` if a template has a text several times: one after the other, such templates double it
+    each time.
+    """
+    to_text = to_pair = 0
+    for step in _steps(tokenizer.post_processor):
+        if step["type"] in ("BertProcessing", "RobertaProcessing"):
+            to_text, to_pair = to_text + 2, to_pair + 4
+        elif step["type"] == "TemplateProcessing":
+            to_text += _added_by_template(step["single"], step["special_tokens"])
+            to_pair += _added_by_template(step["pair"], step["special_tokens"])
+    return to_text, to_pair
+
+
+def _added_by_template(template: list[dict[str, Any]], special_tokens: dict[str, Any]) -> int:
+    texts = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]
+    if len(set(texts)) < len(texts):
+        raise ValueError("a template repeats a text")
+    lengths = {name: len(token["ids"]) for name, token in special_tokens.items()}
+    return sum(lengths[piece["SpecialToken"]["id"]] for piece in template if "SpecialToken" in piece)
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """What a normalizer, pre-tokenizer or post-processor does, also those in its sequences, in any order.
+
+    Asked of the library, which has parsed the file, whose vocabulary isn't needed here. Raises `ValueError`
+    for more than any text encoder has.
+    """
+    if part is None:
+        return []
+    state = part.__getstate__()
+    if len(state) > _MAX_STATE_BYTES:
+        raise ValueError("too long")
+    todo, steps = [json.loads(state)], []
+    while todo:
         value = todo.pop()
         if isinstance(value, dict):
-            match value.get("type"):
-                case "Replace" | "Prepend":
-                    text = value.get("content", value.get("prepend"))
-                    growth *= 1 + (len(text) if isinstance(text, str) else 0)
-                case "Precompiled":  # its table is bounded by the size of the file; a second isn't
-                    growth *= 20
-            value = list(value.values())
-        if isinstance(value, list):
-            todo += [item for item in value if isinstance(item, (dict, list))]
-    return growth
+            if isinstance(value.get("type"), str):
+                steps.append(value)
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+    if len(steps) > _MAX_STEPS:
+        raise ValueError("too many steps")
+    return steps
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import SEGMENT_SECONDS, ConfigSection, Range, shown, shown_text
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
-from audiocraft_mlx.errors import CheckpointError, UsageError
+from audiocraft_mlx.errors import CheckpointError, MusicGenError, UsageError
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
@@ -80,12 +80,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
     t5 = build(T5Encoder, t5_config, "text_encoder", mx.float32)
     codec = build(Encodec, codec_config, "audio_encoder", mx.float32)
     stereo = config.section("decoder").integer("audio_channels", 1) == 2
-    tokenizer = read_tokenizer(
-        model_files
-        if TOKENIZER_FILE in model_files.files
-        else resolve_part(T5_BASE_REPO, [(TOKENIZER_FILE,)]),
-        t5_config.vocab_size,
-    )
+    tokenizer = read_tokenizer(_find_tokenizer(model_files), t5_config.vocab_size)
     sampling, guidance = _generation_defaults(model_files)
     audio_conditioner = None
     if kind == "musicgen_melody":
@@ -109,6 +104,15 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
         audio_conditioner=audio_conditioner,
         source_repo=model_files.source_repo,
     )
+
+
+def _find_tokenizer(model_files: ModelFiles) -> ModelFiles:
+    if TOKENIZER_FILE in model_files.files:
+        return model_files
+    try:
+        return resolve_part(T5_BASE_REPO, [(TOKENIZER_FILE,)])
+    except MusicGenError as error:
+        raise type(error)(f"{model_files.name} has no {TOKENIZER_FILE}, and {error}") from error
 
 
 def load_network(

@@ -90,10 +90,6 @@ class ClipRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise UsageError(f"prompt must be a string, not {self.prompt!r}")
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:
-            raise UsageError("the prompt is not valid UTF-8") from None
         validate_prompt(self.prompt)
         _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
         for kind in _AUDIO_FIELDS:

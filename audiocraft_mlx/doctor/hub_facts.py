@@ -76,7 +76,7 @@ def _ask(timeout: float) -> Finding:
                 )
     # Every kind of network has a failure of its own, and none of them is this program's.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = hub_client.without_secrets((str(error) or type(error).__name__).splitlines()[0])
         return _unreachable(reason)
     return ok(f"{_host()} answers", reachable=True, endpoint=_host())
 

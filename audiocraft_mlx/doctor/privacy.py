@@ -7,9 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from audiocraft_mlx.checkpoints.hub_client import without_secrets
+
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")
-_USER_OF_URL = re.compile(r"(?<=://)[^/\s@]+@")
 _ANY_HOME = re.compile(r"/(?:home|Users)/[^/\s:,;'\"()]+")
 
 
@@ -20,7 +21,7 @@ def redact(text: str, home: Path | None = None, user: str | None = None) -> str:
     """
     for token in filter(None, (os.environ.get(name) for name in _TOKENS)):
         text = text.replace(token, "<token>")
-    text = _USER_OF_URL.sub("", _TOKEN.sub("<token>", text))
+    text = without_secrets(_TOKEN.sub("<token>", text))
     home = _home() if home is None else home
     for path in filter(None, {str(home), os.path.realpath(home)} if home is not None else set()):
         if path != "/":

@@ -44,10 +44,12 @@ def concat_tensors(weights: Weights, names: Sequence[str], packed: str) -> None:
     """Replace the tensors `names` by one, concatenated along the first axis, under the name `packed`.
 
     If one of them is absent nothing changes, and the strict loader names what is missing.
-    Raises `CheckpointError` if their shapes don't match.
+    Raises `CheckpointError` if their shapes don't match, or one isn't of floats: together they would be.
     """
     if not all(name in weights for name in names):
         return
+    for name in names:
+        _check_floats(weights, name)
     parts = [weights.pop(name) for name in names]
     if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
         shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in zip(names, parts, strict=True))
@@ -79,14 +81,19 @@ def check_tensor(weights: Weights, name: str, shape: Sequence[int | None]) -> No
     """Raise `CheckpointError` unless the tensor is of floats and has this shape; None is any size."""
     if name not in weights:
         raise CheckpointError(f"{shown_text(name)} is missing")
+    _check_floats(weights, name)
     found = weights[name]
-    if found.dtype not in _FLOATS:
-        raise CheckpointError(f"{shown_text(name)} is of type {dtype_name(found.dtype)} instead of float32")
     if len(found.shape) != len(shape) or any(
         size not in (None, actual) for size, actual in zip(shape, found.shape, strict=True)
     ):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise CheckpointError(f"{shown_text(name)} has shape {list(found.shape)} instead of [{expected}]")
+
+
+def _check_floats(weights: Weights, name: str) -> None:
+    dtype = weights[name].dtype
+    if dtype not in _FLOATS:
+        raise CheckpointError(f"{shown_text(name)} is of type {dtype_name(dtype)} instead of float32")
 
 
 def flat_parameters(module: nn.Module) -> Weights:

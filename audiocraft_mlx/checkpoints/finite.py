@@ -1,0 +1,42 @@
+"""Weights that are NaN or infinite: of a damaged checkpoint, or of a training that diverged.
+
+Where all is computed in floats they show in the logits, which are looked at. Integers have no NaN: quantized
+weights and inputs swallow it, and the music is wrong without a word. Hence these are checked when they are
+read.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from audiocraft_mlx.errors import CheckpointError
+
+
+def mark_unless_finite(scales: mx.array, weight: mx.array, group_size: int) -> mx.array:
+    """The `scales` of a quantized `weight`, lazy: NaN for each group in which a weight isn't finite.
+
+    (MLX's own are those of the weights that are, or zero.)
+    """
+    groups = mx.isfinite(weight).reshape(*weight.shape[:-1], -1, group_size).all(axis=-1)
+    return mx.where(groups, scales, mx.array(float("nan"), scales.dtype))
+
+
+def all_finite(weight: mx.array) -> mx.array:
+    """A lazy bool; true for integers."""
+    return mx.isfinite(weight).all()
+
+
+def not_finite_error(name: str, values: mx.array) -> CheckpointError:
+    """The error for the tensor `name`. Of scales (`mark_unless_finite`) and biases it names the weight."""
+    layer, _, part = name.rpartition(".")
+    if part not in ("scales", "biases"):
+        return _damaged(name)
+    if mx.isnan(values).any():
+        return _damaged(f"{layer}.weight")
+    return CheckpointError(f"{layer}.weight has values that are too large to be quantized; don't quantize it")
+
+
+def _damaged(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} has values that are NaN or infinite: the checkpoint is damaged, or its training diverged"
+    )
