@@ -266,6 +266,16 @@ def test_quantizing_rows_to_int8() -> None:
     assert mx.all(mx.abs(actual.dequantize() - x) <= 0.501 * actual.scales[..., None]).item()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 40, 99])
+def test_a_row_that_is_not_finite_does_not_become_numbers(bad: float, place: int) -> None:
+    x = np.ones((2, 100), np.float32)
+    x[1, place] = bad
+    rows = int8_rows.quantize_int8(mx.array(x))
+    assert np.isfinite(np.array(rows.scales[0]))
+    assert np.isnan(np.array(rows.scales[1]))
+
+
 def test_attention_over_an_int8_cache() -> None:
     q = normal(2, 3, 1, 20)
     k, v = (int8_rows.quantize_int8(normal(2, 3, 33, 20)) for _ in range(2))

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -191,7 +192,20 @@ inline float max_abs(const float* x, int size) {
 // Half away from zero.
 inline int round_to_int(float x) { return static_cast<int>(x + (x >= 0 ? 0.5f : -0.5f)); }
 
+// NaN - NaN and infinity - infinity are NaN.
+inline bool all_finite(const float* x, int size) {
+  int bad = 0;
+  for (int i = 0; i < size; i++) bad |= !(x[i] - x[i] == 0.0f);
+  return !bad;
+}
+
+// A row with NaN or infinity gets the scale NaN, so that it doesn't pass for a row of numbers.
 void quantize_row_int8(const float* x, int size, int8_t* x8, float* scale) {
+  if (!all_finite(x, size)) {
+    std::fill_n(x8, size, static_cast<int8_t>(0));
+    *scale = std::numeric_limits<float>::quiet_NaN();
+    return;
+  }
   const float largest = max_abs(x, size), factor = largest > 0 ? 127.0f / largest : 0.0f;
   for (int i = 0; i < size; i++) x8[i] = static_cast<int8_t>(round_to_int(x[i] * factor));
   *scale = largest / 127.0f;
