@@ -98,11 +98,10 @@ class ModelBundle:
             # The codec isn't quantized, and its audio is looked at.
             is_checked = is_quantized and network is not self.mono_codec
             for key, weight in flat_parameters(network).items():
+                mx.eval(weight)
                 if is_checked and weight.dtype != mx.uint32:
                     flags[f"{name}.{key}"] = all_finite(weight)
-                    mx.eval(weight, flags[f"{name}.{key}"])
-                else:
-                    mx.eval(weight)
+        mx.eval(flags)
         for name, is_finite in flags.items():
             if not is_finite:
                 raise not_finite_error(name, self._parameter(name))

@@ -17,13 +17,27 @@ def mark_unless_finite(scales: mx.array, weight: mx.array, group_size: int) -> m
 
     (MLX's own are those of the weights that are, or zero.)
     """
-    groups = mx.isfinite(weight).reshape(*weight.shape[:-1], -1, group_size).all(axis=-1)
-    return mx.where(groups, scales, mx.array(float("nan"), scales.dtype))
+    groups = weight.reshape(*weight.shape[:-1], -1, group_size)
+    return mx.where(all_finite(groups, axis=-1), scales, mx.array(float("nan"), scales.dtype))
 
 
-def all_finite(weight: mx.array) -> mx.array:
-    """A lazy bool; true for integers."""
-    return mx.isfinite(weight).all()
+# Of each type: the integer of its size, the bits without the sign, and infinity. What has more is NaN.
+_BITS = {
+    mx.float16: (mx.uint16, 0x7FFF, 0x7C00),
+    mx.bfloat16: (mx.uint16, 0x7FFF, 0x7F80),
+    mx.float32: (mx.uint32, 0x7FFFFFFF, 0x7F800000),
+}
+
+
+def all_finite(weight: mx.array, axis: int | None = None) -> mx.array:
+    """Lazy bools, one or along an axis; true for integers.
+
+    Of the bits: on a CPU `mx.isfinite` takes ten times as long, a fifth of a second for a small model.
+    """
+    if weight.dtype not in _BITS:
+        return mx.isfinite(weight).all(axis=axis)
+    kind, without_sign, infinity = _BITS[weight.dtype]
+    return (weight.view(kind) & without_sign).max(axis=axis) < infinity
 
 
 def not_finite_error(name: str, values: mx.array) -> CheckpointError:

@@ -140,7 +140,8 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
     projection = pop_prefix(text, _PROJECTION_PREFIX)
     t5_weights = pop_prefix(text, _T5_PREFIX)
     load_strict(t5, t5_weights | text, mx.float32, str(text_path))
-    load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path))
+    # The encoder, which text to music never uses, is made float32 by its first use.
+    load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path), as_stored=("encoder.",))
     selected = select_codebooks(codec, lm_config, config.boolean("stereo"), None, model_files.name)
     audio_conditioner, style_params = _read_audio_conditioner(
         model_files,

@@ -16,8 +16,8 @@ from audiocraft_mlx.errors import UsageError
 
 CHUNK_SECONDS = 1.0
 """Of all chunks but those at the beginning and the last one."""
-FIRST_CHUNK_SECONDS = 0.1
-"""Much less is heard no sooner: the codec needs some frames ahead anyway."""
+FIRST_CHUNK_SECONDS = 0.04
+"""Two frames, for which the codec needs four more: the next ones last until those after them are there."""
 # The speed may drop.
 _MARGIN = 0.9
 

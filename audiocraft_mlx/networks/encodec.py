@@ -390,6 +390,7 @@ class Encodec(nn.Module):
     def encode(self, audio: mx.array) -> mx.array:
         """Codes int32 `[B, K, F]` of `audio` float `[B, C, T]`, `F = ceil(T / hop_length)`."""
         require_mlx_threads()
+        self.encoder.set_dtype(mx.float32)  # its weights may be as they are in the file
         stream, length = self.encoder.make_stream(), audio.shape[2]
         chunk = CHUNK_FRAMES * self.config.hop_length
         codes = []

@@ -111,16 +111,22 @@ def quantized_parameters(module: nn.Module) -> dict[str, tuple[mx.Dtype, ...]]:
     }
 
 
-def load_strict(module: nn.Module, weights: Weights, dtype: mx.Dtype, source: str) -> None:
+def load_strict(
+    module: nn.Module, weights: Weights, dtype: mx.Dtype, source: str, as_stored: tuple[str, ...] = ()
+) -> None:
     """Load exactly `weights` into `module`, converted to `dtype`; `weights` is emptied.
 
-    Parameters of quantized layers keep their dtype. Lazy weights stay lazy, so that code that transforms
-    them afterwards never holds two copies of all. Raises `CheckpointError`; see `check_weights`.
+    Parameters of quantized layers keep their dtype, and so do those whose names begin with `as_stored`. Lazy
+    weights stay lazy, so that code that transforms them afterwards never holds two copies of all. Raises
+    `CheckpointError`; see `check_weights`.
     """
     check_weights(module, weights, source)
     quantized = quantized_parameters(module)
     module.load_weights(
-        [(name, value if name in quantized else value.astype(dtype)) for name, value in weights.items()]
+        [
+            (name, value if name in quantized or name.startswith(as_stored) else value.astype(dtype))
+            for name, value in weights.items()
+        ]
     )
     weights.clear()
     module.eval()
