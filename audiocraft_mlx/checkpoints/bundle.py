@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
+from audiocraft_mlx.checkpoints.evaluation import evaluate_together, second_stream
 from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
-from audiocraft_mlx.checkpoints.quantization import quantization_of
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
@@ -27,7 +27,7 @@ from audiocraft_mlx.machine import require_memory, trim_heap
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
-from audiocraft_mlx.networks.weights import Weights, flat_parameters
+from audiocraft_mlx.networks.weights import Weights, flat_parameters, quantized_parameters
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
@@ -75,7 +75,7 @@ class ModelBundle:
             )
 
     def materialize(self) -> None:
-        """Compute all lazy weights, one at a time: the peak of memory stays near what is kept.
+        """Compute all lazy weights, few at a time: the peak of memory stays near what is kept.
 
         Their layout is then the one that is fastest on this machine, no longer that of the files.
 
@@ -84,21 +84,21 @@ class ModelBundle:
                 its logits.)
             MemoryError: a limit of `ulimit` is too low for the model.
         """
+        is_quantized = bool(quantized_parameters(self.lm))
         store_fp16_if_exact(self.lm)
         optimize_layout(self.lm)
-        optimize_layout(self.text_conditioner.t5)
-        sizes = [
-            weight.nbytes for network in self._networks() for weight in flat_parameters(network).values()
-        ]
+        with second_stream():
+            optimize_layout(self.text_conditioner.t5)
+        lm, *others = (list(flat_parameters(network).values()) for network in self._networks())
+        sizes = [weight.nbytes for part in (lm, *others) for weight in part]
         # The largest one also as it is in the file, and with the threads and buffers of MLX and the BLAS.
         require_memory(sum(sizes) + 2 * max(sizes) + _BUFFERS_BYTES)
-        is_quantized = quantization_of(self.lm) is not None
+        evaluate_together(lm, [weight for part in others for weight in part])
         flags: Weights = {}
         for name, network in self._named_networks():
             # The codec isn't quantized, and its audio is looked at.
             is_checked = is_quantized and network is not self.mono_codec
             for key, weight in flat_parameters(network).items():
-                mx.eval(weight)
                 if is_checked and weight.dtype != mx.uint32:
                     flags[f"{name}.{key}"] = all_finite(weight)
         mx.eval(flags)

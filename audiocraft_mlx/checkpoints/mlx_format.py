@@ -28,6 +28,7 @@ from audiocraft_mlx.checkpoints.bundle import (
     melody_conditioner,
     select_codebooks,
 )
+from audiocraft_mlx.checkpoints.evaluation import second_stream
 from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
@@ -136,12 +137,14 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
     if version == 1:
         lm_weights = rename(lm_weights, _V1_LM_NAMES)
     load_strict(lm, lm_weights, dtype, str(lm_path))
-    text = read_safetensors(text_path)
-    projection = pop_prefix(text, _PROJECTION_PREFIX)
-    t5_weights = pop_prefix(text, _T5_PREFIX)
-    load_strict(t5, t5_weights | text, mx.float32, str(text_path))
-    # The encoder, which text to music never uses, is made float32 by its first use.
-    load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path), as_stored=("encoder.",))
+    with second_stream():
+        text = read_safetensors(text_path)
+        projection = pop_prefix(text, _PROJECTION_PREFIX)
+        t5_weights = pop_prefix(text, _T5_PREFIX)
+        load_strict(t5, t5_weights | text, mx.float32, str(text_path))
+        output_proj = load_projection(t5_config, lm_config, {**projection}, str(text_path))
+        # The encoder, which text to music never uses, is made float32 by its first use.
+        load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path), as_stored=("encoder.",))
     selected = select_codebooks(codec, lm_config, config.boolean("stereo"), None, model_files.name)
     audio_conditioner, style_params = _read_audio_conditioner(
         model_files,
@@ -154,11 +157,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
     return ModelBundle(
         lm=lm,
         codec=selected,
-        text_conditioner=TextConditioner(
-            read_tokenizer(model_files, t5_config.vocab_size),
-            t5,
-            load_projection(t5_config, lm_config, {**projection}, str(text_path)),
-        ),
+        text_conditioner=TextConditioner(read_tokenizer(model_files, t5_config.vocab_size), t5, output_proj),
         max_duration=max_duration,
         sampling=_read_dataclass(SamplingParams, config.section("sampling")),
         guidance=_read_dataclass(GuidanceParams, config.section("guidance")),

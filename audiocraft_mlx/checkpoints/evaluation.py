@@ -1,0 +1,51 @@
+"""Computes the lazy weights of a model: two at a time on a CPU, which has a thread for each stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import mlx.core as mx
+
+from audiocraft_mlx.ops.device import on_gpu
+
+_AHEAD_BYTES = 16 << 20
+"""What of each part may be computed or read at a time. More is no faster, and takes memory."""
+
+
+def second_stream() -> AbstractContextManager[object]:
+    """On a CPU, what is read and computed within has a thread beside that of the default stream."""
+    return nullcontext() if on_gpu() else mx.stream(_second_stream())
+
+
+@cache
+def _second_stream() -> mx.ThreadLocalStream:
+    return mx.new_thread_local_stream(mx.cpu)
+
+
+def evaluate_together(*parts: Sequence[mx.array]) -> None:
+    """Compute the lazy weights in `parts`, which are on different streams, at the same pace.
+
+    Few are computed at a time: the peak of memory stays near what is kept.
+    """
+    sizes = [max(1, sum(weight.nbytes for weight in part)) for part in parts]
+    rest: dict[int, Iterator[mx.array]] = {index: iter(part) for index, part in enumerate(parts)}
+    begun: list[deque[mx.array]] = [deque() for _ in parts]
+    done, ahead = [0] * len(parts), [0] * len(parts)
+    while rest:
+        index = min(rest, key=lambda part: done[part] / sizes[part])
+        weight = next(rest[index], None)
+        if weight is None:
+            del rest[index]
+            continue
+        mx.async_eval(weight)
+        begun[index].append(weight)
+        done[index] += weight.nbytes
+        ahead[index] += weight.nbytes
+        while ahead[index] > _AHEAD_BYTES:
+            first = begun[index].popleft()
+            mx.eval(first)
+            ahead[index] -= first.nbytes
+    mx.eval(*begun)
