@@ -20,21 +20,10 @@ if sys.platform == "linux":
     from importlib.metadata import requires, version
 
     from audiocraft_mlx.ops.cpu.extension import load_extension
-    from elftools.elf.elffile import ELFFile
 
     extension = load_extension()
     if extension is None:
         sys.exit("there is no native extension")
-    with open(extension.__file__, "rb") as file:
-        tags = {tag.entry.d_tag: tag for tag in ELFFile(file).get_section_by_name(".dynamic").iter_tags()}
-        needed = [
-            tag.needed
-            for tag in ELFFile(file).get_section_by_name(".dynamic").iter_tags()
-            if tag.entry.d_tag == "DT_NEEDED"
-        ]
-    # MLX's own library, found because it is loaded already: by its name, in whichever folder it lies.
-    if "libmlx.so" not in needed or "DT_RPATH" in tags or "DT_RUNPATH" in tags:
-        sys.exit(f"it doesn't find MLX's library as it should: {needed}")
     if f"mlx[cpu]=={version('mlx')}" not in requires("audiocraft-mlx-native"):
         sys.exit(f"it doesn't require the MLX that it was built for: {requires('audiocraft-mlx-native')}")
     print(f"native extension {version('audiocraft-mlx-native')}: {extension.instruction_set()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ class AudioSpool:
         return np.concatenate([np.zeros((self.channels, 0), np.float32), *self.blocks()], axis=1)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what is still to be written isn't needed
+            self._file.close()
 
     def _bytes(self, samples: int) -> int:
         return samples * self.channels * np.dtype(np.float32).itemsize

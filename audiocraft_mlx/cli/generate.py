@@ -82,7 +82,8 @@ def _generate(command: GenerateClips) -> None:
             requests,
             batch_size=1 if live else None,
             chunk_seconds=CHUNK_SECONDS,
-            first_chunk_seconds=FIRST_CHUNK_SECONDS if live else None,
+            # Of files too: the codec's rounding depends on where its chunks begin.
+            first_chunk_seconds=FIRST_CHUNK_SECONDS,
             on_progress=writer.show_progress,
         )
         with closing(events):

@@ -140,7 +140,7 @@ def openblas() -> Finding:
         own = "MLX's own BLAS, which is slow"
         if os.environ.get(blas.ENV_VAR) == "none":
             return warning(f"{own}: {blas.ENV_VAR}=none", f"unset {blas.ENV_VAR}", library=None)
-        return warning(own, "reinstall this program, with scipy-openblas32 and pyelftools", library=None)
+        return warning(own, "reinstall this program, with scipy-openblas32", library=None)
     packaged = package_version("scipy-openblas32") if "openblas" in Path(path).name else None
     return ok(
         f"MLX multiplies with {Path(path).name}" + (f" (scipy-openblas32 {packaged})" if packaged else ""),
