@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 PROGRAM_BYTES = 512 << 20
@@ -20,14 +21,12 @@ _LIMITS = ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:"))
 
 def num_cpus(root: Path = _ROOT) -> int:
     """Processors that this process may use, at least 1: a cgroup's quota of 1.5 counts as 2."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cpus, *(math.ceil(quota) for quota in _cpu_quotas(root))]))
+    return max(1, min([_cpus(), *(math.ceil(quota) for quota in _cpu_quotas(root))]))
 
 
 def cpu_quota(root: Path = _ROOT) -> bool:
     """Whether a cgroup gives this process less time than all processors that it may run on."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return num_cpus(root) < cpus
+    return num_cpus(root) < _cpus()
 
 
 def memory_size(root: Path = _ROOT) -> int:
@@ -64,6 +63,11 @@ def require_memory(size: int) -> None:
         raise MemoryError(f"{size >> 20} MB can't be had") from error
 
 
+def _cpus() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _taken(name: str) -> int:
     """Bytes, from a line of /proc/self/status; 0 where there is no such file."""
     try:
@@ -75,14 +79,12 @@ def _taken(name: str) -> int:
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
     """Processors' worth of time that each cgroup allows, of those that limit it."""
-    for text in _cgroup_values("cpu", "cpu.max", None, root):
-        quota, _, period = text.partition(" ")
-        if quota.isdigit() and period.isdigit() and int(period):
-            yield int(quota) / int(period)
+    v2 = (text.partition(" ")[::2] for text in _cgroup_values("cpu", "cpu.max", None, root))
     quotas = _cgroup_values("cpu", None, "cpu.cfs_quota_us", root)
     periods = _cgroup_values("cpu", None, "cpu.cfs_period_us", root)
-    for quota, period in zip(quotas, periods, strict=False):
-        if quota.isdigit() and period.isdigit() and int(period):  # without a limit it is -1
+    for quota, period in chain(v2, zip(quotas, periods, strict=False)):
+        # Without a limit it is "max" in version 2, and -1 in version 1.
+        if quota.isdigit() and period.isdigit() and int(period):
             yield int(quota) / int(period)
 
 

@@ -89,22 +89,20 @@ class ModelBundle:
         optimize_layout(self.lm)
         with second_stream():
             optimize_layout(self.text_conditioner.t5)
-        lm, *others = (list(flat_parameters(network).values()) for network in self._networks())
-        sizes = [weight.nbytes for part in (lm, *others) for weight in part]
+        weights = {
+            f"{name}.{key}": weight
+            for name, network in self._named_networks()
+            for key, weight in flat_parameters(network).items()
+        }
+        sizes = [weight.nbytes for weight in weights.values()]
         # The largest one also as it is in the file, and with the threads and buffers of MLX and the BLAS.
         require_memory(sum(sizes) + 2 * max(sizes) + _BUFFERS_BYTES)
-        evaluate_together(lm, [weight for part in others for weight in part])
-        flags: Weights = {}
-        for name, network in self._named_networks():
-            # The codec isn't quantized, and its audio is looked at.
-            is_checked = is_quantized and network is not self.mono_codec
-            for key, weight in flat_parameters(network).items():
-                if is_checked and weight.dtype != mx.uint32:
-                    flags[f"{name}.{key}"] = all_finite(weight)
-        mx.eval(flags)
-        for name, is_finite in flags.items():
-            if not is_finite:
-                raise not_finite_error(name, self._parameter(name))
+        parts: tuple[list[mx.array], list[mx.array]] = ([], [])
+        for name, weight in weights.items():
+            parts[not name.startswith("lm.")].append(weight)
+        evaluate_together(*parts)
+        if is_quantized:
+            _require_finite(weights)
         trim_heap()
 
     def _networks(self) -> Iterator[nn.Module]:
@@ -124,9 +122,19 @@ class ModelBundle:
             yield "style", self.audio_conditioner.encoder
         yield "codec", self.mono_codec
 
-    def _parameter(self, name: str) -> mx.array:
-        network, _, key = name.partition(".")
-        return flat_parameters(dict(self._named_networks())[network])[key]
+
+def _require_finite(weights: Weights) -> None:
+    """Raise `CheckpointError` for weights of a quantized model that are NaN or infinite."""
+    flags = {
+        name: all_finite(weight)
+        for name, weight in weights.items()
+        # The codec isn't quantized, and its audio is looked at.
+        if weight.dtype != mx.uint32 and not name.startswith("codec.")
+    }
+    mx.eval(flags)
+    for name, is_finite in flags.items():
+        if not is_finite:
+            raise not_finite_error(name, weights[name])
 
 
 def lm_dtype() -> mx.Dtype:

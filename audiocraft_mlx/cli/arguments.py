@@ -40,7 +40,6 @@ from audiocraft_mlx.validation import (
     TOP_P,
     NumberRange,
 )
-from audiocraft_mlx.version import __version__
 
 STDOUT = Path("-")
 """What `--output` is for standard output."""
@@ -272,7 +271,6 @@ def make_parser(program: CommandDefaults) -> Parser:
         description="Make music from a description, a melody or a style, with Meta's MusicGen on MLX."
         if music
         else "Make sounds from a description, with Meta's AudioGen on MLX.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "prompts",
@@ -280,7 +278,6 @@ def make_parser(program: CommandDefaults) -> Parser:
         nargs="*",
         help='what to play, in quotes; "-" reads it from standard input',
     )
-    parser.add_argument("--version", action="version", version=f"{program.name} {__version__}")
     _add_model(parser, program)
     _add_conditioning_args(parser)
     _add_output(parser, program)

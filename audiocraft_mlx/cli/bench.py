@@ -12,7 +12,6 @@ from typing import BinaryIO
 
 from audiocraft_mlx.benchmark import SHAPES
 from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
-from audiocraft_mlx.version import __version__
 
 PROGRAM = "musicgen-mlx-bench"
 
@@ -62,9 +61,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog=PROGRAM,
         description="Measure how fast a MusicGen model is on this machine, part by part.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument(
         "model",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.version import __version__
 
 OUT_OF_MEMORY = "out of memory; try a shorter --duration or a smaller --model"
 # What MLX says where an allocation fails: on a CPU, on a Mac's GPU and on a card.
@@ -23,10 +24,11 @@ _MLX_OUT_OF_MEMORY = re.compile(
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a `UsageError`, and a closed pipe behind --help is no error."""
+    """argparse with --version; a mistake is a `UsageError`, and a closed pipe behind --help is no error."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_HelpFormatter, **options)
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; try {self.prog} --help")

@@ -13,7 +13,6 @@ from audiocraft_mlx.checkpoints.quantization_config import BITS, DEFAULT_GROUP_S
 from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.files import check_new_folder
-from audiocraft_mlx.version import __version__
 
 PROGRAM = "musicgen-mlx-convert"
 
@@ -49,9 +48,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog=PROGRAM,
         description="Convert a MusicGen or AudioGen model to a folder in musicgen-mlx's own format, which"
         " loads fast, and optionally quantize it.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument(
         "model",
         metavar="MODEL",

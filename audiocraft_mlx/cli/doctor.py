@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
 from audiocraft_mlx.errors import MusicGenError
-from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
     from audiocraft_mlx.doctor.suite import Report
@@ -88,8 +87,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog=PROGRAM,
         description="Examine this machine and installation in half a minute, and end with a text for a bug"
         " report. Nothing is downloaded. Exit status 1 if something is wrong.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser.parse_args(argv)

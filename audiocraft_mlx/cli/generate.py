@@ -75,12 +75,12 @@ def _generate(command: GenerateClips) -> None:
             check_size(clip_files.path, request, command.output, model)
             checked.add((request.duration, request.source))
     # What is played or streamed while it is generated is generated alone.
-    live = command.streaming or command.play
+    batch_size = 1 if command.streaming or command.play else None
     with closing(ClipWriter(command, files, model, separator)) as writer:
         events = generate_clips(
             model,
             requests,
-            batch_size=1 if live else None,
+            batch_size=batch_size,
             chunk_seconds=CHUNK_SECONDS,
             # Of files too: the codec's rounding depends on where its chunks begin.
             first_chunk_seconds=FIRST_CHUNK_SECONDS,
