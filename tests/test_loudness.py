@@ -122,6 +122,56 @@ def test_a_target_in_lufs_reaches_the_loudness() -> None:
     assert np.abs(results[1]).max() / np.abs(results[0]).max() == pytest.approx(10 ** (6 / 20), rel=0.01)
 
 
+def decaying_notes(decay: float, channels: int = 1) -> np.ndarray:
+    """Bursts of noise, two a second: the shorter the `decay` in seconds, the higher their peaks stand out."""
+    time = np.arange(4 * RATE) / RATE
+    noise = np.random.default_rng(3).normal(0, 0.3, (channels, 4 * RATE))
+    return (noise * np.exp(-(time % 0.5) / decay)).astype(np.float32)
+
+
+@pytest.mark.parametrize("lufs", [-60.0, -23.0, -14.0, -9.0])
+@pytest.mark.parametrize("decay", [0.02, 0.1, 10.0])
+def test_a_target_is_reached_where_peaks_must_be_limited(decay: float, lufs: float) -> None:
+    result = normalize_audio(decaying_notes(decay, channels=2), RATE, "loudness", lufs)
+    assert integrated_loudness(result, RATE) == pytest.approx(lufs, abs=0.2)
+    assert np.abs(result).max() <= 1
+
+
+def test_a_target_beyond_any_limiter_is_approached() -> None:
+    clicks = np.zeros((1, 4 * RATE), np.float32)
+    clicks[:, ::16000] = 0.9
+    clicks += np.random.default_rng(4).normal(0, 1e-4, clicks.shape).astype(np.float32)
+    before = integrated_loudness(clicks, RATE)
+    result = normalize_audio(clicks, RATE, "loudness", -14)
+    assert before < integrated_loudness(result, RATE) < -14.5
+    assert np.abs(result).max() <= 1
+
+
+def test_limiting_leaves_what_is_below_its_knee_alone() -> None:
+    audio = decaying_notes(0.1)
+    result = normalize_audio(audio, RATE, "loudness", -14)
+    quiet = np.abs(result) < 0.9
+    assert not quiet.all()  # some are limited
+    gains = result[quiet & (np.abs(audio) > 1e-3)] / audio[quiet & (np.abs(audio) > 1e-3)]
+    np.testing.assert_allclose(gains, gains[0], rtol=1e-5)
+
+
+def test_the_limiter_is_smooth_and_keeps_the_order_of_samples() -> None:
+    ramp = np.linspace(-3, 3, 6001, dtype=np.float32)[None]
+    limited = loudness._limit(ramp)
+    slopes = np.diff(limited.astype(np.float64)) / np.diff(ramp.astype(np.float64))
+    assert (slopes > -1e-4).all()
+    assert np.abs(np.diff(slopes)).max() < 0.02
+    np.testing.assert_array_equal(limited, -limited[:, ::-1])
+
+
+def test_full_scale_treble_is_measured_without_clipping() -> None:
+    # K-weighting amplifies it by 4 dB, beyond full scale.
+    treble = sine(2, 1.0, frequency=6000)
+    quiet = integrated_loudness(treble * np.float32(0.1), RATE)
+    assert integrated_loudness(treble, RATE) == pytest.approx(quiet + 20, abs=0.01)
+
+
 def test_other_strategies_and_targets_are_refused() -> None:
     with pytest.raises(UsageError, match=r"must be one of none, peak, loudness, not 'loud'$"):
         normalize_audio(sine(1, 0.1), RATE, "loud")

@@ -1,7 +1,9 @@
 """Normalizes audio by its peak or its loudness, and fades it out.
 
 Audio is float32 `[channels, samples]`, nominally in [-1, 1]. Silence is left unchanged. The strategies and
-their defaults are audiocraft's (`data/audio_utils.py`).
+their defaults are audiocraft's (`data/audio_utils.py`), and `to_peak` and `to_loudness` are its functions. Where
+the loudness needs a limiter, `normalize_audio` has another: audiocraft's changes all samples, and what comes
+out is quieter than what was asked for.
 """
 
 from __future__ import annotations
@@ -23,17 +25,26 @@ _HOP_SECONDS, _HOPS_PER_BLOCK = 0.1, 4
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, 10.0
 # Long audio is filtered in chunks; after this time the filters' response to earlier samples is negligible.
 _CHUNK_HOPS, _MEMORY_SECONDS = 100, 0.25
+# The limiter leaves samples below its knee as they are, and bends the others so that none exceeds full scale.
+_KNEE = 0.9
+# How much gain (dB) may make up for the loudness that the limiter takes, and how near (LU) the target is near
+# enough. What the limiter does to music at this gain is nothing that anybody wants more of.
+_MAX_MAKEUP, _TOLERANCE = 20.0, 0.05
+_MAX_MEASUREMENTS = 12
 
 
 def normalize_audio(
     audio: np.ndarray, sample_rate: int, strategy: str = "peak", lufs: float = -14.0
 ) -> np.ndarray:
-    """`audio`, normalized with audiocraft's headrooms.
+    """`audio`, brought to a level; float32 `[channels, samples]`.
 
     Args:
-        strategy: `none` (unchanged), `peak` (the peak 1 dB below full scale), or `loudness` (at `lufs`, with
-            what exceeds full scale compressed by a tanh).
-        lufs: the target loudness in LUFS, from -70 to 0.
+        strategy: `none` (unchanged), `peak` (the peak 1 dB below full scale), or `loudness` (within 0.2 LU of
+            `lufs`; samples above 0.9 of full scale are limited to it with a soft knee).
+        lufs: the target: the integrated loudness after ITU-R BS.1770-4 in LUFS, from -70 to 0. The gain is
+            raised for what limiting takes, by up to 20 dB. What needs more, such as a few short clicks, comes
+            out quieter than the target. Audio that is nearly silent (an RMS below 0.002), or too quiet for its
+            loudness to be measured, is left unchanged.
 
     Raises:
         UsageError: there is no such strategy, or `lufs` is out of range.
@@ -44,7 +55,7 @@ def normalize_audio(
     if strategy == "peak":
         return to_peak(audio)
     if strategy == "loudness":
-        return to_loudness(audio, sample_rate, lufs, compress=True)
+        return _to_limited_loudness(audio, sample_rate, lufs)
     raise UsageError(f"the normalization must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
 
 
@@ -60,17 +71,56 @@ def to_peak(audio: np.ndarray, headroom_db: float = 1.0, boost_quiet: bool = Tru
 def to_loudness(
     audio: np.ndarray, sample_rate: int, lufs: float = -14.0, compress: bool = False
 ) -> np.ndarray:
-    """`audio` with a loudness of `lufs`, clipped to full scale or, with `compress`, limited to it by a tanh.
+    """`audio` with a gain to `lufs`, clipped to full scale or, with `compress`, with a tanh of all samples.
 
+    audiocraft's `normalize_loudness`: the result is quieter than `lufs` by what clipping or the tanh takes.
     Audio that is nearly silent, or too short or quiet for its loudness to be measured, is left unchanged.
     """
+    if _rms(audio) < _SILENCE:
+        return audio
+    # As torchaudio: very loud audio is measured a little too quiet.
+    loudness = integrated_loudness(audio, sample_rate, clip=True)
+    if loudness == -math.inf:
+        return audio
+    scaled = audio * np.float32(_gain(lufs - loudness))
+    return np.tanh(scaled) if compress else np.clip(scaled, -1, 1)
+
+
+def _to_limited_loudness(audio: np.ndarray, sample_rate: int, lufs: float) -> np.ndarray:
+    """`audio` with a loudness of `lufs` after limiting; see `normalize_audio`."""
     if _rms(audio) < _SILENCE:
         return audio
     loudness = integrated_loudness(audio, sample_rate)
     if loudness == -math.inf:
         return audio
-    scaled = audio * np.float32(_gain(lufs - loudness))
-    return np.tanh(scaled) if compress else np.clip(scaled, -1, 1)
+    gain = lufs - loudness  # dB
+    most = gain + _MAX_MAKEUP
+    slope = 1.0  # of the loudness over the gain: below 1 where the limiter takes some of it
+    result, measured = _limited(audio, sample_rate, gain)
+    for _ in range(_MAX_MEASUREMENTS):
+        missing = lufs - measured
+        if abs(missing) < _TOLERANCE or not math.isfinite(missing) or (gain == most and missing > 0):
+            break
+        # The slope only falls as the gain rises: by that of the last step the next one isn't too far.
+        step = min(missing / slope, most - gain)
+        before = measured
+        result, measured = _limited(audio, sample_rate, gain + step)
+        gain += step
+        slope = min(1.0, max((measured - before) / step, 0.05))
+    return result
+
+
+def _limited(audio: np.ndarray, sample_rate: int, gain: float) -> tuple[np.ndarray, float]:
+    """`audio` with a gain in dB, limited, and its loudness."""
+    result = _limit(audio * np.float32(_gain(gain)))
+    return result, integrated_loudness(result, sample_rate)
+
+
+def _limit(audio: np.ndarray) -> np.ndarray:
+    """`audio` with samples above the knee bent smoothly towards full scale."""
+    size, room = np.abs(audio), np.float32(1 - _KNEE)
+    bent = np.float32(_KNEE) + room * np.tanh((size - np.float32(_KNEE)) / room)
+    return np.where(size > _KNEE, np.copysign(bent, audio), audio)
 
 
 def fade_out(audio: np.ndarray, sample_rate: int, seconds: float) -> np.ndarray:
@@ -86,15 +136,14 @@ def fade_out(audio: np.ndarray, sample_rate: int, seconds: float) -> np.ndarray:
     return faded
 
 
-def integrated_loudness(audio: np.ndarray, sample_rate: int) -> float:
+def integrated_loudness(audio: np.ndarray, sample_rate: int, clip: bool = False) -> float:
     """The gated loudness of `audio` after ITU-R BS.1770-4, in LUFS; -inf if all of it is below the gate.
 
-    As in audiocraft (torchaudio), the filtered audio is clipped to full scale: very loud audio is measured a
-    little too quiet.
+    With `clip` the filtered audio is clipped to full scale, as torchaudio does for audiocraft.
     """
     if audio.shape[1] < _HOPS_PER_BLOCK:
         return -math.inf
-    hops = _hop_energies(audio, sample_rate)
+    hops = _hop_energies(audio, sample_rate, clip)
     blocks = np.lib.stride_tricks.sliding_window_view(hops, _HOPS_PER_BLOCK).mean(axis=1)
     blocks = blocks[_lufs(blocks) > _ABSOLUTE_GATE]
     if not blocks.size:
@@ -102,7 +151,7 @@ def integrated_loudness(audio: np.ndarray, sample_rate: int) -> float:
     return float(_lufs(blocks[_lufs(blocks) > _lufs(blocks.mean()) - _RELATIVE_GATE].mean()))
 
 
-def _hop_energies(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+def _hop_energies(audio: np.ndarray, sample_rate: int, clip: bool) -> np.ndarray:
     """Each hop's mean square after K-weighting, summed over channels: `[hops]`, at least one block's."""
     # Audio shorter than a block is one block.
     hop = min(round(_HOP_SECONDS * sample_rate), audio.shape[1] // _HOPS_PER_BLOCK)
@@ -119,7 +168,9 @@ def _hop_energies(audio: np.ndarray, sample_rate: int) -> np.ndarray:
         chunk = audio[:, start - before : stop]
         for response in filters:
             filtered = np.fft.irfft(np.fft.rfft(chunk, size) * response, size)
-            chunk = np.clip(filtered[:, : before + stop - start], -1, 1)
+            chunk = filtered[:, : before + stop - start]
+            if clip:
+                np.clip(chunk, -1, 1, out=chunk)
         energies.append((chunk[:, before:] ** 2).reshape(len(audio), -1, hop).mean(axis=2).sum(axis=0))
     return np.concatenate(energies)
 
