@@ -13,7 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 from audiocraft_mlx.checkpoints.demucs import load_htdemucs
-from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, resolve_model, resolve_part
+from audiocraft_mlx.checkpoints.model_files import (
+    SHORT_NAMES,
+    released_repository,
+    resolve_model,
+    resolve_part,
+)
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
 
 from .hub_server import HubServer, digests
@@ -101,8 +106,45 @@ def test_a_short_name_means_metas_repository(hub: HubServer, short: str) -> None
     assert resolve_model(short).name == f"facebook/musicgen-{short}"
 
 
-def test_a_bare_repository_name_is_not_a_short_name(hub: HubServer) -> None:
-    assert "no model 'musicgen-small'" in failure(CheckpointError, "musicgen-small")
+@pytest.mark.parametrize("long", ["musicgen-small", "musicgen-stereo-medium", "audiogen-medium"])
+def test_the_long_form_of_a_short_name_means_the_same(hub: HubServer, long: str) -> None:
+    hub.repos[f"facebook/{long}"] = {"config.json": b"{}"}
+    assert resolve_model(long).name == f"facebook/{long}"
+
+
+def test_a_folder_goes_before_the_long_form_of_a_short_name(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("musicgen-small").mkdir()
+    Path("musicgen-small", "here").touch()
+    assert resolve_model("musicgen-small").files == {"here"}
+    assert released_repository("musicgen-small") is None
+    assert released_repository("musicgen-medium") == "facebook/musicgen-medium"
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("smal", "small"),
+        ("Small", "small"),
+        ("musicgen-smal", "small"),
+        ("stereo-medum", "stereo-medium"),
+        ("audiogen", "audiogen-medium"),
+        ("dmo", "demo"),
+    ],
+)
+def test_a_typo_is_answered_without_the_network(hub: HubServer, typo: str, meant: str) -> None:
+    message = failure(CheckpointError, typo)
+    known = ", ".join([*SHORT_NAMES, "demo"])
+    assert message == f"no model {typo!r}: did you mean {meant}? known short names: {known}"
+    assert not hub.requests
+
+
+def test_a_name_like_no_other_is_answered_without_the_network(hub: HubServer) -> None:
+    message = failure(CheckpointError, "xyz")
+    assert message.startswith("no model 'xyz': there is no such folder, and a repository on the Hub is called")
+    assert not hub.requests
 
 
 def test_a_repository_without_an_owner_is_found(hub: HubServer) -> None:

@@ -7,6 +7,7 @@ compared with its checksum before it counts as downloaded.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import os
@@ -119,6 +120,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
 
     Args:
         name: A short name (`small`), else an existing folder, else a repository (`facebook/musicgen-small`).
+            `musicgen-small` is the short name, too, unless it is a folder.
         revision: A branch, tag or commit of the Hub repository; its main branch if None.
 
     Raises:
@@ -126,6 +128,21 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
         DownloadError: The Hub can't be reached and the cache has no file of the model.
         UsageError: `name` is no valid name of any kind, or a folder was given together with a revision.
     """
+    return _resolve(name, revision, ownerless=tuple(_TWINS))
+
+
+def released_repository(name: str) -> str | None:
+    """The repository of a released model that `name` means, as for `resolve_model`; None for another name."""
+    if name in SHORT_NAMES or name in SHORT_NAMES.values():
+        return SHORT_NAMES.get(name, name)
+    long_form = f"facebook/{name}"
+    if long_form in SHORT_NAMES.values() and not stat.S_ISDIR(_mode(_as_folder(name))):
+        return long_form
+    return None
+
+
+def _resolve(name: str, revision: str | None, ownerless: Sequence[str] | None = None) -> ModelFiles:
+    """`resolve_model`; of the names without an owner only `ownerless` are repositories, or all if None."""
     if name == DEMO:
         if revision is not None:
             raise UsageError(f"{DEMO}: the model in this package has no revisions; leave the revision out")
@@ -153,7 +170,20 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
         raise CheckpointError(f"{name}: no such folder; check its path")
     if not hub_client.is_repo_name(name):
         raise UsageError(f"{name!r} is neither a folder nor a valid name of a Hub repository; {_KNOWN}")
-    return HubRepository(name, revision)
+    released = released_repository(name)
+    if released is None and "/" not in name and ownerless is not None and name not in ownerless:
+        # The Hub has such repositories from its first years only, and none of them is a model of music. What
+        # is really a typo would end as a fault of the network where there is none.
+        raise CheckpointError(f"no model {name!r}: {_did_you_mean(name)}{_KNOWN}")
+    return HubRepository(released or name, revision)
+
+
+def _did_you_mean(name: str) -> str:
+    """A suggestion for a name that is none, or what else it could be: the beginning of a sentence."""
+    short = name.lower().removeprefix("musicgen-")
+    for close in difflib.get_close_matches(short, (*SHORT_NAMES, DEMO), n=1):
+        return f"did you mean {close}? "
+    return "there is no such folder, and a repository on the Hub is called OWNER/NAME; "
 
 
 def _parse_url(name: str) -> tuple[str, str | None] | None:
@@ -215,7 +245,7 @@ def resolve_part(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles:
             and the cache has only some of the files.
     """
     try:
-        found = resolve_model(name)
+        found = _resolve(name, None)
     except MusicGenError:
         twin = _cached_twin(name, needed)
         if twin is None:

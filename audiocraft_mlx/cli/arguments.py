@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
-from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
+from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES, released_repository
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
@@ -121,8 +121,8 @@ def option_name(field: str) -> str:
 
 def _conditions_by_name(model: str) -> frozenset[str] | None:
     """The condition types of a released model, which needn't be downloaded for that; None for others."""
-    name = SHORT_NAMES.get(model, model)
-    if name not in SHORT_NAMES.values() and name != DEMO:
+    name = DEMO if model == DEMO else released_repository(model)
+    if name is None:
         return None
     return frozenset({"text", *(kind for kind in ("melody", "style") if kind in name)})
 
