@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.checkpoints.demucs import ENV_VAR, HTDEMUCS_FILE, HTDEMUCS_REPO, load_htdemucs
+from audiocraft_mlx.checkpoints.hub_client import shown_endpoint
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.errors import CheckpointError, DownloadError
 from audiocraft_mlx.networks.htdemucs import HTDemucs, HTDemucsConfig, istft, stft
@@ -269,8 +270,10 @@ def test_offline_without_a_file_the_error_says_what_to_do(
 
     monkeypatch.delenv(ENV_VAR, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DownloadError, match=rf"^{HTDEMUCS_REPO} is not in the cache [^\n]*{ENV_VAR}[^\n]*$"):
+    with pytest.raises(DownloadError, match=rf"^{HTDEMUCS_REPO} is not in the cache [^\n]*{ENV_VAR}[^\n]*$") as caught:
         load_htdemucs()
+    assert f"downloaded once, from {shown_endpoint()}/{HTDEMUCS_REPO};" in str(caught.value)
+    assert "demo" not in str(caught.value)  # no other model helps
 
 
 def test_the_environment_variable_names_a_missing_file(named: Callable[[str], Path]) -> None:

@@ -12,7 +12,8 @@ import mlx.core as mx
 from safetensors import safe_open
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
-from audiocraft_mlx.checkpoints.model_files import check_readable, read_error, resolve_model
+from audiocraft_mlx.checkpoints.hub_client import shown_endpoint
+from audiocraft_mlx.checkpoints.model_files import ALTERNATIVES, check_readable, read_error, resolve_model
 from audiocraft_mlx.checkpoints.tensors import read_safetensors, read_state_dict
 from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, read_torch_file
 from audiocraft_mlx.conditioning.melody import MELODIC_STEMS
@@ -60,7 +61,12 @@ def _find_file() -> Path:
     try:
         return resolve_model(HTDEMUCS_REPO).local_path(HTDEMUCS_FILE)
     except (CheckpointError, DownloadError) as error:
-        raise type(error)(f"{error}; or set {ENV_VAR} to a file with the weights of htdemucs") from error
+        # Another model is no way out: stems and melodies need this one with each.
+        reason = str(error).replace(f", {ALTERNATIVES}", "")
+        raise type(error)(
+            f"{reason}; source separation needs HTDemucs, which is downloaded once, from"
+            f" {shown_endpoint()}/{HTDEMUCS_REPO}; or set {ENV_VAR} to a file with the weights of htdemucs"
+        ) from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], StoredTensors]:

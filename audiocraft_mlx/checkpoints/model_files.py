@@ -47,7 +47,8 @@ _KNOWN = f"known short names: {', '.join(SHORT_NAMES)}, demo"
 # The small model in this package.
 DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).parent.parent / DEMO
-_ALTERNATIVES = f"give a local folder, or use the model {DEMO!r}, which needs no download"
+ALTERNATIVES = f"give a local folder, or use the model {DEMO!r}, which needs no download"
+"""What to do without the Hub, in messages about a model."""
 
 # Repositories that moved, and whose old names go on working; programs cache them under either.
 _TWINS = {f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")}
@@ -493,7 +494,7 @@ class HubRepository(ModelFiles):
         if isinstance(error, errors.OfflineModeIsEnabled):
             return DownloadError(
                 f"{target} is not in the cache ({cache}), and HF_HUB_OFFLINE forbids downloading it;"
-                f" unset that, {_ALTERNATIVES}"
+                f" unset that, {ALTERNATIVES}"
             )
         if isinstance(error, errors.HfHubHTTPError):
             return self._translate_status(error, target)
@@ -509,7 +510,7 @@ class HubRepository(ModelFiles):
                 )
             return DownloadError(
                 f"{name} is not in the cache, and the Hub ({hub}) can't be reached ({reason});"
-                f" check the network, {_ALTERNATIVES}"
+                f" check the network, {ALTERNATIVES}"
             )
         if isinstance(error, OSError):
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from queue import SimpleQueue
@@ -11,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from audiocraft_mlx.cli.common import print_stderr
 from audiocraft_mlx.errors import UsageError
 
 CHUNK_SECONDS = 1.0
@@ -40,7 +41,7 @@ def required_buffer(seconds_left: float, speed: float) -> float:
 
 
 class Player:
-    """Plays one clip on the default audio device; without one it prints a line and does nothing."""
+    """Plays one clip on the default audio device; without one it warns and does nothing."""
 
     def __init__(
         self, seconds: float, sample_rate: int, channels: int, report: Callable[[str], None]
@@ -64,7 +65,12 @@ class Player:
         # PortAudio's own errors, and OSError where the library itself is missing.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            print_stderr(f"nothing is played: no audio device can be used ({reason})")
+            hint = ""
+            if isinstance(error, OSError) and sys.platform == "linux":
+                hint = "; install PortAudio: apt install libportaudio2"
+            warnings.warn(
+                f"nothing is played: no audio device can be used ({reason}){hint}", RuntimeWarning, stacklevel=2
+            )
 
     def write_prompt(self, audio: np.ndarray) -> None:
         """Play the prompt first, float32 `[channels, n]`."""
@@ -125,4 +131,6 @@ class Player:
                 self._stream.stop()  # after all was played
             self._stream.close()
         except self._error as error:
-            print_stderr(f"playing has ended: {' '.join(str(error).split())}")
+            warnings.warn(
+                f"playing has ended: {' '.join(str(error).split())}", RuntimeWarning, stacklevel=2
+            )
