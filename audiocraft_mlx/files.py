@@ -16,6 +16,9 @@ from typing import BinaryIO
 
 from audiocraft_mlx.errors import OutputError, UsageError
 
+StrPath = str | os.PathLike[str]
+"""The path of a file, as Python users give it."""
+
 _PART = re.compile(r"\.musicgen-[0-9a-f]{16}\.part")
 
 

@@ -88,4 +88,4 @@ DURATION = NumberRange(float, "a number of seconds above 0 and below 1000000", l
 SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seconds > 0)
 LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)
 MELODY_SEPARATIONS = ("auto", "on", "off")
-"""Whether drums and bass are removed from a melody; auto: as audiocraft, which always removes them."""
+"""Whether drums and bass are removed from a melody; auto: as audiocraft, which always does, so as on."""

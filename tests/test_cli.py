@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 
 import audiocraft_mlx
+from audiocraft_mlx.cli import audiogen, bench, convert, doctor
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.errors import CheckpointError, DownloadError
 
@@ -250,6 +252,32 @@ def test_the_place_of_the_output_is_checked_before_the_model_is_loaded(
     assert main(["piano", "-o", place]) == 1
     assert re.fullmatch(rf"musicgen-mlx: error: {place} .*\n", capsys.readouterr().err)
     assert not fake.loaded
+
+
+@pytest.mark.parametrize("place", ["out", "out/", "./out"])
+def test_for_a_folder_a_name_in_it_is_suggested(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    Path("out").mkdir()
+    for options in ([], ["--format", "mp3"]):
+        assert main(["piano", "-o", place, *options]) == 2
+        said = f"{place} is a folder; give the name of a file in it, such as out/musicgen_output.wav;"
+        assert said in capsys.readouterr().err
+    assert main(["piano", "-o", "."]) == 2
+    assert "not '.'; give one in it, such as musicgen_output.wav;" in capsys.readouterr().err
+    assert not fake.loaded
+
+
+@pytest.mark.parametrize(
+    "run_main", [main, audiogen.main, bench.main, convert.main, doctor.main], ids=lambda main: main.__module__
+)
+def test_help_fits_into_80_columns(
+    run_main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        run_main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_more_than_a_wav_file_holds_is_refused_before_it_is_generated(

@@ -270,7 +270,9 @@ def test_offline_without_a_file_the_error_says_what_to_do(
 
     monkeypatch.delenv(ENV_VAR, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DownloadError, match=rf"^{HTDEMUCS_REPO} is not in the cache [^\n]*{ENV_VAR}[^\n]*$") as caught:
+    with pytest.raises(
+        DownloadError, match=rf"^{HTDEMUCS_REPO} is not in the cache [^\n]*{ENV_VAR}[^\n]*$"
+    ) as caught:
         load_htdemucs()
     assert f"downloaded once, from {shown_endpoint()}/{HTDEMUCS_REPO};" in str(caught.value)
     assert "demo" not in str(caught.value)  # no other model helps

@@ -143,7 +143,9 @@ def test_a_typo_is_answered_without_the_network(hub: HubServer, typo: str, meant
 
 def test_a_name_like_no_other_is_answered_without_the_network(hub: HubServer) -> None:
     message = failure(CheckpointError, "xyz")
-    assert message.startswith("no model 'xyz': there is no such folder, and a repository on the Hub is called")
+    assert message.startswith(
+        "no model 'xyz': there is no such folder, and a repository on the Hub is called"
+    )
     assert not hub.requests
 
 

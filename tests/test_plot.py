@@ -49,7 +49,7 @@ def test_time_goes_from_left_to_right() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_plot_is_a_png(tmp_path: Path, channels: int) -> None:
     path = tmp_path / "clip.png"
-    save_plot(path, np.stack([tone(440)] * channels), RATE, "$5 worth of music, 100 % piano")
+    save_plot(str(path), np.stack([tone(440)] * channels), RATE, "$5 worth of music, 100 % piano")
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))

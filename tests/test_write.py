@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat, choose_format
+from audiocraft_mlx.audio.read import read_audio, read_info
 from audiocraft_mlx.audio.tags import AudioTags
 from audiocraft_mlx.audio.write import check_wav_size, write_audio, write_wav
 from audiocraft_mlx.errors import OutputError, UsageError
@@ -35,6 +37,16 @@ def test_the_file_holds_the_audio_in_16_bits(tmp_path: Path, channels: int) -> N
     assert rate == 32000
     assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
     np.testing.assert_array_equal(read.T, np.rint(audio * 32768))
+
+
+@pytest.mark.parametrize("write", [write_wav, write_audio])
+def test_a_path_may_be_a_string(tmp_path: Path, write: Callable[..., float]) -> None:
+    name = str(tmp_path / "a.wav")
+    write(name, sine(), 32000)
+    assert read_audio(name)[1] == read_info(name).rate == 32000
+    with pytest.raises(OutputError, match=r"nowhere/a\.wav can't be written"):
+        write(str(tmp_path / "nowhere" / "a.wav"), sine(), 32000)
+    assert choose_format("a.flac").name == "flac"
 
 
 def test_full_scale_is_kept(tmp_path: Path) -> None:

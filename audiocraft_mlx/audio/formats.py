@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import StrPath
 
 # Bits per sample of each format, the default first; 32 bits are floating point.
 BIT_DEPTHS: dict[str, tuple[int, ...]] = {"wav": (16, 24, 32), "flac": (16, 24), "mp3": (), "ogg": ()}
@@ -22,7 +23,7 @@ class AudioFormat:
 WAV = AudioFormat("wav", 16)
 
 
-def choose_format(path: Path, name: str | None = None, bits: int | None = None) -> AudioFormat:
+def choose_format(path: StrPath, name: str | None = None, bits: int | None = None) -> AudioFormat:
     """The format called `name`, or by default that of the extension of `path`, with `bits` per sample.
 
     Raises:
@@ -30,7 +31,7 @@ def choose_format(path: Path, name: str | None = None, bits: int | None = None) 
             another format.
     """
     formats = ", ".join(BIT_DEPTHS)
-    extension = path.suffix[1:].lower()
+    extension = Path(path).suffix[1:].lower()
     if name is None and extension not in BIT_DEPTHS:
         raise UsageError(f"{path} doesn't end in the name of a format; choose one of {formats}")
     chosen = name or extension

@@ -1,9 +1,9 @@
 """Normalizes audio by its peak or its loudness, and fades it out.
 
 Audio is float32 `[channels, samples]`, nominally in [-1, 1]. Silence is left unchanged. The strategies and
-their defaults are audiocraft's (`data/audio_utils.py`), and `to_peak` and `to_loudness` are its functions. Where
-the loudness needs a limiter, `normalize_audio` has another: audiocraft's changes all samples, and what comes
-out is quieter than what was asked for.
+their defaults are audiocraft's (`data/audio_utils.py`), and `to_peak` and `to_loudness` are its functions.
+`normalize_audio` limits in another way: audiocraft's tanh changes all samples, and what comes out is quieter
+than what was asked for.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def normalize_audio(
             `lufs`; samples above 0.9 of full scale are limited to it with a soft knee).
         lufs: the target: the integrated loudness after ITU-R BS.1770-4 in LUFS, from -70 to 0. The gain is
             raised for what limiting takes, by up to 20 dB. What needs more, such as a few short clicks, comes
-            out quieter than the target. Audio that is nearly silent (an RMS below 0.002), or too quiet for its
-            loudness to be measured, is left unchanged.
+            out quieter than the target. Audio that is nearly silent (an RMS below 0.002), or too quiet for
+            its loudness to be measured, is left unchanged.
 
     Raises:
         UsageError: there is no such strategy, or `lufs` is out of range.

@@ -22,7 +22,7 @@ import numpy as np
 
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.files import write_file
+from audiocraft_mlx.files import StrPath, write_file
 
 _N_FFT, _HOP, _MELS = 2048, 512, 128
 _RANGE_DB = 80.0
@@ -168,7 +168,7 @@ class StyleExcerpt:
 
 
 def save_plot(
-    path: Path,
+    path: StrPath,
     audio: np.ndarray | AudioSpool,
     sample_rate: int,
     title: str,
@@ -196,7 +196,7 @@ def save_plot(
             excerpt.add(condition.audio)
             _draw_spectrogram(rest[0], excerpt, condition.start)
             rest[0].set(ylabel="style excerpt (Hz)", xlabel="time in the style's file (s)")
-        write_file(path, lambda file: _save(figure, file))
+        write_file(Path(path), lambda file: _save(figure, file))
 
 
 @contextmanager

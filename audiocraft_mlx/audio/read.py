@@ -13,7 +13,7 @@ import numpy as np
 from audiocraft_mlx.audio.decoders import Decoder, open_decoder
 from audiocraft_mlx.audio.level import require_float_scale
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.files import read_error
+from audiocraft_mlx.files import StrPath, read_error
 from audiocraft_mlx.validation import validate_number
 
 
@@ -39,13 +39,13 @@ class AudioInfo:
     """Samples per channel."""
 
 
-def read_audio(path: str | Path, offset: float = 0.0, seconds: float | None = None) -> tuple[np.ndarray, int]:
+def read_audio(path: StrPath, offset: float = 0.0, seconds: float | None = None) -> tuple[np.ndarray, int]:
     """`decode_audio`, but only the audio float32 `[C, T]` and its sample rate."""
     decoded = decode_audio(path, offset, seconds)
     return decoded.audio, decoded.rate
 
 
-def decode_audio(path: str | Path, offset: float = 0.0, seconds: float | None = None) -> DecodedAudio:
+def decode_audio(path: StrPath, offset: float = 0.0, seconds: float | None = None) -> DecodedAudio:
     """Read the audio file at `path`.
 
     Args:
@@ -65,9 +65,9 @@ def decode_audio(path: str | Path, offset: float = 0.0, seconds: float | None = 
         return _decode(path, decoder, offset, seconds)
 
 
-def read_info(path: Path) -> AudioInfo:
+def read_info(path: StrPath) -> AudioInfo:
     """What is in the audio file at `path`. Raises `UsageError` if it can't be read."""
-    with _opened(path) as decoder:
+    with _opened(Path(path)) as decoder:
         return AudioInfo(decoder.description, decoder.rate, decoder.channels, _length(decoder))
 
 

@@ -13,7 +13,7 @@ from audiocraft_mlx.audio.formats import WAV, AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import AudioTags, add_tags, has_mutagen, libsndfile_comment
 from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.files import write_file
+from audiocraft_mlx.files import StrPath, write_file
 
 # libsndfile's names of the encodings.
 _SUBTYPES: dict[tuple[str, int | None], str] = {
@@ -47,7 +47,7 @@ def check_wav_size(path: Path, audio_format: AudioFormat, channels: int, samples
 
 
 def write_audio(
-    path: Path,
+    path: StrPath,
     audio: np.ndarray | AudioSpool,
     sample_rate: int,
     audio_format: AudioFormat = WAV,
@@ -68,6 +68,7 @@ def write_audio(
             written.
         UsageError: `audio` has another shape or no samples.
     """
+    path = Path(path)
     if isinstance(audio, AudioSpool):
         shape, peak = (audio.channels, audio.samples), audio.peak
     else:
@@ -98,7 +99,7 @@ def write_audio(
     return peak
 
 
-def write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> float:
+def write_wav(path: StrPath, audio: np.ndarray, sample_rate: int) -> float:
     """`write_audio` into a 16-bit WAV file."""
     return write_audio(path, audio, sample_rate)
 

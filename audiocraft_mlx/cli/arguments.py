@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` and mistakes are answered at once.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -343,8 +344,9 @@ def _add_conditioning_args(parser: Parser) -> None:
     add(
         "--melody-separation",
         choices=MELODY_SEPARATIONS,
-        help="remove drums and bass from the melody's file first: auto, always as in audiocraft, or off for "
-        "a voice or an instrument alone (default: auto)",
+        help="whether to remove drums and bass from the melody's file first. on: yes; off: no, for a voice "
+        "or an instrument alone, which this may damage; auto: as audiocraft, which always does, so today the "
+        "same as on (default: auto)",
     )
     add("--style", metavar="FILE", type=Path, help="play in the style of this audio file (the style model)")
     add(
@@ -374,7 +376,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        type=_path,
+        type=_path_with_example(f"{program.output_name}.wav"),
         help="WAV, FLAC, MP3 or Ogg file, replaced if it exists; several clips are numbered; - streams WAV "
         f"to standard output (default: ./{program.output_name}.wav, or the first free one of "
         f"{program.output_name}-2.wav, ...)",
@@ -484,11 +486,22 @@ def _number(allowed: NumberRange) -> Callable[[str], float]:
     return convert
 
 
-def _path(text: str) -> Path:
-    path = Path(text)
-    if not path.name:
-        raise argparse.ArgumentTypeError(f"must be the name of a file, not {text!r}")
-    return path
+def _path_with_example(example: str) -> Callable[[str], Path]:
+    """The type of an option with a file to write, called `example` for example."""
+
+    def convert(text: str) -> Path:
+        path = Path(text)
+        if not path.name:
+            hint = f"; give one in it, such as {path.joinpath(example)}" if text else ""
+            raise argparse.ArgumentTypeError(f"must be the name of a file, not {text!r}{hint}")
+        # A folder with the name of a file is found with all else that can't be written.
+        if path.suffix[1:].lower() not in BIT_DEPTHS and path != STDOUT and os.path.isdir(path):
+            raise argparse.ArgumentTypeError(
+                f"{text} is a folder; give the name of a file in it, such as {path / example}"
+            )
+        return path
+
+    return convert
 
 
 def _png(text: str) -> Path:

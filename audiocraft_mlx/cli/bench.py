@@ -72,8 +72,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("-m", "--model", dest="model_option", metavar="MODEL", help="the same as MODEL")
     model.add_argument(
         "--shape",
+        metavar="SHAPE",
         choices=SHAPES,
-        help="random weights in the shape of a released model: same speed, no download",
+        help="instead of a model: random weights in the shape of a released one; same speed, no download "
+        f"({', '.join(SHAPES)})",
     )
     parser.add_argument(
         "-q",

@@ -69,7 +69,9 @@ class Player:
             if isinstance(error, OSError) and sys.platform == "linux":
                 hint = "; install PortAudio: apt install libportaudio2"
             warnings.warn(
-                f"nothing is played: no audio device can be used ({reason}){hint}", RuntimeWarning, stacklevel=2
+                f"nothing is played: no audio device can be used ({reason}){hint}",
+                RuntimeWarning,
+                stacklevel=2,
             )
 
     def write_prompt(self, audio: np.ndarray) -> None:
@@ -131,6 +133,4 @@ class Player:
                 self._stream.stop()  # after all was played
             self._stream.close()
         except self._error as error:
-            warnings.warn(
-                f"playing has ended: {' '.join(str(error).split())}", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"playing has ended: {' '.join(str(error).split())}", RuntimeWarning, stacklevel=2)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.clips.defaults import MUSICGEN, PROGRAMS, CommandDefaults
+from audiocraft_mlx.files import StrPath
 from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
@@ -107,12 +108,13 @@ class GenerationMetadata:
         return cls(**{name: value for name, value in values.items() if name in names})
 
 
-def read_metadata(path: Path) -> GenerationMetadata | None:
+def read_metadata(path: StrPath) -> GenerationMetadata | None:
     """How the clip in the file at `path` was made; None if it has no tags of ours.
 
     Raises:
         UsageError: the file can't be read, or its tags are damaged or can't be read without mutagen.
     """
+    path = Path(path)
     tags = read_tags(path)
     try:
         return None if tags is None else GenerationMetadata.from_json(tags.data)

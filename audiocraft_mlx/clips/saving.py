@@ -12,6 +12,7 @@ from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.clips.planning import new_samples
 from audiocraft_mlx.clips.requests import ClipRequest, OutputOptions
 from audiocraft_mlx.clips.source import SourceClip
+from audiocraft_mlx.files import StrPath
 
 if TYPE_CHECKING:
     from audiocraft_mlx.models.genmodel import GenModel
@@ -34,8 +35,9 @@ class SavedFile:
         return f"{self.path}: {layout}, {self.samples / self.sample_rate:.2f} s, {self.sample_rate} Hz"
 
 
-def save_clip(path: Path, clip: FinishedAudio, metadata: GenerationMetadata | None = None) -> SavedFile:
+def save_clip(path: StrPath, clip: FinishedAudio, metadata: GenerationMetadata | None = None) -> SavedFile:
     """Write `clip` to `path`, atomically. Raises `OutputError`."""
+    path = Path(path)
     tags = None if metadata is None else metadata.to_tags()
     peak = write_audio(path, clip.audio, clip.sample_rate, clip.audio_format, tags, clip.keeps_level)
     return SavedFile(path, clip.channels, clip.samples, clip.sample_rate, peak)

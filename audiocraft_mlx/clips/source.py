@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from audiocraft_mlx.audio.level import require_non_silent, without_cancellation
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import StrPath
 
 # MP3 has no others.
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -84,7 +84,7 @@ def _require_samples(audio: np.ndarray, rate: int, model_rate: int, name: str) -
         )
 
 
-def read_source(path: Path) -> SourceClip:
+def read_source(path: StrPath) -> SourceClip:
     """Raises `UsageError` if it can't be read, or has more than two channels."""
     from audiocraft_mlx.audio.read import decode_audio
 
@@ -94,7 +94,7 @@ def read_source(path: Path) -> SourceClip:
     return SourceClip(decoded.audio, decoded.rate, decoded.bits, str(path))
 
 
-def read_condition_audio(path: Path, duration: float) -> AudioInput:
+def read_condition_audio(path: StrPath, duration: float) -> AudioInput:
     """A melody or style for a clip of `duration` seconds: no more of a long file than is used.
 
     Raises `UsageError`.

@@ -404,7 +404,7 @@ class GenModel:
             melody_sample_rate, prompt_sample_rate: their samples per second.
             duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
             melody_separation: one of `MELODY_SEPARATIONS`: whether drums and bass are removed from a melody
-                first. `auto`: as audiocraft does, which always removes them.
+                first. `auto`: as audiocraft does, which always removes them: the same as `on` today.
 
         Raises:
             UsageError: one of them is of another type, shape or length, or audio is silent, NaN or infinite.
