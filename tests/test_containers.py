@@ -184,3 +184,23 @@ assert "av" not in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     assert containers.has_pyav()
+
+
+@pytest.mark.parametrize("with_pyav", [True, False])
+@pytest.mark.parametrize("kept", [100, 5000, 40000])
+def test_an_m4a_file_that_was_cut_off_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, with_pyav: bool
+) -> None:
+    path = tmp_path / "memo.m4a"
+    path.write_bytes(encode("memo.m4a", "aac", "ipod")[:kept])
+    if not with_pyav:
+        monkeypatch.setattr(decoders, "has_pyav", lambda: False)
+    with pytest.raises(UsageError, match=r"memo\.m4a is an M4A or MP4 file that was cut off or is damaged: "):
+        read_audio(path)
+
+
+def test_a_whole_m4a_file_is_not_called_cut_off() -> None:
+    assert not containers.is_cut_off_mp4(encode("memo.m4a", "aac", "ipod"))
+    for data in (b"", b"RIFF", b"\0\0\0\x08free" * 3):
+        assert not containers.is_cut_off_mp4(data)
+    assert not containers.is_cut_off_mp4(b"\0\0\0\x08ftyp" * 2000)

@@ -338,6 +338,24 @@ def test_audio_that_cannot_be_a_prompt_is_refused_in_a_sentence(
         model.prepare_inputs(["a"], [1], prompt=[audio], prompt_sample_rate=rate)
 
 
+@pytest.mark.parametrize("kind", [bytes, str, int, lambda _: ["a", "b"]])
+def test_what_is_no_audio_is_refused_in_a_sentence(model: MusicGen, kind: Callable[[int], object]) -> None:
+    for method in (
+        lambda audio: model.generate_continuation(audio, RATE),
+        lambda audio: model.stream(["a"], prompt=audio, prompt_sample_rate=RATE),
+        lambda audio: model.prepare_inputs(["a"], [1], prompt=[audio], prompt_sample_rate=RATE),
+    ):
+        with pytest.raises(UsageError, match="float samples"):
+            method(kind(3))
+
+
+@pytest.mark.parametrize("shape", [(1, 9000), (1, 1, 9000)])
+def test_a_memoryview_is_an_array(model: MusicGen, shape: tuple[int, ...]) -> None:
+    model.set_generation_params(duration=0.5)
+    audio = memoryview(np.full(shape, 0.1, np.float32))
+    assert model.generate_continuation(audio, RATE).shape[0] == 1
+
+
 def test_prompts_of_different_lengths_are_refused(model: MusicGen) -> None:
     clips = [np.zeros((1, length), np.float32) for length in (640, 1280)]
     with pytest.raises(UsageError, match="same length"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -102,6 +103,30 @@ def test_a_title_is_text(tmp_path: Path, title: str, capsys: pytest.CaptureFixtu
         save_plot(tmp_path / "clip.png", tone(440)[None], RATE, title)
     assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("title", PROMPTS, ids=lambda title: title[:8])
+def test_a_title_has_no_characters_that_cannot_be_drawn(title: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_module._save(plot_module._figure(title, 1), io.BytesIO())
+
+
+def test_what_no_font_has_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plot_module, "_FALLBACK_FONTS", ("No Such Font",))
+    text, families = plot_module._drawable("线\u3000piano \U0001f3b9\ufe0f\u200d, für é\x1b")
+    assert text == "? piano ?, für é"
+    assert "No Such Font" not in families
+
+
+def test_an_installed_font_is_used_for_what_the_first_one_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # matplotlib brings both.
+    lacking = plot_module._characters(["STIXGeneral"]) - plot_module._characters(["DejaVu Sans"])
+    title = "a " + next(character for character in map(chr, sorted(lacking)) if character.isprintable())
+    monkeypatch.setattr(plot_module, "_FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
+    text, families = plot_module._drawable(title)
+    assert (text, families[-1]) == (title, "STIXGeneral")
+    assert plot_module._drawable("a piano")[1] == families[:-1]
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "TkAgg", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ def test_the_tail_is_of_whole_frames_at_the_models_rate() -> None:
     np.testing.assert_array_equal(source.prompt_audio(0.1, RATE, 2, 640), source.audio[:, -3200:])
     assert source.prompt_audio(99, 16000, 2, 320).shape == (2, 8000)
     assert source.prompt_audio(0.001, RATE, 1, 640).shape == (1, 32), "less than a frame is taken as it is"
+
+
+def test_less_than_a_frame_is_warned_about() -> None:
+    whole, short = SourceClip(sine(200), RATE), SourceClip(sine(200)[:, :100], RATE, name="short.wav")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert whole.prompt_audio(0.02, RATE, 1, 640).shape == (1, 640)
+    with pytest.warns(RuntimeWarning, match=r"^only 0\.0031 s of short\.wav are continued, less"):
+        assert short.prompt_audio(5, RATE, 1, 640).shape == (1, 100)
 
 
 def test_less_than_one_sample_at_the_models_rate_is_refused(tmp_path: Path) -> None:

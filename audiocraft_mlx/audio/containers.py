@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -28,12 +29,35 @@ _FORMATS = (
 _SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 # Lossless codecs whose samples 16 bits may not hold; others fit into 16.
 _LOSSLESS = ("alac", "flac", "ape", "tak", "tta", "truehd", "mlp", "wavpack", "wmalossless", "pcm_")
+# More boxes than this at the top of an MP4 file aren't looked at.
+_MAX_BOXES = 1000
 # Samples per channel of a block.
 _BLOCK = 1 << 16
 
 
 def has_pyav() -> bool:
     return find_spec("av") is not None
+
+
+def is_cut_off_mp4(data: bytes | mmap.mmap) -> bool:
+    """Whether this is the beginning of an MP4 or M4A file without the box that says where its samples are.
+
+    It comes at the end of a recording (ISO/IEC 14496-12: `moov`).
+    """
+    if data[4:8] != b"ftyp":
+        return False
+    start = 0
+    for _ in range(_MAX_BOXES):
+        size, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        if size == 1:
+            size = int.from_bytes(data[start + 8 : start + 16], "big")
+        end = start + size if size else len(data)
+        if len(kind) < 4 or end > len(data) or end < start + 8:
+            return True
+        if kind == b"moov":
+            return False
+        start = end
+    return False
 
 
 class ContainerDecoder:

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from audiocraft_mlx.audio.au_header import complete_au
-from audiocraft_mlx.audio.containers import PYAV_HINT, ContainerDecoder, has_pyav
+from audiocraft_mlx.audio.containers import PYAV_HINT, ContainerDecoder, has_pyav, is_cut_off_mp4
 from audiocraft_mlx.audio.flac import find_flac_parts
 from audiocraft_mlx.audio.joined import find_joined
 from audiocraft_mlx.audio.mpeg import find_mpeg_parts
@@ -73,6 +73,12 @@ def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
                 return LibsndfileDecoder(path, stream, parts)
         container = _open_container(path, stream)
         if container is None:
+            with _mapped(stream) as data:
+                if data and is_cut_off_mp4(data):
+                    raise UsageError(
+                        f"{path} is an M4A or MP4 file that was cut off or is damaged: its index is missing;"
+                        " copy or download it again"
+                    ) from error
             hint = "" if has_pyav() else f"; {PYAV_HINT}"
             raise UsageError(
                 f"{path} is not audio that can be read; give a WAV, FLAC, MP3 or Ogg file{hint}"

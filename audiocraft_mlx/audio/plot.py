@@ -34,6 +34,28 @@ _MAX_COLUMNS = 2048
 _FRAMES_PER_COLUMN = 16
 # Samples per channel, and frames of the spectrogram, that are processed at a time.
 _BLOCK, _FRAMES = 1 << 16, 256
+# Fonts for the characters of a title that matplotlib's own font lacks, where they are installed: Chinese,
+# Japanese and Korean on Linux and macOS, other scripts, symbols. Not Apple's and Noto's colour emoji:
+# matplotlib can't draw bitmaps.
+_FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "PingFang HK",
+    "Hiragino Sans GB",
+    "Hiragino Sans",
+    "Heiti TC",
+    "Apple SD Gothic Neo",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Noto Emoji",
+    "Symbola",
+    "Arial Unicode MS",
+)
 # The title's characters in a line, and its lines.
 _TITLE_WIDTH, _TITLE_LINES = 110, 3
 
@@ -232,12 +254,41 @@ def _figure(title: str, panels: int) -> Any:
     figure = Figure(figsize=(11, 2 * sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.subplots(panels, 1, height_ratios=heights)
+    title, families = _drawable(title[: (_TITLE_LINES + 1) * _TITLE_WIDTH])
     # matplotlib's own wrapping takes "$" for mathematics.
-    lines = textwrap.wrap(
-        title[: (_TITLE_LINES + 1) * _TITLE_WIDTH], _TITLE_WIDTH, max_lines=_TITLE_LINES, placeholder=" …"
-    )
-    figure.suptitle("\n".join(lines), parse_math=False)
+    lines = textwrap.wrap(title, _TITLE_WIDTH, max_lines=_TITLE_LINES, placeholder=" …")
+    figure.suptitle("\n".join(lines), parse_math=False, family=families)
     return figure
+
+
+def _drawable(title: str) -> tuple[str, list[str]]:
+    """`title` with "?" for what no font has and without invisible characters, and the fonts for it."""
+    from matplotlib import font_manager, rcParams
+
+    families = list(rcParams["font.family"])
+    if title.isascii() and title.isprintable():
+        return title, families
+    # White space, also of other scripts, is a space; control characters, joiners and variations are nothing.
+    title = "".join(" " if c.isspace() else c for c in title)
+    title = "".join(c for c in title if c.isprintable() and not "\ufe00" <= c <= "\ufe0f")
+    missing = {ord(c) for c in title} - _characters(families)
+    installed = {font.name for font in font_manager.fontManager.ttflist} if missing else set()
+    for name in _FALLBACK_FONTS:
+        if name in installed and missing & (characters := _characters([name])):
+            families.append(name)
+            missing -= characters
+    return "".join("?" if ord(c) in missing else c for c in title), families
+
+
+def _characters(families: list[str]) -> set[int]:
+    """The characters that a font has; none of one that matplotlib can't read."""
+    from matplotlib import font_manager
+
+    try:
+        font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=families)))
+        return set(font.get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        return set()
 
 
 def _save(figure: Any, file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,8 @@ class SourceClip:
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one.
 
+        Less than one frame is taken as it is, with a warning: the codec pads it, as audiocraft's does.
+
         Raises `UsageError` if it has less than one sample at that rate.
         """
         _require_samples(self.audio, self.rate, rate, self.name or "the source")
@@ -56,6 +59,13 @@ class SourceClip:
         if channels == 1:
             end = without_cancellation(end)
         audio = convert_audio(end, self.rate, rate, channels)
+        if audio.shape[1] < hop:
+            warnings.warn(
+                f"only {audio.shape[1] / rate:.4f} s of {self.name or 'the source'} are continued, less than"
+                f" one frame of codes ({hop / rate:g} s): the result hardly depends on them; give more",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         # The codec pads the last frame: whole frames end where the source ends.
         return audio[:, audio.shape[1] % hop if audio.shape[1] > hop else 0 :]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -337,13 +337,14 @@ class GenModel:
     ) -> GenerationOutput:
         """Music that continues `prompt`, float `[batch, channels, samples]`, or `[channels, samples]`.
 
-        The result begins with the prompt as the codec reconstructs it, and has `duration` seconds in all. See
+        The result begins with the prompt as the codec reconstructs it, and has `duration` seconds in all. The
+        codec pads a prompt to whole frames, as in audiocraft: of less than one frame little is left. See
         `generate`; `descriptions` has one text for each prompt, None is none at all.
 
         Raises:
             UsageError: also if the prompt is empty, or as long as `duration`.
         """
-        prompts = _clips_of(prompt)
+        prompts = _clips_of(prompt, "the prompt")
         inputs = self._inputs(
             [None] * len(prompts) if descriptions is None else descriptions,
             prompt=prompts,
@@ -375,7 +376,7 @@ class GenModel:
             descriptions,
             melody_wavs=melody_wavs,
             melody_sample_rate=melody_sample_rate,
-            prompt=None if prompt is None else _clips_of(prompt),
+            prompt=None if prompt is None else _clips_of(prompt, "the prompt"),
             prompt_sample_rate=prompt_sample_rate,
             melody_separation=melody_separation,
         )
@@ -486,7 +487,10 @@ class GenModel:
     def _check_codes(self, name: str, codes: AudioArray) -> mx.array:
         """Codes from a caller as int32; `UsageError` unless they have an entry in the codec's tables."""
         codebooks, cardinality = self.compression_model.num_codebooks, self.compression_model.cardinality
-        values = np.asarray(codes)
+        try:
+            values = np.asarray(codes)
+        except (TypeError, ValueError) as error:  # lists of several lengths
+            raise UsageError(f"{name} must be an array of integers, not {type(codes).__name__}") from error
         if values.dtype.kind not in "iu":
             raise UsageError(f"{name} must be integers, not {values.dtype}")
         if values.ndim != 3 or values.shape[1] != codebooks or not values.size:
@@ -529,11 +533,10 @@ class GenModel:
                 f"{self.name} is conditioned on text only; give a melody to a melody model (melody,"
                 " stereo-melody, ...), a style to style"
             )
-        if isinstance(wavs, (mx.array, np.ndarray)) and wavs.ndim == 2:
-            wavs = [wavs]
+        wavs = _clips_of(wavs, "the melody or style")
         if len(wavs) != rows:
             raise UsageError(f"there are {rows} descriptions, but {len(wavs)} melodies")
-        unique, index_of_row = _unique(list(wavs))
+        unique, index_of_row = _unique(wavs)
         audios = []
         for index, wav in enumerate(unique):
             name = f"melody {index_of_row.index(index) + 1}"
@@ -763,15 +766,27 @@ def _float32_array(audio: AudioArray, name: str) -> np.ndarray:
             return array.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} must be an array of float samples, not {type(audio).__name__}") from error
+    hint = "; divide integers by their full scale" if array.dtype.kind in "iu" else ""
+    raise UsageError(f"{name} must be float samples, nominally in [-1, 1], not {array.dtype}{hint}")
+
+
+def _clips_of(audio: Any, name: str) -> list[Any]:
+    """The clips of `[batch, channels, samples]` or of a list, or the one of `[channels, samples]`.
+
+    Raises `UsageError` for what is neither.
+    """
+    if isinstance(audio, memoryview):
+        audio = np.asarray(audio)  # Python itself lists one of one dimension only
+    dimensions = getattr(audio, "ndim", None)  # also of another library's arrays, such as torch's
+    if dimensions == 2:
+        return [audio]
+    if dimensions or (isinstance(audio, Sequence) and not isinstance(audio, (str, bytes, bytearray))):
+        with suppress(TypeError):
+            return list(audio)
     raise UsageError(
-        f"{name} must be float samples, nominally in [-1, 1], not {array.dtype}; divide integers by their"
-        " full scale"
+        f"{name} must be an array of float samples [batch, channels, samples], or a list of such arrays"
+        f" [channels, samples], not {type(audio).__name__}"
     )
-
-
-def _clips_of(audio: AudioArray) -> list[AudioArray]:
-    """The clips of `[batch, channels, samples]`, or the one of `[channels, samples]`."""
-    return [audio] if not isinstance(audio, Sequence) and audio.ndim == 2 else list(audio)
 
 
 def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list[int | None]]:
