@@ -179,9 +179,9 @@ class ErrorAnswer(Value):
 class Event(Value):
     """One of the events of GET /api/events.
 
-    `job`: a Job that is new or has changed. `removed`: `{"id"}`. `progress`: `{"id", "progress", "speed"}` of a
-    job. `peaks`: `{"id", "start", "peaks"}` of a clip, `start` as an index into its `Peaks`. `models`: the list of
-    `ModelInfo`. `reset`: events were missed; read the lists again.
+    `job`: a Job that is new or has changed. `removed`: `{"id"}`. `progress`: `{"id", "progress", "speed"}`
+    of a job. `peaks`: `{"id", "start", "peaks"}` of a clip, `start` as an index into its `Peaks`. `models`:
+    the list of `ModelInfo`. `reset`: events were missed; read the lists again.
     """
 
     id: str

@@ -93,7 +93,10 @@ class ClipAudio:
 
 
 class Service:
-    """Jobs, clips, audio and models. All methods are thread-safe; those that aren't `async` may read the disk."""
+    """Jobs, clips, audio and models.
+
+    All methods are thread-safe; those that aren't `async` may read the disk.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         """Open the data folder. Raises `UsageError` if another server uses it, `OutputError`."""
