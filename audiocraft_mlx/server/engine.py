@@ -96,7 +96,12 @@ class Engine:
             return False
         model = self._load(waiting[0].model)
         if model is not None:
-            batch = self._next_batch(model, waiting)
+            try:
+                batch = self._next_batch(model, waiting)
+            except Exception as error:  # not again and again
+                _log.exception("no batch can be put together")
+                self._fail(waiting[:1], error)
+                return True
             if batch:
                 self._make(model, batch)
                 trim_heap()
