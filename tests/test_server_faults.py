@@ -46,10 +46,12 @@ def test_after_a_kill_the_history_is_whole_and_files_are_whole_or_gone(tmp_path:
             text=True,
         )
         assert process.stdout is not None
-        while "ready" not in process.stdout.readline():
-            assert process.poll() is None
-        time.sleep(draw.uniform(0.05, 1.5))
-        process.send_signal(signal.SIGKILL)
+        try:
+            while "ready" not in process.stdout.readline():
+                assert process.poll() is None
+            time.sleep(draw.uniform(0.05, 1.5))
+        finally:
+            process.send_signal(signal.SIGKILL)
         for line in process.stdout.read().splitlines(keepends=True):
             if line.endswith("\n"):
                 what, id = line.split()

@@ -29,6 +29,8 @@ from audiocraft_mlx.server.settings import Limits
 from audiocraft_mlx.server.store import AudioRecord, AudioShape, ClipRecord, JobRecord, Store
 from audiocraft_mlx.server.wakeup import Wakeup
 
+from .unprivileged import reachable_folder, unprivileged
+
 # Events
 
 
@@ -393,6 +395,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, kind: str) 
     with pytest.raises(OutputError, match="can't be written: ") as error:
         DataFolder(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_permission_is_one_line() -> None:
+    with reachable_folder() as folder:
+        folder.chmod(0o555)
+        with unprivileged(), pytest.raises(OutputError, match="can't be written: Permission denied"):
+            DataFolder(folder)
 
 
 def test_ids_are_of_128_bits() -> None:

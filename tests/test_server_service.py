@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
@@ -686,6 +687,69 @@ def test_a_source_that_was_deleted_fails_the_job_that_waits_for_it(held: Held) -
         Status.FAILED,
         f"continue: {first.clips[0].id}.wav was deleted",
     )
+
+
+def test_a_job_that_cannot_be_finished_fails_alone(
+    held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = engine.save_files
+
+    def save_files(folder: Any, job: str, clip: Any, recipe: Any, *rest: Any) -> Any:
+        if recipe.request.prompt == "bad":
+            raise ZeroDivisionError
+        return save(folder, job, clip, recipe, *rest)
+
+    monkeypatch.setattr(engine, "save_files", save_files)
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, prompt=prompt) for prompt in ("good", "bad", "fine")]
+    held.gate.set()
+    states = [run(held.service.wait(job.id)).status for job in (first, *shared)]
+    assert states == [Status.DONE, Status.DONE, Status.FAILED, Status.DONE]
+    assert held.model.batches == [1, 3]
+    assert "Traceback" in caplog.text
+
+
+def test_stems_without_their_network_fail_before_anything_is_made(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demucs, "load_htdemucs", raiser(CheckpointError("no htdemucs here")))
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, stems=stems) for stems in (True, False)]
+    held.gate.set()
+    jobs = [run(held.service.wait(job.id)) for job in (first, *shared)]
+    assert [job.status for job in jobs] == [Status.DONE, Status.FAILED, Status.DONE]
+    assert jobs[1].error == "no htdemucs here"
+    assert held.model.batches == [1, 1]
+
+
+def test_takes_that_were_made_go_when_their_job_is_cancelled_between_batches(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: 1)
+    gates = [threading.Event() for _ in range(3)]
+    batches = iter(gates)
+    fake.during = lambda: None if next(batches).wait(SOON) else None
+    opened = open_service(tmp_path / "data")
+    first = submit(opened, takes=2)
+    other = submit(opened, "other", duration=0.5)
+    gates[0].set()
+    until(lambda: opened.job(other.id).status is Status.RUNNING)
+    assert opened.job(first.id).status is Status.RUNNING
+    assert len(os.listdir(tmp_path / "data" / "clips" / first.id)) == 1
+    assert opened.delete(first.id).status is Status.CANCELLED
+    gates[1].set()
+    assert run(opened.wait(other.id)).status is Status.DONE
+    until(lambda: not (tmp_path / "data" / "clips" / first.id).exists())
+    assert fake.batches == [1, 1]
+    opened.close()
+
+
+def test_a_clip_of_less_than_a_frame_is_refused(held: Held) -> None:
+    held.gate.set()
+    made(held.service)
+    with pytest.raises(InvalidFieldError, match=r"at least one frame, 0\.02 s") as error:
+        submit(held.service, duration=0.01)
+    assert error.value.param == "duration"
 
 
 def test_an_error_between_batches_is_survived(

@@ -48,6 +48,8 @@ class Engine:
         self._has_news = self._stopping = False
         self._wanted: deque[str] = deque()
         self._separator: HTDemucs | None = None
+        self._begun: set[LiveJob] = set()
+        """Jobs of which some takes are files."""
 
     def start(self) -> None:
         self._thread.start()
@@ -75,6 +77,7 @@ class Engine:
         while not self._stopping:
             try:
                 self._tidy()
+                self._remove_unwanted()
                 if not self._work():
                     with self._news:
                         if not self._has_news and not self._stopping:
@@ -150,7 +153,9 @@ class Engine:
         return [(*candidates[plan], plan) for plan in batch]
 
     def _plan(self, model: GenModel, job: LiveJob) -> list[tuple[int, ClipPlan]]:
-        """The takes of a job that nobody makes yet. Raises `UsageError`, `OutputError`."""
+        """The takes of a job that nobody makes yet. Raises what reading its audio, or Demucs, does."""
+        if job.recipe.output.stems:
+            self._load_separator()
         takes = range(job.taken, len(job.recipe.clips))
         plans = plan_clips(model, job.recipe.load()[job.taken :])
         path = self._folder.clip_file(job.id, job.record.clips[0].id, job.recipe.output.audio_format)
@@ -171,9 +176,8 @@ class Engine:
                 _log.exception("an unexpected error while clips were made")
             self._fail(jobs, error)
         finally:
-            for job in jobs:
-                if not job.is_live:
-                    self._remove_files(job)
+            self._begun.update(jobs)
+            self._remove_unwanted()
 
     def _generate(
         self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]], jobs: list[LiveJob]
@@ -212,14 +216,16 @@ class Engine:
                         self._attempt(job, lambda: self._finish(model, job, take, plan, event))  # noqa: B023
 
     def _attempt(self, job: LiveJob, work: Callable[[], None]) -> None:
-        """Do the `work` of one job of the batch: if its files can't be written, the others may go on."""
+        """Do the `work` of one job of the batch: if it fails, the others go on."""
         if self._stopping:
             raise _Cancelled
         if not job.is_live:
             return
         try:
             work()
-        except OutputError as error:
+        except Exception as error:
+            if _traceback(error) and not self._stopping:
+                _log.exception("an unexpected error in one job of a batch")
             self._fail([job], error)
 
     def _begin(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan) -> None:
@@ -238,14 +244,12 @@ class Engine:
     def _finish(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan, event: Finished) -> None:
         clip, audio = job.record.clips[take], job.clips[take].new
         assert audio is not None
-        separator = None
-        if job.recipe.output.stems:
-            separator = self._load_separator()
+        separator = self._load_separator() if job.recipe.output.stems else None
         job.finished[take] = save_files(
             self._folder, job.id, clip, job.recipe, plan, audio, model.sample_rate, separator
         )
-        if len(job.finished) == len(job.clips) and not self._jobs.finish(job, event.elapsed):
-            self._remove_files(job)
+        if len(job.finished) == len(job.clips):
+            self._jobs.finish(job, event.elapsed)
 
     def _load_separator(self) -> HTDemucs:
         if self._separator is None:
@@ -261,9 +265,12 @@ class Engine:
         for job in jobs:
             self._jobs.fail(job, message)
 
-    def _remove_files(self, job: LiveJob) -> None:
-        if job.record.status is not schema.Status.DONE:
-            self._folder.remove_job(job.id, [clip.id for clip in job.record.clips])
+    def _remove_unwanted(self) -> None:
+        """Remove the files of jobs that have ended before all of their takes were made."""
+        for job in [job for job in self._begun if not job.is_live]:
+            self._begun.discard(job)
+            if job.record.status is not schema.Status.DONE:
+                self._folder.remove_job(job.id, [clip.id for clip in job.record.clips])
 
 
 def _traceback(error: Exception) -> bool:

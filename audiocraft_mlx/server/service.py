@@ -288,6 +288,11 @@ class Service:
     def _check_model(self, recipe: Recipe) -> None:
         name = recipe.request.model
         assert name is not None
+        model = self._models.loaded(name)
+        if model is not None and recipe.request.duration * model.frame_rate < 1:
+            raise InvalidFieldError(
+                f"duration must be at least one frame, {1 / model.frame_rate:g} s", "duration"
+            )
         types = self._models.condition_types(name)
         if types is not None:
             try:
