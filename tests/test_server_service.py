@@ -91,6 +91,7 @@ async def stream(of: Service, clip: str, start: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     opened = open_service(tmp_path_factory.mktemp("demo"))
+    until(lambda: opened.models()[0].state == "loaded")  # not while a command loads it, too
     yield opened
     opened.close()
 
@@ -728,7 +729,11 @@ def test_takes_that_were_made_go_when_their_job_is_cancelled_between_batches(
     monkeypatch.setattr(memory, "max_batch_size", lambda *_: 1)
     gates = [threading.Event() for _ in range(3)]
     batches = iter(gates)
-    fake.during = lambda: None if next(batches).wait(SOON) else None
+
+    def hold() -> None:
+        assert next(batches).wait(SOON)
+
+    fake.during = hold
     opened = open_service(tmp_path / "data")
     first = submit(opened, takes=2)
     other = submit(opened, "other", duration=0.5)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from threading import Condition, Thread
+from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
@@ -46,6 +46,7 @@ class Engine:
         self._thread = Thread(target=self._run, daemon=True, name="musicgen-mlx engine")
         self._news = Condition()
         self._has_news = self._stopping = False
+        self._stopped = Event()
         self._wanted: deque[str] = deque()
         self._separator: HTDemucs | None = None
         self._begun: set[LiveJob] = set()
@@ -59,7 +60,7 @@ class Engine:
         self._stopping = True
         self.wake()
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._stopped.wait(timeout)
 
     def wake(self) -> None:
         """There is something new in the queue."""
@@ -74,6 +75,15 @@ class Engine:
         self.wake()
 
     def _run(self) -> None:
+        self._work_until_stopped()
+        self._separator = None
+        self._models.drop_all()
+        self._stopped.set()
+        # It waits for the end of the process: where a thread that has used MLX ends before that, and the main
+        # thread hasn't used it, MLX 0.32 may abort the process when it exits.
+        Event().wait()
+
+    def _work_until_stopped(self) -> None:
         while not self._stopping:
             try:
                 self._tidy()
