@@ -198,7 +198,7 @@ def test_stems_are_beside_the_clip(demo: Service, separator: None) -> None:
     job = made(demo, duration=0.5, stems=True, format="flac")
     stems = job.clips[0].stems
     assert {*stems} == {"drums", "bass", "other", "vocals"}
-    assert stems["bass"] == f"/api/clips/{job.clips[0].id}/audio?stem=bass"
+    assert stems["bass"] == f"/api/clips/{job.clips[0].id}/stems/bass"
     parts = [read(demo.clip_file(job.clips[0].id, stem=name)) for name in stems]
     assert all(part.shape == file(demo, job).shape for part in parts)
     assert demo.clip_file(job.clips[0].id, "wav", "bass").suffix == ".wav"

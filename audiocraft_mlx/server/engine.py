@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
 
 _log = logging.getLogger(__name__)
+# Seconds between two events of a batch's progress.
+_PROGRESS_SECONDS = 0.2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -192,13 +194,18 @@ class Engine:
     def _generate(
         self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]], jobs: list[LiveJob]
     ) -> None:
-        begun = time.perf_counter()
+        begun = told = time.perf_counter()
+        seconds = sum(plan.seconds for _, _, plan in batch)
 
         def on_progress(progress: Progress) -> None:
+            nonlocal told
             if self._stopping or not any(job.is_live for job in jobs):
                 raise _Cancelled
-            seconds = sum(plan.seconds for _, _, plan in batch) * progress.done / progress.total
-            speed = seconds / max(time.perf_counter() - begun, 1e-6)
+            now = time.perf_counter()
+            if now - told < _PROGRESS_SECONDS and progress.done < progress.total:
+                return
+            told = now
+            speed = seconds * progress.done / progress.total / max(now - begun, 1e-6)
             done = schema.Progress(done=progress.done, total=progress.total)
             for job in jobs:
                 if job.is_live:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from threading import RLock
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Jobs at the front of the queue whose new positions are told.
 _TOLD = 10
-# Seconds between two events of a job's progress.
-_PROGRESS_SECONDS = 0.2
 # Until some jobs have been made.
 _FIRST_GUESS_SECONDS = 30.0
 
@@ -56,7 +53,6 @@ class LiveJob:
     def __post_init__(self) -> None:
         self.finished: dict[int, tuple[ClipRecord, bytes]] = {}
         self.changed = Wakeup()
-        self.told = 0.0
 
     @property
     def id(self) -> Id:
@@ -191,16 +187,10 @@ class Jobs:
                 if job.is_live:
                     self.tell(job.id)
 
-    def advance(self, job: LiveJob, progress: Progress, speed: float | None) -> None:
+    def advance(self, job: LiveJob, progress: Progress, speed: float) -> None:
         """So much of a job's batch is done."""
         job.progress, job.speed = progress, speed
-        now = time.monotonic()
-        if now - job.told >= _PROGRESS_SECONDS or progress.done == progress.total:
-            job.told = now
-            self._events.publish(
-                "progress",
-                {"id": job.id, "progress": progress.model_dump(), "speed": job.speed},
-            )
+        self._events.publish("progress", {"id": job.id, "progress": progress.model_dump(), "speed": speed})
 
     def tell_peaks(self, clip: Id, start: int, peaks: bytes) -> None:
         if peaks:
@@ -293,5 +283,5 @@ def _clip_view(clip: ClipRecord, shape: AudioShape) -> Clip:
         audio=f"{address}/audio",
         stream=f"{address}/stream",
         peaks=f"{address}/peaks",
-        stems={name: f"{address}/audio?stem={name}" for name in clip.stems},
+        stems={name: f"{address}/stems/{name}" for name in clip.stems},
     )
