@@ -1,0 +1,1 @@
+"""Interfaces that existing programs speak, on the same jobs."""
