@@ -53,24 +53,31 @@ class StreamFormat:
     channels: int | None = None
     kbps: int | None = None
 
-    def of(self, clip: ClipAudio) -> StreamFormat:
-        """All that this leaves open filled in. Raises `UsageError` for what the format doesn't have."""
-        rate, kbps = self.sample_rate or clip.sample_rate, self.kbps
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for what the format doesn't have."""
+        rate, kbps = self.sample_rate, self.kbps
+        if rate is None:
+            return
         if self.name == "mp3":
-            rate = rate if self.sample_rate or rate in _MP3_RATES else 44_100
             if rate not in _MP3_RATES:
                 raise UsageError(f"mp3 has no sample rate of {rate} Hz; choose 44100")
             lowest, highest = _MP3_RATES[rate]
-            kbps = highest if kbps is None else kbps
-            if not lowest <= kbps <= highest:
+            if kbps is not None and not lowest <= kbps <= highest:
                 raise UsageError(f"mp3 at {rate} Hz has {lowest} to {highest} kbit/s, not {kbps}")
         elif self.name == "opus":
-            rate = rate if self.sample_rate else _OPUS_RATE
             if rate != _OPUS_RATE:
                 raise UsageError(f"opus has {_OPUS_RATE} Hz, not {rate}")
-            kbps = 128 if kbps is None else kbps
-            if not 8 <= kbps <= 256:
+            if kbps is not None and not 8 <= kbps <= 256:
                 raise UsageError(f"opus has 8 to 256 kbit/s, not {kbps}")
+
+    def of(self, clip: ClipAudio) -> StreamFormat:
+        """All that this leaves open filled in."""
+        rate, kbps = self.sample_rate or clip.sample_rate, self.kbps
+        if self.name == "mp3":
+            rate = rate if rate in _MP3_RATES else 44_100
+            kbps = kbps or _MP3_RATES[rate][1]
+        elif self.name == "opus":
+            rate, kbps = _OPUS_RATE, kbps or 128
         return replace(self, sample_rate=rate, channels=self.channels or clip.channels, kbps=kbps)
 
     @property
@@ -246,7 +253,7 @@ class ClipStream:
     """
 
     def __init__(self, clip: ClipAudio, wanted: StreamFormat, start: int = 0) -> None:
-        """From sample `start` of the clip on. Raises `UsageError` for what the format doesn't have."""
+        """From sample `start` of the clip on."""
         self.format = wanted.of(clip)
         self._clip, self._start = clip, min(start, clip.samples)
         rate, channels = self.format.sample_rate, self.format.channels
