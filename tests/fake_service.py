@@ -90,7 +90,7 @@ class FakeAudio(ClipAudio):
 
 
 class FakeService(Service):
-    """`speed`: seconds of audio per second. A prompt with the word "fail" fails after `fail_after` seconds."""
+    """`speed`: seconds of audio per second. A prompt with "fail" in it fails after `fail_after` seconds."""
 
     def __init__(self, folder: Path, speed: float = 1e9, fail_after: float = 0.0) -> None:
         self.settings = ServerSettings(folder, ModelOptions(DEFAULT_MODEL))

@@ -68,7 +68,7 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
         app.include_router(router)
     for path in _page_files():
         name = path.relative_to(PAGE).as_posix()
-        app.router.routes.append(Route("/" if name == "index.html" else f"/{name}", _page_file(path)))
+        app.router.routes.append(Route("/" if name == "index.html" else f"/page/{name}", _page_file(path)))
     app.add_middleware(BugAnswers)
     app.add_middleware(Security, settings=security)  # the outermost
     return app

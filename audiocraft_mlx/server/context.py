@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 
 from audiocraft_mlx.server.answers import ClientGoneError
 from audiocraft_mlx.server.service import Service
-from audiocraft_mlx.server.uploads import Uploads
+from audiocraft_mlx.server.spooling import Uploads
 
 T = TypeVar("T")
 # Files that are decoded or converted at a time.
