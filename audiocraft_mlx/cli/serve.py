@@ -65,10 +65,7 @@ class Access:
     names: frozenset[str]
     """By which it may be called, in lower case."""
     any_address: bool
-
-    @property
-    def is_local(self) -> bool:
-        return not self.any_address
+    """Numeric addresses too."""
 
     def url(self, port: int) -> str:
         """The address to open, with the token."""
@@ -101,11 +98,7 @@ def _settings(arguments: argparse.Namespace) -> ServerSettings:
     from audiocraft_mlx.checkpoints.model_files import cached_bytes
     from audiocraft_mlx.server.service import Limits, ServerSettings
 
-    name, hint = arguments.model, None
-    if name is None:
-        name = MUSICGEN.model
-        if cached_bytes(name) is None:
-            name, hint = DEMO, HINT
+    name = arguments.model or (DEMO if cached_bytes(MUSICGEN.model) is None else MUSICGEN.model)
     model = ModelOptions(
         name,
         quantize=arguments.quantize,
@@ -114,6 +107,7 @@ def _settings(arguments: argparse.Namespace) -> ServerSettings:
     )
     data = arguments.data or platformdirs.user_data_path("musicgen-mlx", appauthor=False) / "server"
     limits = replace(Limits(), duration=arguments.max_duration)
+    hint = HINT if name == DEMO else None
     return ServerSettings(data, model, hint, arguments.allow_downloads, limits)
 
 

@@ -60,6 +60,7 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
         # Their pages load programs from elsewhere.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.context = context
