@@ -69,7 +69,7 @@ class AudioStream(Response):
             try:
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    # A connection that takes all, or is gone, doesn't make `send` wait: others have their turn.
+                    # If the connection takes all, or is gone, `send` doesn't wait: others have their turn.
                     await asyncio.sleep(0)
             except ClipEndedEarly:
                 return

@@ -247,8 +247,9 @@ def _check_origin(scope: Scope, headers: Headers) -> None:
     host = headers.get("host").lower()
     for origin in headers.all("origin"):
         url = urlsplit(origin.lower())
-        if url.scheme not in ("http", "https") or _with_port(url.netloc, url.scheme) not in (
-            _with_port(host, url.scheme),
+        # A proxy may speak https with the browser and http with us.
+        if url.scheme not in ("http", "https") or _with_port(url.netloc, url.scheme) != _with_port(
+            host, url.scheme
         ):
             raise foreign
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
