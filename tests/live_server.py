@@ -19,7 +19,10 @@ from audiocraft_mlx.server.service import Service
 def running(service: Service, security: SecuritySettings | None = None) -> Iterator[str]:
     """Its address, without a slash at the end."""
     app = create_app(service, security or SecuritySettings())
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1
         )

@@ -34,6 +34,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(autouse=True)
+def _no_cookies() -> None:
+    HTTP.cookies.clear()
+
+
 def port_of(url: str) -> str:
     return url.rpartition(":")[2]
 

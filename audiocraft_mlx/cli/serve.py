@@ -189,7 +189,8 @@ def _listen(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host: {host!r} is no address of this machine; try {_LOOPBACK}") from error
-    listener = socket.socket(family, kind, protocol)
+    # With its protocol: else asyncio doesn't switch off the delay of small pieces (TCP_NODELAY).
+    listener = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

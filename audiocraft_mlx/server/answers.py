@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
@@ -78,14 +79,23 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
-        message = str(error.detail)
+        message, headers = str(error.detail), dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods_at(request))  # the router's has those of one route only
         if message == HTTPStatus(error.status_code).phrase:
             message = f"{request.method} {request.url.path}: {message.lower()}"
-        return error_answer(error.status_code, message, headers=error.headers)
+        return error_answer(error.status_code, message, headers=headers)
 
     @app.exception_handler(ClientGoneError)
     async def of_nobody(request: Request, error: ClientGoneError) -> JSONResponse:
         return error_answer(499, "the client is gone")
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes with the path of a request."""
+    routes: list[Route] = request.app.state.routes
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 class BugAnswers:

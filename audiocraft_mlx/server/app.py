@@ -65,11 +65,15 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
     )
     app.state.context = context
     add_handlers(app)
-    for router in (routes.router, openai.router, elevenlabs.router, huggingface.router):
+    routers = (routes.router, openai.router, elevenlabs.router, huggingface.router)
+    for router in routers:
         app.include_router(router)
+    page = []
     for path in _page_files():
         name = path.relative_to(PAGE).as_posix()
-        app.router.routes.append(Route("/" if name == "index.html" else f"/page/{name}", _page_file(path)))
+        page.append(Route("/" if name == "index.html" else f"/page/{name}", _page_file(path)))
+    app.router.routes.extend(page)
+    app.state.routes = [*page, *(route for router in routers for route in router.routes)]
     app.add_middleware(BugAnswers)
     app.add_middleware(Security, settings=security)  # the outermost
     return app
