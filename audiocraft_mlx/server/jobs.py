@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from threading import RLock
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Jobs at the front of the queue whose new positions are told.
 _TOLD = 10
-# Seconds between two events of a job's progress.
-_PROGRESS_SECONDS = 0.2
 # Until some jobs have been made.
 _FIRST_GUESS_SECONDS = 30.0
 
@@ -56,7 +53,6 @@ class LiveJob:
     def __post_init__(self) -> None:
         self.finished: dict[int, tuple[ClipRecord, bytes]] = {}
         self.changed = Wakeup()
-        self.told = 0.0
 
     @property
     def id(self) -> Id:
@@ -191,33 +187,26 @@ class Jobs:
                 if job.is_live:
                     self.tell(job.id)
 
-    def advance(self, job: LiveJob, progress: Progress, speed: float | None) -> None:
+    def advance(self, job: LiveJob, progress: Progress, speed: float) -> None:
         """So much of a job's batch is done."""
         job.progress, job.speed = progress, speed
-        now = time.monotonic()
-        if now - job.told >= _PROGRESS_SECONDS or progress.done == progress.total:
-            job.told = now
-            self._events.publish(
-                "progress",
-                {"id": job.id, "progress": progress.model_dump(), "speed": job.speed},
-            )
+        self._events.publish("progress", {"id": job.id, "progress": progress.model_dump(), "speed": speed})
 
     def tell_peaks(self, clip: Id, start: int, peaks: bytes) -> None:
         if peaks:
             self._events.publish("peaks", {"id": clip, "start": start, "peaks": list(peaks)})
 
-    def finish(self, job: LiveJob, seconds: float) -> bool:
-        """A job's files are all there; `seconds` is what it took. False if it was cancelled meanwhile."""
+    def finish(self, job: LiveJob, seconds: float) -> None:
+        """A job's files are all there, unless it was cancelled meanwhile; `seconds` is what it took."""
         with self._lock:
             if not job.is_live:
-                return False
+                return
             self._job_seconds += 0.2 * (seconds - self._job_seconds)
             clips = [job.finished[number] for number in sorted(job.finished)]
             self._store.set_done(job.id, job.speed, clips)
             job.record = replace(job.record, status=Status.DONE, clips=tuple(clip for clip, _ in clips))
             self._forget(job)
             self.tell(job.id)
-            return True
 
     def fail(self, job: LiveJob, message: str) -> None:
         with self._lock:
@@ -294,5 +283,5 @@ def _clip_view(clip: ClipRecord, shape: AudioShape) -> Clip:
         audio=f"{address}/audio",
         stream=f"{address}/stream",
         peaks=f"{address}/peaks",
-        stems={name: f"{address}/audio?stem={name}" for name in clip.stems},
+        stems={name: f"{address}/stems/{name}" for name in clip.stems},
     )
