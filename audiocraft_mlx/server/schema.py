@@ -32,6 +32,8 @@ class JobRequest(Value):
     Fields, ranges and meanings are those of `ClipRequest` and `OutputOptions`, which check them.
     """
 
+    model_config = ConfigDict(strict=True)
+
     prompt: str = ""
     model: str | None = Field(None, description="One of GET /api/models; default: the server's")
     duration: float = Field(MUSICGEN.duration, description="Seconds to generate")
@@ -113,6 +115,8 @@ class JobPage(Value):
 
 class JobChange(Value):
     """What can be changed of a job. A field that is left out stays."""
+
+    model_config = ConfigDict(strict=True)
 
     favourite: bool | None = None
     title: str | None = Field(None, max_length=200)
