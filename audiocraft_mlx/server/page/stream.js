@@ -1,0 +1,206 @@
+// Plays a clip while it is made: PCM as it comes, in pieces that are scheduled one behind the other.
+//
+// The context has the clip's own sample rate, so that pieces aren't resampled one by one, and each piece starts on
+// the sample after the one before: there is no gap to hear.
+
+import { pcmAddress } from "./api.js";
+
+const LEAD = 0.03; // seconds between scheduling and sounding
+const SHORTEST = 0.04; // seconds of a piece, unless it is the last one
+const SHORTEST_WAIT = 0.25; // seconds to have again after the stream ran dry
+const LONGEST_WAIT = 3;
+
+/** @type {Map<number, AudioContext>} */
+const contexts = new Map();
+
+function contextOf(rate) {
+  if (!contexts.has(rate)) contexts.set(rate, new AudioContext({ sampleRate: rate }));
+  return contexts.get(rate);
+}
+
+/** Let audio of this rate sound later: to be called inside a click or a key press. */
+export const unlock = (rate) => contextOf(rate).resume();
+
+/** Dispatches `change`, and `end` when all has been played. */
+export class StreamSound extends EventTarget {
+  /** @param {import("./api.js").Clip} clip */
+  constructor(clip) {
+    super();
+    this.rate = clip.sample_rate;
+    this.channels = Array.from({ length: clip.channels }, () => new Float32Array(Math.ceil(clip.duration * clip.sample_rate)));
+    this.context = contextOf(this.rate);
+    this.gain = new GainNode(this.context);
+    this.gain.connect(this.context.destination);
+    this.received = 0; // samples
+    this.complete = false;
+    this.playing = false;
+    this.waiting = false; // for samples
+    this.next = 0; // the first sample that isn't scheduled
+    this.origin = null; // the context's frame at which sample 0 is, or would have been, played
+    this.needed = 0; // seconds to have before it starts
+    /** @type {Set<AudioBufferSourceNode>} */
+    this.nodes = new Set();
+    this.abort = new AbortController();
+    this.#read(pcmAddress(clip));
+  }
+
+  get time() {
+    if (this.origin === null) return this.next / this.rate;
+    const now = this.context.currentTime - this.origin / this.rate;
+    return Math.max(this.started, Math.min(now, this.next / this.rate));
+  }
+
+  /** Seconds that can be played. */
+  get available() {
+    return this.received / this.rate;
+  }
+
+  set volume(value) {
+    this.gain.gain.value = value;
+  }
+
+  play() {
+    this.context.resume();
+    if (this.playing) return;
+    this.playing = true;
+    this.#schedule();
+    this.#changed();
+  }
+
+  pause() {
+    const now = this.time;
+    this.playing = this.waiting = false;
+    this.#moveTo(now);
+    this.#changed();
+  }
+
+  seek(seconds) {
+    this.#moveTo(seconds);
+    this.#schedule();
+    this.#changed();
+  }
+
+  /** For good. */
+  stop() {
+    this.playing = false;
+    this.#silence();
+    this.gain.disconnect();
+    this.abort.abort();
+  }
+
+  async #read(address) {
+    const size = 2 * this.channels.length; // bytes of a frame
+    let rest = new Uint8Array(0);
+    this.began = performance.now();
+    try {
+      const response = await fetch(address, { signal: this.abort.signal });
+      if (!response.ok) throw new Error(`The server answered ${response.status}`);
+      const reader = response.body.getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        const bytes = new Uint8Array(rest.length + value.length);
+        bytes.set(rest);
+        bytes.set(value, rest.length);
+        const whole = bytes.length - (bytes.length % size);
+        rest = bytes.slice(whole);
+        this.#append(new DataView(bytes.buffer, 0, whole));
+        this.#schedule();
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") this.failed = true;
+    }
+    this.complete = true;
+    this.#schedule();
+    this.#changed();
+  }
+
+  #append(view) {
+    const count = this.channels.length;
+    const frames = view.byteLength / (2 * count);
+    this.channels = this.channels.map((samples, channel) => {
+      let all = samples;
+      if (this.received + frames > all.length) {
+        all = new Float32Array(2 * (this.received + frames));
+        all.set(samples);
+      }
+      for (let i = 0; i < frames; i++) all[this.received + i] = view.getInt16(2 * (i * count + channel), true) / 32768;
+      return all;
+    });
+    this.received += frames;
+  }
+
+  #schedule() {
+    if (!this.playing) return;
+    const now = this.context.currentTime * this.rate;
+    const frames = this.received - this.next;
+    if (this.origin !== null && frames > 0 && now > this.origin + this.next) this.#ranDry();
+    if (frames < (this.complete ? 1 : Math.max(SHORTEST, this.origin === null ? this.needed : 0) * this.rate)) {
+      if (this.complete && this.received === this.next && !this.nodes.size) this.#finish();
+      else if (this.origin === null) this.#wait(true);
+      return;
+    }
+    if (this.origin === null) {
+      this.origin = Math.ceil(now + LEAD * this.rate) - this.next;
+      this.started = this.next / this.rate;
+      this.#wait(false);
+    }
+    const buffer = new AudioBuffer({ length: frames, numberOfChannels: this.channels.length, sampleRate: this.rate });
+    this.channels.forEach((samples, channel) => buffer.copyToChannel(samples.subarray(this.next, this.received), channel));
+    const node = new AudioBufferSourceNode(this.context, { buffer });
+    node.connect(this.gain);
+    node.start((this.origin + this.next) / this.rate);
+    node.onended = () => this.#ended(node);
+    this.nodes.add(node);
+    this.next = this.received;
+  }
+
+  #ended(node) {
+    if (!this.nodes.delete(node) || this.nodes.size || !this.playing) return;
+    if (!this.complete) {
+      this.#ranDry();
+      this.#wait(true);
+    } else if (this.next < this.received) this.#schedule();
+    else this.#finish();
+  }
+
+  /** Wait until what comes at the speed so far lasts to the end, but not for long. */
+  #ranDry() {
+    const speed = this.received / this.rate / ((performance.now() - this.began) / 1000);
+    const missing = this.channels[0].length / this.rate - this.available;
+    this.needed = Math.min(LONGEST_WAIT, Math.max(SHORTEST_WAIT, missing * (1 / speed - 1)));
+    this.origin = null;
+  }
+
+  #finish() {
+    this.playing = this.waiting = false;
+    this.origin = null;
+    this.dispatchEvent(new Event("end"));
+  }
+
+  #moveTo(seconds) {
+    this.#silence();
+    this.next = Math.max(0, Math.min(Math.round(seconds * this.rate), this.received));
+    this.origin = null;
+    this.needed = 0;
+  }
+
+  #silence() {
+    for (const node of this.nodes) {
+      node.onended = null;
+      node.stop();
+      node.disconnect();
+    }
+    this.nodes.clear();
+  }
+
+  #wait(waiting) {
+    if (this.waiting === waiting) return;
+    this.waiting = waiting;
+    this.#changed();
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}
