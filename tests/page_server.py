@@ -31,8 +31,8 @@ from audiocraft_mlx.server import schema
 
 PAGE = Path(audiocraft_mlx.server.__file__).with_name("page")
 RATE = 32000
-CHUNK = 0.4
-"""Seconds of audio that a step makes."""
+FIRST_CHUNK, CHUNK = 0.04, 1.0
+"""Seconds of the chunks: the first one, then twice as many each time, up to the longest."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -47,7 +47,9 @@ def tone(seed: int, seconds: float, rate: int = RATE) -> np.ndarray:
     times = np.arange(int(seconds * rate)) / rate
     random = np.random.default_rng(seed)
     rates, phases, weights = random.uniform(0.2, 2.5, 5), random.uniform(0, 6.3, 5), random.uniform(0.3, 1, 5)
-    swell = np.abs(sum(w * np.sin(r * 6.283 * times + p) for r, p, w in zip(rates, phases, weights, strict=True)))
+    swell = np.abs(
+        sum(w * np.sin(r * 6.283 * times + p) for r, p, w in zip(rates, phases, weights, strict=True))
+    )
     level = 0.15 + 0.7 * swell / weights.sum()
     return (level * np.sin(2 * np.pi * (200 + seed % 100) * times)).astype(np.float32)
 
@@ -76,7 +78,13 @@ class FakeServer:
         self.hint: str | None = None
         self.models = [
             schema.ModelInfo(
-                name="demo", state="loaded", gigabytes=0.01, default=True, max_duration=60, sample_rate=RATE, channels=1
+                name="demo",
+                state="loaded",
+                gigabytes=0.01,
+                default=True,
+                max_duration=60,
+                sample_rate=RATE,
+                channels=1,
             ),
             schema.ModelInfo(
                 name="facebook/musicgen-melody",
@@ -88,7 +96,11 @@ class FakeServer:
                 channels=1,
             ),
             schema.ModelInfo(
-                name="facebook/musicgen-style", state="to download", gigabytes=5.4, conditions=["style"], channels=1
+                name="facebook/musicgen-style",
+                state="to download",
+                gigabytes=5.4,
+                conditions=["style"],
+                channels=1,
             ),
         ]
         self.port = free_port()
@@ -105,7 +117,9 @@ class FakeServer:
 
     def add(self, prompt: str, age: float = 0.0, takes: int = 1, **changes: Any) -> schema.Job:
         """A job that is done."""
-        recipe = schema.JobRequest(prompt=prompt, model="demo", takes=takes, seed=changes.pop("seed", len(self.jobs)))
+        recipe = schema.JobRequest(
+            prompt=prompt, model="demo", takes=takes, seed=changes.pop("seed", len(self.jobs))
+        )
         job = self._job(recipe, created=time.time() - age)
         clips = self._clips(recipe)
         for clip in clips:
@@ -115,7 +129,9 @@ class FakeServer:
         return job
 
     def _job(self, recipe: schema.JobRequest, created: float) -> schema.Job:
-        command = f"musicgen-mlx '{recipe.prompt}' -m {recipe.model} -d {recipe.duration:g} --seed {recipe.seed}"
+        command = (
+            f"musicgen-mlx '{recipe.prompt}' -m {recipe.model} -d {recipe.duration:g} --seed {recipe.seed}"
+        )
         status = schema.Status.QUEUED
         return schema.Job(id=new_id(), status=status, created=created, recipe=recipe, command=command)
 
@@ -177,15 +193,18 @@ class FakeServer:
             self.made[clip.id] = np.zeros(0, np.float32)
         self.change(id, clips=clips, progress=schema.Progress(done=0, total=total))
         whole = {clip.id: tone(clip.seed, recipe.duration) for clip in clips}
-        seconds = 0.0
+        seconds, chunk = 0.0, FIRST_CHUNK
         while seconds < recipe.duration:
-            await asyncio.sleep(CHUNK / self.speed)
+            await asyncio.sleep(chunk / self.speed)
             if self.jobs[id].status is not schema.Status.RUNNING:
                 return
             if "fail" in recipe.prompt:
-                self.change(id, status=schema.Status.FAILED, error="The disk is full: 0.1 GB are free.", clips=[])
+                self.change(
+                    id, status=schema.Status.FAILED, error="The disk is full: 0.1 GB are free.", clips=[]
+                )
                 return
-            start, seconds = seconds, min(seconds + CHUNK, recipe.duration)
+            start, seconds = seconds, min(seconds + chunk, recipe.duration)
+            chunk = min(2 * chunk, CHUNK)
             for clip in clips:
                 piece = whole[clip.id][int(start * RATE) : int(seconds * RATE)]
                 self.made[clip.id] = whole[clip.id][: int(seconds * RATE)]
@@ -208,7 +227,7 @@ class FakeServer:
     # The process
 
     def start(self) -> None:
-        config = uvicorn.Config(app(self), port=self.port, log_level="error", timeout_graceful_shutdown=0)
+        config = uvicorn.Config(app(self), port=self.port, log_level="critical", timeout_graceful_shutdown=0)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
@@ -281,7 +300,9 @@ def app(fake: FakeServer) -> FastAPI:
         if (recipe.temperature or 0) < 0:
             return error(422, "temperature must be at least 0, not -1", "temperature")
         seed = secrets.randbits(32) if recipe.seed is None else recipe.seed
-        job = fake._job(recipe.model_copy(update={"seed": seed, "model": recipe.model or "demo"}), time.time())
+        job = fake._job(
+            recipe.model_copy(update={"seed": seed, "model": recipe.model or "demo"}), time.time()
+        )
         fake.jobs[job.id] = job
         fake.tell("job", dump(job))
         return dump(job)
@@ -293,7 +314,9 @@ def app(fake: FakeServer) -> FastAPI:
         found = [job for job in found if job.favourite or not favourite]
         start = int(before or 0)
         more = start + limit < len(found)
-        return dump(schema.JobPage(jobs=found[start : start + limit], before=str(start + limit) if more else None))
+        return dump(
+            schema.JobPage(jobs=found[start : start + limit], before=str(start + limit) if more else None)
+        )
 
     @routes.get("/api/jobs/{id}")
     async def job(id: str) -> Any:
@@ -374,7 +397,9 @@ def app(fake: FakeServer) -> FastAPI:
         limits = {"duration": 300.0, "takes": 8.0}
         waiting = len(fake._queue())
         return dump(
-            schema.Health(version="0", model="demo", device="CPU", hint=fake.hint, waiting=waiting, limits=limits)
+            schema.Health(
+                version="0", model="demo", device="CPU", hint=fake.hint, waiting=waiting, limits=limits
+            )
         )
 
     @routes.get("/")

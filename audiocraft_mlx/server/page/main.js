@@ -6,6 +6,7 @@ import { byId, setText } from "./dom.js";
 import { listen } from "./events.js";
 import { history } from "./history.js";
 import { startKeys } from "./keys.js";
+import { startLayout } from "./layout.js";
 import { make } from "./make.js";
 import { models } from "./models.js";
 import { player, startPlayer } from "./player.js";
@@ -24,6 +25,7 @@ startReferences();
 make.start();
 history.start();
 startKeys();
+startLayout();
 
 make.addEventListener("asked", () => unlock(models.current?.sample_rate ?? USUAL_RATE));
 make.addEventListener("made", ({ detail: job }) => {

@@ -10,10 +10,9 @@ import { copy, say } from "./toast.js";
 const EXAMPLES = [
   "a chill lo-fi beat with vinyl crackle and soft piano",
   "a solo cello in a large church, slow and warm",
-  "80s synthwave with a driving bass and gated drums",
-  "acoustic folk guitar, hopeful, with hand claps",
+  "80s synthwave with a driving bass",
 ];
-const DEMO_EXAMPLES = ["slow happy piano with a dance beat", "fast sad guitar", "medium happy marimba with bass", "slow sad strings"];
+const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
 const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "lufs", "fade_out"];
 const MENUS = ["melody_separation", "format", "bit_depth", "normalize"];
 const START = { prompt: "", duration: 8, takes: 2, format: "wav", normalize: "none" };

@@ -23,6 +23,8 @@ class References extends EventTarget {
   allow(conditions) {
     this.allowed = new Set(["continue", ...conditions]);
     for (const kind of ["melody", "style"]) byId(`kind-${kind}`).hidden = !this.allowed.has(kind);
+    byId("kinds").hidden = this.allowed.size === 1;
+    byId("drop-text").textContent = `Drop a file or a clip here${conditions.length ? "" : " to continue it"}, or`;
     if (!this.allowed.has(this.kind)) document.querySelector("[name=kind][value=continue]").checked = true;
     this.#changed();
   }

@@ -7,8 +7,13 @@ import { pcmAddress } from "./api.js";
 
 const LEAD = 0.03; // seconds between scheduling and sounding
 const SHORTEST = 0.04; // seconds of a piece, unless it is the last one
-const SHORTEST_WAIT = 0.25; // seconds to have again after the stream ran dry
-const LONGEST_WAIT = 3;
+
+// As the command's --play, it starts when there is enough that it won't stop in between; but with LONGEST_WAIT it
+// starts in any case, on a machine that is slower than the music.
+const CHUNK = 1; // seconds of the server's longest chunk
+const MARGIN = 0.9; // the speed may drop
+const LONG_FIRST = 0.3; // seconds of a first piece that tells how fast the next ones are
+const LONGEST_WAIT = 3; // seconds
 
 /** @type {Map<number, AudioContext>} */
 const contexts = new Map();
@@ -27,17 +32,17 @@ export class StreamSound extends EventTarget {
   constructor(clip) {
     super();
     this.rate = clip.sample_rate;
-    this.channels = Array.from({ length: clip.channels }, () => new Float32Array(Math.ceil(clip.duration * clip.sample_rate)));
+    this.channels = Array.from({ length: clip.channels }, () => new Float32Array(Math.round(clip.duration * clip.sample_rate)));
     this.context = contextOf(this.rate);
     this.gain = new GainNode(this.context);
     this.gain.connect(this.context.destination);
-    this.received = 0; // samples
+    this.expected = Math.round(clip.duration * clip.sample_rate); // samples
+    this.received = 0;
     this.complete = false;
     this.playing = false;
     this.waiting = false; // for samples
     this.next = 0; // the first sample that isn't scheduled
     this.origin = null; // the context's frame at which sample 0 is, or would have been, played
-    this.needed = 0; // seconds to have before it starts
     /** @type {Set<AudioBufferSourceNode>} */
     this.nodes = new Set();
     this.abort = new AbortController();
@@ -91,7 +96,6 @@ export class StreamSound extends EventTarget {
   async #read(address) {
     const size = 2 * this.channels.length; // bytes of a frame
     let rest = new Uint8Array(0);
-    this.began = performance.now();
     try {
       const response = await fetch(address, { signal: this.abort.signal });
       if (!response.ok) throw new Error(`The server answered ${response.status}`);
@@ -128,14 +132,26 @@ export class StreamSound extends EventTarget {
       return all;
     });
     this.received += frames;
+    if (frames) this.first ??= { time: performance.now(), frames };
+  }
+
+  /** Seconds to have before it starts, at the speed so far. */
+  get #needed() {
+    if (this.complete || !this.first) return 0;
+    if (this.first.frames === this.received) return LONG_FIRST;
+    const passed = (performance.now() - this.first.time) / 1000;
+    const slowdown = (passed * this.rate) / (this.received - this.first.frames) / MARGIN;
+    const missing = Math.max(0, this.expected - this.received) / this.rate;
+    const chunk = Math.min(CHUNK, missing);
+    return Math.min(LONGEST_WAIT, Math.max(chunk * slowdown, chunk + missing * (slowdown - 1)));
   }
 
   #schedule() {
     if (!this.playing) return;
     const now = this.context.currentTime * this.rate;
     const frames = this.received - this.next;
-    if (this.origin !== null && frames > 0 && now > this.origin + this.next) this.#ranDry();
-    if (frames < (this.complete ? 1 : Math.max(SHORTEST, this.origin === null ? this.needed : 0) * this.rate)) {
+    if (this.origin !== null && frames > 0 && now > this.origin + this.next) this.origin = null; // too late
+    if (frames < (this.complete ? 1 : Math.max(SHORTEST, this.origin === null ? this.#needed : 0) * this.rate)) {
       if (this.complete && this.received === this.next && !this.nodes.size) this.#finish();
       else if (this.origin === null) this.#wait(true);
       return;
@@ -158,18 +174,10 @@ export class StreamSound extends EventTarget {
   #ended(node) {
     if (!this.nodes.delete(node) || this.nodes.size || !this.playing) return;
     if (!this.complete) {
-      this.#ranDry();
+      this.origin = null;
       this.#wait(true);
     } else if (this.next < this.received) this.#schedule();
     else this.#finish();
-  }
-
-  /** Wait until what comes at the speed so far lasts to the end, but not for long. */
-  #ranDry() {
-    const speed = this.received / this.rate / ((performance.now() - this.began) / 1000);
-    const missing = this.channels[0].length / this.rate - this.available;
-    this.needed = Math.min(LONGEST_WAIT, Math.max(SHORTEST_WAIT, missing * (1 / speed - 1)));
-    this.origin = null;
   }
 
   #finish() {
@@ -182,7 +190,6 @@ export class StreamSound extends EventTarget {
     this.#silence();
     this.next = Math.max(0, Math.min(Math.round(seconds * this.rate), this.received));
     this.origin = null;
-    this.needed = 0;
   }
 
   #silence() {
