@@ -39,10 +39,21 @@ const showHelp = () => showKeys(HELP);
 /** Whether the element needs the key itself. */
 function takes(element, key) {
   if (element.matches("textarea, select, input:not([type=range], [type=checkbox], [type=radio])")) return true;
-  return key === " " && element.matches("button, a, summary, input");
+  return key === " " && element.matches("button, a, summary, input") && element !== clicked;
+}
+
+/** The button that has the focus because it was clicked: the space bar isn't meant for it. */
+let clicked = null;
+
+function followFocus() {
+  addEventListener("pointerdown", (event) => (clicked = event.target.closest("button")));
+  addEventListener("focusin", (event) => event.target !== clicked && (clicked = null));
+  // A button is pressed when the space bar comes up.
+  addEventListener("keyup", (event) => event.key === " " && event.target === clicked && event.preventDefault());
 }
 
 export function startKeys() {
+  followFocus();
   byId("help").addEventListener("click", showHelp);
   addEventListener("keydown", (event) => {
     if (event.isComposing || document.querySelector("dialog[open], .menu")) return;

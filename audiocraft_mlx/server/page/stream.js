@@ -6,6 +6,7 @@
 import { pcmAddress } from "./api.js";
 
 const LEAD = 0.03; // seconds between scheduling and sounding
+const LATEST = 0.008; // seconds before it sounds that a piece can still be scheduled: two blocks of the context
 const SHORTEST = 0.04; // seconds of a piece, unless it is the last one
 
 // As the command's --play, it starts when there is enough that it won't stop in between; but with LONGEST_WAIT it
@@ -150,7 +151,9 @@ export class StreamSound extends EventTarget {
     if (!this.playing) return;
     const now = this.context.currentTime * this.rate;
     const frames = this.received - this.next;
-    if (this.origin !== null && frames > 0 && now > this.origin + this.next) this.origin = null; // too late
+    if (this.origin !== null && frames > 0 && now + LATEST * this.rate > this.origin + this.next) {
+      this.origin = null; // too late: the one before has ended
+    }
     if (frames < (this.complete ? 1 : Math.max(SHORTEST, this.origin === null ? this.#needed : 0) * this.rate)) {
       if (this.complete && this.received === this.next && !this.nodes.size) this.#finish();
       else if (this.origin === null) this.#wait(true);
