@@ -5,9 +5,10 @@ PYTHON ?= python3
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/musicgen-mlx
 VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
-COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench musicgen-mlx-doctor
+COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench musicgen-mlx-doctor \
+  musicgen-mlx-serve
 
-.PHONY: help demo train-demo install uninstall test native native-wheel sanitize lint fuzz parity python
+.PHONY: help demo serve train-demo install uninstall test native native-wheel sanitize lint fuzz parity python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,7 +26,7 @@ install: python ## install the commands for this user
 	fi
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv --clear "$(VENV)"
-	@"$(VENV)/bin/python" -m pip install --quiet '.[plot,play,tags,formats]'
+	@"$(VENV)/bin/python" -m pip install --quiet '.[plot,play,tags,formats,serve]'
 	@native/build.sh "$(VENV)/bin/python"
 	@mkdir -p "$(BIN)"
 	@for command in $(COMMANDS); do ln -sfn "$(VENV)/bin/$$command" "$(BIN)/$$command"; done
@@ -58,6 +59,9 @@ demo: .venv/installed ## music from the demo model: demo.wav, demo.png
 	@echo 'Made 10 s of "$(PROMPT)" with the small demo model: demo.wav'
 	@echo 'Plotted its waveform and mel spectrogram: demo.png'
 	@echo 'With a released model (about 2 GB to download): make install, then musicgen-mlx "$(PROMPT)"'
+
+serve: .venv/installed ## the page and the server, with the demo model
+	@.venv/bin/musicgen-mlx-serve -m demo
 
 test: .venv/installed ## run the tests
 	.venv/bin/python -m pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ from pathlib import Path
 PROGRAM_BYTES = 512 << 20
 """Measured: address space that MLX, the BLAS and the tokenizer take, with any model."""
 _ROOT = Path("/")
+# What MLX says where an allocation fails: on a CPU, on a Mac's GPU and on a card.
+_MLX_OUT_OF_MEMORY = re.compile(
+    r"\[(metal::)?malloc(_or_wait)?\]|unable to allocate|maximum allowed buffer size|insufficient memory"
+    r"|out ?of ?memory|cannot allocate memory",
+    re.IGNORECASE,
+)
 # A limit in address space or data, and the line of /proc/self/status that says how much of it is taken.
 _LIMITS = ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:"))
 
@@ -61,6 +68,13 @@ def require_memory(size: int) -> None:
         mmap.mmap(-1, size).close()
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(f"{size >> 20} MB can't be had") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that an allocation failed, in Python or in MLX."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _MLX_OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def _cpus() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -59,6 +60,12 @@ class AudioSpool:
             self._file.seek(self._bytes(start))
             data = self._file.read(self._bytes(min(_BLOCK, self.samples - start)))
             yield np.frombuffer(data, np.float32).reshape(-1, self.channels).T
+
+    def part(self, start: int, count: int) -> np.ndarray:
+        """Up to `count` samples from `start` on, float32 `[channels, n]`; for any thread, while it grows."""
+        size = self._bytes(max(0, min(count, self.samples - start)))
+        data = os.pread(self._file.fileno(), size, self._bytes(start))
+        return np.frombuffer(data, np.float32).reshape(-1, self.channels).T
 
     def read(self) -> np.ndarray:
         """The whole audio, float32 `[channels, samples]`."""

@@ -78,6 +78,14 @@ def _is_integer(text: str) -> bool:
         return False
 
 
+def forbid_downloads() -> None:
+    """As if `HF_HUB_OFFLINE` were set, for the rest of the process."""
+    check_environment()
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+
+
 def is_repo_name(name: str) -> bool:
     """Whether a repository on the Hub may be called `name`."""
     check_environment()

@@ -156,6 +156,26 @@ def resolve_model(name: str, revision: str | None = None) -> ModelFiles:
     return HubRepository(name, revision)
 
 
+def cached_bytes(repo: str) -> int | None:
+    """Bytes of a repository's files in the cache, without asking the Hub; None: it has no weights there.
+
+    Of an interrupted download whole files count.
+    """
+    with suppress(MusicGenError, OSError):
+        repository = HubRepository(repo, None, cache_only=True)
+        if any(name.endswith((".bin", ".safetensors")) for name in repository.files):
+            return sum(repository.local_path(name).stat().st_size for name in repository.files)
+    return None
+
+
+def released_condition_types(name: str) -> frozenset[str] | None:
+    """The condition types of a released model, which needn't be downloaded for that; None for others."""
+    name = SHORT_NAMES.get(name, name)
+    if name not in SHORT_NAMES.values() and name != DEMO:
+        return None
+    return frozenset({"text", *(kind for kind in ("melody", "style") if kind in name)})
+
+
 def _parse_url(name: str) -> tuple[str, str | None] | None:
     """The repository and revision (None for its main branch) of a URL of the Hub; None for another name.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
-from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
+from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_condition_types
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
@@ -104,7 +104,7 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> Genera
         return ShowInfo(arguments.info)
     try:
         command = _to_command(arguments, program)
-        condition_types = _conditions_by_name(arguments.model)
+        condition_types = released_condition_types(arguments.model)
         if condition_types is not None:
             command.require_supported(condition_types)
     except FieldError as error:
@@ -117,14 +117,6 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> Genera
 def option_name(field: str) -> str:
     """The option of a request's field, as messages call it."""
     return "--continue" if field == "source" else f"--{field.replace('_', '-')}"
-
-
-def _conditions_by_name(model: str) -> frozenset[str] | None:
-    """The condition types of a released model, which needn't be downloaded for that; None for others."""
-    name = SHORT_NAMES.get(model, model)
-    if name not in SHORT_NAMES.values() and name != DEMO:
-        return None
-    return frozenset({"text", *(kind for kind in ("melody", "style") if kind in name)})
 
 
 def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import textwrap
 import warnings
@@ -12,15 +11,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.machine import is_out_of_memory
 from audiocraft_mlx.version import __version__
 
 OUT_OF_MEMORY = "out of memory; try a shorter --duration or a smaller --model"
-# What MLX says where an allocation fails: on a CPU, on a Mac's GPU and on a card.
-_MLX_OUT_OF_MEMORY = re.compile(
-    r"\[(metal::)?malloc(_or_wait)?\]|unable to allocate|maximum allowed buffer size|insufficient memory"
-    r"|out ?of ?memory|cannot allocate memory",
-    re.IGNORECASE,
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,10 +47,8 @@ def run_command(work: Callable[[list[str] | None], None], argv: list[str] | None
         work(argv)
     except MusicGenError as error:
         return _fail(program, str(error), error.exit_status)
-    except MemoryError:
-        return _fail(program, OUT_OF_MEMORY, 1)
-    except RuntimeError as error:
-        if not _MLX_OUT_OF_MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         return _fail(program, OUT_OF_MEMORY, 1)
     except BrokenPipeError:

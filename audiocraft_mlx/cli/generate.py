@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
 from audiocraft_mlx.cli.common import run_command
-from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
+from audiocraft_mlx.clips.defaults import (
+    AUDIOGEN,
+    CHUNK_SECONDS,
+    FIRST_CHUNK_SECONDS,
+    MUSICGEN,
+    CommandDefaults,
+)
 from audiocraft_mlx.errors import OutputError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 
@@ -65,7 +71,6 @@ def _generate(command: GenerateClips) -> None:
         separator = load_htdemucs()
 
     from audiocraft_mlx.cli.clip_writer import ClipWriter
-    from audiocraft_mlx.cli.playing import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
     from audiocraft_mlx.clips.making import generate_clips
     from audiocraft_mlx.clips.saving import check_size
 

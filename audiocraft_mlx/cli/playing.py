@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 
 from audiocraft_mlx.cli.common import print_stderr
+from audiocraft_mlx.clips.defaults import CHUNK_SECONDS
 from audiocraft_mlx.errors import UsageError
 
-CHUNK_SECONDS = 1.0
-"""Of all chunks but those at the beginning and the last one."""
-FIRST_CHUNK_SECONDS = 0.04
-"""Two frames, for which the codec needs four more: the next ones last until those after them are there."""
 # The speed may drop.
 _MARGIN = 0.9
 

@@ -1,8 +1,14 @@
-"""The commands that generate clips, and their defaults."""
+"""The commands that generate clips, and their defaults; the chunks that every front asks for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# The codec's rounding depends on where its chunks begin: with these a seed has the same samples everywhere.
+CHUNK_SECONDS = 1.0
+"""Of all chunks but those at the beginning and the last one."""
+FIRST_CHUNK_SECONDS = 0.04
+"""Two frames, for which the codec needs four more: the next ones last until those after them are there."""
 
 
 @dataclass(frozen=True)

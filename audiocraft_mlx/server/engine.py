@@ -1,0 +1,266 @@
+"""The thread that loads models and makes clips. (An MLX stream belongs to the thread that made it.)"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from threading import Condition, Thread
+from typing import TYPE_CHECKING
+
+from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
+from audiocraft_mlx.clips.making import Chunk, Finished, Progress, Started, generate_clips
+from audiocraft_mlx.clips.planning import ClipPlan, new_samples, plan_batches, plan_clips
+from audiocraft_mlx.clips.saving import check_size
+from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.machine import trim_heap
+from audiocraft_mlx.models.memory import MAX_BATCH_SIZE
+from audiocraft_mlx.server import schema
+from audiocraft_mlx.server.folder import DataFolder
+from audiocraft_mlx.server.jobs import Jobs, LiveJob
+from audiocraft_mlx.server.models import Models, describe_failure
+from audiocraft_mlx.server.saving import save_files
+from audiocraft_mlx.server.store import AudioShape
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.models.genmodel import GenModel
+    from audiocraft_mlx.networks.htdemucs import HTDemucs
+
+_log = logging.getLogger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Cancelled(Exception):
+    """Nobody wants the batch any more."""
+
+
+class Engine:
+    """Makes the jobs of a queue, in batches as the command makes them."""
+
+    def __init__(self, jobs: Jobs, models: Models, folder: DataFolder, tidy: Callable[[], None]) -> None:
+        """`tidy` is called between batches, and every few seconds without."""
+        self._jobs, self._models, self._folder, self._tidy = jobs, models, folder, tidy
+        self._thread = Thread(target=self._run, daemon=True, name="musicgen-mlx engine")
+        self._news = Condition()
+        self._has_news = self._stopping = False
+        self._wanted: deque[str] = deque()
+        self._separator: HTDemucs | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Stop between two steps. What can't be interrupted goes on alone, and has no effect."""
+        self._stopping = True
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def wake(self) -> None:
+        """There is something new in the queue."""
+        with self._news:
+            self._has_news = True
+            self._news.notify()
+
+    def load(self, model: str) -> None:
+        """Load a model before the next batch."""
+        self._models.request(model)
+        self._wanted.append(model)
+        self.wake()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._tidy()
+                if not self._work():
+                    with self._news:
+                        if not self._has_news and not self._stopping:
+                            self._news.wait(5.0)
+                        self._has_news = False
+            # Whatever it is, the next job may be fine.
+            except Exception:
+                if not self._stopping:
+                    _log.exception("an unexpected error between two batches")
+                    time.sleep(0.1)
+
+    def _work(self) -> bool:
+        """Load a model that is wanted, or make a batch; False if there is nothing to do."""
+        if self._wanted:
+            self._load(self._wanted.popleft())
+            return True
+        waiting = self._jobs.waiting()
+        if not waiting:
+            return False
+        model = self._load(waiting[0].model)
+        if model is not None:
+            batch = self._next_batch(model, waiting)
+            if batch:
+                self._make(model, batch)
+                trim_heap()
+        return True
+
+    def _load(self, name: str) -> GenModel | None:
+        """A model; None if it can't be loaded: the jobs that wait for it have failed."""
+        is_new = self._models.loaded(name) is None
+        try:
+            model = self._models.load(name)
+        except Exception as error:
+            message = describe_failure(error)
+            _log.warning("the model %s can't be loaded: %s", name, message, exc_info=_traceback(error))
+            for job in self._jobs.waiting():
+                if job.model == name:
+                    self._jobs.fail(job, message)
+            return None
+        if is_new:
+            self._jobs.size(name, model)
+        return model
+
+    def _next_batch(self, model: GenModel, waiting: Sequence[LiveJob]) -> list[tuple[LiveJob, int, ClipPlan]]:
+        """The first job's clips, and those of others that may share their batch, as far as memory goes."""
+        first = waiting[0]
+        candidates: dict[ClipPlan, tuple[LiveJob, int]] = {}
+        for job in waiting:
+            if job.model != first.model or job.recipe.rough_key != first.recipe.rough_key:
+                continue
+            if len(candidates) >= MAX_BATCH_SIZE:
+                break
+            try:
+                plans = self._plan(model, job)
+            except Exception as error:
+                if _traceback(error):
+                    _log.exception("a job can't be planned")
+                self._jobs.fail(job, describe_failure(error))
+                if job is first:
+                    return []
+                continue
+            for take, plan in plans:
+                if not candidates or plan.batch_key == next(iter(candidates)).batch_key:
+                    candidates[plan] = job, take
+        if not candidates:
+            return []
+        batch = next(plan_batches(model, [*candidates]))
+        return [(*candidates[plan], plan) for plan in batch]
+
+    def _plan(self, model: GenModel, job: LiveJob) -> list[tuple[int, ClipPlan]]:
+        """The takes of a job that nobody makes yet. Raises `UsageError`, `OutputError`."""
+        takes = range(job.taken, len(job.recipe.clips))
+        plans = plan_clips(model, job.recipe.load()[job.taken :])
+        path = self._folder.clip_file(job.id, job.record.clips[0].id, job.recipe.output.audio_format)
+        check_size(path, plans[0].request, job.recipe.output, model)
+        return list(zip(takes, plans, strict=True))
+
+    def _make(self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]]) -> None:
+        """Make a batch, whatever happens."""
+        jobs = list(dict.fromkeys(job for job, _, _ in batch))
+        try:
+            self._jobs.size(jobs[0].model, model, jobs)
+            self._jobs.start([(job, take) for job, take, _ in batch])
+            self._generate(model, batch, jobs)
+        except _Cancelled:
+            pass
+        except Exception as error:
+            if _traceback(error) and not self._stopping:
+                _log.exception("an unexpected error while clips were made")
+            self._fail(jobs, error)
+        finally:
+            for job in jobs:
+                if not job.is_live:
+                    self._remove_files(job)
+
+    def _generate(
+        self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]], jobs: list[LiveJob]
+    ) -> None:
+        begun = time.perf_counter()
+
+        def on_progress(progress: Progress) -> None:
+            if self._stopping or not any(job.is_live for job in jobs):
+                raise _Cancelled
+            seconds = sum(plan.seconds for _, _, plan in batch) * progress.done / progress.total
+            speed = seconds / max(time.perf_counter() - begun, 1e-6)
+            done = schema.Progress(done=progress.done, total=progress.total)
+            for job in jobs:
+                if job.is_live:
+                    self._jobs.advance(job, done, round(speed, 3))
+
+        for job, take, plan in batch:
+            self._attempt(job, lambda job=job, take=take, plan=plan: self._begin(model, job, take, plan))  # type: ignore[misc]
+        events = generate_clips(
+            model,
+            [plan.request for _, _, plan in batch],
+            batch_size=len(batch),
+            chunk_seconds=CHUNK_SECONDS,
+            first_chunk_seconds=FIRST_CHUNK_SECONDS,
+            on_progress=on_progress,
+        )
+        with closing(events):
+            for event in events:
+                if isinstance(event, Started):
+                    begun = time.perf_counter()
+                elif isinstance(event, Chunk | Finished):
+                    job, take, plan = batch[event.index]
+                    if isinstance(event, Chunk):
+                        self._attempt(job, lambda: self._append(job, take, event))  # noqa: B023, called at once
+                    else:
+                        self._attempt(job, lambda: self._finish(model, job, take, plan, event))  # noqa: B023
+
+    def _attempt(self, job: LiveJob, work: Callable[[], None]) -> None:
+        """Do the `work` of one job of the batch: if its files can't be written, the others may go on."""
+        if self._stopping:
+            raise _Cancelled
+        if not job.is_live:
+            return
+        try:
+            work()
+        except OutputError as error:
+            self._fail([job], error)
+
+    def _begin(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan) -> None:
+        new = AudioShape(model.sample_rate, model.audio_channels, new_samples(model, plan.request))
+        source = None
+        if plan.source is not None:
+            source = plan.source.resampled(model.sample_rate, model.audio_channels)
+        clip = job.clips[take]
+        clip.begin(self._folder.making, new, source)
+        self._jobs.tell_peaks(job.record.clips[take].id, 0, clip.peaks)
+
+    def _append(self, job: LiveJob, take: int, chunk: Chunk) -> None:
+        start, peaks = job.clips[take].append(chunk.audio)
+        self._jobs.tell_peaks(job.record.clips[take].id, start, peaks)
+
+    def _finish(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan, event: Finished) -> None:
+        clip, audio = job.record.clips[take], job.clips[take].new
+        assert audio is not None
+        separator = None
+        if job.recipe.output.stems:
+            separator = self._load_separator()
+        job.finished[take] = save_files(
+            self._folder, job.id, clip, job.recipe, plan, audio, model.sample_rate, separator
+        )
+        if len(job.finished) == len(job.clips) and not self._jobs.finish(job, event.elapsed):
+            self._remove_files(job)
+
+    def _load_separator(self) -> HTDemucs:
+        if self._separator is None:
+            from audiocraft_mlx.checkpoints.demucs import load_htdemucs
+
+            self._separator = load_htdemucs()
+        return self._separator
+
+    def _fail(self, jobs: Sequence[LiveJob], error: Exception) -> None:
+        cause = error.__cause__
+        full = isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _FULL
+        message = "the server's disk is full; free some space" if full else describe_failure(error)
+        for job in jobs:
+            self._jobs.fail(job, message)
+
+    def _remove_files(self, job: LiveJob) -> None:
+        if job.record.status is not schema.Status.DONE:
+            self._folder.remove_job(job.id, [clip.id for clip in job.record.clips])
+
+
+def _traceback(error: Exception) -> bool:
+    """Whether an error is a bug, of which the log should have more."""
+    return describe_failure(error).startswith("an unexpected error")

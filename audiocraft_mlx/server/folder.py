@@ -1,0 +1,136 @@
+"""The data folder: where things are, and whose it is.
+
+server.lock             held by the server that uses it
+history.sqlite3         the database (store.py)
+clips/JOB/CLIP.wav      a clip in the format that was asked for
+clips/JOB/CLIP.bass.wav one of its stems
+audio/ID                an upload as it came
+making/                 audio that is being made
+converted/              clips in other formats
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from audiocraft_mlx.errors import OutputError, UsageError
+from audiocraft_mlx.files import check_writable, remove_stale_parts, write_error
+from audiocraft_mlx.server.schema import Id
+
+_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+def new_id() -> Id:
+    return secrets.token_urlsafe(16)
+
+
+def is_id(name: str) -> bool:
+    return _ID.fullmatch(name) is not None
+
+
+class DataFolder:
+    """A data folder that is this server's until it is closed."""
+
+    def __init__(self, root: Path) -> None:
+        """Make the folder if there is none. Raises `UsageError` if another server uses it, `OutputError`."""
+        self.root = root
+        self.database = root / "history.sqlite3"
+        self.clips, self.audio = root / "clips", root / "audio"
+        self.making, self.converted = root / "making", root / "converted"
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(root / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise write_error(root, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UsageError(
+                f"{root} is in use by another server; stop that one, or give another folder to --data"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            self._prepare()
+        except OSError as error:
+            self.close()
+            raise write_error(root, error) from error
+        except OutputError:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        # What was being made, or was only converted, belongs to a process that has ended.
+        for folder in (self.making, self.converted):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.clips, self.audio, self.making, self.converted):
+            folder.mkdir(exist_ok=True)
+        check_writable(self.root / "probe")
+        for folder in (self.root, self.audio):
+            remove_stale_parts(folder)
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def free_bytes(self) -> int:
+        try:
+            return shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise write_error(self.root, error) from error
+
+    def clip_file(self, job: Id, clip: Id, audio_format: str, stem: str | None = None) -> Path:
+        return self.clips / job / f"{_part(clip, stem)}.{audio_format}"
+
+    def converted_file(self, clip: Id, audio_format: str, stem: str | None = None) -> Path:
+        return self.converted / f"{_part(clip, stem)}.{audio_format}"
+
+    def audio_file(self, id: Id) -> Path:
+        return self.audio / id
+
+    def make_job_folder(self, job: Id) -> None:
+        """Raises `OutputError`."""
+        try:
+            (self.clips / job).mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(self.clips / job, error) from error
+
+    def remove_job(self, job: Id, clips: list[Id]) -> None:
+        """Remove all files of a job."""
+        shutil.rmtree(self.clips / job, ignore_errors=True)
+        for clip in clips:
+            for path in self.converted.glob(f"{clip}.*"):
+                with suppress(OSError):
+                    path.unlink()
+
+    def remove_audio(self, id: Id) -> None:
+        with suppress(OSError):
+            self.audio_file(id).unlink()
+
+    def job_folders(self) -> list[Id]:
+        """Ids of the jobs that have files."""
+        return [name for name in os.listdir(self.clips) if is_id(name) and (self.clips / name).is_dir()]
+
+    def audio_ids(self) -> list[Id]:
+        return [name for name in os.listdir(self.audio) if is_id(name)]
+
+
+def split_clip_name(path: Path) -> tuple[Id, str | None, str] | None:
+    """The clip, the stem and the format of a file in a job's folder; None for another file."""
+    clip, *stem, audio_format = path.name.split(".")
+    if not is_id(clip) or len(stem) > 1:
+        return None
+    return clip, stem[0] if stem else None, audio_format
+
+
+def _part(clip: Id, stem: str | None) -> str:
+    return clip if stem is None else f"{clip}.{stem}"

@@ -1,0 +1,180 @@
+"""Puts the history in order when a server starts, and finds clips that the database has lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from audiocraft_mlx.audio.decoders import open_decoder
+from audiocraft_mlx.audio.formats import BIT_DEPTHS
+from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
+from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.files import remove_stale_parts, write_error
+from audiocraft_mlx.server.folder import DataFolder, is_id, split_clip_name
+from audiocraft_mlx.server.models import display_name
+from audiocraft_mlx.server.peaks import peaks_of
+from audiocraft_mlx.server.recipes import request_of
+from audiocraft_mlx.server.schema import Id, Status
+from audiocraft_mlx.server.store import STOPPED, AudioShape, ClipRecord, JobRecord, Store
+
+_log = logging.getLogger(__name__)
+TRASH_SECONDS = 600.0
+"""How long a job that was removed can be restored."""
+# Uploads that no job uses are kept this long.
+_UPLOAD_SECONDS = 24 * 3600.0
+
+
+def rebuild(folder: Path) -> int:
+    """Make the database in a data folder again, from the tags of its clips; how many jobs it has.
+
+    The old one is kept as `history.sqlite3.old`. Titles, favourites and the order within a second are lost.
+
+    Raises `UsageError` if a server uses the folder, `OutputError`.
+    """
+    data = DataFolder(folder)
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            old = data.database.with_name(data.database.name + suffix)
+            with suppress(FileNotFoundError):
+                os.replace(old, data.database.with_name(f"{data.database.name}.old{suffix}"))
+        store = Store(data.database)
+        try:
+            return tidy_at_start(data, store)
+        finally:
+            store.close()
+    except OSError as error:
+        raise write_error(data.database, error) from error
+    finally:
+        data.close()
+
+
+def tidy_at_start(folder: DataFolder, store: Store) -> int:
+    """Make the folder and the database agree; how many jobs of the folder were new to the database."""
+    for job in store.jobs_with_status(Status.RUNNING):
+        store.set_status(job.id, Status.FAILED, STOPPED)
+    empty_trash(folder, store, time.time() - TRASH_SECONDS)
+    added = 0
+    for id in folder.job_folders():
+        remove_stale_parts(folder.clips / id)
+        known = _status_of(store, id)
+        if known is None:
+            added += _adopt(folder, store, id)
+        elif known is not Status.DONE:
+            folder.remove_job(id, [])
+    _remove_old_uploads(folder, store)
+    return added
+
+
+def empty_trash(folder: DataFolder, store: Store, before: float) -> None:
+    """Remove for good what was put into the trash before then."""
+    for job in store.expired_jobs(before):
+        # Files first: if it ends in between, the rest is done the next time.
+        folder.remove_job(job.id, [clip.id for clip in job.clips])
+        store.remove_job(job.id)
+
+
+def _status_of(store: Store, id: Id) -> Status | None:
+    with suppress(MusicGenError):
+        return store.job(id, trashed=True).status
+    return None
+
+
+def _adopt(folder: DataFolder, store: Store, id: Id) -> bool:
+    """Put a job into the database whose files are there; False if they can't be used."""
+    clips: dict[Id, tuple[Path, str]] = {}
+    stems: dict[Id, list[str]] = {}
+    made = time.time()
+    for path in sorted((folder.clips / id).iterdir()):
+        split = split_clip_name(path)
+        if split is None or split[2] not in BIT_DEPTHS:
+            continue
+        clip, stem, audio_format = split
+        if stem is None:
+            clips[clip] = path, audio_format
+            made = min(made, path.stat().st_mtime)
+        else:
+            stems.setdefault(clip, []).append(stem)
+    found: list[tuple[ClipRecord, bytes, GenerationMetadata, str]] = []
+    for clip, (path, audio_format) in clips.items():
+        try:
+            metadata = read_metadata(path)
+            if metadata is None:
+                raise UsageError(f"{path} has no tags of this program")
+            shape, peaks = _read(path)
+        except MusicGenError as error:
+            _log.warning("not in the history: %s", error)
+            continue
+        record = ClipRecord(clip, metadata.seed, shape, tuple(stems.get(clip, ())))
+        found.append((record, peaks, metadata, audio_format))
+    if not found:
+        with suppress(OSError):
+            (folder.clips / id).rmdir()  # if it is empty
+        return False
+    seeds = {record.seed for record, *_ in found}
+    # Seeds of takes are consecutive; after the largest one comes 0.
+    first = next((seed for seed in sorted(seeds) if (seed - 1) % 2**32 not in seeds), min(seeds))
+    found.sort(key=lambda each: (each[0].seed - first) % 2**32)
+    record, _, metadata, audio_format = found[0]
+    request = request_of(metadata, audio_format, display_name(metadata.model)).model_copy(
+        update={"takes": len(found), "stems": bool(stems), **_audio_ids(folder, metadata)}
+    )
+    job = JobRecord(
+        id=id,
+        created=max(made, store.last_created() + 1e-6) if made == store.last_created() else made,
+        client="",
+        status=Status.RUNNING,
+        recipe=request,
+        command=metadata.to_command(),
+        clips=tuple(record for record, *_ in found),
+    )
+    store.add_job(job)
+    store.set_done(id, None, [(record, peaks) for record, peaks, *_ in found])
+    return True
+
+
+def _audio_ids(folder: DataFolder, metadata: GenerationMetadata) -> dict[str, Id]:
+    """What a clip was made from, where its name is that of a clip or of an upload without a name."""
+    ids = {}
+    for option, field in (("melody", "melody"), ("style", "style"), ("continue", "source")):
+        name = str(metadata.options.get(option, "")).partition(".")[0]
+        if is_id(name):
+            ids[field] = name
+    return ids
+
+
+def _read(path: Path) -> tuple[AudioShape, bytes]:
+    samples = 0
+    try:
+        with path.open("rb") as stream:
+            decoder = open_decoder(path, stream)
+
+            def blocks() -> Iterator[np.ndarray]:
+                nonlocal samples
+                for block in decoder.blocks():
+                    samples += len(block)
+                    yield block.T
+
+            peaks = peaks_of(blocks(), decoder.rate)
+    except OSError as error:
+        raise OutputError(f"{path} can't be read: {error.strerror}") from error
+    if not samples:
+        raise UsageError(f"{path} has no samples")
+    return AudioShape(decoder.rate, decoder.channels, samples), peaks
+
+
+def _remove_old_uploads(folder: DataFolder, store: Store) -> None:
+    """Remove uploads that no job uses, and files without a row."""
+    known, used = {audio.id: audio for audio in store.audios()}, store.used_audio()
+    for id, audio in known.items():
+        if id not in used and audio.created < time.time() - _UPLOAD_SECONDS:
+            store.remove_audio(id)
+            folder.remove_audio(id)
+    for id in folder.audio_ids():
+        if id not in known and id not in used:
+            folder.remove_audio(id)

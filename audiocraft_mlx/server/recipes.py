@@ -1,0 +1,220 @@
+"""A `JobRequest` → the requests and options that the command would have, and its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from audiocraft_mlx.clips.defaults import CommandDefaults
+from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.requests import ClipRequest, FieldError, ModelOptions, OutputOptions, draw_seed
+from audiocraft_mlx.clips.source import AudioInput, SourceClip, read_condition_audio, read_source
+from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.server.errors import InvalidFieldError
+from audiocraft_mlx.server.schema import Id, JobRequest
+from audiocraft_mlx.server.settings import Limits
+from audiocraft_mlx.server.store import AudioShape
+
+_SAME = (
+    "prompt",
+    "duration",
+    "melody_separation",
+    "style_coef",
+    "prompt_seconds",
+    "temperature",
+    "top_k",
+    "top_p",
+    "cfg_coef",
+)
+"""Fields of a `JobRequest` that a `ClipRequest` has, too."""
+_AUDIO = {"melody": "melody", "style": "style", "source": "continue"}
+"""Fields with an id, and their names in JSON."""
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """Audio that a job is made from."""
+
+    path: Path
+    name: str
+    """For people, and for the tags of files."""
+    shape: AudioShape
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a job makes.
+
+    Attributes:
+        request: with a seed and a model.
+        clips: a request for each take. Audio is a name, no file.
+        audio: the files of `melody`, `style`, `source`.
+        command: that makes it.
+    """
+
+    request: JobRequest
+    clips: tuple[ClipRequest, ...]
+    output: OutputOptions
+    audio: dict[str, AudioFile]
+    model: ModelOptions
+    program: CommandDefaults
+    command: str
+
+    @property
+    def rough_key(self) -> tuple[object, ...]:
+        """Only clips with equal ones may share a batch: see `ClipPlan.batch_key`."""
+        clip = self.clips[0]
+        return (
+            clip.duration,
+            clip.style_coef is None,
+            clip.condition is None,
+            clip.source is None,
+            clip.melody_separation,
+        )
+
+    @property
+    def kept_samples(self) -> int:
+        """Of the source, at its rate."""
+        source = self.audio.get("source")
+        if source is None:
+            return 0
+        at, shape = self.request.continue_at, source.shape
+        return shape.samples if at is None else max(1, min(shape.samples, round(at * shape.sample_rate)))
+
+    def metadata(self, clip: ClipRequest) -> GenerationMetadata:
+        return describe_request(clip, self.output, self.model, self.program)
+
+    def load(self) -> list[ClipRequest]:
+        """The requests with their audio. Raises `UsageError`."""
+        loaded: dict[str, AudioInput | SourceClip] = {}
+        for field, file in self.audio.items():
+            try:
+                loaded[field] = self._load(field, file)
+            except UsageError as error:
+                # Clients don't know where its files are.
+                raise UsageError(str(error).replace(str(file.path), file.name)) from error
+        return [replace(clip, **loaded) for clip in self.clips]  # type: ignore[arg-type]
+
+    def _load(self, field: str, file: AudioFile) -> AudioInput | SourceClip:
+        if not file.path.is_file():
+            raise UsageError(f"{_AUDIO[field]}: {file.name} was deleted")
+        if field != "source":
+            return replace(read_condition_audio(file.path, self.request.duration), name=file.name)
+        source = read_source(file.path)
+        return replace(source, audio=source.audio[:, : self.kept_samples].copy(), name=file.name)
+
+
+def make_recipe(
+    request: JobRequest,
+    model: ModelOptions,
+    program: CommandDefaults,
+    find_audio: Callable[[Id, str], AudioFile],
+    limits: Limits | None = None,
+) -> Recipe:
+    """Check `request`, of which `model` is the model. `find_audio` gets an id and the name of its field.
+
+    Raises `InvalidFieldError`, and what `find_audio` does.
+    """
+    if request.seed is None:
+        request = request.model_copy(update={"seed": draw_seed()})
+    if limits is not None:
+        _check_limits(request, limits)
+    if request.takes < 1:
+        raise InvalidFieldError(f"takes must be an integer of at least 1, not {request.takes}", "takes")
+    if request.continue_at is not None and request.source is None:
+        raise InvalidFieldError("continue_at needs continue", "continue_at")
+    if request.continue_at is not None and not 0 < request.continue_at < 1e6:
+        raise InvalidFieldError("continue_at must be a number of seconds above 0", "continue_at")
+    ids = {field: getattr(request, field) for field in _AUDIO}
+    audio = {field: find_audio(id, _AUDIO[field]) for field, id in ids.items() if id is not None}
+    if "source" in audio and audio["source"].shape.channels > 2:
+        raise InvalidFieldError(
+            f"continue has {audio['source'].shape.channels} channels; mix it to mono or stereo", "continue"
+        )
+    values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
+    values |= {field: Path(file.name) for field, file in audio.items()}
+    try:
+        seeds = [(request.seed or 0) + take for take in range(request.takes)]
+        # The first one as it was given, so that one that is out of range is refused.
+        clips = [ClipRequest(seed=seeds[0], **values)]
+        clips += [ClipRequest(seed=seed % _SEEDS, **values) for seed in seeds[1:]]
+        output = OutputOptions(
+            request.format,
+            request.bit_depth,
+            request.normalize,
+            request.lufs,
+            request.fade_out,
+            request.stems,
+        )
+    except UsageError as error:
+        raise invalid_field(error) from error
+    metadata = describe_request(clips[0], output, model, program)
+    more = {"takes": request.takes} if request.takes > 1 else {}
+    stems = {"stems": True} if request.stems else {}
+    command = replace(metadata, options={**metadata.options, **more, **stems}).to_command()
+    return Recipe(request, tuple(clips), output, audio, model, program, command)
+
+
+def request_of(metadata: GenerationMetadata, audio_format: str, model: str | None) -> JobRequest:
+    """How the clip with `metadata` was made, without its audio: that has a name there, and no id."""
+    options = metadata.options
+
+    def number(name: str) -> float | None:
+        value = options.get(name)
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    def text(name: str) -> str | None:
+        value = options.get(name)
+        return value if isinstance(value, str) else None
+
+    bits = number("bit-depth")
+    return JobRequest.model_validate(
+        {
+            "prompt": metadata.prompt,
+            "model": model,
+            "duration": metadata.duration,
+            "seed": metadata.seed,
+            "temperature": metadata.temperature,
+            "top_k": metadata.top_k,
+            "top_p": metadata.top_p,
+            "cfg_coef": metadata.cfg_coef,
+            "melody_separation": text("melody-separation"),
+            "style_coef": number("style-coef"),
+            "prompt_seconds": number("prompt-seconds"),
+            "format": audio_format,
+            "bit_depth": None if bits is None else int(bits),
+            "normalize": text("normalize") or "none",
+            "lufs": number("lufs"),
+            "fade_out": number("fade-out"),
+        }
+    )
+
+
+def invalid_field(error: UsageError) -> InvalidFieldError:
+    """`error` of a request or its options, with the names that the fields have in JSON."""
+    message = error.describe(_json_name) if isinstance(error, FieldError) else str(error)
+    message = re.sub(r"^audio_format\b", "format", message)
+    fields = {field.alias or name for name, field in JobRequest.model_fields.items()}
+    named = next((word for word in re.findall(r"[a-z_]+", message) if word in fields), None)
+    if named is None or "bits per sample" in message or "no bit depth" in message:
+        named = "bit_depth" if "bit" in message else named
+    return InvalidFieldError(message, named)
+
+
+def _check_limits(request: JobRequest, limits: Limits) -> None:
+    for field, value, most in (
+        ("prompt", len(request.prompt), limits.prompt_characters),
+        ("duration", request.duration, limits.duration),
+        ("takes", request.takes, limits.takes),
+    ):
+        unit = {"prompt": " characters", "duration": " seconds", "takes": ""}[field]
+        if value > most:
+            raise InvalidFieldError(f"{field}: {value:g}{unit} are too many; at most {most:g} here", field)
+
+
+def _json_name(field: str) -> str:
+    return {"source": "continue", "audio_format": "format"}.get(field, field)

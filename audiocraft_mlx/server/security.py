@@ -1,0 +1,301 @@
+"""Who may call the server, with what: pure ASGI, around all routes.
+
+The server makes files and runs for minutes for whoever reaches it. A page from elsewhere in the user's
+browser reaches 127.0.0.1, too: directly (CSRF), or under a name of its own that leads there (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>\d{1,5}))?", re.ASCII)
+# None of them can be sent by a page from elsewhere without asking first (CORS), which is never allowed.
+_BODY_TYPES = re.compile(
+    r"application/(?:[\w.-]+\+)?json|(?:audio|video)/[\w.+-]+|application/(?:ogg|octet-stream)"
+)
+_JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json")
+_YEAR = 365 * 24 * 3600
+_HEADERS = {
+    # blob: is what the page itself recorded or drew.
+    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    b"object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",  # the address may hold the token
+    b"permissions-policy": b"microphone=(self), camera=(), geolocation=()",
+}
+
+
+@dataclass(frozen=True)
+class SecuritySettings:
+    hosts: frozenset[str] = LOOPBACK_NAMES
+    """Names, in lower case, by which the server may be called."""
+    any_address: bool = False
+    """Numeric addresses too, which can't be rebound: for a server on a network."""
+    token: str | None = None
+    """That every request must have. None: none is needed."""
+    body_bytes: int = 50_000_000
+    """Of an upload."""
+    json_bytes: int = 1_000_000
+    """Of any other body, which is kept in memory."""
+    connections: int = 100
+    """Requests at a time."""
+
+    @property
+    def cookie_name(self) -> str:
+        # Cookies don't know ports: another server on this machine has another token.
+        assert self.token is not None
+        return f"musicgen-mlx-{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
+
+    @property
+    def cookie_value(self) -> str:
+        assert self.token is not None
+        return hmac.new(self.token.encode(), b"cookie", hashlib.sha256).hexdigest()
+
+
+class Refusal(Exception):
+    """A request that goes no further."""
+
+    def __init__(
+        self, status: int, message: str, kind: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.headers = status, kind, dict(headers or {})
+
+    async def send(self, send: Send) -> None:
+        error = {"message": str(self), "type": self.kind, "param": None, "code": None}
+        await _answer(send, self.status, json.dumps({"error": error}).encode(), self.headers)
+
+
+class Security:
+    def __init__(self, app: App, settings: SecuritySettings) -> None:
+        self._app, self._settings = app, settings
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if scope["type"] != "http":  # a WebSocket, of which there are none
+            return await send({"type": "websocket.close", "code": 1008})
+        send = _with_headers(send)
+        try:
+            if self._open >= self._settings.connections:
+                raise Refusal(
+                    503,
+                    f"the server has {self._open} open requests; try again later",
+                    "server_error",
+                    {"Retry-After": "5", "Connection": "close"},
+                )
+            headers = Headers(scope)
+            self._check_host(headers)
+            _check_origin(scope, headers)
+            if self._settings.token is not None and not self._has_token(headers):
+                return await self._log_in(scope, send)
+            body = _LimitedBody(receive, self._body_limit(scope, headers))
+        except Refusal as refusal:
+            return await refusal.send(send)
+        self._open += 1
+        try:
+            await body.run(self._app, scope, send)
+        finally:
+            self._open -= 1
+
+    def _check_host(self, headers: Headers) -> None:
+        given = headers.all("host")
+        match = _HOST.fullmatch(given[0].lower()) if len(given) == 1 else None
+        if match is None:
+            raise Refusal(400, "the header Host is missing or invalid", "invalid_request_error")
+        name = (match["v6"] or match["name"]).rstrip(".")
+        if name in self._settings.hosts or (self._settings.any_address and _is_address(name)):
+            return
+        raise Refusal(
+            403,
+            f"this server isn't called {name}; if it should be, start it with --allowed-host {name}",
+            "permission_error",
+        )
+
+    def _has_token(self, headers: Headers) -> bool:
+        token = self._settings.token
+        assert token is not None
+        given = [headers.get("xi-api-key")]
+        scheme, _, bearer = headers.get("authorization").partition(" ")
+        if scheme.lower() == "bearer":
+            given.append(bearer.strip())
+        name, value = self._settings.cookie_name, self._settings.cookie_value
+        cookies = [part.strip().partition("=") for line in headers.all("cookie") for part in line.split(";")]
+        # All of them are compared, so that the time doesn't tell which was right.
+        right = [_equal(text, token) for text in given]
+        right += [_equal(cookie, value) for key, _, cookie in cookies if key == name]
+        return any(right)
+
+    async def _log_in(self, scope: Scope, send: Send) -> None:
+        """Take the token of the printed address and keep it as a cookie, or refuse."""
+        settings = self._settings
+        assert settings.token is not None
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        given = query.get("token", [""])[0]
+        if scope["method"] == "GET" and scope["path"] == "/" and _equal(given, settings.token):
+            cookie = (
+                f"{settings.cookie_name}={settings.cookie_value}; Path=/; HttpOnly; SameSite=Strict; "
+                f"Max-Age={_YEAR}"
+            )
+            if scope.get("scheme") == "https":
+                cookie += "; Secure"
+            return await _answer(send, 303, b"", {"Location": "/", "Set-Cookie": cookie})
+        message = (
+            "the token is missing or wrong: open the address that the server printed when it started, or "
+            "send the header 'Authorization: Bearer TOKEN'"
+        )
+        await Refusal(401, message, "authentication_error", {"WWW-Authenticate": "Bearer"}).send(send)
+
+    def _body_limit(self, scope: Scope, headers: Headers) -> int:
+        """How many bytes may follow. Raises `Refusal` for another type, or if it says that it has more."""
+        length = headers.get("content-length")
+        has_body = length not in ("", "0") or headers.get("transfer-encoding") != ""
+        kind = headers.get("content-type").partition(";")[0].strip().lower()
+        changes = scope["method"] not in _SAFE_METHODS
+        if changes and (has_body or kind) and not _BODY_TYPES.fullmatch(kind):
+            raise Refusal(
+                415,
+                f"the content type must be application/json or that of audio, not {kind or 'missing'}",
+                "invalid_request_error",
+                {"Connection": "close"} if has_body else None,
+            )
+        limit = self._settings.json_bytes if _JSON_TYPE.fullmatch(kind) else self._settings.body_bytes
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise _too_large(limit)
+        return limit
+
+
+class Headers:
+    """A request's headers. Names in lower case."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._headers = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self._headers if key == name]
+
+    def get(self, name: str) -> str:
+        """The first one, or ""."""
+        return next(iter(self.all(name)), "")
+
+
+class _LimitedBody:
+    """A request's body, counted while it is read."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._left, self._limit = receive, limit, limit
+        self._exceeded = self._answered = False
+
+    async def run(self, app: App, scope: Scope, send: Send) -> None:
+        """Run `app` on it. If it is too long the answer is 413, whatever the app makes of what it got."""
+
+        async def checked_send(message: Message) -> None:
+            if not self._exceeded:
+                if message["type"] == "http.response.start":
+                    self._answered = True
+                await send(message)
+
+        try:
+            await app(scope, self._next, checked_send)
+        except Exception:
+            if not self._exceeded:
+                raise
+        if self._exceeded and not self._answered:
+            await _too_large(self._limit).send(send)
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                self._exceeded = True
+                return {"type": "http.disconnect"}
+        return message
+
+
+def _too_large(limit: int) -> Refusal:
+    message = f"the body is larger than {limit / 1e6:g} MB; send less"
+    return Refusal(413, message, "invalid_request_error", {"Connection": "close"})
+
+
+def _check_origin(scope: Scope, headers: Headers) -> None:
+    """No page of another origin, not even of another port of this machine. Raises `Refusal`.
+
+    That the host is one of ours was checked before: a rebound name's origin equals its host.
+    """
+    foreign = Refusal(403, "requests of pages from elsewhere are refused", "permission_error")
+    host = headers.get("host").lower()
+    for origin in headers.all("origin"):
+        url = urlsplit(origin.lower())
+        # A proxy may speak https with the browser and http with us.
+        if url.scheme not in ("http", "https") or _with_port(url.netloc, url.scheme) != _with_port(
+            host, url.scheme
+        ):
+            raise foreign
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        # A link to the page from elsewhere is none of its requests.
+        is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        if scope["method"] != "GET" or not is_link:
+            raise foreign
+
+
+def _with_port(netloc: str, scheme: str) -> str:
+    match = _HOST.fullmatch(netloc)
+    if match is None:
+        return f"invalid {netloc}"
+    return f"{match['v6'] or match['name']} {match['port'] or ('443' if scheme == 'https' else '80')}"
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _equal(given: str, right: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode("utf-8", "replace"))
+
+
+def _with_headers(send: Send) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            given = {key.lower() for key, _ in headers}
+            headers += [(key, value) for key, value in _HEADERS.items() if key not in given]
+            if b"cache-control" not in given:
+                headers.append((b"cache-control", b"no-store"))
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return with_headers
+
+
+async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    pairs = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+    pairs.append((b"content-length", str(len(body)).encode()))
+    if body:
+        pairs.append((b"content-type", b"application/json"))
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
