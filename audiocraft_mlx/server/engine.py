@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from threading import Condition, Thread
+from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
@@ -46,8 +46,11 @@ class Engine:
         self._thread = Thread(target=self._run, daemon=True, name="musicgen-mlx engine")
         self._news = Condition()
         self._has_news = self._stopping = False
+        self._stopped = Event()
         self._wanted: deque[str] = deque()
         self._separator: HTDemucs | None = None
+        self._begun: set[LiveJob] = set()
+        """Jobs of which some takes are files."""
 
     def start(self) -> None:
         self._thread.start()
@@ -57,7 +60,7 @@ class Engine:
         self._stopping = True
         self.wake()
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._stopped.wait(timeout)
 
     def wake(self) -> None:
         """There is something new in the queue."""
@@ -72,9 +75,19 @@ class Engine:
         self.wake()
 
     def _run(self) -> None:
+        self._work_until_stopped()
+        self._separator = None
+        self._models.drop_all()
+        self._stopped.set()
+        # It waits for the end of the process: where a thread that has used MLX ends before that, and the main
+        # thread hasn't used it, MLX 0.32 may abort the process when it exits.
+        Event().wait()
+
+    def _work_until_stopped(self) -> None:
         while not self._stopping:
             try:
                 self._tidy()
+                self._remove_unwanted()
                 if not self._work():
                     with self._news:
                         if not self._has_news and not self._stopping:
@@ -96,7 +109,12 @@ class Engine:
             return False
         model = self._load(waiting[0].model)
         if model is not None:
-            batch = self._next_batch(model, waiting)
+            try:
+                batch = self._next_batch(model, waiting)
+            except Exception as error:  # not again and again
+                _log.exception("no batch can be put together")
+                self._fail(waiting[:1], error)
+                return True
             if batch:
                 self._make(model, batch)
                 trim_heap()
@@ -145,7 +163,9 @@ class Engine:
         return [(*candidates[plan], plan) for plan in batch]
 
     def _plan(self, model: GenModel, job: LiveJob) -> list[tuple[int, ClipPlan]]:
-        """The takes of a job that nobody makes yet. Raises `UsageError`, `OutputError`."""
+        """The takes of a job that nobody makes yet. Raises what reading its audio, or Demucs, does."""
+        if job.recipe.output.stems:
+            self._load_separator()
         takes = range(job.taken, len(job.recipe.clips))
         plans = plan_clips(model, job.recipe.load()[job.taken :])
         path = self._folder.clip_file(job.id, job.record.clips[0].id, job.recipe.output.audio_format)
@@ -166,9 +186,8 @@ class Engine:
                 _log.exception("an unexpected error while clips were made")
             self._fail(jobs, error)
         finally:
-            for job in jobs:
-                if not job.is_live:
-                    self._remove_files(job)
+            self._begun.update(jobs)
+            self._remove_unwanted()
 
     def _generate(
         self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]], jobs: list[LiveJob]
@@ -207,14 +226,16 @@ class Engine:
                         self._attempt(job, lambda: self._finish(model, job, take, plan, event))  # noqa: B023
 
     def _attempt(self, job: LiveJob, work: Callable[[], None]) -> None:
-        """Do the `work` of one job of the batch: if its files can't be written, the others may go on."""
+        """Do the `work` of one job of the batch: if it fails, the others go on."""
         if self._stopping:
             raise _Cancelled
         if not job.is_live:
             return
         try:
             work()
-        except OutputError as error:
+        except Exception as error:
+            if _traceback(error) and not self._stopping:
+                _log.exception("an unexpected error in one job of a batch")
             self._fail([job], error)
 
     def _begin(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan) -> None:
@@ -233,14 +254,12 @@ class Engine:
     def _finish(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan, event: Finished) -> None:
         clip, audio = job.record.clips[take], job.clips[take].new
         assert audio is not None
-        separator = None
-        if job.recipe.output.stems:
-            separator = self._load_separator()
+        separator = self._load_separator() if job.recipe.output.stems else None
         job.finished[take] = save_files(
             self._folder, job.id, clip, job.recipe, plan, audio, model.sample_rate, separator
         )
-        if len(job.finished) == len(job.clips) and not self._jobs.finish(job, event.elapsed):
-            self._remove_files(job)
+        if len(job.finished) == len(job.clips):
+            self._jobs.finish(job, event.elapsed)
 
     def _load_separator(self) -> HTDemucs:
         if self._separator is None:
@@ -256,9 +275,12 @@ class Engine:
         for job in jobs:
             self._jobs.fail(job, message)
 
-    def _remove_files(self, job: LiveJob) -> None:
-        if job.record.status is not schema.Status.DONE:
-            self._folder.remove_job(job.id, [clip.id for clip in job.record.clips])
+    def _remove_unwanted(self) -> None:
+        """Remove the files of jobs that have ended before all of their takes were made."""
+        for job in [job for job in self._begun if not job.is_live]:
+            self._begun.discard(job)
+            if job.record.status is not schema.Status.DONE:
+                self._folder.remove_job(job.id, [clip.id for clip in job.record.clips])
 
 
 def _traceback(error: Exception) -> bool:

@@ -126,7 +126,7 @@ def _adopt(folder: DataFolder, store: Store, id: Id) -> bool:
     )
     job = JobRecord(
         id=id,
-        created=max(made, store.last_created() + 1e-6) if made == store.last_created() else made,
+        created=made,
         client="",
         status=Status.RUNNING,
         recipe=request,

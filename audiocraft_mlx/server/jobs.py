@@ -206,18 +206,17 @@ class Jobs:
         if peaks:
             self._events.publish("peaks", {"id": clip, "start": start, "peaks": list(peaks)})
 
-    def finish(self, job: LiveJob, seconds: float) -> bool:
-        """A job's files are all there; `seconds` is what it took. False if it was cancelled meanwhile."""
+    def finish(self, job: LiveJob, seconds: float) -> None:
+        """A job's files are all there, unless it was cancelled meanwhile; `seconds` is what it took."""
         with self._lock:
             if not job.is_live:
-                return False
+                return
             self._job_seconds += 0.2 * (seconds - self._job_seconds)
             clips = [job.finished[number] for number in sorted(job.finished)]
             self._store.set_done(job.id, job.speed, clips)
             job.record = replace(job.record, status=Status.DONE, clips=tuple(clip for clip, _ in clips))
             self._forget(job)
             self.tell(job.id)
-            return True
 
     def fail(self, job: LiveJob, message: str) -> None:
         with self._lock:

@@ -142,6 +142,11 @@ class Models:
         self._on_change(self.list())
         return model
 
+    def drop_all(self) -> None:
+        """Free the memory that the models take."""
+        with self._lock:
+            self._loaded.clear()
+
     def list(self) -> list[ModelInfo]:
         """The default one first."""
         return [self.info(name) for name in self.names]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.clips.metadata import read_metadata
@@ -74,7 +75,7 @@ class Service:
         except BaseException:
             self._folder.close()
             raise
-        self._created = self._store.last_created()
+        self._clock, self._created = Lock(), self._store.last_created()
         self._events = Broadcaster()
         self._models = Models(
             settings.model,
@@ -107,10 +108,11 @@ class Service:
         recipe = self._recipe(request, self._settings.limits)
         self._check_model(recipe)
         self._check_disk()
-        self._created = now(self._created)
+        with self._clock:
+            self._created = created = now(self._created)
         record = JobRecord(
             id=new_id(),
-            created=self._created,
+            created=created,
             client=client,
             status=Status.QUEUED,
             recipe=recipe.request,
@@ -286,6 +288,11 @@ class Service:
     def _check_model(self, recipe: Recipe) -> None:
         name = recipe.request.model
         assert name is not None
+        model = self._models.loaded(name)
+        if model is not None and recipe.request.duration * model.frame_rate < 1:
+            raise InvalidFieldError(
+                f"duration must be at least one frame, {1 / model.frame_rate:g} s", "duration"
+            )
         types = self._models.condition_types(name)
         if types is not None:
             try:

@@ -74,11 +74,15 @@ class Store:
         self._path, self._lock = path, RLock()
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            # A power failure may lose the last changes, but nothing else.
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            migrate(self._connection, str(path))
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                # A power failure may lose the last changes, but nothing else.
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                migrate(self._connection, str(path))
+            except BaseException:
+                self._connection.close()
+                raise
         except sqlite3.OperationalError as error:
             raise self._write_error(error) from error
         except sqlite3.DatabaseError as error:

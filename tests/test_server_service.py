@@ -1,0 +1,877 @@
+"""The server's service, from a request to files: with the demo model, and with one that can be held."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.checkpoints import demucs
+from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.clips.metadata import read_metadata
+from audiocraft_mlx.clips.requests import ModelOptions
+from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
+from audiocraft_mlx.models import memory
+from audiocraft_mlx.server import engine, history, service
+from audiocraft_mlx.server.schema import Event, Job, JobChange, JobRequest, Status
+from audiocraft_mlx.server.service import (
+    BusyError,
+    InvalidFieldError,
+    Limits,
+    NotFoundError,
+    ServerSettings,
+    Service,
+)
+
+from .fake_model import FakeModel, install, raiser
+
+RATE = 32000
+SOON = 20.0
+"""Seconds after which a test has failed."""
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, SOON))
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def open_service(folder: Path, start: bool = True, **values: Any) -> Service:
+    limits = Limits(free_bytes=0, **values.pop("limits", {}))
+    opened = Service(ServerSettings(folder, ModelOptions("demo"), limits=limits, **values))
+    if start:
+        opened.start()
+    return opened
+
+
+def submit(to: Service, client: str = "me", **values: Any) -> Job:
+    values = {"prompt": "piano", "duration": 0.3, "seed": 7, **values}
+    return to.submit(JobRequest.model_validate(values), client)
+
+
+def made(by: Service, **values: Any) -> Job:
+    job = run(by.wait(submit(by, **values).id))
+    assert (job.status, job.error) == (Status.DONE, None)
+    return job
+
+
+def file(of: Service, job: Job, take: int = 0) -> np.ndarray:
+    return read(of.clip_file(job.clips[take].id))
+
+
+def read(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
+
+
+async def stream(of: Service, clip: str, start: int = 0) -> np.ndarray:
+    audio = of.clip_audio(clip)
+    blocks = [block async for block in audio.blocks(start)]
+    return np.concatenate([np.zeros((audio.channels, 0), np.float32), *blocks], axis=1)
+
+
+# With the demo model
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    opened = open_service(tmp_path_factory.mktemp("demo"))
+    until(lambda: opened.models()[0].state == "loaded")  # not while a command loads it, too
+    yield opened
+    opened.close()
+
+
+def test_the_samples_are_those_of_the_command(demo: Service, tmp_path: Path) -> None:
+    options = ["-m", "demo", "-d", "1.5", "--seed", "4294967295"]
+    assert main(["warm piano", *options, "-n", "2", "-o", str(tmp_path / "a.wav")]) == 0
+    job = made(demo, prompt="warm piano", duration=1.5, seed=4294967295, takes=2)
+    for take in (0, 1):
+        assert np.array_equal(file(demo, job, take), read(tmp_path / f"a-{take + 1}.wav"))
+        mine = read_metadata(demo.clip_file(job.clips[take].id))
+        assert mine == read_metadata(tmp_path / f"a-{take + 1}.wav")
+    assert job.command == "musicgen-mlx 'warm piano' --model demo --duration 1.5 --seed 4294967295 --takes 2"
+
+
+def test_everything_that_a_file_can_be_is_as_the_command_makes_it(demo: Service, tmp_path: Path) -> None:
+    first = made(demo, duration=0.5, format="flac", bit_depth=24)
+    source = demo.clip_file(first.clips[0].id)
+    options = ["-m", "demo", "-d", "0.4", "--seed", "3", "--continue", str(source), "--prompt-seconds", "0.2"]
+    options += ["--normalize", "peak", "--fade-out", "0.1", "--top-k", "50", "--temperature", "0.9"]
+    assert main(["flute", *options, "-o", str(tmp_path / "b.flac")]) == 0
+    job = made(
+        demo,
+        prompt="flute",
+        duration=0.4,
+        seed=3,
+        prompt_seconds=0.2,
+        normalize="peak",
+        fade_out=0.1,
+        top_k=50,
+        temperature=0.9,
+        format="flac",
+        **{"continue": first.clips[0].id},
+    )
+    assert np.array_equal(file(demo, job), read(tmp_path / "b.flac"))
+    assert soundfile.info(demo.clip_file(job.clips[0].id)).subtype == "PCM_24"
+    assert job.clips[0].duration == pytest.approx(0.9)
+    assert source.name in job.command
+    assert str(source) not in job.command
+
+
+def test_what_is_streamed_is_what_is_made_and_ends_in_any_case(demo: Service) -> None:
+    async def work() -> None:
+        request = JobRequest(prompt="piano", duration=1.5, seed=5, takes=2)
+        job = await demo.wait_for_clips(demo.submit(request, "me").id)
+        assert [clip.duration for clip in job.clips] == [1.5, 1.5]
+        readers = [stream(demo, clip.id, start) for clip in job.clips for start in (0, 0, 40000)]
+        audio = await asyncio.gather(*readers)
+        job = await demo.wait(job.id)
+        for take, clip in enumerate(job.clips):
+            whole, again, late = audio[3 * take : 3 * take + 3]
+            assert whole.shape == (1, int(1.5 * RATE))
+            assert np.array_equal(whole, again)
+            assert np.array_equal(whole[:, 40000:], late)
+            assert np.abs(whole - file(demo, job, take)).max() <= 2**-15
+            assert np.array_equal(await stream(demo, clip.id, 100), file(demo, job, take)[:, 100:])
+            peaks = demo.peaks(clip.id)
+            assert (peaks.per_second, len(peaks.peaks)) == (50, 75)
+            assert max(peaks.peaks) == round(float(np.abs(file(demo, job, take)).max()) * 255)
+
+    run(work())
+
+
+def test_a_continuation_is_streamed_from_its_source_on(demo: Service) -> None:
+    async def work() -> None:
+        request = JobRequest(prompt="piano", duration=1.0, seed=5)
+        first = await demo.wait(demo.submit(request, "me").id)
+        values = {"prompt": "more", "duration": 0.5, "seed": 1, "continue_at": 0.5}
+        values["continue"] = first.clips[0].id
+        job = await demo.wait_for_clips(demo.submit(JobRequest.model_validate(values), "me").id)
+        heard = await stream(demo, job.clips[0].id)
+        job = await demo.wait(job.id)
+        whole = file(demo, job)
+        assert heard.shape == whole.shape == (1, RATE)
+        assert np.array_equal(whole[:, : RATE // 2], file(demo, first)[:, : RATE // 2])
+        assert np.abs(heard - whole).max() <= 2**-15
+
+    run(work())
+
+
+def test_a_clip_is_had_in_other_formats_with_its_tags(demo: Service) -> None:
+    job = made(demo, duration=0.5)
+    clip = job.clips[0].id
+    own = demo.clip_file(clip)
+    assert demo.clip_file(clip, "wav") == own
+    for name in ("flac", "mp3", "ogg"):
+        path = demo.clip_file(clip, name)
+        assert (path.suffix, soundfile.info(path).frames) == (f".{name}", RATE // 2)
+        assert read_metadata(path) == read_metadata(own)
+        assert demo.clip_file(clip, name) == path
+    assert np.array_equal(read(demo.clip_file(clip, "flac")), read(own))
+    with pytest.raises(InvalidFieldError):
+        demo.clip_file(clip, "../x")
+    with pytest.raises(NotFoundError):
+        demo.clip_file(clip, stem="bass")
+    assert demo.delete(job.id).id == job.id
+    with pytest.raises(NotFoundError):
+        demo.clip_file(clip)
+    with pytest.raises(NotFoundError):
+        demo.clip_audio(clip)
+
+
+def test_stems_are_beside_the_clip(demo: Service, separator: None) -> None:
+    job = made(demo, duration=0.5, stems=True, format="flac")
+    stems = job.clips[0].stems
+    assert {*stems} == {"drums", "bass", "other", "vocals"}
+    assert stems["bass"] == f"/api/clips/{job.clips[0].id}/audio?stem=bass"
+    parts = [read(demo.clip_file(job.clips[0].id, stem=name)) for name in stems]
+    assert all(part.shape == file(demo, job).shape for part in parts)
+    assert demo.clip_file(job.clips[0].id, "wav", "bass").suffix == ".wav"
+
+
+def test_uploads_are_melodies_and_sources_by_their_ids(demo: Service, tmp_path: Path) -> None:
+    tone = 0.3 * np.sin(np.arange(22050) * 0.06)
+    soundfile.write(tmp_path / "x.bin", np.stack([tone, tone], 1), 44100, format="FLAC")
+    audio = demo.add_audio(tmp_path / "x.bin", "C:\\me\\my tone.flac")
+    assert (audio.duration, audio.sample_rate, audio.channels) == (0.5, 44100, 2)
+    job = made(demo, **{"continue": audio.id})
+    assert (job.clips[0].sample_rate, job.clips[0].channels) == (44100, 2)
+    assert "--continue 'my tone.flac'" in job.command
+    with pytest.raises(InvalidFieldError, match="melody: the model demo can't") as error:
+        submit(demo, melody=audio.id)
+    assert error.value.param == "melody"
+    with pytest.raises(NotFoundError, match=r"^continue: "):
+        submit(demo, **{"continue": "a" * 22})
+    for content in (b"", b"no audio", b"RIFF"):
+        (tmp_path / "y").write_bytes(content)
+        with pytest.raises(UsageError, match="my file") as wrong:
+            demo.add_audio(tmp_path / "y", "my file")
+        assert str(tmp_path) not in str(wrong.value)
+
+
+def test_an_upload_that_is_too_long_is_found_before_all_of_it_is_decoded(tmp_path: Path) -> None:
+    # Silence in FLAC: an hour in some kilobytes.
+    with soundfile.SoundFile(tmp_path / "bomb", "w", 44100, 1, format="FLAC") as bomb:
+        for _ in range(360):
+            bomb.write(np.zeros(441000, np.float32))
+    assert (tmp_path / "bomb").stat().st_size < 10_000_000
+    opened = open_service(tmp_path / "data", start=False, limits={"audio_seconds": 60.0})
+    start = time.monotonic()
+    with pytest.raises(UsageError, match="longer than 60 s"):
+        opened.add_audio(tmp_path / "bomb")
+    assert time.monotonic() - start < 3
+    assert not list((tmp_path / "data" / "audio").iterdir())
+    opened.close()
+
+
+def test_a_file_says_how_it_was_made(demo: Service, tmp_path: Path) -> None:
+    job = made(demo, format="ogg", temperature=0.8)
+    found = demo.read_recipe(demo.clip_file(job.clips[0].id))
+    assert (
+        found.command
+        == "musicgen-mlx piano --model demo --duration 0.3 --seed 7 --temperature 0.8 --format ogg"
+    )
+    assert found.recipe == job.recipe
+    soundfile.write(tmp_path / "other.wav", np.zeros(100), 8000)
+    other = demo.read_recipe(tmp_path / "other.wav")
+    assert (other.recipe, other.command) == (None, None)
+    (tmp_path / "text").write_text("no audio")
+    with pytest.raises(UsageError) as error:
+        demo.read_recipe(tmp_path / "text")
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_the_models_are_listed(demo: Service) -> None:
+    until(lambda: demo.models()[0].state == "loaded")
+    models = {model.name: model for model in demo.models()}
+    own = models["demo"]
+    assert (own.default, own.sample_rate, own.channels) == (True, RATE, 1)
+    assert (models["melody"].state, models["melody"].conditions) == ("to download", ["melody"])
+    assert models["large"].gigabytes == 6.5
+    assert demo.load_model("demo").state == "loaded"
+    with pytest.raises(NotFoundError, match=r"^model: "):
+        demo.load_model("/etc")
+    with pytest.raises(UsageError, match=r"not on this machine.*--allow-downloads"):
+        demo.load_model("small")
+    with pytest.raises(InvalidFieldError) as error:
+        submit(demo, model="facebook/musicgen-small")
+    assert error.value.param == "model"
+    with pytest.raises(NotFoundError):
+        submit(demo, model="somebody/else")
+    health = demo.health()
+    assert (health.model, health.waiting, health.limits["takes"]) == ("demo", 0, 8)
+
+
+# With a model that can be held
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
+    return install(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def held(fake: FakeModel, tmp_path: Path) -> Iterator[Held]:
+    held = Held(fake, tmp_path / "data")
+    yield held
+    held.gate.set()
+    held.service.close()
+
+
+class Held:
+    """A service whose model stops in the middle of a batch until `gate` is set."""
+
+    def __init__(self, model: FakeModel, folder: Path, **values: Any) -> None:
+        self.model, self.folder = model, folder
+        self.gate, self.reached = threading.Event(), threading.Event()
+        model.during = self._hold
+        self.service = open_service(folder, **values)
+
+    def _hold(self) -> None:
+        self.reached.set()
+        assert self.gate.wait(SOON)
+
+    def occupy(self, **values: Any) -> Job:
+        """A job that is being made, and held."""
+        self.reached.clear()
+        job = submit(self.service, **values)
+        assert self.reached.wait(SOON)
+        return job
+
+
+def test_a_waiting_job_is_cancelled_at_once(held: Held) -> None:
+    running = held.occupy()
+    waiting = submit(held.service, duration=0.5)
+    assert (held.service.job(running.id).status, waiting.position) == (Status.RUNNING, 0)
+    assert held.service.delete(waiting.id).status is Status.CANCELLED
+    assert held.service.health().waiting == 0
+    held.gate.set()
+    assert run(held.service.wait(running.id)).status is Status.DONE
+    assert held.service.job(waiting.id).status is Status.CANCELLED
+    assert held.model.batches == [1]
+
+
+def test_a_job_that_is_made_is_cancelled_at_its_next_step(held: Held) -> None:
+    job = held.occupy()
+    clip = held.service.job(job.id).clips[0].id
+    assert held.service.delete(job.id).status is Status.CANCELLED
+    with pytest.raises(NotFoundError):
+        held.service.clip_audio(clip)
+    held.gate.set()
+    after = made(held.service, prompt="after")
+    assert held.service.jobs().jobs[0].id == after.id
+    assert not (held.folder / "clips" / job.id).exists()
+    assert [*(held.folder / "making").iterdir()] == []
+
+
+def test_of_a_batch_only_the_cancelled_job_is_dropped(held: Held) -> None:
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, client=f"c{n}", seed=n) for n in range(3)]
+    other = submit(held.service, duration=0.6)
+    held.reached.clear()
+    held.gate.set()
+    run(held.service.wait(first.id))
+    held.gate.clear()
+    assert held.reached.wait(SOON)
+    held.gate.set()
+    for job in (*shared, other):
+        run(held.service.wait(job.id))
+    assert held.model.batches == [1, 3, 1]
+    assert held.model.seeds == [7, 0, 1, 2, 7]
+
+
+def test_the_others_of_a_batch_go_on(held: Held) -> None:
+    held.model.during = lambda: None
+    held.model.before = held._hold
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, seed=n) for n in range(3)]
+    held.reached.clear()
+    held.gate.set()
+    run(held.service.wait(first.id))
+    held.gate.clear()
+    until(lambda: held.service.job(shared[0].id).status is Status.RUNNING)
+    assert held.service.delete(shared[1].id).status is Status.CANCELLED
+    held.gate.set()
+    assert [run(held.service.wait(job.id)).status for job in shared] == [
+        Status.DONE,
+        Status.CANCELLED,
+        Status.DONE,
+    ]
+    assert sorted(os.listdir(held.folder / "clips")) == sorted([first.id, shared[0].id, shared[2].id])
+
+
+def test_a_batch_stops_when_nobody_wants_it(held: Held) -> None:
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, seed=n) for n in range(2)]
+    held.gate.set()
+    run(held.service.wait(first.id))
+    held.gate.clear()
+    until(lambda: held.service.job(shared[0].id).status is Status.RUNNING)
+    steps = []
+    for job in shared:
+        held.service.delete(job.id)
+    progress = held.service._jobs.advance
+    held.service._jobs.advance = lambda *a: (steps.append(a), progress(*a))  # type: ignore[method-assign]
+    held.gate.set()
+    until(lambda: held.model.closed == 2)
+    assert not steps
+
+
+def test_takes_share_batches_as_far_as_memory_goes(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: 3)
+    opened = open_service(tmp_path / "data")
+    job = made(opened, takes=8)
+    assert fake.batches == [3, 3, 2]
+    assert fake.seeds == [clip.seed for clip in job.clips] == [*range(7, 15)]
+    assert len({opened.clip_file(clip.id) for clip in job.clips}) == 8
+    opened.close()
+
+
+def test_clients_take_turns_whatever_they_ask_for(held: Held) -> None:
+    first = held.occupy(duration=0.5)
+    for number in range(4):  # none of them may share a batch
+        submit(held.service, "greedy", prompt=f"greedy{number}", duration=0.1 + number / 50)
+    for number in range(2):
+        submit(held.service, "modest", prompt=f"modest{number}", duration=0.2 + number / 50)
+    last = submit(held.service, "new", prompt="new", duration=0.3)
+    assert last.position == 2
+    held.gate.set()
+    until(lambda: held.service.health().waiting == 0)
+    until(lambda: not any(job.status.is_live for job in held.service.jobs().jobs))
+    assert held.model.prompts[1:] == ["greedy0", "modest0", "new", "greedy1", "modest1", "greedy2", "greedy3"]
+    assert held.service.job(first.id).status is Status.DONE
+
+
+def test_twenty_clients_with_two_hundred_jobs_lose_none(fake: FakeModel, tmp_path: Path) -> None:
+    opened = open_service(tmp_path / "data")
+    submitted: list[Job] = []
+
+    def work(client: int) -> None:
+        for number in range(10):
+            submitted.append(
+                submit(opened, f"c{client}", prompt=f"{client} {number}", duration=0.1, seed=client)
+            )
+
+    threads = [threading.Thread(target=work, args=[client]) for client in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({job.id for job in submitted}) == 200
+
+    async def wait() -> list[Job]:
+        return await asyncio.gather(*(opened.wait(job.id) for job in submitted))
+
+    assert {job.status for job in run(wait())} == {Status.DONE}
+    listed, before = list[Job](), None
+    while True:
+        page = opened.jobs(before, 30)
+        listed += page.jobs
+        before = page.before
+        if before is None:
+            break
+    assert {job.id for job in listed} == {job.id for job in submitted}
+    created = [job.created for job in listed]
+    assert created == sorted({*created}, reverse=True)
+    assert all(opened.clip_file(job.clips[0].id).stat().st_size > 6000 for job in listed)
+    opened.close()
+
+
+def test_too_many_waiting_jobs_are_refused(fake: FakeModel, tmp_path: Path) -> None:
+    held = Held(fake, tmp_path / "data", limits={"waiting": 4, "waiting_per_client": 3})
+    held.occupy()
+    for _ in range(3):
+        submit(held.service, "greedy")
+    for client, message in (("greedy", "3 of your jobs wait"), ("other", "")):
+        if not message:
+            submit(held.service, client)
+            message = "4 jobs wait already"
+        with pytest.raises(BusyError, match=message) as error:
+            submit(held.service, client)
+        assert 1 <= error.value.retry_after <= 3600
+    assert len(held.service.jobs().jobs) == 5
+    held.gate.set()
+    held.service.close()
+
+
+def test_a_clip_is_heard_before_it_is_done(held: Held) -> None:
+    async def work() -> None:
+        job = held.occupy(duration=0.3)
+        clip = held.service.job(job.id).clips[0]
+        heard = held.service.clip_audio(clip.id).blocks()
+        first = await anext(heard)
+        assert first.shape in ((2, RATE // 10), (2, RATE // 5))
+        assert held.service.job(job.id).status is Status.RUNNING
+        assert len(held.service.peaks(clip.id).peaks) == 10
+        with pytest.raises(NotFoundError, match="isn't done yet"):
+            held.service.clip_file(clip.id)
+        late = held.service.clip_audio(clip.id)
+        held.gate.set()
+        await held.service.wait(job.id)
+        # Slow readers, who come back after the job is done.
+        rest = [block async for block in heard]
+        assert first.shape[1] + sum(block.shape[1] for block in rest) == clip.duration * RATE
+        assert np.array_equal(
+            np.concatenate([first, *rest], axis=1), np.concatenate([b async for b in late.blocks()], axis=1)
+        )
+
+    run(work())
+
+
+def test_a_listener_hears_the_end_of_a_cancelled_clip(held: Held) -> None:
+    async def work() -> None:
+        job = held.occupy(duration=0.3)
+        clip = held.service.job(job.id).clips[0]
+        heard = held.service.clip_audio(clip.id).blocks()
+        threading.Timer(0.1, held.service.delete, [job.id]).start()
+        assert sum([block.shape[1] async for block in heard]) == 2 * RATE // 10
+        assert (await held.service.wait(job.id)).status is Status.CANCELLED
+
+    run(work())
+
+
+def test_what_happens_is_told(held: Held) -> None:
+    async def work() -> None:
+        events: list[Event] = []
+        told = held.service.events()
+        job = held.occupy()
+        held.gate.set()
+        await held.service.wait(job.id)
+        held.service.change(job.id, JobChange(favourite=True))
+        held.service.delete(job.id)
+        held.service.restore(job.id)
+        while [event.event for event in events[-2:]] != ["removed", "job"]:
+            events.append(await anext(told))
+        states = [event.data["status"] for event in events if event.event == "job"]
+        assert (states[0], states[-1]) == ("queued", "done")
+        assert "running" in states
+        own = [event.data for event in events if event.event == "job"][-1]
+        assert Job.model_validate(own) == held.service.job(job.id)
+        assert "continue" in own["recipe"]
+        progress = [event.data for event in events if event.event == "progress"]
+        assert progress[-1]["progress"] == {"done": 3, "total": 3}
+        assert {each["id"] for each in progress} == {job.id}
+        peaks = [event.data for event in events if event.event == "peaks"]
+        assert [each["start"] for each in peaks] == [0, 5, 10]
+        assert [peak for each in peaks for peak in each["peaks"]] == held.service.peaks(job.clips[0].id).peaks
+        assert events[-2].data == {"id": job.id}
+        models = [event.data for event in events if event.event == "models"]
+        assert models == [] or models[-1][0]["state"] == "loaded"
+
+    # Clips are known at submission once the model is loaded.
+    until(lambda: held.service.models()[0].state == "loaded")
+    run(work())
+
+
+def test_titles_and_favourites(held: Held) -> None:
+    held.gate.set()
+    job = made(held.service)
+    assert held.service.change(job.id, JobChange(title="Mine", favourite=True)).title == "Mine"
+    assert held.service.change(job.id, JobChange(favourite=False)).title == "Mine"
+    assert held.service.jobs(query="mine").jobs[0].id == job.id
+    assert held.service.jobs(favourite=True).jobs == []
+    assert held.service.change(job.id, JobChange(title=None)).title is None
+    for limit in (0, 201):
+        with pytest.raises(InvalidFieldError):
+            held.service.jobs(limit=limit)
+    with pytest.raises(NotFoundError):
+        held.service.change("a" * 22, JobChange(title="x"))
+
+
+def test_the_trash_is_emptied_after_a_while(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.gate.set()
+    job = made(held.service)
+    folder = held.folder / "clips" / job.id
+    held.service.delete(job.id)
+    for call in (held.service.job, held.service.delete):
+        with pytest.raises(NotFoundError):
+            call(job.id)
+    assert held.service.jobs().jobs == []
+    assert folder.exists()
+    assert held.service.restore(job.id) == job
+    assert held.service.restore(job.id) == job
+    held.service.delete(job.id)
+    for module in (history, service):
+        monkeypatch.setattr(module, "TRASH_SECONDS", 0.0)
+    made(held.service, prompt="other")
+    until(lambda: held.service._engine.wake() or not folder.exists())
+    with pytest.raises(NotFoundError):
+        held.service.restore(job.id)
+
+
+def test_it_closes_within_a_second_whatever_is_made(held: Held) -> None:
+    job = held.occupy()
+    waiting = submit(held.service, duration=0.5)
+    start = time.monotonic()
+    held.service.close()
+    assert time.monotonic() - start < 1
+    held.gate.set()
+    again = open_service(held.folder)
+    states = {each.id: (each.status, each.error) for each in again.jobs().jobs}
+    assert states[job.id] == (Status.FAILED, "the server stopped while it was made")
+    assert run(again.wait(waiting.id)).status is Status.DONE
+    again.close()
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "out of memory; try a shorter duration"),
+        (RuntimeError("[metal::malloc] Attempting to allocate"), "out of memory"),
+        (CheckpointError("it has NaN weights"), "it has NaN weights"),
+        (ZeroDivisionError("secret"), r"an unexpected error \(ZeroDivisionError\); the server's log"),
+    ],
+)
+def test_a_failure_is_a_sentence_and_the_next_job_is_made(
+    fake: FakeModel, tmp_path: Path, error: Exception, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_service(tmp_path / "data")
+    fake.during = raiser(error)
+    job = run(opened.wait(submit(opened, takes=2).id))
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert re.match(message, job.error)
+    assert ("Traceback" in caplog.text) == isinstance(error, ZeroDivisionError)
+    fake.during = lambda: None
+    made(opened)
+    assert not (tmp_path / "data" / "clips" / job.id).exists()
+    opened.close()
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_jobs(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = fake.get_pretrained
+    monkeypatch.setattr(fake, "get_pretrained", raiser(CheckpointError("its weights are damaged")))
+    opened = open_service(tmp_path / "data")
+    job = run(opened.wait(submit(opened).id))
+    assert (job.status, job.error) == (Status.FAILED, "its weights are damaged")
+    assert opened.models()[0].error == "its weights are damaged"
+    monkeypatch.setattr(fake, "get_pretrained", load)
+    made(opened)
+    assert opened.models()[0].error is None
+    opened.close()
+
+
+@pytest.mark.parametrize("where", ["spool", "file", "database"])
+def test_a_full_disk_fails_the_job_and_not_the_server(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    opened = open_service(tmp_path / "data")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        if where == "spool":
+
+            def append(spool: AudioSpool, chunk: np.ndarray) -> None:
+                raise OutputError("x can't be written") from full
+
+            patch.setattr(AudioSpool, "append", append)
+        elif where == "file":
+            patch.setattr(os, "fsync", raiser(full))
+        job = submit(opened)
+        if where == "database":
+            error = OutputError("the server's disk is full; free some space")
+            patch.setattr(opened._store, "set_done", raiser(error))
+            patch.setattr(opened._store, "set_status", raiser(error))
+        job = run(opened.wait(job.id))
+        if where != "database" or job.status is Status.FAILED:
+            assert (job.status, job.error) == (
+                Status.FAILED,
+                "the server's disk is full; free some space",
+            )
+    after = made(opened)
+    assert os.listdir(tmp_path / "data" / "clips") == [after.id] or where == "database"
+    until(lambda: not opened._jobs._unrecorded or bool(opened._engine.wake()))
+    assert opened._store.job(job.id).status is job.status
+    opened.close()
+
+
+def test_an_almost_full_disk_takes_no_more_jobs(fake: FakeModel, tmp_path: Path) -> None:
+    limits = Limits(free_bytes=2**62)
+    opened = Service(ServerSettings(tmp_path / "data", ModelOptions("demo"), limits=limits))
+    with pytest.raises(OutputError, match="disk is almost full"):
+        submit(opened)
+    assert opened.jobs().jobs == []
+    opened.close()
+
+
+def test_a_source_that_was_deleted_fails_the_job_that_waits_for_it(held: Held) -> None:
+    held.gate.set()
+    first = made(held.service)
+    held.gate.clear()
+    held.occupy(duration=0.5)
+    job = submit(held.service, **{"continue": first.clips[0].id})
+    held.service._folder.remove_job(first.id, [])
+    held.gate.set()
+    job = run(held.service.wait(job.id))
+    assert (job.status, job.error) == (
+        Status.FAILED,
+        f"continue: {first.clips[0].id}.wav was deleted",
+    )
+
+
+def test_a_job_that_cannot_be_finished_fails_alone(
+    held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = engine.save_files
+
+    def save_files(folder: Any, job: str, clip: Any, recipe: Any, *rest: Any) -> Any:
+        if recipe.request.prompt == "bad":
+            raise ZeroDivisionError
+        return save(folder, job, clip, recipe, *rest)
+
+    monkeypatch.setattr(engine, "save_files", save_files)
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, prompt=prompt) for prompt in ("good", "bad", "fine")]
+    held.gate.set()
+    states = [run(held.service.wait(job.id)).status for job in (first, *shared)]
+    assert states == [Status.DONE, Status.DONE, Status.FAILED, Status.DONE]
+    assert held.model.batches == [1, 3]
+    assert "Traceback" in caplog.text
+
+
+def test_stems_without_their_network_fail_before_anything_is_made(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demucs, "load_htdemucs", raiser(CheckpointError("no htdemucs here")))
+    first = held.occupy(duration=0.5)
+    shared = [submit(held.service, stems=stems) for stems in (True, False)]
+    held.gate.set()
+    jobs = [run(held.service.wait(job.id)) for job in (first, *shared)]
+    assert [job.status for job in jobs] == [Status.DONE, Status.FAILED, Status.DONE]
+    assert jobs[1].error == "no htdemucs here"
+    assert held.model.batches == [1, 1]
+
+
+def test_takes_that_were_made_go_when_their_job_is_cancelled_between_batches(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: 1)
+    gates = [threading.Event() for _ in range(3)]
+    batches = iter(gates)
+
+    def hold() -> None:
+        assert next(batches).wait(SOON)
+
+    fake.during = hold
+    opened = open_service(tmp_path / "data")
+    first = submit(opened, takes=2)
+    other = submit(opened, "other", duration=0.5)
+    gates[0].set()
+    until(lambda: opened.job(other.id).status is Status.RUNNING)
+    assert opened.job(first.id).status is Status.RUNNING
+    assert len(os.listdir(tmp_path / "data" / "clips" / first.id)) == 1
+    assert opened.delete(first.id).status is Status.CANCELLED
+    gates[1].set()
+    assert run(opened.wait(other.id)).status is Status.DONE
+    until(lambda: not (tmp_path / "data" / "clips" / first.id).exists())
+    assert fake.batches == [1, 1]
+    opened.close()
+
+
+def test_a_clip_of_less_than_a_frame_is_refused(held: Held) -> None:
+    held.gate.set()
+    made(held.service)
+    with pytest.raises(InvalidFieldError, match=r"at least one frame, 0\.02 s") as error:
+        submit(held.service, duration=0.01)
+    assert error.value.param == "duration"
+
+
+def test_an_error_between_batches_is_survived(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_service(tmp_path / "data")
+    until(lambda: opened.models()[0].state == "loaded")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "plan_batches", raiser(ZeroDivisionError()))
+        job = submit(opened)
+        job = run(opened.wait(job.id))
+    assert (job.status, job.error) == (
+        Status.FAILED,
+        "an unexpected error (ZeroDivisionError); the server's log has more",
+    )
+    assert "Traceback" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(opened._engine, "_tidy", raiser(ZeroDivisionError()))
+        until(lambda: bool(opened._engine.wake()) or "between two batches" in caplog.text)
+    made(opened)
+    opened.close()
+
+
+# A new start
+
+
+def test_history_and_queue_survive_a_restart(held: Held) -> None:
+    held.gate.set()
+    done = made(held.service, takes=2)
+    held.service.change(done.id, JobChange(title="T", favourite=True))
+    done = held.service.job(done.id)
+    held.gate.clear()
+    held.occupy()
+    waiting = [submit(held.service, client=f"c{n % 2}", prompt=f"w{n}", duration=0.4) for n in range(3)]
+    held.service.close()
+    again = open_service(held.folder, start=False)
+    assert again.job(done.id) == done
+    assert [again.job(job.id).position for job in waiting] == [0, 1, 2]
+    held.gate.set()
+    again.start()
+    for job in waiting:
+        assert run(again.wait(job.id)).status is Status.DONE
+    again.close()
+
+
+def test_the_history_is_rebuilt_from_the_files(held: Held) -> None:
+    held.gate.set()
+    first = made(held.service, takes=3, seed=2**32 - 2, format="flac", top_k=9)
+    second = made(held.service, prompt="été", **{"continue": first.clips[1].id})
+    peaks = held.service.peaks(first.clips[0].id)
+    held.service.close()
+    (held.folder / "history.sqlite3").write_bytes(b"damaged")
+    (held.folder / "clips" / ("b" * 22)).mkdir()
+    (held.folder / "clips" / ("b" * 22) / ("c" * 22 + ".wav")).write_bytes(b"foreign")
+    (held.folder / "clips" / "mine").mkdir()
+    with pytest.raises(UsageError, match="--rebuild"):
+        open_service(held.folder)
+    assert service.rebuild(held.folder) == 2
+    assert (held.folder / "history.sqlite3.old").read_bytes() == b"damaged"
+    again = open_service(held.folder)
+    assert {job.id for job in again.jobs().jobs} == {first.id, second.id}
+    rebuilt = again.job(first.id)
+    assert (rebuilt.recipe, rebuilt.clips, rebuilt.status) == (first.recipe, first.clips, Status.DONE)
+    assert again.job(second.id).recipe == second.recipe
+    assert again.peaks(first.clips[0].id) == peaks
+    assert file(again, rebuilt).shape == (2, RATE * 3 // 10)
+    assert (held.folder / "clips" / "mine").exists()
+    made(again, **{"continue": first.clips[0].id})
+    again.close()
+
+
+def test_a_lost_database_loses_no_clips(held: Held) -> None:
+    held.gate.set()
+    job = made(held.service)
+    held.service.close()
+    for path in held.folder.glob("history.sqlite3*"):
+        path.unlink()
+    again = open_service(held.folder)
+    assert again.job(job.id).clips == job.clips
+    again.close()
+
+
+def test_what_nobody_needs_is_removed_at_the_start(held: Held, tmp_path: Path) -> None:
+    held.gate.set()
+    soundfile.write(tmp_path / "a.wav", np.full(1000, 0.1), 8000)
+    used, new, old = (held.service.add_audio(tmp_path / "a.wav") for _ in range(3))
+    job = made(held.service, **{"continue": used.id})
+    for audio in (used, old):
+        held.service._store._select("UPDATE audio SET created = 1 WHERE id = ?", [audio.id])
+    failed = made(held.service)
+    held.service._store.set_status(failed.id, Status.RUNNING)
+    held.service.close()
+    parts = [held.folder / "clips" / job.id / f".musicgen-{'0' * 16}.part", held.folder / "making" / "x"]
+    for path in (*parts, held.folder / "audio" / ("d" * 22)):
+        path.write_bytes(b"")
+    again = open_service(held.folder)
+    assert sorted(os.listdir(held.folder / "audio")) == sorted([used.id, new.id])
+    assert os.listdir(held.folder / "clips") == [job.id]
+    assert not any(path.exists() for path in parts)
+    assert again.job(failed.id).error == "the server stopped while it was made"
+    again.close()
+
+
+def test_a_second_server_is_refused(held: Held) -> None:
+    with pytest.raises(UsageError, match="in use by another server"):
+        open_service(held.folder)
+
+
+def test_another_model_takes_the_place_of_the_least_recently_used(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiocraft_mlx.server.models.cached_bytes", lambda repo: 10**6)
+    opened = open_service(tmp_path / "data")
+    made(opened)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**40 if not opened._models._loaded else 0)
+    job = made(opened, model="facebook/musicgen-small")
+    assert (job.recipe.model, fake.load_options["name"]) == ("small", "facebook/musicgen-small")
+    assert job.command.startswith("musicgen-mlx piano --duration 0.3")
+    assert {model.name for model in opened.models() if model.state == "loaded"} == {"small"}
+    opened.close()
