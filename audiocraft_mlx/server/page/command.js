@@ -1,0 +1,55 @@
+// The shell command and the curl call that do what the form says.
+
+/** @typedef {import("./api.js").JobRequest} JobRequest */
+
+const OPTIONS = {
+  model: "-m",
+  duration: "-d",
+  seed: "--seed",
+  style_coef: "--style-coef",
+  prompt_seconds: "--prompt-seconds",
+  melody_separation: "--melody-separation",
+  temperature: "--temperature",
+  top_k: "--top-k",
+  top_p: "--top-p",
+  cfg_coef: "--cfg-coef",
+  format: "--format",
+  bit_depth: "--bit-depth",
+  normalize: "--normalize",
+  lufs: "--lufs",
+  fade_out: "--fade-out",
+};
+const DEFAULTS = { duration: 8, format: "wav", normalize: "none" };
+
+/** @param {string} text @returns {string} one word for a POSIX shell */
+export const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+
+/**
+ * @param {Partial<JobRequest>} recipe
+ * @param {Object<string, string>} names of the audio, by kind
+ */
+export function shellCommand(recipe, names) {
+  const words = ["musicgen-mlx"];
+  // A prompt that begins with a dash would be read as an option.
+  const dashed = recipe.prompt?.startsWith("-");
+  if (recipe.prompt && !dashed) words.push(`'${recipe.prompt.replaceAll("'", `'\\''`)}'`);
+  for (const [field, option] of Object.entries(OPTIONS)) {
+    const value = recipe[field];
+    if (value !== undefined && value !== DEFAULTS[field]) words.push(option, quote(String(value)));
+  }
+  if (recipe.takes > 1) words.push("-n", String(recipe.takes));
+  for (const kind of ["melody", "style", "continue"]) {
+    if (recipe[kind]) words.push(`--${kind}`, quote(names[kind] ?? `${kind}.wav`));
+  }
+  if (recipe.stems) words.push("--stems");
+  if (dashed) words.push("--", quote(recipe.prompt));
+  return words.join(" ");
+}
+
+/** @param {Partial<JobRequest>} recipe @param {Location} place of the server */
+export function curlCall(recipe, place) {
+  const base = place.href.replace(/[?#].*$/, "").replace(/[^/]*$/, "");
+  // On this computer the server asks for no token.
+  const token = /^(localhost|127\.|\[::1\])/.test(place.hostname) ? "" : ` -H "Authorization: Bearer $TOKEN"`;
+  return `curl ${base}api/jobs${token} --json ${quote(JSON.stringify(recipe))}`;
+}

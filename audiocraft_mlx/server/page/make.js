@@ -1,0 +1,202 @@
+// The form: what is to be made.
+
+import { makeJob } from "./api.js";
+import { curlCall, shellCommand } from "./command.js";
+import { byId, el, memory, setText } from "./dom.js";
+import { models } from "./models.js";
+import { references } from "./references.js";
+import { copy, say } from "./toast.js";
+
+const EXAMPLES = [
+  "a chill lo-fi beat with vinyl crackle and soft piano",
+  "a solo cello in a large church, slow and warm",
+  "80s synthwave with a driving bass",
+];
+const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
+const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "lufs", "fade_out"];
+const MENUS = ["melody_separation", "format", "bit_depth", "normalize"];
+const START = { prompt: "", duration: 8, takes: 2, format: "wav", normalize: "none" };
+const LARGEST_SEED = 2 ** 32;
+
+/** Dispatches `made` with the Job as its `detail`. */
+class Make extends EventTarget {
+  start() {
+    const form = byId("make");
+    const mac = /Mac|iPhone|iPad/.test(navigator.platform);
+    byId("make-key").textContent = mac ? "⌘ ↵" : "Ctrl ↵";
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    form.addEventListener("input", (event) => {
+      this.#fault(null);
+      if (event.target.id === "duration-slider") byId("duration").value = event.target.value;
+      if (event.target.id === "duration") byId("duration-slider").value = event.target.value;
+      this.#changed();
+    });
+    for (const [id, by] of [["fewer", -1], ["more-takes", 1]]) {
+      byId(id).addEventListener("click", () => {
+        const takes = byId("takes");
+        takes.value = Math.max(1, Math.min((takes.valueAsNumber || 1) + by, Number(takes.max) || Infinity));
+        this.#changed();
+      });
+    }
+    byId("die").addEventListener("click", () => {
+      byId("seed").value = Math.floor(Math.random() * LARGEST_SEED);
+      this.#changed();
+    });
+    byId("pin").addEventListener("click", () => {
+      this.#pin(byId("pin").getAttribute("aria-pressed") !== "true");
+      this.#changed();
+    });
+    byId("copy-shell").addEventListener("click", () => copy(byId("shell").textContent));
+    byId("copy-curl").addEventListener("click", () => copy(byId("curl").textContent));
+    models.addEventListener("change", () => this.#modelChanged());
+    references.addEventListener("change", () => this.#changed());
+
+    const draft = memory.get("draft");
+    this.#write({ ...START, ...draft?.recipe });
+    this.#pin(draft?.pinned ?? false);
+    references.replaceAll(draft?.references ?? {});
+  }
+
+  /** @param {import("./api.js").Health} health */
+  limit({ limits }) {
+    if (limits.takes) byId("takes").max = limits.takes;
+    if (limits.duration) byId("duration").max = limits.duration;
+    this.#modelChanged();
+  }
+
+  /** @returns {Partial<import("./api.js").JobRequest>} without what is left to the model */
+  read() {
+    const recipe = { prompt: byId("prompt").value };
+    if (models.current) recipe.model = models.current.name;
+    for (const name of NUMBERS) {
+      const field = byId(name);
+      if (field.value !== "" && !this.#unused(field)) recipe[name] = field.valueAsNumber;
+    }
+    for (const name of MENUS) {
+      const field = byId(name);
+      if (field.value !== "" && !this.#unused(field)) recipe[name] = name === "bit_depth" ? Number(field.value) : field.value;
+    }
+    const seed = byId("seed").value.trim();
+    if (seed !== "") recipe.seed = Number(seed);
+    if (byId("stems").checked) recipe.stems = true;
+    for (const [kind, audio] of references.used) {
+      recipe[kind] = audio.id;
+      if (kind === "continue" && audio.at !== null) recipe.continue_at = audio.at;
+    }
+    return recipe;
+  }
+
+  /**
+   * Put a recipe into the form.
+   * @param {import("./api.js").JobRequest} recipe
+   * @param {function(string): ?{name: string, duration: number}} find a clip by its id
+   */
+  fill(recipe, find) {
+    const chosen = {};
+    for (const kind of ["continue", "melody", "style"]) {
+      if (!recipe[kind]) continue;
+      const clip = find(recipe[kind]);
+      const at = kind === "continue" ? (recipe.continue_at ?? null) : null;
+      chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at };
+    }
+    this.#write(recipe);
+    this.#pin(recipe.seed !== null && recipe.seed !== undefined);
+    references.replaceAll(chosen);
+    if (recipe.model) models.choose(recipe.model);
+    byId("prompt").focus();
+  }
+
+  #write(recipe) {
+    for (const name of ["prompt", "seed", ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    byId("duration-slider").value = byId("duration").value;
+    byId("stems").checked = recipe.stems ?? false;
+    if (recipe.model) models.choose(recipe.model);
+  }
+
+  async submit() {
+    const button = byId("make-button");
+    if (button.disabled) return;
+    this.#fault(null);
+    const recipe = this.read();
+    button.disabled = true;
+    this.dispatchEvent(new Event("asked"));
+    try {
+      const job = await makeJob(recipe);
+      if (byId("pin").getAttribute("aria-pressed") !== "true") byId("seed").value = "";
+      this.#changed();
+      this.dispatchEvent(new CustomEvent("made", { detail: job }));
+      say("Queued");
+    } catch (error) {
+      this.#fault(error);
+    }
+    button.disabled = false;
+  }
+
+  /** Show what is wrong, at the field if the server names one. */
+  #fault(error) {
+    const box = byId("make-error");
+    for (const field of document.querySelectorAll("#make [aria-invalid]")) {
+      field.removeAttribute("aria-invalid");
+      field.removeAttribute("aria-describedby");
+    }
+    box.hidden = !error;
+    setText(box, error?.message ?? "");
+    if (!error) return;
+    const field = error.param && document.querySelector(`#make [name="${CSS.escape(error.param)}"]`);
+    if (!field) return;
+    if (byId("more").contains(field)) byId("more").open = true;
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-describedby", "make-error");
+    field.focus();
+  }
+
+  #modelChanged() {
+    const model = models.current;
+    const longest = Math.min(model?.max_duration ?? 30, Number(byId("duration").max) || Infinity);
+    byId("duration-slider").max = Math.max(1, Math.floor(longest));
+    byId("duration-slider").value = byId("duration").value;
+    const examples = model?.name === "demo" ? DEMO_EXAMPLES : EXAMPLES;
+    if (byId("examples").firstElementChild?.textContent !== examples[0]) {
+      byId("examples").replaceChildren(
+        ...examples.map((text) =>
+          el("button", { type: "button", onclick: () => ((byId("prompt").value = text), this.#changed(), byId("prompt").focus()) }, text),
+        ),
+      );
+    }
+    const allowed = (model?.conditions ?? []).join();
+    if (allowed !== this.allowed) references.allow(model?.conditions ?? []);
+    this.allowed = allowed;
+    this.#changed();
+  }
+
+  #changed() {
+    const used = new Set(references.used.map(([kind]) => kind));
+    for (const field of document.querySelectorAll("[data-needs]")) field.hidden = !used.has(field.dataset.needs);
+    byId("lufs-field").hidden = byId("normalize").value !== "loudness";
+    const format = byId("format").value;
+    for (const option of byId("bit_depth").options) {
+      option.disabled = !{ wav: ["", "24", "32"], flac: ["", "24"] }[format]?.includes(option.value) && option.value !== "";
+      if (option.disabled && option.selected) byId("bit_depth").value = "";
+    }
+    const recipe = this.read();
+    setText(byId("shell"), shellCommand(recipe, Object.fromEntries(references.used.map(([kind, { name }]) => [kind, name]))));
+    setText(byId("curl"), curlCall(recipe, location));
+    const pinned = byId("pin").getAttribute("aria-pressed") === "true";
+    memory.set("draft", { recipe: { ...recipe, model: byId("model").value || models.wanted }, references: references.chosen, pinned });
+  }
+
+  #pin(on) {
+    byId("pin").setAttribute("aria-pressed", String(on));
+    if (on && byId("seed").value === "") byId("die").click();
+  }
+
+  #unused(field) {
+    const holder = field.closest("[hidden]");
+    return holder !== null && byId("make").contains(holder);
+  }
+}
+
+export const make = new Make();

@@ -1,0 +1,180 @@
+// The audio that a clip is made from: one to continue, a melody or a style.
+
+import { ApiError, addAudio } from "./api.js";
+import { byId, el, icon, iconButton } from "./dom.js";
+import { record, whyNot } from "./record.js";
+import { clock, inSeconds } from "./text.js";
+import { say } from "./toast.js";
+import { decodeToWav } from "./wav.js";
+
+const WORDS = { continue: "Continue", melody: "Melody", style: "Style" };
+export const CLIP_TYPE = "application/x-musicgen-clip"; // of a clip that is dragged
+
+/** Dispatches `change`. */
+class References extends EventTarget {
+  constructor() {
+    super();
+    /** @type {Object<string, {id: string, name: string, duration: ?number, at: ?number}>} by kind */
+    this.chosen = {};
+    this.allowed = new Set(["continue"]);
+  }
+
+  /** @param {string[]} conditions of the model */
+  allow(conditions) {
+    this.allowed = new Set(["continue", ...conditions]);
+    for (const kind of ["melody", "style"]) byId(`kind-${kind}`).hidden = !this.allowed.has(kind);
+    byId("kinds").hidden = this.allowed.size === 1;
+    byId("drop-text").textContent = `Drop a file or a clip here${conditions.length ? "" : " to continue it"}, or`;
+    if (!this.allowed.has(this.kind)) document.querySelector("[name=kind][value=continue]").checked = true;
+    this.#changed();
+  }
+
+  get kind() {
+    return document.querySelector("[name=kind]:checked").value;
+  }
+
+  /** What there is of it for this model. */
+  get used() {
+    return Object.entries(this.chosen).filter(([kind]) => this.allowed.has(kind));
+  }
+
+  /** @param {"continue"|"melody"|"style"} kind @param {{id: string, name: string, duration: ?number, at: ?number}} audio */
+  set(kind, audio) {
+    this.chosen[kind] = audio;
+    // No model takes both.
+    if (kind !== "continue") delete this.chosen[kind === "melody" ? "style" : "melody"];
+    document.querySelector(`[name=kind][value=${kind}]`).checked = true;
+    this.#changed();
+  }
+
+  replaceAll(chosen) {
+    this.chosen = chosen;
+    this.#changed();
+  }
+
+  #remove(kind) {
+    delete this.chosen[kind];
+    this.#changed();
+    byId("choose").focus();
+  }
+
+  #changed() {
+    byId("reference-list").replaceChildren(...this.used.map(([kind, audio]) => this.#row(kind, audio)));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #row(kind, audio) {
+    const length = audio.duration === null ? "" : ` · ${clock(audio.duration)}`;
+    const row = el(
+      "li",
+      { class: "reference", "data-kind": kind },
+      icon(kind),
+      el("div", {}, el("b", { title: audio.name }, audio.name), el("small", {}, `${WORDS[kind]}${length}`)),
+      iconButton("close", `Remove: ${WORDS[kind]}`, () => this.#remove(kind)),
+    );
+    if (kind === "continue") {
+      const at = el("input", { type: "number", min: "0", step: "any", placeholder: "its end", inputmode: "decimal" });
+      at.value = audio.at === null ? "" : Math.round(audio.at * 100) / 100;
+      at.addEventListener("change", () => {
+        audio.at = at.value === "" ? null : at.valueAsNumber;
+        this.dispatchEvent(new Event("change"));
+      });
+      row.append(el("label", { class: "at" }, "from", at, "s"));
+    }
+    return row;
+  }
+}
+
+export const references = new References();
+
+/** Connect the box where audio is dropped, chosen and recorded. */
+export function startReferences() {
+  const [drop, choose, file, recorder] = ["drop", "choose", "file", "record"].map(byId);
+
+  choose.addEventListener("click", () => file.click());
+  file.addEventListener("change", () => {
+    if (file.files.length) add(file.files[0], file.files[0].name);
+    file.value = "";
+  });
+
+  drop.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    drop.classList.add("over");
+  });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    const clip = event.dataTransfer.getData(CLIP_TYPE);
+    if (clip) references.set(references.kind, JSON.parse(clip));
+    else if (event.dataTransfer.files.length) add(event.dataTransfer.files[0], event.dataTransfer.files[0].name);
+  });
+
+  const reason = whyNot();
+  recorder.disabled = reason !== null;
+  if (reason) recorder.title = reason;
+  const label = recorder.querySelector("span");
+  let stop = null;
+  recorder.addEventListener("click", async () => {
+    if (stop) {
+      const end = stop;
+      stop = null;
+      await end();
+      return;
+    }
+    recorder.disabled = true;
+    try {
+      const finish = await record();
+      const started = Date.now();
+      const show = () => (label.textContent = `Stop ${clock((Date.now() - started) / 1000)}`);
+      show();
+      say("Recording");
+      recorder.classList.add("recording");
+      const timer = setInterval(show, 250);
+      stop = async () => {
+        clearInterval(timer);
+        recorder.classList.remove("recording");
+        label.textContent = "Record";
+        await add(finish(), "Recording");
+      };
+      tell(null);
+    } catch (error) {
+      tell(error.name === "NotAllowedError" ? "The browser may not use the microphone." : `No recording: ${error.message}`);
+    }
+    recorder.disabled = false;
+  });
+}
+
+function tell(text) {
+  const note = byId("reference-state");
+  note.hidden = text === null;
+  note.textContent = text ?? "";
+  if (text) say(text);
+}
+
+/** @param {Blob|Promise<Blob>} file */
+async function add(file, name) {
+  const { kind } = references;
+  tell("Reading …");
+  try {
+    const audio = await upload(await file);
+    references.set(kind, { id: audio.id, name, duration: audio.duration, at: null });
+    tell(null);
+    say(`${name}, ${inSeconds(audio.duration)}`);
+  } catch (error) {
+    tell(error.message);
+  }
+}
+
+async function upload(file) {
+  try {
+    return await addAudio(file);
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status < 400 || error.status >= 500 || error.status === 413) throw error;
+    // A format that the server can't read, but perhaps the browser.
+    const wav = await decodeToWav(file).catch(() => null);
+    if (!wav) throw error;
+    return addAudio(wav);
+  }
+}
