@@ -376,20 +376,39 @@ def test_the_others_of_a_batch_go_on(held: Held) -> None:
 
 
 def test_a_batch_stops_when_nobody_wants_it(held: Held) -> None:
+    ends: list[int] = []
+    held.model.before, held.model.during = held._hold, lambda: ends.append(1)
     first = held.occupy(duration=0.5)
     shared = [submit(held.service, seed=n) for n in range(2)]
+    held.reached.clear()
     held.gate.set()
     run(held.service.wait(first.id))
     held.gate.clear()
     until(lambda: held.service.job(shared[0].id).status is Status.RUNNING)
-    steps = []
     for job in shared:
         held.service.delete(job.id)
-    progress = held.service._jobs.advance
-    held.service._jobs.advance = lambda *a: (steps.append(a), progress(*a))  # type: ignore[method-assign]
     held.gate.set()
     until(lambda: held.model.closed == 2)
-    assert not steps
+    assert held.model.batches == [1, 2]
+    assert len(ends) == 1
+
+
+def test_chunks_begin_where_those_of_the_command_do(
+    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = []
+    stream = fake.generate_stream
+
+    def generate_stream(*inputs: Any, **options: Any) -> Any:
+        chunks.append((options["chunk_seconds"], options["first_chunk_seconds"]))
+        return stream(*inputs, **options)
+
+    monkeypatch.setattr(fake, "generate_stream", generate_stream)
+    assert main(["piano", "-d", "0.3"]) == 0
+    opened = open_service(tmp_path / "data")
+    made(opened)
+    opened.close()
+    assert chunks == [(1.0, 0.04)] * 2
 
 
 def test_takes_share_batches_as_far_as_memory_goes(
@@ -635,10 +654,12 @@ def test_a_model_that_cannot_be_loaded_fails_its_jobs(
 
 @pytest.mark.parametrize("where", ["spool", "file", "database"])
 def test_a_full_disk_fails_the_job_and_not_the_server(
-    fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    held: Held, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    opened = open_service(tmp_path / "data")
     full = OSError(errno.ENOSPC, "No space left on device")
+    store = held.service._store
+    sentence = "the server's disk is full; free some space"
+    job = held.occupy()
     with monkeypatch.context() as patch:
         if where == "spool":
 
@@ -648,22 +669,19 @@ def test_a_full_disk_fails_the_job_and_not_the_server(
             patch.setattr(AudioSpool, "append", append)
         elif where == "file":
             patch.setattr(os, "fsync", raiser(full))
-        job = submit(opened)
+        else:
+            for method in ("set_done", "set_status"):
+                patch.setattr(store, method, raiser(OutputError(sentence)))
+        held.gate.set()
+        job = run(held.service.wait(job.id))
+        assert (job.status, job.error) == (Status.FAILED, sentence)
+        assert held.service.jobs().jobs == [job]
         if where == "database":
-            error = OutputError("the server's disk is full; free some space")
-            patch.setattr(opened._store, "set_done", raiser(error))
-            patch.setattr(opened._store, "set_status", raiser(error))
-        job = run(opened.wait(job.id))
-        if where != "database" or job.status is Status.FAILED:
-            assert (job.status, job.error) == (
-                Status.FAILED,
-                "the server's disk is full; free some space",
-            )
-    after = made(opened)
-    assert os.listdir(tmp_path / "data" / "clips") == [after.id] or where == "database"
-    until(lambda: not opened._jobs._unrecorded or bool(opened._engine.wake()))
-    assert opened._store.job(job.id).status is job.status
-    opened.close()
+            assert store.job(job.id).status is Status.RUNNING
+    after = made(held.service)
+    assert os.listdir(held.folder / "clips") == [after.id]
+    until(lambda: bool(held.service._engine.wake()) or store.job(job.id).status is Status.FAILED)
+    assert store.job(job.id).error == sentence
 
 
 def test_an_almost_full_disk_takes_no_more_jobs(fake: FakeModel, tmp_path: Path) -> None:

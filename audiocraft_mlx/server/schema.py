@@ -78,7 +78,11 @@ class Progress(Value):
 
 
 class Clip(Value):
-    """One take. Of a job that isn't done `duration` is what it will have."""
+    """One take. Of a job that isn't done `duration` is what it will have.
+
+    Until it is done `sample_rate` and `channels` are those of its stream, the model's; then those of its
+    file, which differ if it continues audio with others.
+    """
 
     id: Id
     seed: int

@@ -142,6 +142,8 @@ class Service:
 
     def change(self, id: Id, change: JobChange) -> Job:
         values = {name: getattr(change, name) for name in change.model_fields_set}
+        if "title" in values:
+            values["title"] = values["title"] or None
         if values.get("favourite", False) is None:
             del values["favourite"]
         self._store.change(id, **values)
