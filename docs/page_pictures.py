@@ -46,11 +46,10 @@ def main() -> None:
                 page.goto(server.url)
                 page.fill("#prompt", "a chill lo-fi beat with vinyl crackle and soft piano")
                 page.fill("#duration", "12")
-                page.click("#make-button")
+                page.keyboard.press("Control+Enter")
                 page.wait_for_selector(".card[data-status=running]")
                 page.wait_for_timeout(4000)
                 if width < 500:
-                    page.locator("#list").scroll_into_view_if_needed()
                     page.evaluate("document.getElementById('list').scrollIntoView()")
                     page.wait_for_timeout(300)
                 page.screenshot(path=DOCS / name)

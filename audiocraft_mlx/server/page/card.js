@@ -111,6 +111,7 @@ export class Card {
 
   async delete() {
     const { job } = this;
+    player.cut(job.id);
     await attempt(async () => {
       await deleteJob(job.id);
       if (isLive(job)) return;

@@ -1,6 +1,6 @@
 // Puts the parts together: what is made plays, events reach what shows them.
 
-import { deleteJob, getHealth } from "./api.js";
+import { getHealth } from "./api.js";
 import { isLive } from "./card.js";
 import { byId, setText } from "./dom.js";
 import { listen } from "./events.js";
@@ -12,7 +12,6 @@ import { models } from "./models.js";
 import { player, startPlayer } from "./player.js";
 import { startReferences } from "./references.js";
 import { unlock } from "./stream.js";
-import { attempt } from "./toast.js";
 
 const USUAL_RATE = 32000; // samples per second, of the released models
 
@@ -50,7 +49,7 @@ function playAwaited() {
 byId("stop").addEventListener("click", () => {
   const live = history.jobs.filter(isLive);
   const job = live.find(({ status }) => status === "running") ?? live[0];
-  if (job) attempt(() => deleteJob(job.id));
+  if (job) history.cards.get(job.id).delete();
 });
 history.addEventListener("change", () => (byId("stop").disabled = !history.jobs.some(isLive)));
 

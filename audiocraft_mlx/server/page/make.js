@@ -122,9 +122,10 @@ class Make extends EventTarget {
     this.#fault(null);
     const recipe = this.read();
     button.disabled = true;
-    this.dispatchEvent(new Event("asked"));
+    const asked = makeJob(recipe);
+    this.dispatchEvent(new Event("asked")); // while it is on its way
     try {
-      const job = await makeJob(recipe);
+      const job = await asked;
       if (byId("pin").getAttribute("aria-pressed") !== "true") byId("seed").value = "";
       this.#changed();
       this.dispatchEvent(new CustomEvent("made", { detail: job }));

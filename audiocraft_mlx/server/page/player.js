@@ -88,6 +88,11 @@ class Player extends EventTarget {
     this.#changed();
   }
 
+  /** Its job is about to be cancelled: its stream would break off. */
+  cut(id) {
+    if (id === this.job?.id) this.sound.cut?.();
+  }
+
   /** Its job is gone. */
   forget(id) {
     if (id !== this.job?.id) return;

@@ -13,7 +13,7 @@ const SHORTEST = 0.04; // seconds of a piece, unless it is the last one
 // starts in any case, on a machine that is slower than the music.
 const CHUNK = 1; // seconds of the server's longest chunk
 const MARGIN = 0.9; // the speed may drop
-const LONG_FIRST = 0.3; // seconds of a first piece that tells how fast the next ones are
+const LONG_FIRST = 0.25; // seconds of a first piece that tells how fast the next ones are
 const LONGEST_WAIT = 3; // seconds
 
 /** @type {Map<number, AudioContext>} */
@@ -84,6 +84,11 @@ export class StreamSound extends EventTarget {
     this.#moveTo(seconds);
     this.#schedule();
     this.#changed();
+  }
+
+  /** No more comes: what is there can be played. */
+  cut() {
+    this.abort.abort();
   }
 
   /** For good. */
