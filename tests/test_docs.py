@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from audiocraft_mlx.cli import arguments, audiogen, bench, convert, doctor, generate
+from audiocraft_mlx.cli import arguments, audiogen, bench, convert, doctor, generate, serve
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,7 @@ MAINS = {
     "musicgen-mlx-convert": convert.main,
     "musicgen-mlx-bench": bench.main,
     "musicgen-mlx-doctor": doctor.main,
+    "musicgen-mlx-serve": serve.main,
 }
 Options = dict[str, str]
 """From an option as the table writes it to its default."""

@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are validated: `--help` and mista
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import ipaddress
 import logging
@@ -154,16 +155,23 @@ def _run(
     # uvicorn raises the signals that it got once more at its end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     url = access.url(listener.getsockname()[1])
-    print_stdout(f"{PROGRAM}: {url} (Ctrl-C ends it)")
-    if open_page:
-        _open_page(url)
-    with suppress(KeyboardInterrupt):
+    try:
+        print_stdout(f"{PROGRAM}: {url} (Ctrl-C ends it)")
+        if open_page:
+            _open_page(url)
         server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        if not server.started:
+            service.close()
+        return
     if not server.started:
         raise MusicGenError("the server couldn't start; the lines above say why")
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
+    # A request that is still being sent, or read, when the server ends.
+    if record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False
     return not str(record.msg).startswith(_EXPECTED_LOGS)
 
 

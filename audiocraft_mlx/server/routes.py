@@ -57,7 +57,9 @@ def _audio_answers(*media_types: str, ranges: bool = True) -> dict[int | str, di
 
 _FILES = _audio_answers("audio/wav", "audio/flac", "audio/mpeg", "audio/ogg")
 _STREAMS = _audio_answers("audio/wav", "audio/mpeg", "audio/pcm")
-_UPLOAD = {"requestBody": {"required": True, "content": {"audio/*": _AUDIO}}}
+_UPLOAD = {
+    "requestBody": {"required": True, "content": {"application/octet-stream": _AUDIO, "audio/*": _AUDIO}}
+}
 
 
 @router.post("/api/jobs", status_code=202)
