@@ -219,8 +219,10 @@ def test_stop_cancels_what_is_made(page: Any, server: FakeServer) -> None:
     expect(page.locator("#stop")).to_be_disabled()
     make(page, "slow piano", duration=20)
     expect(page.locator(LIVE)).to_have_count(1)
+    wait_until(page, "pieces.length > 0")
     page.click("#stop")
     expect(page.locator(".card[data-status=cancelled]")).to_contain_text("Stopped")
+    expect(page.locator("#player")).to_be_hidden()
     expect(page.locator("#stop")).to_be_disabled()
 
 

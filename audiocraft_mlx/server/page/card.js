@@ -111,7 +111,7 @@ export class Card {
 
   async delete() {
     const { job } = this;
-    player.cut(job.id);
+    if (isLive(job)) player.forget(job.id); // before its stream breaks off
     await attempt(async () => {
       await deleteJob(job.id);
       if (isLive(job)) return;

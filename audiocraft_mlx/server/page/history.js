@@ -77,7 +77,8 @@ class History extends EventTarget {
     const had = this.cards.get(job.id)?.job;
     player.update(job);
     if (had?.status !== job.status) announce(job);
-    if (job.status === "cancelled" || job.status === "failed") player.cut(job.id);
+    if (job.status === "cancelled") player.forget(job.id);
+    if (job.status === "failed") player.cut(job.id);
     if (!isLive(job) && !this.#matches(job)) {
       this.#drop(job.id);
     } else if (this.loaded) this.#put(job);

@@ -88,7 +88,7 @@ class Player extends EventTarget {
     this.#changed();
   }
 
-  /** Its job is about to be cancelled: its stream would break off. */
+  /** Its job has failed: what came so far can be heard. */
   cut(id) {
     if (id === this.job?.id) this.sound.cut?.();
   }

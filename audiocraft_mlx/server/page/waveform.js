@@ -5,6 +5,8 @@ import { clock } from "./text.js";
 
 const BAR = 3; // CSS pixels
 const GAP = 2;
+const FULL = 0.94; // of the height, for the loudest peak
+const QUIETEST = 64; // of 255: what is never drawn as loud
 const STEP = 1; // seconds, of an arrow key
 
 const colours = {};
@@ -103,6 +105,8 @@ export class Waveform {
     pen.clearRect(0, 0, width, height);
 
     const { values, perSecond } = this.peaks;
+    // Quiet music is drawn larger, silence isn't.
+    const loudest = values.reduce((most, peak) => Math.max(most, peak), QUIETEST);
     const bars = Math.max(1, Math.floor((width + GAP) / (BAR + GAP)));
     const perBar = (this.duration * perSecond) / bars;
     const played = this.position === null ? -1 : (this.position / this.duration) * width;
@@ -112,7 +116,7 @@ export class Waveform {
       let peak = -1;
       for (let i = first; i < last && i < values.length; i++) peak = Math.max(peak, values[i] ?? 0);
       const x = bar * (BAR + GAP);
-      const tall = peak < 0 ? BAR : Math.max(BAR, (peak / 255) ** 0.8 * height);
+      const tall = peak < 0 ? BAR : Math.max(BAR, (peak / loudest) ** 0.8 * height * FULL);
       pen.fillStyle = peak < 0 ? colours.line : x + BAR / 2 <= played ? colours.accent : colours.wave;
       pen.beginPath();
       pen.roundRect(x, (height - tall) / 2, BAR, tall, BAR / 2);
