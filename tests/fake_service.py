@@ -44,7 +44,7 @@ from audiocraft_mlx.version import __version__
 
 RATE = 32_000
 DEFAULT_MODEL = "demo"
-MODELS = ("demo", "facebook/musicgen-small")
+MODELS = ("demo", "small")
 
 
 def tone(seed: int, duration: float) -> np.ndarray:

@@ -40,7 +40,8 @@ _GIGABYTES = {
     "audiogen-medium": 3.7,
 }
 """To download, without the text encoder and the codec."""
-_SHORT_OF = {repo: short for short, repo in SHORT_NAMES.items()}
+SHORT_OF = {repo: short for short, repo in SHORT_NAMES.items()}
+"""The released models' short names, by which they are listed."""
 # A file may hold float16 of what is float32 in memory.
 _GROWTH = 2
 # Clips of a batch need some, too.
@@ -73,7 +74,7 @@ class Models:
         """`name` as it is in the list; None is the default. Raises `NotFoundError`."""
         if name is None:
             return self.default
-        short = _SHORT_OF.get(name, name)
+        short = SHORT_OF.get(name, name)
         if short not in self.names:
             raise NotFoundError(f"model: there is no model {name[:80]!r}; choose one of the list of models")
         return short
@@ -232,8 +233,8 @@ def describe_failure(error: BaseException) -> str:
 
 def display_name(name: str) -> str:
     """A model's name in the list: no client is told where a folder is."""
-    if name in _SHORT_OF:
-        return _SHORT_OF[name]
+    if name in SHORT_OF:
+        return SHORT_OF[name]
     folder = Path(name).expanduser()
     if name not in SHORT_NAMES and name != DEMO and folder.is_dir():
         own = folder.resolve().name

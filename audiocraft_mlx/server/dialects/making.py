@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from audiocraft_mlx.server.answers import JobEndedError
 from audiocraft_mlx.server.context import Context, client_of, unless_gone
+from audiocraft_mlx.server.models import SHORT_OF
 from audiocraft_mlx.server.responses import AudioStream, audio_file
 from audiocraft_mlx.server.schema import Id, Job, JobRequest, Status
 from audiocraft_mlx.server.service import NotFoundError
@@ -53,7 +54,8 @@ class Extras(BaseModel):
 async def known_model(context: Context, name: str | None) -> str | None:
     """`name` if it is one of our models, else None, the default: ids of others' models mean that."""
     models = await run_in_threadpool(context.service.models)
-    return name if name in {model.name for model in models} else None
+    short = None if name is None else SHORT_OF.get(name, name)
+    return short if short in {model.name for model in models} else None
 
 
 async def answer_with_stream(
