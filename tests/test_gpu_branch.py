@@ -159,7 +159,7 @@ def test_no_operation_names_a_stream_of_its_own() -> None:
             # A clip's stream is an address.
             if (
                 isinstance(node, ast.Call)
-                and ast.unparse(node.func) != "schema.Clip"
+                and ast.unparse(node.func) != "Clip"
                 and (
                     any(keyword.arg == "stream" for keyword in node.keywords)
                     or ast.unparse(node.func).startswith(("mx.stream", "mx.new_", "mx.set_default"))
