@@ -315,6 +315,20 @@ def test_delete_and_undo(page: Any, server: FakeServer) -> None:
     assert job.id in server.jobs
 
 
+def test_a_stream_without_a_sample_is_not_looped(page: Any, server: FakeServer) -> None:
+    page.route("**/stream?*", lambda route: route.fulfill(status=404))
+    # The button for it is in the player, which is hidden as long as nothing plays.
+    page.evaluate("document.getElementById('loop').click()")
+    make(page, "slow piano", duration=2)
+    expect(page.locator("#now-title")).to_contain_text("slow piano")
+    expect(page.locator(DONE)).to_have_count(1)
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
+    assert all("404" in problem for problem in page.problems), page.problems
+    page.problems.clear()
+    page.click("#play")  # now there is a file
+    wait_until(page, "parseFloat(document.getElementById('seek').value) > 0.2")
+
+
 def test_again_and_vary(page: Any, server: FakeServer) -> None:
     server.add("slow piano", takes=2, seed=40)
     page.reload()

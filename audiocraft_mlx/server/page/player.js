@@ -115,7 +115,8 @@ class Player extends EventTarget {
   }
 
   #finished() {
-    if (this.loop) {
+    // A stream may end before its first sample: its job failed, or the server is gone.
+    if (this.loop && this.sound.available > 0) {
       this.play(this.job, this.clip, 0);
       return;
     }
