@@ -329,6 +329,23 @@ def test_a_stream_without_a_sample_is_not_looped(page: Any, server: FakeServer) 
     wait_until(page, "parseFloat(document.getElementById('seek').value) > 0.2")
 
 
+def test_a_file_that_failed_to_load_is_loaded_at_the_next_click(page: Any, server: FakeServer) -> None:
+    server.add("slow piano")
+    page.reload()
+    page.route("**/audio", lambda route: route.abort())
+    play = page.locator(".clip .play")
+    play.click()
+    wait_until(page, "document.getElementById('play').ariaLabel === 'Play'")
+    play.click()
+    page.wait_for_timeout(200)
+    expect(play).to_have_attribute("aria-label", "Play")
+    page.unroute("**/audio")
+    play.click()
+    wait_until(page, "parseFloat(document.getElementById('seek').value) > 0.2")
+    assert page.problems  # Chromium itself reports each failed try
+    page.problems.clear()
+
+
 def test_again_and_vary(page: Any, server: FakeServer) -> None:
     server.add("slow piano", takes=2, seed=40)
     page.reload()

@@ -48,10 +48,15 @@ export class FileSound extends EventTarget {
 
   play() {
     this.wanted = true;
-    // Rejected if it is paused at once, or if the browser wants a click first.
+    if (this.failed) {
+      this.failed = false;
+      const { time } = this;
+      this.element.load();
+      this.seek(time);
+    }
     this.element.play().catch((error) => {
-      if (error.name !== "NotAllowedError") return;
-      this.wanted = false;
+      if (error.name === "AbortError") return; // it was paused, or loaded again, at once
+      this.wanted = false; // the browser wants a click first, or there is nothing that it can play
       this.dispatchEvent(new Event("change"));
     });
   }
