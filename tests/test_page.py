@@ -346,6 +346,26 @@ def test_a_file_that_failed_to_load_is_loaded_at_the_next_click(page: Any, serve
     page.problems.clear()
 
 
+def test_a_job_that_is_done_before_it_could_be_stopped_can_be_undeleted(
+    page: Any, server: FakeServer
+) -> None:
+    server.speed = 1
+    make(page, "slow piano", duration=20)
+    expect(page.locator(LIVE)).to_have_count(1)
+    (id,) = server.jobs
+
+    def finish_first(route: Any) -> None:
+        # Without an event: the page doesn't know yet.
+        server.jobs[id] = server.jobs[id].model_copy(update={"status": schema.Status.DONE, "progress": None})
+        route.continue_()
+
+    page.route(f"**/api/jobs/{id}", finish_first)
+    page.locator(LIVE).get_by_role("button", name="Stop").click()
+    expect(page.locator(CARD)).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(DONE)).to_have_count(1)
+
+
 def test_again_and_vary(page: Any, server: FakeServer) -> None:
     server.add("slow piano", takes=2, seed=40)
     page.reload()

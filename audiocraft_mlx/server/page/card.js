@@ -113,8 +113,9 @@ export class Card {
     const { job } = this;
     if (isLive(job)) player.forget(job.id); // before its stream breaks off
     await attempt(async () => {
-      await deleteJob(job.id);
-      if (isLive(job)) return;
+      const answer = await deleteJob(job.id);
+      // A job that was done before the server could stop it has been removed.
+      if (isLive(job) && answer?.status === "cancelled") return;
       toast("Deleted", { label: "Undo", action: () => attempt(() => restoreJob(job.id)) });
       this.element.dispatchEvent(new CustomEvent("deleted", { bubbles: true, detail: job.id }));
     });
