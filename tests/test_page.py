@@ -226,6 +226,29 @@ def test_stop_cancels_what_is_made(page: Any, server: FakeServer) -> None:
     expect(page.locator("#stop")).to_be_disabled()
 
 
+def test_the_waveform_of_a_done_clip_is_that_of_its_file(page: Any, server: FakeServer) -> None:
+    page.click("#more summary")
+    page.select_option("#normalize", "peak")
+    make(page, "slow piano", duration=2, takes=1)
+    expect(page.locator(DONE)).to_have_count(1)
+    wait_until(page, "Math.max(...document.querySelector('.wave').waveform.peaks.values) >= 254", 5)
+
+
+def test_peaks_that_were_missed_are_read_after_a_reset(page: Any, server: FakeServer) -> None:
+    server.speed = 4
+    make(page, "slow piano", duration=30, takes=1)
+    wait_until(page, "pieces.length > 0")
+    tell = server.tell
+    server.tell = lambda event, data: None if event == "peaks" else tell(event, data)  # type: ignore[method-assign]
+    page.wait_for_timeout(700)
+    server.tell = tell  # type: ignore[method-assign]
+    values = "document.querySelector('.wave').waveform.peaks.values"
+    wait_until(page, f"{values}.includes(undefined)", 5)
+    server.tell("reset", None)
+    wait_until(page, f"!{values}.includes(undefined)", 2)
+    assert page.locator(LIVE).count() == 1
+
+
 def test_take_2_of_2_plays(page: Any, server: FakeServer) -> None:
     server.add("slow piano", takes=2)
     page.reload()

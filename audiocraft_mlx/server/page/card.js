@@ -190,12 +190,8 @@ class ClipRow {
     this.draw();
   }
 
-  /** Its peaks; once more when it is done, if some haven't come. */
   async load() {
-    const { values, perSecond } = peaksOf(this.clip);
-    const missing = this.card.job.status === "done" && values.length < Math.floor(this.clip.duration * perSecond) - 1;
-    if (await loadPeaks(this.clip, missing && !this.complete)) this.draw();
-    if (this.card.job.status === "done") this.complete = true;
+    if (await loadPeaks(this.clip, this.card.job.status === "done")) this.draw();
   }
 
   draw() {

@@ -9,6 +9,7 @@ import { startKeys } from "./keys.js";
 import { startLayout } from "./layout.js";
 import { make } from "./make.js";
 import { models } from "./models.js";
+import { missedPeaks } from "./peaks.js";
 import { player, startPlayer } from "./player.js";
 import { startReferences } from "./references.js";
 import { unlock } from "./stream.js";
@@ -67,6 +68,11 @@ async function refresh() {
   }
 }
 
+function catchUp() {
+  missedPeaks();
+  refresh();
+}
+
 function showConnected(connected) {
   byId("gone").hidden = connected;
   setText(byId("gone"), connected ? "" : "The server can’t be reached. Trying again …");
@@ -83,11 +89,11 @@ listen(
     progress: (event) => history.updateProgress(event),
     peaks: (event) => history.addPeaks(event),
     models: (list) => models.show(list),
-    reset: refresh,
+    reset: catchUp,
   },
   (connected) => {
     // Before it was connected, events were missed.
-    if (connected) refresh();
+    if (connected) catchUp();
     else showConnected(false);
   },
 );
