@@ -313,7 +313,8 @@ def app(fake: FakeServer) -> FastAPI:
     @routes.get("/api/jobs")
     async def jobs(before: str | None = None, limit: int = 50, q: str = "", favourite: bool = False) -> Any:
         found = sorted(fake.jobs.values(), key=lambda job: -job.created)
-        found = [job for job in found if q.lower() in f"{job.title or ''} {job.recipe.prompt}".lower()]
+        words = q.lower().split()
+        found = [j for j in found if all(w in f"{j.title or ''} {j.recipe.prompt}".lower() for w in words)]
         found = [job for job in found if job.favourite or not favourite]
         start = int(before or 0)
         more = start + limit < len(found)

@@ -326,6 +326,20 @@ def test_search_and_favourites(page: Any, server: FakeServer) -> None:
     expect(page.locator(CARD)).to_contain_text("fast guitar")
 
 
+def test_what_the_search_has_found_stays_when_it_changes(page: Any, server: FakeServer) -> None:
+    found, other = server.add("slow grand piano"), server.add("slow guitar")
+    page.reload()
+    page.fill("#search", "piano  slow")
+    expect(page.locator(CARD)).to_have_count(1)
+    page.get_by_role("button", name="Favourite", exact=True).click()
+    expect(page.locator(CARD).get_by_role("button", name="Favourite")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    server.change(found.id, title="The slow one")
+    server.change(other.id, title="Not a piano player's, slower")
+    expect(page.locator(CARD)).to_have_count(2)
+
+
 def test_delete_and_undo(page: Any, server: FakeServer) -> None:
     job = server.add("slow piano")
     page.reload()

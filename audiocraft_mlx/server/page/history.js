@@ -159,9 +159,9 @@ class History extends EventTarget {
   }
 
   #matches(job) {
-    const words = this.query.toLowerCase();
+    const words = this.query.toLowerCase().split(/\s+/); // each of them, as the server does it
     const text = `${job.title ?? ""}\n${job.recipe.prompt}`.toLowerCase();
-    return (!this.favourite || job.favourite) && text.includes(words);
+    return (!this.favourite || job.favourite) && words.every((word) => text.includes(word));
   }
 
   #filter(query, favourite) {
