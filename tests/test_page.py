@@ -431,6 +431,24 @@ def test_a_recording_becomes_a_melody(page: Any, server: FakeServer) -> None:
     assert server.requests[0]["melody"] == audio.id
 
 
+def test_a_recording_is_kept_when_the_microphone_goes(page: Any, server: FakeServer) -> None:
+    page.evaluate(
+        """
+        const { mediaDevices } = navigator;
+        const ask = mediaDevices.getUserMedia.bind(mediaDevices);
+        mediaDevices.getUserMedia = async (options) => (window.microphone = await ask(options));
+        null  // Playwright would call a function
+        """
+    )
+    page.click("#record")
+    expect(page.locator("#record")).to_contain_text("Stop")
+    page.wait_for_timeout(1000)
+    page.evaluate("microphone.getTracks().forEach((track) => track.stop())")
+    page.wait_for_timeout(300)
+    page.click("#record")
+    expect(page.locator(".reference")).to_contain_text("Recording")
+
+
 def test_conditions_are_offered_only_by_models_that_have_them(page: Any, server: FakeServer) -> None:
     expect(page.locator("#kinds")).to_be_hidden()
     page.select_option("#model", "facebook/musicgen-style")

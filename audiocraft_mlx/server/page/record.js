@@ -15,10 +15,11 @@ export async function record() {
   const recorder = new MediaRecorder(stream);
   const parts = [];
   recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
+  // It also stops by itself, when the microphone is unplugged.
+  const stopped = new Promise((resolve) => recorder.addEventListener("stop", resolve));
   recorder.start();
   return async () => {
-    const stopped = new Promise((resolve) => recorder.addEventListener("stop", resolve));
-    recorder.stop();
+    if (recorder.state !== "inactive") recorder.stop();
     await stopped;
     for (const track of stream.getTracks()) track.stop();
     return decodeToWav(new Blob(parts, { type: recorder.mimeType }));
