@@ -57,6 +57,7 @@ class History extends EventTarget {
   /** Read the first page again; what is no longer there goes. */
   async refresh() {
     const asked = ++this.asked;
+    const known = new Set(this.cards.keys());
     const page = await listJobs({ limit: PAGE, query: this.query, favourite: this.favourite });
     if (asked !== this.asked) return;
     const oldest = page.before === null ? -Infinity : page.jobs.at(-1).created;
@@ -65,7 +66,8 @@ class History extends EventTarget {
     for (const [id, { job }] of [...this.cards]) {
       if (!there.has(id) && job.created >= oldest && !(filtered && isLive(job))) this.remove(id);
     }
-    if (!this.loaded || page.before === null) this.before = page.before;
+    // If its last job is new, there may be more between it and the cards; else those go on where they were read to.
+    if (!this.loaded || page.before === null || !known.has(page.jobs.at(-1).id)) this.before = page.before;
     this.loaded = true;
     page.jobs.forEach((job) => this.#put(job));
     this.#changed();
