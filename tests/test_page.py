@@ -679,6 +679,7 @@ def test_the_commands_are_what_the_form_says(page: Any, server: FakeServer) -> N
     expect(page.locator("#shell")).to_have_text(
         "musicgen-mlx 'it'\\''s slow' -m demo --seed 7 --temperature 0.9 -n 2"
     )
+    expect(page.locator("#commands")).to_contain_text('-H "Authorization: Bearer $TOKEN"')
     curl = page.inner_text("#curl")
     address, body = re.fullmatch(r"curl (\S+) --json '(.*)'", curl.replace("'\\''", "")).groups()  # type: ignore[union-attr]
     assert address == f"{server.url}api/jobs"

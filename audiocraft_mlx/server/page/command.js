@@ -49,7 +49,8 @@ export function shellCommand(recipe, names) {
 /** @param {Partial<JobRequest>} recipe @param {Location} place of the server */
 export function curlCall(recipe, place) {
   const base = place.href.replace(/[?#].*$/, "").replace(/[^/]*$/, "");
-  // On this computer the server asks for no token.
+  // On this computer the server usually has no token. The page can't know, since its cookie is hidden from scripts;
+  // a note below the call says what a token needs.
   const token = /^(localhost|127\.|\[::1\])/.test(place.hostname) ? "" : ` -H "Authorization: Bearer $TOKEN"`;
   return `curl ${base}api/jobs${token} --json ${quote(JSON.stringify(recipe))}`;
 }
