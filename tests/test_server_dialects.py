@@ -213,6 +213,20 @@ def test_job_of_a_client_that_goes_while_it_listens_is_cancelled(url: str, servi
     assert eventually(lambda: only_job(service).ended is Status.CANCELLED)
 
 
+@pytest.mark.parametrize("extras", [{}, {"stream_format": "sse"}])
+def test_job_whose_clip_was_sent_whole_is_not_cancelled(
+    url: str, service: FakeService, extras: dict[str, str]
+) -> None:
+    service.saving_seconds = 1.0
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    body = {"input": "x", "response_format": "wav", "duration": 1, "seed": 3, **extras}
+    answer = httpx.post(f"{url}/v1/audio/speech", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert service.status(only_job(service)) is Status.RUNNING
+    assert eventually(lambda: not service.status(only_job(service)).is_live)
+    assert service.status(only_job(service)) is Status.DONE
+
+
 # ElevenLabs
 
 

@@ -81,10 +81,10 @@ async def answer_with_stream(
     body = _joined(first, chunks)
     headers = {JOB_HEADER: job.id, "Cache-Control": "no-store"}
     if sse:
-        return AudioStream(_as_events(body), "text/event-stream", headers=headers, at_end=cancel)
+        return AudioStream(_as_events(body), "text/event-stream", headers=headers, if_cut_off=cancel)
     if stream.length is not None:
         headers["Content-Length"] = str(stream.length)
-    return AudioStream(body, stream.format.media_type, headers=headers, at_end=cancel)
+    return AudioStream(body, stream.format.media_type, headers=headers, if_cut_off=cancel)
 
 
 async def answer_with_file(
