@@ -204,6 +204,13 @@ class FakeService(Service):
             job.removed = True
         return self._describe(job)
 
+    def cancel(self, id: str) -> Job | None:
+        job = self._find(id)
+        if not self.status(job).is_live:
+            return None
+        job.ended = Status.CANCELLED
+        return self._describe(job)
+
     def restore(self, id: str) -> Job:
         self._check()
         if id not in self.made:

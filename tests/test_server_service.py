@@ -339,6 +339,19 @@ def test_a_job_that_is_made_is_cancelled_at_its_next_step(held: Held) -> None:
     assert [*(held.folder / "making").iterdir()] == []
 
 
+def test_a_job_that_is_done_is_not_cancelled(held: Held) -> None:
+    held.gate.set()
+    job = made(held.service)
+    assert held.service.cancel(job.id) is None
+    assert held.service.job(job.id) == job
+    held.gate.clear()
+    running = held.occupy()
+    cancelled = held.service.cancel(running.id)
+    assert cancelled is not None
+    assert cancelled.status is Status.CANCELLED
+    assert held.service.cancel("nothing") is None
+
+
 def test_of_a_batch_only_the_cancelled_job_is_dropped(held: Held) -> None:
     first = held.occupy(duration=0.5)
     shared = [submit(held.service, client=f"c{n}", seed=n) for n in range(3)]

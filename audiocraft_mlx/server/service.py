@@ -159,6 +159,10 @@ class Service:
         self._events.publish("removed", {"id": id})
         return job
 
+    def cancel(self, id: Id) -> Job | None:
+        """Cancel a live job; one that isn't live stays as it is: None."""
+        return self._jobs.cancel(id)
+
     def restore(self, id: Id) -> Job:
         self._store.job(id, trashed=True)
         self._store.set_trashed(id, None)
