@@ -572,6 +572,41 @@ def test_what_happens_is_told(held: Held) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("what", ["tell", "get", "page"])
+def test_no_job_is_seen_as_it_was_before_its_end(
+    held: Held, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    job = held.occupy()
+    store, ended, seen = held.service._store, threading.Event(), list[Status]()
+    name = "page" if what == "page" else "job"
+    read, publish, me = getattr(store, name), held.service._events.publish, threading.current_thread()
+
+    def read_slowly(*arguments: Any, **options: Any) -> Any:
+        result = read(*arguments, **options)
+        if threading.current_thread() is me:
+            held.gate.set()
+            ended.wait(0.3)  # the job ends here, unless it has to wait
+        return result
+
+    def noting_publish(kind: Any, data: Any) -> None:
+        publish(kind, data)
+        if kind == "job":
+            seen.append(Status(data["status"]))
+            if seen[-1] is Status.DONE:
+                ended.set()
+
+    monkeypatch.setattr(store, name, read_slowly)
+    monkeypatch.setattr(held.service._events, "publish", noting_publish)
+    if what == "tell":
+        held.service._jobs.tell(job.id)
+    else:
+        view = held.service.job(job.id) if what == "get" else held.service.jobs().jobs[0]
+        assert (view.status, view.progress is None) in ((Status.RUNNING, False), (Status.DONE, True))
+        assert view.status is Status.DONE or not ended.is_set()
+    assert ended.wait(SOON)
+    assert seen[-1] is Status.DONE
+
+
 def test_titles_and_favourites(held: Held) -> None:
     held.gate.set()
     job = made(held.service)

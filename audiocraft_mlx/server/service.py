@@ -134,11 +134,10 @@ class Service:
         """Raises `InvalidFieldError`."""
         if not 1 <= limit <= _MOST_JOBS:
             raise InvalidFieldError(f"limit must be an integer from 1 to {_MOST_JOBS}, not {limit}", "limit")
-        records, following = self._store.page(before, limit, query, favourite)
-        return JobPage(jobs=[self._jobs.view(record) for record in records], before=following)
+        return self._jobs.page(before, limit, query, favourite)
 
     def job(self, id: Id) -> Job:
-        return self._jobs.view(self._store.job(id))
+        return self._jobs.get(id)
 
     def change(self, id: Id, change: JobChange) -> Job:
         values = {name: getattr(change, name) for name in change.model_fields_set}
