@@ -231,7 +231,8 @@ def test_job_that_ends_as_its_client_goes_is_kept(
     headers = {"authorization": f"Bearer {TOKEN}"}
     body = {"input": "x", "response_format": "wav", "duration": 60}
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, headers=headers) as answer:
-        next(answer.iter_raw())
+        chunks = answer.iter_raw()
+        next(chunks)
         monkeypatch.setattr(service, "job", job_that_ends)
         monkeypatch.setattr(service, "cancel", cancel)
     assert eventually(lambda: only_job(service).ended is Status.DONE)
