@@ -23,7 +23,7 @@ from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
 from audiocraft_mlx.models import memory
-from audiocraft_mlx.server import engine, history, service
+from audiocraft_mlx.server import engine, history, recipes, service
 from audiocraft_mlx.server.schema import Event, Job, JobChange, JobRequest, Status
 from audiocraft_mlx.server.service import (
     BusyError,
@@ -434,6 +434,32 @@ def test_takes_share_batches_as_far_as_memory_goes(
     assert fake.seeds == [clip.seed for clip in job.clips] == [*range(7, 15)]
     assert len({opened.clip_file(clip.id) for clip in job.clips}) == 8
     opened.close()
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_only_the_sources_of_the_next_batch_are_decoded(
+    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: size)
+    ids = []
+    for number in range(6):
+        samples = 8000 if size == 4 and number < 4 else 8000 + 100 * number
+        soundfile.write(tmp_path / "a.wav", np.full(samples, 0.1), 8000)
+        ids.append(held.service.add_audio(tmp_path / "a.wav").id)
+    decoded, load = list[str](), recipes.Recipe.load
+
+    def noting_load(recipe: recipes.Recipe) -> Any:
+        decoded.extend(file.name for file in recipe.audio.values())
+        return load(recipe)
+
+    monkeypatch.setattr(recipes.Recipe, "load", noting_load)
+    held.occupy()
+    jobs = [submit(held.service, **{"continue": id}) for id in ids]
+    held.gate.set()
+    for job in jobs:
+        assert run(held.service.wait(job.id)).status is Status.DONE
+    assert len(decoded) == 6
+    assert held.model.batches == ([1] * 7 if size == 1 else [1, 4, 1, 1])
 
 
 def test_clients_take_turns_whatever_they_ask_for(held: Held) -> None:
