@@ -236,6 +236,15 @@ def test_an_upload_that_is_too_long_is_found_before_all_of_it_is_decoded(tmp_pat
         opened.add_audio(tmp_path / "bomb")
     assert time.monotonic() - start < 3
     assert not list((tmp_path / "data" / "audio").iterdir())
+    start = time.monotonic()
+    assert opened.read_recipe(tmp_path / "bomb").recipe is None
+    assert time.monotonic() - start < 0.5
+    soundfile.write(tmp_path / "wide.wav", np.zeros((30 * 8000, 32)), 8000)
+    with pytest.raises(UsageError, match="it is too long for 32 channels at 8000 Hz; give a part"):
+        opened.add_audio(tmp_path / "wide.wav", "it")
+    soundfile.write(tmp_path / "stereo.wav", np.zeros((30 * 8000, 2)), 8000)
+    assert opened.add_audio(tmp_path / "stereo.wav").duration == 30
+    assert len(list((tmp_path / "data" / "audio").iterdir())) == 1
     opened.close()
 
 

@@ -39,7 +39,7 @@ from audiocraft_mlx.server.schema import (
 )
 from audiocraft_mlx.server.settings import Limits, ServerSettings
 from audiocraft_mlx.server.store import STOPPED, AudioRecord, ClipRecord, JobRecord, Store, now
-from audiocraft_mlx.server.uploads import copy_file, measure_audio
+from audiocraft_mlx.server.uploads import copy_file, measure_audio, require_audio
 from audiocraft_mlx.version import __version__
 
 __all__ = [
@@ -245,7 +245,7 @@ class Service:
         try:
             metadata = read_metadata(path)
             if metadata is None:
-                measure_audio(path, float("inf"), "the file")
+                require_audio(path, "the file")
                 return AudioRecipe(recipe=None, command=None)
         except UsageError as error:
             raise UsageError(str(error).replace(str(path), "the file")) from error
