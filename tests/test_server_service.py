@@ -938,6 +938,21 @@ def test_a_lost_database_loses_no_clips(held: Held) -> None:
     again.close()
 
 
+def test_uploads_survive_a_rebuild(held: Held, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full((1000, 2), 0.1), 8000)
+    audio = held.service.add_audio(tmp_path / "a.wav", "a.wav")
+    os.utime(held.folder / "audio" / audio.id, (1, 1))
+    (held.folder / "audio" / ("d" * 22)).write_bytes(b"no audio")
+    held.gate.set()
+    held.service.close()
+    assert service.rebuild(held.folder) == 0
+    again = open_service(held.folder)
+    assert sorted(os.listdir(held.folder / "audio")) == sorted([audio.id, "d" * 22])
+    job = made(again, **{"continue": audio.id})
+    assert (job.clips[0].sample_rate, job.clips[0].channels) == (8000, 2)
+    again.close()
+
+
 def test_what_nobody_needs_is_removed_at_the_start(held: Held, tmp_path: Path) -> None:
     held.gate.set()
     soundfile.write(tmp_path / "a.wav", np.full(1000, 0.1), 8000)
@@ -949,10 +964,12 @@ def test_what_nobody_needs_is_removed_at_the_start(held: Held, tmp_path: Path) -
     held.service._store.set_status(failed.id, Status.RUNNING)
     held.service.close()
     parts = [held.folder / "clips" / job.id / f".musicgen-{'0' * 16}.part", held.folder / "making" / "x"]
-    for path in (*parts, held.folder / "audio" / ("d" * 22)):
+    lost, arriving = (held.folder / "audio" / (letter * 22) for letter in "de")
+    for path in (*parts, lost, arriving):
         path.write_bytes(b"")
+    os.utime(lost, (1, 1))
     again = open_service(held.folder)
-    assert sorted(os.listdir(held.folder / "audio")) == sorted([used.id, new.id])
+    assert sorted(os.listdir(held.folder / "audio")) == sorted([used.id, new.id, arriving.name])
     assert os.listdir(held.folder / "clips") == [job.id]
     assert not any(path.exists() for path in parts)
     assert again.job(failed.id).error == "the server stopped while it was made"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from audiocraft_mlx.server.models import display_name
 from audiocraft_mlx.server.peaks import peaks_of
 from audiocraft_mlx.server.recipes import request_of
 from audiocraft_mlx.server.schema import Id, Status
-from audiocraft_mlx.server.store import STOPPED, AudioShape, ClipRecord, JobRecord, Store
+from audiocraft_mlx.server.store import STOPPED, AudioRecord, AudioShape, ClipRecord, JobRecord, Store
+from audiocraft_mlx.server.uploads import measure_audio
 
 _log = logging.getLogger(__name__)
 TRASH_SECONDS = 600.0
@@ -45,6 +47,7 @@ def rebuild(folder: Path) -> int:
                 os.replace(old, data.database.with_name(f"{data.database.name}.old{suffix}"))
         store = Store(data.database)
         try:
+            _adopt_uploads(data, store)
             return tidy_at_start(data, store)
         finally:
             store.close()
@@ -168,13 +171,28 @@ def _read(path: Path) -> tuple[AudioShape, bytes]:
     return AudioShape(decoder.rate, decoder.channels, samples), peaks
 
 
+def _adopt_uploads(folder: DataFolder, store: Store) -> None:
+    """Put uploads into the database whose files are there. Their names are lost."""
+    for id in folder.audio_ids():
+        path = folder.audio_file(id)
+        try:
+            shape = measure_audio(path, math.inf, str(path))
+        except UsageError as error:
+            _log.warning("not among the uploads: %s", error)
+            continue
+        store.add_audio(AudioRecord(id, time.time(), None, shape))
+
+
 def _remove_old_uploads(folder: DataFolder, store: Store) -> None:
-    """Remove uploads that no job uses, and files without a row."""
+    """Remove old uploads that no job uses, and old files without a row."""
+    oldest = time.time() - _UPLOAD_SECONDS
     known, used = {audio.id: audio for audio in store.audios()}, store.used_audio()
     for id, audio in known.items():
-        if id not in used and audio.created < time.time() - _UPLOAD_SECONDS:
+        if id not in used and audio.created < oldest:
             store.remove_audio(id)
             folder.remove_audio(id)
     for id in folder.audio_ids():
         if id not in known and id not in used:
-            folder.remove_audio(id)
+            with suppress(OSError):
+                if folder.audio_file(id).stat().st_mtime < oldest:
+                    folder.remove_audio(id)
