@@ -6,9 +6,11 @@ import asyncio
 import errno
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.metadata import read_metadata
@@ -924,6 +928,29 @@ def test_the_history_is_rebuilt_from_the_files(held: Held) -> None:
     assert file(again, rebuilt).shape == (2, RATE * 3 // 10)
     assert (held.folder / "clips" / "mine").exists()
     made(again, **{"continue": first.clips[0].id})
+    again.close()
+
+
+def test_odd_folders_are_left_alone(
+    held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held.gate.set()
+    job, odd = made(held.service), made(held.service, prompt="odd")
+    held.service.close()
+    shutil.copytree(held.folder / "clips" / job.id, held.folder / "clips" / ("b" * 22))
+    path = held.folder / "clips" / odd.id / f"{odd.clips[0].id}.wav"
+    metadata = read_metadata(path)
+    assert metadata is not None
+    audio, rate = soundfile.read(path, always_2d=True)
+    odd_metadata = replace(metadata, model="~nouser/x", prompt="\ud800")
+    write_audio(path, audio.T.astype(np.float32), rate, AudioFormat("wav", 16), odd_metadata.to_tags())
+    for file in held.folder.glob("history.sqlite3*"):
+        file.unlink()
+    again = open_service(held.folder)
+    (found,) = again.jobs().jobs
+    assert found.clips[0].id == job.clips[0].id
+    assert path.exists()
+    assert caplog.text.count("not in the history") == 2
     again.close()
 
 

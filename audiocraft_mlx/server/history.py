@@ -67,7 +67,11 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
         remove_stale_parts(folder.clips / id)
         known = _status_of(store, id)
         if known is None:
-            added += _adopt(folder, store, id)
+            # A folder may be a copy of another one, and tags may say anything.
+            try:
+                added += _adopt(folder, store, id)
+            except (MusicGenError, ValueError, RuntimeError, OSError) as error:
+                _log.warning("not in the history: %s: %s", folder.clips / id, error)
         elif known is not Status.DONE:
             folder.remove_job(id, [])
     _remove_old_uploads(folder, store)
