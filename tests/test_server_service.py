@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
 import shutil
@@ -20,10 +21,11 @@ import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.audio.tags import AudioTags
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
-from audiocraft_mlx.clips.metadata import read_metadata
+from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
 from audiocraft_mlx.models import memory
@@ -267,6 +269,35 @@ def test_a_file_says_how_it_was_made(demo: Service, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         demo.read_recipe(tmp_path / "text")
     assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "damaged"),
+    [
+        ({"duration": 10**400}, True),
+        ({"temperature": 10**400}, True),
+        ({"prompt": "\ud800"}, True),
+        ({"options": {"normalize": "\ud800"}}, True),
+        ({"options": {"lufs": 10**400}}, True),
+        ({"model": "m" * 5000}, False),
+        ({"model": "~nouser/x"}, False),
+        ({"model": "\0"}, False),
+    ],
+)
+def test_tags_that_were_made_up_are_an_error_of_the_file(
+    demo: Service, tmp_path: Path, values: dict[str, Any], damaged: bool
+) -> None:
+    metadata = GenerationMetadata("piano", "demo", 1, 2.0)
+    tags = replace(metadata, **values)
+    data = AudioTags("", json.dumps({**vars(metadata), **values}))
+    write_audio(tmp_path / "a.wav", np.full((1, 100), 0.1, np.float32), RATE, AudioFormat("wav", 16), data)
+    if damaged:
+        with pytest.raises(UsageError, match="the file: its tags are damaged"):
+            demo.read_recipe(tmp_path / "a.wav")
+    else:
+        found = demo.read_recipe(tmp_path / "a.wav")
+        assert found.recipe is not None
+        assert (found.recipe.model, found.command) == (None, tags.to_command())
 
 
 def test_the_models_are_listed(demo: Service) -> None:

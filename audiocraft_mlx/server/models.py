@@ -79,6 +79,13 @@ class Models:
             raise NotFoundError(f"model: there is no model {name[:80]!r}; choose one of the list of models")
         return short
 
+    def known_name(self, name: str) -> str | None:
+        """A name in the list for the model that a file's tags name; None: another one. Reads no disk."""
+        if name == self._default_options.name:
+            return self.default
+        short = SHORT_OF.get(name, name)
+        return short if short in self.names else None
+
     def options(self, name: str) -> ModelOptions:
         """How a model of the list is loaded."""
         if name == self.default:

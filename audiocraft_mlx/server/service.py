@@ -21,7 +21,7 @@ from audiocraft_mlx.server.folder import DataFolder, new_id
 from audiocraft_mlx.server.history import TRASH_SECONDS, empty_trash, rebuild, tidy_at_start
 from audiocraft_mlx.server.jobs import Jobs, LiveJob
 from audiocraft_mlx.server.live import ClipAudio, FileAudio, LiveAudio
-from audiocraft_mlx.server.models import Models, describe_failure, display_name
+from audiocraft_mlx.server.models import Models, describe_failure
 from audiocraft_mlx.server.recipes import AudioFile, Recipe, invalid_field, make_recipe, request_of
 from audiocraft_mlx.server.schema import (
     Audio,
@@ -249,9 +249,14 @@ class Service:
                 return AudioRecipe(recipe=None, command=None)
         except UsageError as error:
             raise UsageError(str(error).replace(str(path), "the file")) from error
-        model = display_name(metadata.model)
-        request = request_of(metadata, _format_of(path), model if model in self._models.names else None)
-        return AudioRecipe(recipe=request, command=metadata.to_command())
+        model = self._models.known_name(metadata.model)
+        try:
+            request = request_of(metadata, _format_of(path), model)
+            found = AudioRecipe(recipe=request, command=metadata.to_command())
+            found.model_dump_json()  # fails for half a surrogate pair
+        except (ValueError, OverflowError) as error:
+            raise UsageError("the file: its tags are damaged") from error
+        return found
 
     # Models
 
