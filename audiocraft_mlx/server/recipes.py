@@ -234,7 +234,9 @@ def _check_limits(request: JobRequest, limits: Limits) -> None:
     ):
         unit = {"prompt": " characters", "duration": " seconds", "takes": ""}[field]
         if value > most:
-            raise InvalidFieldError(f"{field}: {value:g}{unit} are too many; at most {most:g} here", field)
+            # An integer of JSON may have more digits than a float can.
+            given = f"{value:g}" if value < 1e15 else "more than 1e15"
+            raise InvalidFieldError(f"{field}: {given}{unit} are too many; at most {most:g} here", field)
 
 
 def _json_name(field: str) -> str:
