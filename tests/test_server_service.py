@@ -677,6 +677,16 @@ def test_no_job_is_seen_as_it_was_before_its_end(
     assert seen[-1] is Status.DONE
 
 
+def test_a_model_that_is_asked_for_again_is_loaded_once(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiocraft_mlx.server.models.cached_bytes", lambda repo: 10**6)
+    held.occupy()
+    for _ in range(5):
+        assert held.service.load_model("small").state == "loading"
+    assert [*held.service._engine._wanted] == ["small"]
+
+
 def test_titles_and_favourites(held: Held) -> None:
     held.gate.set()
     job = made(held.service)

@@ -75,7 +75,9 @@ class Engine:
     def load(self, model: str) -> None:
         """Load a model before the next batch."""
         self._models.request(model)
-        self._wanted.append(model)
+        with self._news:
+            if model not in self._wanted:
+                self._wanted.append(model)
         self.wake()
 
     def _run(self) -> None:
