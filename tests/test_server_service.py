@@ -723,6 +723,31 @@ def test_the_trash_is_emptied_after_a_while(held: Held, monkeypatch: pytest.Monk
         held.service.restore(job.id)
 
 
+def test_a_job_that_is_restored_as_the_trash_is_emptied_is_kept(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.gate.set()
+    job, other = made(held.service), made(held.service)
+    for each in (job, other):
+        held.service.delete(each.id)
+    store, folder = held.service._store, held.service._folder
+    expired = store.expired_jobs
+
+    def expired_and_restored(before: float) -> Any:
+        found = expired(before)
+        if found:
+            held.service.restore(job.id)
+        return found
+
+    monkeypatch.setattr(store, "expired_jobs", expired_and_restored)
+    history.empty_trash(folder, store, time.time() + 1)
+    assert held.service.job(job.id) == job
+    assert held.service.clip_file(job.clips[0].id).is_file()
+    assert not (held.folder / "clips" / other.id).exists()
+    with pytest.raises(NotFoundError):
+        held.service.restore(other.id)
+
+
 def test_it_closes_within_a_second_whatever_is_made(held: Held) -> None:
     job = held.occupy()
     waiting = submit(held.service, duration=0.5)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,8 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
 def empty_trash(folder: DataFolder, store: Store, before: float) -> None:
     """Remove for good what was put into the trash before then."""
     for job in store.expired_jobs(before):
-        # Files first: if it ends in between, the rest is done the next time.
-        folder.remove_job(job.id, [clip.id for clip in job.clips])
-        store.remove_job(job.id)
+        clips = [clip.id for clip in job.clips]
+        store.remove_expired(job.id, before, partial(folder.remove_job, job.id, clips))
 
 
 def _status_of(store: Store, id: Id) -> Status | None:
