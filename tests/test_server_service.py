@@ -30,6 +30,7 @@ from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
 from audiocraft_mlx.models import memory
 from audiocraft_mlx.server import engine, history, recipes, service
+from audiocraft_mlx.server.answers import _of_ours
 from audiocraft_mlx.server.schema import Event, Job, JobChange, JobRequest, Status
 from audiocraft_mlx.server.service import (
     BusyError,
@@ -221,8 +222,10 @@ def test_uploads_are_melodies_and_sources_by_their_ids(demo: Service, tmp_path: 
     with pytest.raises(InvalidFieldError, match="melody: the model demo can't") as error:
         submit(demo, melody=audio.id)
     assert error.value.param == "melody"
-    with pytest.raises(NotFoundError, match=r"^continue: "):
+    with pytest.raises(NotFoundError, match=r"^continue: ") as missing:
         submit(demo, **{"continue": "a" * 22})
+    assert (missing.value.param, _of_ours(missing.value).status_code) == ("continue", 404)
+    assert json.loads(_of_ours(missing.value).body)["error"]["param"] == "continue"
     for content in (b"", b"no audio", b"RIFF"):
         (tmp_path / "y").write_bytes(content)
         with pytest.raises(UsageError, match="my file") as wrong:

@@ -76,7 +76,9 @@ class Models:
             return self.default
         short = SHORT_OF.get(name, name)
         if short not in self.names:
-            raise NotFoundError(f"model: there is no model {name[:80]!r}; choose one of the list of models")
+            raise NotFoundError(
+                f"model: there is no model {name[:80]!r}; choose one of the list of models", "model"
+            )
         return short
 
     def known_name(self, name: str) -> str | None:

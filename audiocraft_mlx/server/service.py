@@ -324,7 +324,7 @@ class Service:
             _, clip = self._store.job_of_clip(id)
             if clip.shape is not None:
                 return AudioFile(path, path.name, clip.shape)
-        raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}")
+        raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}", field)
 
     def _check_disk(self) -> None:
         if self._folder.free_bytes() < self._settings.limits.free_bytes:
