@@ -29,7 +29,7 @@ from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
 from audiocraft_mlx.models import memory
-from audiocraft_mlx.server import engine, history, recipes, service
+from audiocraft_mlx.server import converting, engine, history, recipes, service
 from audiocraft_mlx.server.answers import _of_ours
 from audiocraft_mlx.server.schema import Event, Job, JobChange, JobRequest, Status
 from audiocraft_mlx.server.service import (
@@ -199,6 +199,24 @@ def test_a_clip_is_had_in_other_formats_with_its_tags(demo: Service) -> None:
         demo.clip_file(clip)
     with pytest.raises(NotFoundError):
         demo.clip_audio(clip)
+
+
+def test_a_conversion_that_ends_after_its_job_is_removed(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.gate.set()
+    job = made(held.service)
+
+    def convert_what_is_open(source: Path, target: Path, audio_format: str) -> Path:
+        held.service.delete(job.id)
+        history.empty_trash(held.service._folder, held.service._store, time.time() + 1)
+        target.write_bytes(b"converted")
+        return target
+
+    monkeypatch.setattr(converting, "convert_file", convert_what_is_open)
+    with pytest.raises(NotFoundError):
+        held.service.clip_file(job.clips[0].id, "flac")
+    assert not any((held.folder / "converted").iterdir())
 
 
 def test_stems_are_beside_the_clip(demo: Service, separator: None) -> None:

@@ -202,7 +202,13 @@ class Service:
             return path
         assert format is not None
         self._check_disk()
-        return convert_file(path, self._folder.converted_file(id, format, stem), format)
+        converted = convert_file(path, self._folder.converted_file(id, format, stem), format)
+        try:
+            self._store.job_of_clip(id)
+        except NotFoundError:  # removed meanwhile: nothing else would remove the file
+            converted.unlink(missing_ok=True)
+            raise
+        return converted
 
     def clip_audio(self, id: Id) -> ClipAudio:
         job, clip = self._store.job_of_clip(id)
