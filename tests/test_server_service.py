@@ -201,9 +201,7 @@ def test_a_clip_is_had_in_other_formats_with_its_tags(demo: Service) -> None:
         demo.clip_audio(clip)
 
 
-def test_a_conversion_that_ends_after_its_job_is_removed(
-    held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_that_ends_after_its_job_is_removed(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     held.gate.set()
     job = made(held.service)
 
@@ -698,9 +696,7 @@ def test_no_job_is_seen_as_it_was_before_its_end(
     assert seen[-1] is Status.DONE
 
 
-def test_a_model_that_is_asked_for_again_is_loaded_once(
-    held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_is_asked_for_again_is_loaded_once(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiocraft_mlx.server.models.cached_bytes", lambda repo: 10**6)
     held.occupy()
     for _ in range(5):

@@ -37,8 +37,8 @@ def measure_audio(path: Path, most_seconds: float, name: str) -> AudioShape:
                 raise UsageError(f"{path} is longer than {most_seconds:g} s; give a part of it")
             if samples * channels > most_seconds * _MAX_SAMPLES_PER_SECOND:
                 raise UsageError(
-                    f"{path} is too long for {channels} channels at {rate} Hz; give a part of it, or mix it to"
-                    " stereo at 48000 Hz"
+                    f"{path} is too long for {channels} channels at {rate} Hz; give a part of it, or mix it"
+                    " to stereo at 48000 Hz"
                 )
     if not samples:
         raise UsageError(f"{name} has no samples; give audio that isn't empty")
@@ -46,7 +46,7 @@ def measure_audio(path: Path, most_seconds: float, name: str) -> AudioShape:
 
 
 def require_audio(path: Path, name: str) -> None:
-    """Raise `UsageError` if a file is no audio, as far as its beginning tells; the message calls it `name`."""
+    """Raise `UsageError` if a file is no audio, as far as its beginning tells. The message has `name`."""
     with _named(path, name), path.open("rb") as stream:
         next(iter(open_decoder(path, stream).blocks()), None)
 
