@@ -922,9 +922,10 @@ def test_takes_that_were_made_go_when_their_job_is_cancelled_between_batches(
         assert next(batches).wait(SOON)
 
     fake.during = hold
-    opened = open_service(tmp_path / "data")
+    opened = open_service(tmp_path / "data", start=False)
     first = submit(opened, takes=2)
     other = submit(opened, "other", duration=0.5)
+    opened.start()
     gates[0].set()
     until(lambda: opened.job(other.id).status is Status.RUNNING)
     assert opened.job(first.id).status is Status.RUNNING
