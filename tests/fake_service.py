@@ -101,6 +101,8 @@ class FakeService(Service):
         self.log: list[Event] = []
         self.started = self.closed = False
         self.endless_events = True
+        self.saving_seconds = 0.0
+        """From a clip's last sample to the end of its job."""
         self.error: Exception | None = None
         """What every call raises."""
         self._lock = threading.RLock()
@@ -122,7 +124,8 @@ class FakeService(Service):
             return job.ended
         if "fail" in job.request.prompt and time.monotonic() - job.begun >= self.fail_after:
             return Status.FAILED
-        return Status.DONE if self.made_seconds(job) >= job.request.duration else Status.RUNNING
+        needed = job.request.duration + self.saving_seconds * self.speed
+        return Status.DONE if self.made_seconds(job) >= needed else Status.RUNNING
 
     def submit(self, request: JobRequest, client: str) -> Job:
         self._check()
@@ -199,6 +202,13 @@ class FakeService(Service):
             job.ended = Status.CANCELLED
         else:
             job.removed = True
+        return self._describe(job)
+
+    def cancel(self, id: str) -> Job | None:
+        job = self._find(id)
+        if not self.status(job).is_live:
+            return None
+        job.ended = Status.CANCELLED
         return self._describe(job)
 
     def restore(self, id: str) -> Job:

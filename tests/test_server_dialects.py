@@ -20,7 +20,7 @@ import openai
 import pytest
 import soundfile
 
-from audiocraft_mlx.server.schema import Status
+from audiocraft_mlx.server.schema import Job, Status
 from audiocraft_mlx.server.security import SecuritySettings
 from audiocraft_mlx.server.streaming import StreamResampler
 from tests.fake_service import RATE, FakeJob, FakeService, tone
@@ -211,6 +211,47 @@ def test_job_of_a_client_that_goes_while_it_listens_is_cancelled(url: str, servi
         next(answer.iter_raw())
         assert answer.headers["x-job-id"] == only_job(service).id
     assert eventually(lambda: only_job(service).ended is Status.CANCELLED)
+
+
+def test_job_that_ends_as_its_client_goes_is_kept(
+    url: str, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.speed = 1.0
+    job = service.job
+
+    def job_that_ends(id: str) -> Job:
+        seen = job(id)
+        service.made[id].ended = Status.DONE
+        return seen
+
+    def cancel(id: str) -> Job | None:
+        service.made[id].ended = Status.DONE
+        return FakeService.cancel(service, id)
+
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    body = {"input": "x", "response_format": "wav", "duration": 60}
+    with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, headers=headers) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        monkeypatch.setattr(service, "job", job_that_ends)
+        monkeypatch.setattr(service, "cancel", cancel)
+    assert eventually(lambda: only_job(service).ended is Status.DONE)
+    time.sleep(0.1)
+    assert not only_job(service).removed
+
+
+@pytest.mark.parametrize("extras", [{}, {"stream_format": "sse"}])
+def test_job_whose_clip_was_sent_whole_is_not_cancelled(
+    url: str, service: FakeService, extras: dict[str, str]
+) -> None:
+    service.saving_seconds = 1.0
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    body = {"input": "x", "response_format": "wav", "duration": 1, "seed": 3, **extras}
+    answer = httpx.post(f"{url}/v1/audio/speech", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert service.status(only_job(service)) is Status.RUNNING
+    assert eventually(lambda: not service.status(only_job(service)).is_live)
+    assert service.status(only_job(service)) is Status.DONE
 
 
 # ElevenLabs

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.audio.tags import AudioTags
+from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
-from audiocraft_mlx.clips.metadata import read_metadata
+from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
 from audiocraft_mlx.models import memory
-from audiocraft_mlx.server import engine, history, service
+from audiocraft_mlx.server import converting, engine, history, recipes, service
+from audiocraft_mlx.server.answers import _of_ours
 from audiocraft_mlx.server.schema import Event, Job, JobChange, JobRequest, Status
 from audiocraft_mlx.server.service import (
     BusyError,
@@ -194,6 +201,22 @@ def test_a_clip_is_had_in_other_formats_with_its_tags(demo: Service) -> None:
         demo.clip_audio(clip)
 
 
+def test_a_conversion_that_ends_after_its_job_is_removed(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.gate.set()
+    job = made(held.service)
+
+    def convert_what_is_open(source: Path, target: Path, audio_format: str) -> Path:
+        held.service.delete(job.id)
+        history.empty_trash(held.service._folder, held.service._store, time.time() + 1)
+        target.write_bytes(b"converted")
+        return target
+
+    monkeypatch.setattr(converting, "convert_file", convert_what_is_open)
+    with pytest.raises(NotFoundError):
+        held.service.clip_file(job.clips[0].id, "flac")
+    assert not any((held.folder / "converted").iterdir())
+
+
 def test_stems_are_beside_the_clip(demo: Service, separator: None) -> None:
     job = made(demo, duration=0.5, stems=True, format="flac")
     stems = job.clips[0].stems
@@ -215,8 +238,10 @@ def test_uploads_are_melodies_and_sources_by_their_ids(demo: Service, tmp_path: 
     with pytest.raises(InvalidFieldError, match="melody: the model demo can't") as error:
         submit(demo, melody=audio.id)
     assert error.value.param == "melody"
-    with pytest.raises(NotFoundError, match=r"^continue: "):
+    with pytest.raises(NotFoundError, match=r"^continue: ") as missing:
         submit(demo, **{"continue": "a" * 22})
+    assert (missing.value.param, _of_ours(missing.value).status_code) == ("continue", 404)
+    assert json.loads(_of_ours(missing.value).body)["error"]["param"] == "continue"
     for content in (b"", b"no audio", b"RIFF"):
         (tmp_path / "y").write_bytes(content)
         with pytest.raises(UsageError, match="my file") as wrong:
@@ -236,6 +261,15 @@ def test_an_upload_that_is_too_long_is_found_before_all_of_it_is_decoded(tmp_pat
         opened.add_audio(tmp_path / "bomb")
     assert time.monotonic() - start < 3
     assert not list((tmp_path / "data" / "audio").iterdir())
+    start = time.monotonic()
+    assert opened.read_recipe(tmp_path / "bomb").recipe is None
+    assert time.monotonic() - start < 0.5
+    soundfile.write(tmp_path / "wide.wav", np.zeros((30 * 8000, 32)), 8000)
+    with pytest.raises(UsageError, match="it is too long for 32 channels at 8000 Hz; give a part"):
+        opened.add_audio(tmp_path / "wide.wav", "it")
+    soundfile.write(tmp_path / "stereo.wav", np.zeros((30 * 8000, 2)), 8000)
+    assert opened.add_audio(tmp_path / "stereo.wav").duration == 30
+    assert len(list((tmp_path / "data" / "audio").iterdir())) == 1
     opened.close()
 
 
@@ -254,6 +288,35 @@ def test_a_file_says_how_it_was_made(demo: Service, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         demo.read_recipe(tmp_path / "text")
     assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "damaged"),
+    [
+        ({"duration": 10**400}, True),
+        ({"temperature": 10**400}, True),
+        ({"prompt": "\ud800"}, True),
+        ({"options": {"normalize": "\ud800"}}, True),
+        ({"options": {"lufs": 10**400}}, True),
+        ({"model": "m" * 5000}, False),
+        ({"model": "~nouser/x"}, False),
+        ({"model": "\0"}, False),
+    ],
+)
+def test_tags_that_were_made_up_are_an_error_of_the_file(
+    demo: Service, tmp_path: Path, values: dict[str, Any], damaged: bool
+) -> None:
+    metadata = GenerationMetadata("piano", "demo", 1, 2.0)
+    tags = replace(metadata, **values)
+    data = AudioTags("", json.dumps({**vars(metadata), **values}))
+    write_audio(tmp_path / "a.wav", np.full((1, 100), 0.1, np.float32), RATE, AudioFormat("wav", 16), data)
+    if damaged:
+        with pytest.raises(UsageError, match="the file: its tags are damaged"):
+            demo.read_recipe(tmp_path / "a.wav")
+    else:
+        found = demo.read_recipe(tmp_path / "a.wav")
+        assert found.recipe is not None
+        assert (found.recipe.model, found.command) == (None, tags.to_command())
 
 
 def test_the_models_are_listed(demo: Service) -> None:
@@ -339,6 +402,19 @@ def test_a_job_that_is_made_is_cancelled_at_its_next_step(held: Held) -> None:
     assert [*(held.folder / "making").iterdir()] == []
 
 
+def test_a_job_that_is_done_is_not_cancelled(held: Held) -> None:
+    held.gate.set()
+    job = made(held.service)
+    assert held.service.cancel(job.id) is None
+    assert held.service.job(job.id) == job
+    held.gate.clear()
+    running = held.occupy()
+    cancelled = held.service.cancel(running.id)
+    assert cancelled is not None
+    assert cancelled.status is Status.CANCELLED
+    assert held.service.cancel("nothing") is None
+
+
 def test_of_a_batch_only_the_cancelled_job_is_dropped(held: Held) -> None:
     first = held.occupy(duration=0.5)
     shared = [submit(held.service, client=f"c{n}", seed=n) for n in range(3)]
@@ -421,6 +497,32 @@ def test_takes_share_batches_as_far_as_memory_goes(
     assert fake.seeds == [clip.seed for clip in job.clips] == [*range(7, 15)]
     assert len({opened.clip_file(clip.id) for clip in job.clips}) == 8
     opened.close()
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_only_the_sources_of_the_next_batch_are_decoded(
+    held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: size)
+    ids = []
+    for number in range(6):
+        samples = 8000 if size == 4 and number < 4 else 8000 + 100 * number
+        soundfile.write(tmp_path / "a.wav", np.full(samples, 0.1), 8000)
+        ids.append(held.service.add_audio(tmp_path / "a.wav").id)
+    decoded, load = list[str](), recipes.Recipe.load
+
+    def noting_load(recipe: recipes.Recipe) -> Any:
+        decoded.extend(file.name for file in recipe.audio.values())
+        return load(recipe)
+
+    monkeypatch.setattr(recipes.Recipe, "load", noting_load)
+    held.occupy()
+    jobs = [submit(held.service, **{"continue": id}) for id in ids]
+    held.gate.set()
+    for job in jobs:
+        assert run(held.service.wait(job.id)).status is Status.DONE
+    assert len(decoded) == 6
+    assert held.model.batches == ([1] * 7 if size == 1 else [1, 4, 1, 1])
 
 
 def test_clients_take_turns_whatever_they_ask_for(held: Held) -> None:
@@ -559,6 +661,49 @@ def test_what_happens_is_told(held: Held) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("what", ["tell", "get", "page"])
+def test_no_job_is_seen_as_it_was_before_its_end(
+    held: Held, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    job = held.occupy()
+    store, ended, seen = held.service._store, threading.Event(), list[Status]()
+    name = "page" if what == "page" else "job"
+    read, publish, me = getattr(store, name), held.service._events.publish, threading.current_thread()
+
+    def read_slowly(*arguments: Any, **options: Any) -> Any:
+        result = read(*arguments, **options)
+        if threading.current_thread() is me:
+            held.gate.set()
+            ended.wait(0.3)  # the job ends here, unless it has to wait
+        return result
+
+    def noting_publish(kind: Any, data: Any) -> None:
+        publish(kind, data)
+        if kind == "job":
+            seen.append(Status(data["status"]))
+            if seen[-1] is Status.DONE:
+                ended.set()
+
+    monkeypatch.setattr(store, name, read_slowly)
+    monkeypatch.setattr(held.service._events, "publish", noting_publish)
+    if what == "tell":
+        held.service._jobs.tell(job.id)
+    else:
+        view = held.service.job(job.id) if what == "get" else held.service.jobs().jobs[0]
+        assert (view.status, view.progress is None) in ((Status.RUNNING, False), (Status.DONE, True))
+        assert view.status is Status.DONE or not ended.is_set()
+    assert ended.wait(SOON)
+    assert seen[-1] is Status.DONE
+
+
+def test_a_model_that_is_asked_for_again_is_loaded_once(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiocraft_mlx.server.models.cached_bytes", lambda repo: 10**6)
+    held.occupy()
+    for _ in range(5):
+        assert held.service.load_model("small").state == "loading"
+    assert [*held.service._engine._wanted] == ["small"]
+
+
 def test_titles_and_favourites(held: Held) -> None:
     held.gate.set()
     job = made(held.service)
@@ -593,6 +738,31 @@ def test_the_trash_is_emptied_after_a_while(held: Held, monkeypatch: pytest.Monk
     until(lambda: held.service._engine.wake() or not folder.exists())
     with pytest.raises(NotFoundError):
         held.service.restore(job.id)
+
+
+def test_a_job_that_is_restored_as_the_trash_is_emptied_is_kept(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.gate.set()
+    job, other = made(held.service), made(held.service)
+    for each in (job, other):
+        held.service.delete(each.id)
+    store, folder = held.service._store, held.service._folder
+    expired = store.expired_jobs
+
+    def expired_and_restored(before: float) -> Any:
+        found = expired(before)
+        if found:
+            held.service.restore(job.id)
+        return found
+
+    monkeypatch.setattr(store, "expired_jobs", expired_and_restored)
+    history.empty_trash(folder, store, time.time() + 1)
+    assert held.service.job(job.id) == job
+    assert held.service.clip_file(job.clips[0].id).is_file()
+    assert not (held.folder / "clips" / other.id).exists()
+    with pytest.raises(NotFoundError):
+        held.service.restore(other.id)
 
 
 def test_it_closes_within_a_second_whatever_is_made(held: Held) -> None:
@@ -752,9 +922,10 @@ def test_takes_that_were_made_go_when_their_job_is_cancelled_between_batches(
         assert next(batches).wait(SOON)
 
     fake.during = hold
-    opened = open_service(tmp_path / "data")
+    opened = open_service(tmp_path / "data", start=False)
     first = submit(opened, takes=2)
     other = submit(opened, "other", duration=0.5)
+    opened.start()
     gates[0].set()
     until(lambda: opened.job(other.id).status is Status.RUNNING)
     assert opened.job(first.id).status is Status.RUNNING
@@ -844,6 +1015,29 @@ def test_the_history_is_rebuilt_from_the_files(held: Held) -> None:
     again.close()
 
 
+def test_odd_folders_are_left_alone(
+    held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held.gate.set()
+    job, odd = made(held.service), made(held.service, prompt="odd")
+    held.service.close()
+    shutil.copytree(held.folder / "clips" / job.id, held.folder / "clips" / ("b" * 22))
+    path = held.folder / "clips" / odd.id / f"{odd.clips[0].id}.wav"
+    metadata = read_metadata(path)
+    assert metadata is not None
+    audio, rate = soundfile.read(path, always_2d=True)
+    odd_metadata = replace(metadata, model="~nouser/x", prompt="\ud800")
+    write_audio(path, audio.T.astype(np.float32), rate, AudioFormat("wav", 16), odd_metadata.to_tags())
+    for file in held.folder.glob("history.sqlite3*"):
+        file.unlink()
+    again = open_service(held.folder)
+    (found,) = again.jobs().jobs
+    assert found.clips[0].id == job.clips[0].id
+    assert path.exists()
+    assert caplog.text.count("not in the history") == 2
+    again.close()
+
+
 def test_a_lost_database_loses_no_clips(held: Held) -> None:
     held.gate.set()
     job = made(held.service)
@@ -852,6 +1046,21 @@ def test_a_lost_database_loses_no_clips(held: Held) -> None:
         path.unlink()
     again = open_service(held.folder)
     assert again.job(job.id).clips == job.clips
+    again.close()
+
+
+def test_uploads_survive_a_rebuild(held: Held, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full((1000, 2), 0.1), 8000)
+    audio = held.service.add_audio(tmp_path / "a.wav", "a.wav")
+    os.utime(held.folder / "audio" / audio.id, (1, 1))
+    (held.folder / "audio" / ("d" * 22)).write_bytes(b"no audio")
+    held.gate.set()
+    held.service.close()
+    assert service.rebuild(held.folder) == 0
+    again = open_service(held.folder)
+    assert sorted(os.listdir(held.folder / "audio")) == sorted([audio.id, "d" * 22])
+    job = made(again, **{"continue": audio.id})
+    assert (job.clips[0].sample_rate, job.clips[0].channels) == (8000, 2)
     again.close()
 
 
@@ -866,10 +1075,12 @@ def test_what_nobody_needs_is_removed_at_the_start(held: Held, tmp_path: Path) -
     held.service._store.set_status(failed.id, Status.RUNNING)
     held.service.close()
     parts = [held.folder / "clips" / job.id / f".musicgen-{'0' * 16}.part", held.folder / "making" / "x"]
-    for path in (*parts, held.folder / "audio" / ("d" * 22)):
+    lost, arriving = (held.folder / "audio" / (letter * 22) for letter in "de")
+    for path in (*parts, lost, arriving):
         path.write_bytes(b"")
+    os.utime(lost, (1, 1))
     again = open_service(held.folder)
-    assert sorted(os.listdir(held.folder / "audio")) == sorted([used.id, new.id])
+    assert sorted(os.listdir(held.folder / "audio")) == sorted([used.id, new.id, arriving.name])
     assert os.listdir(held.folder / "clips") == [job.id]
     assert not any(path.exists() for path in parts)
     assert again.job(failed.id).error == "the server stopped while it was made"

@@ -110,12 +110,15 @@ def plan_batches(
     for plan in plans:
         groups.setdefault(plan.batch_key, []).append(plan)
     for group in groups.values():
-        size = batch_size
-        if size is None:
-            seconds = max(plan.request.duration for plan in group)
-            size = memory.max_batch_size(model, seconds, _branches(group))
+        size = most_in_batch(model, group) if batch_size is None else batch_size
         for start in range(0, len(group), size):
             yield tuple(group[start : start + size])
+
+
+def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
+    """How many clips like `plans`, which may share a batch, fit into memory at a time."""
+    seconds = max(plan.request.duration for plan in plans)
+    return memory.max_batch_size(model, seconds, _branches(plans))
 
 
 def _branches(plans: Sequence[ClipPlan]) -> int:

@@ -127,7 +127,7 @@ class BugAnswers:
 def _of_ours(error: MusicGenError) -> JSONResponse:
     message = str(error)
     if isinstance(error, NotFoundError):
-        return error_answer(404, message, code="not_found")
+        return error_answer(404, message, error.param, "not_found")
     if isinstance(error, BusyError):
         retry = {"Retry-After": str(max(1, error.retry_after))}
         return error_answer(429, message, code="too_many_jobs", headers=retry)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
 from audiocraft_mlx.clips.making import Chunk, Finished, Progress, Started, generate_clips
-from audiocraft_mlx.clips.planning import ClipPlan, new_samples, plan_batches, plan_clips
+from audiocraft_mlx.clips.planning import ClipPlan, most_in_batch, new_samples, plan_batches, plan_clips
 from audiocraft_mlx.clips.saving import check_size
 from audiocraft_mlx.errors import OutputError
 from audiocraft_mlx.machine import trim_heap
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Seconds between two events of a batch's progress.
 _PROGRESS_SECONDS = 0.2
+# Jobs that turn out not to fit into a batch, after which no more are looked at.
+_MISSES = 3
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -73,7 +75,9 @@ class Engine:
     def load(self, model: str) -> None:
         """Load a model before the next batch."""
         self._models.request(model)
-        self._wanted.append(model)
+        with self._news:
+            if model not in self._wanted:
+                self._wanted.append(model)
         self.wake()
 
     def _run(self) -> None:
@@ -140,12 +144,13 @@ class Engine:
 
     def _next_batch(self, model: GenModel, waiting: Sequence[LiveJob]) -> list[tuple[LiveJob, int, ClipPlan]]:
         """The first job's clips, and those of others that may share their batch, as far as memory goes."""
-        first = waiting[0]
+        first, size, misses = waiting[0], MAX_BATCH_SIZE, 0
         candidates: dict[ClipPlan, tuple[LiveJob, int]] = {}
         for job in waiting:
             if job.model != first.model or job.recipe.rough_key != first.recipe.rough_key:
                 continue
-            if len(candidates) >= MAX_BATCH_SIZE:
+            # Planning a job decodes its audio: none for later batches.
+            if len(candidates) >= size or misses >= _MISSES:
                 break
             try:
                 plans = self._plan(model, job)
@@ -156,9 +161,13 @@ class Engine:
                 if job is first:
                     return []
                 continue
+            count = len(candidates)
             for take, plan in plans:
                 if not candidates or plan.batch_key == next(iter(candidates)).batch_key:
                     candidates[plan] = job, take
+            if not count:
+                size = most_in_batch(model, [*candidates])
+            misses += len(candidates) == count
         if not candidates:
             return []
         batch = next(plan_batches(model, [*candidates]))

@@ -6,7 +6,11 @@ from audiocraft_mlx.errors import MusicGenError, UsageError
 
 
 class NotFoundError(MusicGenError):
-    """There is no such job, clip, audio or model."""
+    """There is no such job, clip, audio or model. `param`: the field with its id or name, in JSON."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class BusyError(MusicGenError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from audiocraft_mlx.server.models import display_name
 from audiocraft_mlx.server.peaks import peaks_of
 from audiocraft_mlx.server.recipes import request_of
 from audiocraft_mlx.server.schema import Id, Status
-from audiocraft_mlx.server.store import STOPPED, AudioShape, ClipRecord, JobRecord, Store
+from audiocraft_mlx.server.store import STOPPED, AudioRecord, AudioShape, ClipRecord, JobRecord, Store
+from audiocraft_mlx.server.uploads import measure_audio
 
 _log = logging.getLogger(__name__)
 TRASH_SECONDS = 600.0
@@ -45,6 +48,7 @@ def rebuild(folder: Path) -> int:
                 os.replace(old, data.database.with_name(f"{data.database.name}.old{suffix}"))
         store = Store(data.database)
         try:
+            _adopt_uploads(data, store)
             return tidy_at_start(data, store)
         finally:
             store.close()
@@ -64,7 +68,11 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
         remove_stale_parts(folder.clips / id)
         known = _status_of(store, id)
         if known is None:
-            added += _adopt(folder, store, id)
+            # A folder may be a copy of another one, and tags may say anything.
+            try:
+                added += _adopt(folder, store, id)
+            except (MusicGenError, ValueError, RuntimeError, OSError) as error:
+                _log.warning("not in the history: %s: %s", folder.clips / id, error)
         elif known is not Status.DONE:
             folder.remove_job(id, [])
     _remove_old_uploads(folder, store)
@@ -74,9 +82,8 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
 def empty_trash(folder: DataFolder, store: Store, before: float) -> None:
     """Remove for good what was put into the trash before then."""
     for job in store.expired_jobs(before):
-        # Files first: if it ends in between, the rest is done the next time.
-        folder.remove_job(job.id, [clip.id for clip in job.clips])
-        store.remove_job(job.id)
+        clips = [clip.id for clip in job.clips]
+        store.remove_expired(job.id, before, partial(folder.remove_job, job.id, clips))
 
 
 def _status_of(store: Store, id: Id) -> Status | None:
@@ -168,13 +175,28 @@ def _read(path: Path) -> tuple[AudioShape, bytes]:
     return AudioShape(decoder.rate, decoder.channels, samples), peaks
 
 
+def _adopt_uploads(folder: DataFolder, store: Store) -> None:
+    """Put uploads into the database whose files are there. Their names are lost."""
+    for id in folder.audio_ids():
+        path = folder.audio_file(id)
+        try:
+            shape = measure_audio(path, math.inf, str(path))
+        except UsageError as error:
+            _log.warning("not among the uploads: %s", error)
+            continue
+        store.add_audio(AudioRecord(id, time.time(), None, shape))
+
+
 def _remove_old_uploads(folder: DataFolder, store: Store) -> None:
-    """Remove uploads that no job uses, and files without a row."""
+    """Remove old uploads that no job uses, and old files without a row."""
+    oldest = time.time() - _UPLOAD_SECONDS
     known, used = {audio.id: audio for audio in store.audios()}, store.used_audio()
     for id, audio in known.items():
-        if id not in used and audio.created < time.time() - _UPLOAD_SECONDS:
+        if id not in used and audio.created < oldest:
             store.remove_audio(id)
             folder.remove_audio(id)
     for id in folder.audio_ids():
         if id not in known and id not in used:
-            folder.remove_audio(id)
+            with suppress(OSError):
+                if folder.audio_file(id).stat().st_mtime < oldest:
+                    folder.remove_audio(id)

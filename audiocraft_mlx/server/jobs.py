@@ -16,7 +16,7 @@ from audiocraft_mlx.server.events import Broadcaster
 from audiocraft_mlx.server.live import LiveClip
 from audiocraft_mlx.server.queue import FairQueue
 from audiocraft_mlx.server.recipes import Recipe
-from audiocraft_mlx.server.schema import Clip, Id, Job, Progress, Status
+from audiocraft_mlx.server.schema import Clip, Id, Job, JobPage, Progress, Status
 from audiocraft_mlx.server.settings import Limits
 from audiocraft_mlx.server.store import AudioShape, ClipRecord, JobRecord, Store
 from audiocraft_mlx.server.wakeup import Wakeup
@@ -69,7 +69,10 @@ class LiveJob:
 
 
 class Jobs:
-    """The live jobs, their queue, and what is told of them. All methods are thread-safe."""
+    """The live jobs, their queue, and what is told of them. All methods are thread-safe.
+
+    The lock is taken before the store's, never while that is held.
+    """
 
     def __init__(self, store: Store, events: Broadcaster, limits: Limits) -> None:
         self._store, self._events, self._limits = store, events, limits
@@ -154,9 +157,22 @@ class Jobs:
 
     def tell(self, id: Id) -> Job:
         """Publish a job as it is now. Raises `NotFoundError`."""
-        view = self.view(self._store.job(id))
-        self._tell(view)
-        return view
+        # One step, or what was read before the job's end would be published after it.
+        with self._lock:
+            view = self.get(id)
+            self._tell(view)
+            return view
+
+    def get(self, id: Id) -> Job:
+        """A job as it is now. Raises `NotFoundError`."""
+        with self._lock:
+            return self.view(self._store.job(id))
+
+    def page(self, before: str | None, limit: int, query: str, favourite: bool | None) -> JobPage:
+        """The newest jobs as they are now. Raises `InvalidFieldError`."""
+        with self._lock:
+            records, following = self._store.page(before, limit, query, favourite)
+            return JobPage(jobs=[self.view(record) for record in records], before=following)
 
     # What the thread that generates does
 

@@ -76,8 +76,17 @@ class Models:
             return self.default
         short = SHORT_OF.get(name, name)
         if short not in self.names:
-            raise NotFoundError(f"model: there is no model {name[:80]!r}; choose one of the list of models")
+            raise NotFoundError(
+                f"model: there is no model {name[:80]!r}; choose one of the list of models", "model"
+            )
         return short
+
+    def known_name(self, name: str) -> str | None:
+        """A name in the list for the model that a file's tags name; None: another one. Reads no disk."""
+        if name == self._default_options.name:
+            return self.default
+        short = SHORT_OF.get(name, name)
+        return short if short in self.names else None
 
     def options(self, name: str) -> ModelOptions:
         """How a model of the list is loaded."""

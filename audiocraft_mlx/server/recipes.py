@@ -10,7 +10,14 @@ from typing import Any
 
 from audiocraft_mlx.clips.defaults import CommandDefaults
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
-from audiocraft_mlx.clips.requests import ClipRequest, FieldError, ModelOptions, OutputOptions, draw_seed
+from audiocraft_mlx.clips.requests import (
+    DEFAULT_PROMPT_SECONDS,
+    ClipRequest,
+    FieldError,
+    ModelOptions,
+    OutputOptions,
+    draw_seed,
+)
 from audiocraft_mlx.clips.source import AudioInput, SourceClip, read_condition_audio, read_source
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.server.errors import InvalidFieldError
@@ -71,10 +78,24 @@ class Recipe:
         return (
             clip.duration,
             clip.style_coef is None,
-            clip.condition is None,
-            clip.source is None,
+            self._condition_rate,
+            self._prompt_size,
             clip.melody_separation,
         )
+
+    @property
+    def _condition_rate(self) -> int | None:
+        files = [file for field, file in self.audio.items() if field != "source"]
+        return files[0].shape.sample_rate if files else None
+
+    @property
+    def _prompt_size(self) -> tuple[int, int] | None:
+        """The rate and the samples of the source's end, which decide the prompt's shape."""
+        source = self.audio.get("source")
+        if source is None:
+            return None
+        rate, seconds = source.shape.sample_rate, self.clips[0].prompt_seconds or DEFAULT_PROMPT_SECONDS
+        return rate, int(min(seconds * rate, self.kept_samples))
 
     @property
     def kept_samples(self) -> int:
@@ -213,7 +234,9 @@ def _check_limits(request: JobRequest, limits: Limits) -> None:
     ):
         unit = {"prompt": " characters", "duration": " seconds", "takes": ""}[field]
         if value > most:
-            raise InvalidFieldError(f"{field}: {value:g}{unit} are too many; at most {most:g} here", field)
+            # An integer of JSON may have more digits than a float can.
+            given = f"{value:g}" if value < 1e15 else "more than 1e15"
+            raise InvalidFieldError(f"{field}: {given}{unit} are too many; at most {most:g} here", field)
 
 
 def _json_name(field: str) -> str:

@@ -33,7 +33,7 @@ def audio_file(path: Path, name: str | None = None) -> FileResponse:
 class AudioStream(Response):
     """Sends chunks as they come; the connection is closed without an end if the clip has none.
 
-    `at_end` is called in any case, also if the client goes away.
+    `if_cut_off` is called if the client goes away before all was sent, or the clip has no end.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class AudioStream(Response):
         media_type: str,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
-        at_end: Callable[[], Awaitable[None]] | None = None,
+        if_cut_off: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._chunks, self._at_end = chunks, at_end
+        self._chunks, self._if_cut_off = chunks, if_cut_off
+        self._all_sent = False
         self.status_code, self.media_type, self.background = status, media_type, None
         self.init_headers(headers)
 
@@ -59,21 +60,26 @@ class AudioStream(Response):
             for task in (sending, gone):
                 task.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
-            if self._at_end is not None:
-                await asyncio.shield(self._at_end())
+            if self._if_cut_off is not None and not self._all_sent:
+                await asyncio.shield(self._if_cut_off())
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await send(start)
+        length, sent = self.headers.get("content-length"), 0
         async with aclosing(self._chunks) as chunks:
             try:
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    sent += len(chunk)
+                    # Who has the whole length may go at once.
+                    self._all_sent = length is not None and sent >= int(length)
                     # If the connection takes all, or is gone, `send` doesn't wait: others have their turn.
                     await asyncio.sleep(0)
             except ClipEndedEarly:
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._all_sent = True
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -21,7 +21,7 @@ from audiocraft_mlx.server.folder import DataFolder, new_id
 from audiocraft_mlx.server.history import TRASH_SECONDS, empty_trash, rebuild, tidy_at_start
 from audiocraft_mlx.server.jobs import Jobs, LiveJob
 from audiocraft_mlx.server.live import ClipAudio, FileAudio, LiveAudio
-from audiocraft_mlx.server.models import Models, describe_failure, display_name
+from audiocraft_mlx.server.models import Models, describe_failure
 from audiocraft_mlx.server.recipes import AudioFile, Recipe, invalid_field, make_recipe, request_of
 from audiocraft_mlx.server.schema import (
     Audio,
@@ -39,7 +39,7 @@ from audiocraft_mlx.server.schema import (
 )
 from audiocraft_mlx.server.settings import Limits, ServerSettings
 from audiocraft_mlx.server.store import STOPPED, AudioRecord, ClipRecord, JobRecord, Store, now
-from audiocraft_mlx.server.uploads import copy_file, measure_audio
+from audiocraft_mlx.server.uploads import copy_file, measure_audio, require_audio
 from audiocraft_mlx.version import __version__
 
 __all__ = [
@@ -134,11 +134,10 @@ class Service:
         """Raises `InvalidFieldError`."""
         if not 1 <= limit <= _MOST_JOBS:
             raise InvalidFieldError(f"limit must be an integer from 1 to {_MOST_JOBS}, not {limit}", "limit")
-        records, following = self._store.page(before, limit, query, favourite)
-        return JobPage(jobs=[self._jobs.view(record) for record in records], before=following)
+        return self._jobs.page(before, limit, query, favourite)
 
     def job(self, id: Id) -> Job:
-        return self._jobs.view(self._store.job(id))
+        return self._jobs.get(id)
 
     def change(self, id: Id, change: JobChange) -> Job:
         values = {name: getattr(change, name) for name in change.model_fields_set}
@@ -158,6 +157,10 @@ class Service:
         self._store.set_trashed(id, time.time())
         self._events.publish("removed", {"id": id})
         return job
+
+    def cancel(self, id: Id) -> Job | None:
+        """Cancel a live job; one that isn't live stays as it is: None."""
+        return self._jobs.cancel(id)
 
     def restore(self, id: Id) -> Job:
         self._store.job(id, trashed=True)
@@ -199,7 +202,13 @@ class Service:
             return path
         assert format is not None
         self._check_disk()
-        return convert_file(path, self._folder.converted_file(id, format, stem), format)
+        converted = convert_file(path, self._folder.converted_file(id, format, stem), format)
+        try:
+            self._store.job_of_clip(id)
+        except NotFoundError:  # removed meanwhile: nothing else would remove the file
+            converted.unlink(missing_ok=True)
+            raise
+        return converted
 
     def clip_audio(self, id: Id) -> ClipAudio:
         job, clip = self._store.job_of_clip(id)
@@ -242,13 +251,18 @@ class Service:
         try:
             metadata = read_metadata(path)
             if metadata is None:
-                measure_audio(path, float("inf"), "the file")
+                require_audio(path, "the file")
                 return AudioRecipe(recipe=None, command=None)
         except UsageError as error:
             raise UsageError(str(error).replace(str(path), "the file")) from error
-        model = display_name(metadata.model)
-        request = request_of(metadata, _format_of(path), model if model in self._models.names else None)
-        return AudioRecipe(recipe=request, command=metadata.to_command())
+        model = self._models.known_name(metadata.model)
+        try:
+            request = request_of(metadata, _format_of(path), model)
+            found = AudioRecipe(recipe=request, command=metadata.to_command())
+            found.model_dump_json()  # fails for half a surrogate pair
+        except (ValueError, OverflowError) as error:
+            raise UsageError("the file: its tags are damaged") from error
+        return found
 
     # Models
 
@@ -316,7 +330,7 @@ class Service:
             _, clip = self._store.job_of_clip(id)
             if clip.shape is not None:
                 return AudioFile(path, path.name, clip.shape)
-        raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}")
+        raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}", field)
 
     def _check_disk(self) -> None:
         if self._folder.free_bytes() < self._settings.limits.free_bytes:

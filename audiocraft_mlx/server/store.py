@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,9 +200,15 @@ class Store:
         with self._writing() as connection:
             connection.execute("UPDATE jobs SET trashed = ? WHERE id = ?", (trashed, id))
 
-    def remove_job(self, id: Id) -> None:
+    def remove_expired(self, id: Id, before: float, remove_files: Callable[[], None]) -> None:
+        """Remove a job that was put into the trash before then, and hasn't been restored meanwhile.
+
+        Its files go in the same transaction: if it ends in between, the rest is done the next time.
+        """
         with self._writing() as connection:
-            connection.execute("DELETE FROM jobs WHERE id = ?", (id,))
+            gone = connection.execute("DELETE FROM jobs WHERE id = ? AND trashed < ?", (id, before))
+            if gone.rowcount:
+                remove_files()
 
     def last_created(self) -> float:
         """When the newest job was made; 0 if there is none."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,33 +14,41 @@ from audiocraft_mlx.files import read_error, write_file
 from audiocraft_mlx.server.store import AudioShape
 
 _MAX_CHANNELS = 64
+# Of the longest audio: samples of both channels in a second. More channels, or higher rates, make it shorter.
+_MAX_SAMPLES_PER_SECOND = 2 * 48_000
 
 
 def measure_audio(path: Path, most_seconds: float, name: str) -> AudioShape:
     """The size of the audio in a file; all of it is decoded once, block by block.
 
-    Raises `UsageError`: it is no audio, damaged, empty or longer than `most_seconds`. The message calls it
-    `name`.
+    Raises `UsageError`: it is no audio, damaged, empty or longer than `most_seconds` of 48 kHz in stereo
+    would be. The message calls it `name`.
     """
-    try:
-        with path.open("rb") as stream:
-            decoder = open_decoder(path, stream)
-            rate, channels = decoder.rate, decoder.channels
-            if not 0 < channels <= _MAX_CHANNELS:
-                raise UsageError(f"{path} has {channels} channels; mix it to mono or stereo")
-            samples = 0
-            # A header may say anything: what is decoded counts.
-            for block in decoder.blocks():
-                samples += len(block)
-                if samples > most_seconds * rate:
-                    raise UsageError(f"{path} is longer than {most_seconds:g} s; give a part of it")
-    except OSError as error:
-        raise _renamed(read_error(path, error), path, name) from error
-    except UsageError as error:
-        raise _renamed(error, path, name) from error
+    samples = 0
+    with _named(path, name), path.open("rb") as stream:
+        decoder = open_decoder(path, stream)
+        rate, channels = decoder.rate, decoder.channels
+        if not 0 < channels <= _MAX_CHANNELS:
+            raise UsageError(f"{path} has {channels} channels; mix it to mono or stereo")
+        # A header may say anything: what is decoded counts.
+        for block in decoder.blocks():
+            samples += len(block)
+            if samples > most_seconds * rate:
+                raise UsageError(f"{path} is longer than {most_seconds:g} s; give a part of it")
+            if samples * channels > most_seconds * _MAX_SAMPLES_PER_SECOND:
+                raise UsageError(
+                    f"{path} is too long for {channels} channels at {rate} Hz; give a part of it, or mix it"
+                    " to stereo at 48000 Hz"
+                )
     if not samples:
         raise UsageError(f"{name} has no samples; give audio that isn't empty")
     return AudioShape(rate, channels, samples)
+
+
+def require_audio(path: Path, name: str) -> None:
+    """Raise `UsageError` if a file is no audio, as far as its beginning tells. The message has `name`."""
+    with _named(path, name), path.open("rb") as stream:
+        next(iter(open_decoder(path, stream).blocks()), None)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -51,5 +61,11 @@ def copy_file(source: Path, target: Path) -> None:
     write_file(target, write)
 
 
-def _renamed(error: UsageError, path: Path, name: str) -> UsageError:
-    return UsageError(str(error).replace(str(path), name))
+@contextmanager
+def _named(path: Path, name: str) -> Iterator[None]:
+    """Errors about the file at `path` call it `name`: clients don't know where it is."""
+    try:
+        yield
+    except (OSError, UsageError) as error:
+        reason = read_error(path, error) if isinstance(error, OSError) else error
+        raise UsageError(str(reason).replace(str(path), name)) from error

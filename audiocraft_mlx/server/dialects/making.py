@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request, Response
@@ -17,7 +17,6 @@ from audiocraft_mlx.server.context import Context, client_of, unless_gone
 from audiocraft_mlx.server.models import SHORT_OF
 from audiocraft_mlx.server.responses import AudioStream, audio_file
 from audiocraft_mlx.server.schema import Id, Job, JobRequest, Status
-from audiocraft_mlx.server.service import NotFoundError
 from audiocraft_mlx.server.streaming import ClipEndedEarly, ClipStream, StreamFormat
 
 JOB_HEADER = "X-Job-Id"
@@ -81,10 +80,10 @@ async def answer_with_stream(
     body = _joined(first, chunks)
     headers = {JOB_HEADER: job.id, "Cache-Control": "no-store"}
     if sse:
-        return AudioStream(_as_events(body), "text/event-stream", headers=headers, at_end=cancel)
+        return AudioStream(_as_events(body), "text/event-stream", headers=headers, if_cut_off=cancel)
     if stream.length is not None:
         headers["Content-Length"] = str(stream.length)
-    return AudioStream(body, stream.format.media_type, headers=headers, at_end=cancel)
+    return AudioStream(body, stream.format.media_type, headers=headers, if_cut_off=cancel)
 
 
 async def answer_with_file(
@@ -152,12 +151,8 @@ async def _as_events(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
 
 
 def _canceller(context: Context, job: Job) -> Callable[[], Awaitable[None]]:
-    def cancel() -> None:
-        with suppress(NotFoundError):
-            if context.service.job(job.id).status.is_live:
-                context.service.delete(job.id)
+    async def cancel() -> None:
+        # Not `delete`, which removes a job that ends at this moment.
+        await run_in_threadpool(context.service.cancel, job.id)
 
-    async def cancel_if_live() -> None:
-        await run_in_threadpool(cancel)
-
-    return cancel_if_live
+    return cancel
