@@ -6,6 +6,7 @@ browser reaches 127.0.0.1, too: directly (CSRF), or under a name of its own that
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -58,6 +59,8 @@ class SecuritySettings:
     """Of any other body, which is kept in memory."""
     connections: int = 100
     """Requests at a time."""
+    body_seconds: float = 30.0
+    """Without anything of an unfinished body: it would hold its place for ever."""
 
     @property
     def cookie_name(self) -> str:
@@ -109,7 +112,7 @@ class Security:
             _check_origin(scope, headers)
             if self._settings.token is not None and not self._has_token(headers):
                 return await self._log_in(scope, send)
-            body = _LimitedBody(receive, self._body_limit(scope, headers))
+            body = _LimitedBody(receive, self._body_limit(scope, headers), self._settings.body_seconds)
         except Refusal as refusal:
             return await refusal.send(send)
         self._open += 1
@@ -200,17 +203,18 @@ class Headers:
 
 
 class _LimitedBody:
-    """A request's body, counted while it is read."""
+    """A request's body, counted and timed while it is read."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._left, self._limit = receive, limit, limit
-        self._exceeded = self._answered = False
+    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+        self._receive, self._left, self._limit, self._seconds = receive, limit, limit, seconds
+        self._refusal: Refusal | None = None
+        self._answered = self._finished = False
 
     async def run(self, app: App, scope: Scope, send: Send) -> None:
-        """Run `app` on it. If it is too long the answer is 413, whatever the app makes of what it got."""
+        """Run `app` on it. If it is refused that is the answer, whatever the app makes of what it got."""
 
         async def checked_send(message: Message) -> None:
-            if not self._exceeded:
+            if self._refusal is None:
                 if message["type"] == "http.response.start":
                     self._answered = True
                 await send(message)
@@ -218,19 +222,32 @@ class _LimitedBody:
         try:
             await app(scope, self._next, checked_send)
         except Exception:
-            if not self._exceeded:
+            if self._refusal is None:
                 raise
-        if self._exceeded and not self._answered:
-            await _too_large(self._limit).send(send)
+        if self._refusal is not None and not self._answered:
+            await self._refusal.send(send)
 
     async def _next(self) -> Message:
-        message = await self._receive()
+        # After its end one waits for the client to go, which may take as long as it likes.
+        try:
+            message = await asyncio.wait_for(self._receive(), None if self._finished else self._seconds)
+        except asyncio.TimeoutError:
+            return self._refuse(_too_slow(self._seconds))
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                self._exceeded = True
-                return {"type": "http.disconnect"}
+                return self._refuse(_too_large(self._limit))
+            self._finished = not message.get("more_body", False)
         return message
+
+    def _refuse(self, refusal: Refusal) -> Message:
+        self._refusal = refusal
+        return {"type": "http.disconnect"}
+
+
+def _too_slow(seconds: float) -> Refusal:
+    message = f"nothing of the body came for {seconds:g} seconds; send it again"
+    return Refusal(408, message, "invalid_request_error", {"Connection": "close"})
 
 
 def _too_large(limit: int) -> Refusal:
