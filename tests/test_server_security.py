@@ -99,6 +99,8 @@ def test_server_on_a_network_may_be_called_by_its_addresses(guarded: str) -> Non
         {"origin": "http://localhost:1"},
         {"origin": "file://"},
         {"origin": "http://{host}@evil.example"},
+        {"origin": "http://["},
+        {"origin": "http://[::1]x"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},

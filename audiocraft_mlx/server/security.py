@@ -263,7 +263,10 @@ def _check_origin(scope: Scope, headers: Headers) -> None:
     foreign = Refusal(403, "requests of pages from elsewhere are refused", "permission_error")
     host = headers.get("host").lower()
     for origin in headers.all("origin"):
-        url = urlsplit(origin.lower())
+        try:
+            url = urlsplit(origin.lower())
+        except ValueError:
+            raise foreign from None
         # A proxy may speak https with the browser and http with us.
         if url.scheme not in ("http", "https") or _with_port(url.netloc, url.scheme) != _with_port(
             host, url.scheme
