@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.server import event_stream
-from audiocraft_mlx.server.schema import ErrorAnswer, Status
+from audiocraft_mlx.server.schema import Audio, ErrorAnswer, Status
 from audiocraft_mlx.server.security import SecuritySettings
 from audiocraft_mlx.server.service import BusyError
 from tests.fake_service import RATE, FakeService, tone
@@ -228,6 +228,45 @@ def test_audio_comes_in_every_format(client: httpx.Client, name: str) -> None:
     assert (len(audio), rate) == (RATE, RATE)
     assert answer.headers["content-type"].startswith("audio/")
     assert "immutable" in answer.headers["cache-control"]
+
+
+def test_files_dont_wait_for_uploads_that_are_decoded(
+    client: httpx.Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = clip_of(make(client, stems=True, format="flac"))
+    decoding, may_end = threading.Semaphore(0), threading.Event()
+
+    def add_audio(path: Path, name: str | None = None) -> Audio:
+        decoding.release()
+        may_end.wait(20)
+        raise UsageError("this is no audio file")
+
+    monkeypatch.setattr(service, "add_audio", add_audio)
+
+    def upload() -> None:
+        audio = {"content": wav_bytes(), "headers": {"content-type": "audio/wav"}}
+        httpx.post(client.base_url.join("/api/audio"), **audio, timeout=20)
+
+    uploads = [threading.Thread(target=upload) for _ in range(2)]
+    for thread in uploads:
+        thread.start()
+    try:
+        assert all(decoding.acquire(timeout=5) for _ in uploads)
+        for path in (
+            "audio",
+            "audio?format=flac",
+            "audio?download=1",
+            "stems/drums",
+            "stems/drums?format=flac",
+        ):
+            assert client.get(f"/api/clips/{clip}/{path}", timeout=5).status_code == 200, path
+        with pytest.raises(httpx.ReadTimeout):  # a conversion is such work itself
+            client.get(f"/api/clips/{clip}/audio?format=ogg", timeout=0.2)
+    finally:
+        may_end.set()
+        for thread in uploads:
+            thread.join()
+    assert client.get(f"/api/clips/{clip}/audio?format=ogg").status_code == 200
 
 
 def test_ranges_of_files(client: httpx.Client) -> None:
