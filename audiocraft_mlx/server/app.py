@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse
 from starlette.routing import Route
 
 from audiocraft_mlx.server import routes
 from audiocraft_mlx.server.answers import BugAnswers, add_handlers
 from audiocraft_mlx.server.context import Context, in_daemon_thread
 from audiocraft_mlx.server.dialects import elevenlabs, huggingface, openai
+from audiocraft_mlx.server.responses import RangedFile
 from audiocraft_mlx.server.security import Security, SecuritySettings
 from audiocraft_mlx.server.service import Service
 from audiocraft_mlx.version import __version__
@@ -89,8 +89,8 @@ def _page_files() -> list[Path]:
     return sorted(path for path in PAGE.rglob("*") if path.suffix in _MEDIA_TYPES)
 
 
-def _page_file(path: Path) -> Callable[[Request], FileResponse]:
-    def send(request: Request) -> FileResponse:
-        return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix], headers={"Cache-Control": "no-cache"})
+def _page_file(path: Path) -> Callable[[Request], RangedFile]:
+    def send(request: Request) -> RangedFile:
+        return RangedFile(path, media_type=_MEDIA_TYPES[path.suffix], headers={"Cache-Control": "no-cache"})
 
     return send
