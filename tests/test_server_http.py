@@ -352,6 +352,24 @@ def test_ranges_of_streams_also_of_what_is_still_to_come(tmp_path: Path) -> None
         assert client.head(stream).headers["content-length"] == str(size)
 
 
+def test_ranges_of_a_stream_arent_mixed_with_those_of_the_file(tmp_path: Path) -> None:
+    service = FakeService(tmp_path, speed=1.0)
+    with running(service) as url, httpx.Client(base_url=url) as client:
+        job = make(client, duration=1.0)
+        stream = f"/api/clips/{clip_of(job)}/stream"
+        live = client.get(stream, headers={"range": "bytes=0-1"})
+        assert service.job(job["id"]).status is Status.RUNNING
+        same = {"range": "bytes=2-3", "if-range": live.headers["etag"]}
+        assert client.get(stream, headers=same).content == b"FF"
+        assert eventually(lambda: service.job(job["id"]).status is Status.DONE)
+        whole = client.get(stream, headers=same)
+        assert (whole.status_code, whole.content[:4]) == (200, b"RIFF")
+        assert whole.headers["etag"] != live.headers["etag"]
+        same = {"range": "bytes=2-3", "if-range": whole.headers["etag"]}
+        assert client.get(stream, headers=same).content == b"FF"
+        assert client.head(stream).headers["etag"] == whole.headers["etag"]
+
+
 def test_stream_starts_at_a_second(client: httpx.Client) -> None:
     stream = f"/api/clips/{clip_of(make(client))}/stream?format=pcm"
     assert client.get(f"{stream}&start=0.25").content == pcm_of(1, 1.0)[RATE // 2 :]

@@ -106,16 +106,19 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def stream_clip(request: Request, stream: ClipStream) -> Response:
-    """A clip that is being generated or was; with its length and in ranges, if they are known beforehand."""
+def stream_clip(request: Request, stream: ClipStream, etag: str) -> Response:
+    """A clip that is being generated or was; with its length and in ranges, if they are known beforehand.
+
+    `etag` tells versions of it apart, whose ranges don't belong together.
+    """
     headers = {"Accept-Ranges": "none"}
     status, first, count = 200, 0, stream.length
     if stream.length is not None:
         headers["Content-Length"] = str(stream.length)
     if stream.length is not None and stream.seekable:
-        headers["Accept-Ranges"] = "bytes"
+        headers |= {"Accept-Ranges": "bytes", "ETag": etag}
         wanted = None
-        if "if-range" not in request.headers:  # it would name a version that we never gave
+        if request.headers.get("if-range") in (None, etag):
             wanted = _byte_range(request.headers.get("range", ""), stream.length)
         if wanted is not None:
             first, count = wanted.start, len(wanted)

@@ -164,7 +164,8 @@ async def get_stream(
     known beforehand; ranges of both can be asked for at any time, and come when they are there.
     """
     clip = await run_in_threadpool(context.service.clip_audio, id)
-    return stream_clip(request, ClipStream(clip, StreamFormat(format), math.floor(start * clip.sample_rate)))
+    stream = ClipStream(clip, StreamFormat(format), math.floor(start * clip.sample_rate))
+    return stream_clip(request, stream, f'"{"file" if clip.is_file else "live"}-{id}"')
 
 
 @router.get("/api/clips/{id}/peaks")
