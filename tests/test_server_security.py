@@ -216,9 +216,26 @@ def test_printed_address_becomes_a_cookie(guarded: str) -> None:
     pair = cookie.partition(";")[0]
     assert HTTP.get(f"{guarded}/health", headers={"cookie": f"other=1; {pair}"}).status_code == 200
     assert HTTP.get(f"{guarded}/health", headers={"cookie": pair[:-1]}).status_code == 401
+    # Again: it must not stay in the address bar.
+    again = HTTP.get(f"{guarded}/?token={TOKEN}", headers={"cookie": pair})
+    assert (again.status_code, again.headers["location"]) == (303, "/")
+    wrong = HTTP.get(f"{guarded}/?token=wrong", headers={"cookie": pair})
+    assert (wrong.status_code, wrong.headers["location"]) == (303, "/")
+    assert HTTP.get(f"{guarded}/", headers={"cookie": pair}).status_code == 200
     # Not even with the cookie from elsewhere.
     foreign = {"cookie": pair, "origin": "http://evil.example"}
     assert HTTP.post(f"{guarded}/api/jobs", headers=foreign, json=JOB).status_code == 403
+
+
+def test_cookie_is_asked_for_once_more_after_a_link_from_elsewhere(guarded: str) -> None:
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    # Browsers keep a SameSite=Strict cookie back here, and send it from the page that leads on.
+    answer = HTTP.get(f"{guarded}/", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert 'content="0; url=/?token="' in answer.text
+    assert refused(HTTP.get(f"{guarded}/?token=", headers={"sec-fetch-site": "same-origin"}), 401)
+    assert refused(HTTP.get(f"{guarded}/?token=", headers=headers), 401)  # not for ever
 
 
 def test_wrong_or_misplaced_token_in_an_address_opens_nothing(guarded: str) -> None:

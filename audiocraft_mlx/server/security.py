@@ -31,6 +31,10 @@ _BODY_TYPES = re.compile(
     r"application/(?:[\w.-]+\+)?json|(?:audio|video)/[\w.+-]+|application/(?:ogg|octet-stream)"
 )
 _JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json")
+# After a link from elsewhere a browser sends no SameSite=Strict cookie, but it does from this page.
+_ONCE_MORE = (
+    b'<!DOCTYPE html><meta http-equiv="refresh" content="0; url=/?token="><title>MusicGen MLX</title>'
+)
 _YEAR = 365 * 24 * 3600
 _HEADERS = {
     # blob: is what the page itself recorded or drew.
@@ -110,8 +114,12 @@ class Security:
             headers = Headers(scope)
             self._check_host(headers)
             _check_origin(scope, headers)
-            if self._settings.token is not None and not self._has_token(headers):
-                return await self._log_in(scope, send)
+            if self._settings.token is not None:
+                if not self._has_token(headers):
+                    return await self._log_in(scope, headers, send)
+                if _is_page(scope) and "token" in _query(scope):
+                    # It must not stay in the address bar, also if the cookie is there already.
+                    return await _answer(send, 303, b"", {"Location": "/"})
             body = _LimitedBody(receive, self._body_limit(scope, headers), self._settings.body_seconds)
         except Refusal as refusal:
             return await refusal.send(send)
@@ -149,13 +157,12 @@ class Security:
         right += [_equal(cookie, value) for key, _, cookie in cookies if key == name]
         return any(right)
 
-    async def _log_in(self, scope: Scope, send: Send) -> None:
+    async def _log_in(self, scope: Scope, headers: Headers, send: Send) -> None:
         """Take the token of the printed address and keep it as a cookie, or refuse."""
         settings = self._settings
         assert settings.token is not None
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        given = query.get("token", [""])[0]
-        if scope["method"] == "GET" and scope["path"] == "/" and _equal(given, settings.token):
+        query = _query(scope)
+        if _is_page(scope) and _equal(query.get("token", ""), settings.token):
             cookie = (
                 f"{settings.cookie_name}={settings.cookie_value}; Path=/; HttpOnly; SameSite=Strict; "
                 f"Max-Age={_YEAR}"
@@ -163,6 +170,8 @@ class Security:
             if scope.get("scheme") == "https":
                 cookie += "; Secure"
             return await _answer(send, 303, b"", {"Location": "/", "Set-Cookie": cookie})
+        if _is_page(scope) and "token" not in query and headers.get("sec-fetch-site") == "cross-site":
+            return await _answer(send, 401, _ONCE_MORE, {"Content-Type": "text/html; charset=utf-8"})
         message = (
             "the token is missing or wrong: open the address that the server printed when it started, or "
             "send the header 'Authorization: Bearer TOKEN'"
@@ -279,6 +288,16 @@ def _check_origin(scope: Scope, headers: Headers) -> None:
             raise foreign
 
 
+def _is_page(scope: Scope) -> bool:
+    return bool(scope["method"] == "GET" and scope["path"] == "/")
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    """The first value of each name."""
+    fields = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return {name: values[0] for name, values in fields.items()}
+
+
 def _with_port(netloc: str, scheme: str) -> str:
     match = _HOST.fullmatch(netloc)
     if match is None:
@@ -315,7 +334,7 @@ def _with_headers(send: Send) -> Send:
 async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
     pairs = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
     pairs.append((b"content-length", str(len(body)).encode()))
-    if body:
+    if body and "Content-Type" not in headers:
         pairs.append((b"content-type", b"application/json"))
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
