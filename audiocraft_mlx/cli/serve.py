@@ -16,8 +16,10 @@ import signal
 import socket
 import string
 import sys
+import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,12 +156,11 @@ def _run(
     server = Server(config)
     # uvicorn raises the signals that it got once more at its end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    url = access.url(listener.getsockname()[1])
+    port = listener.getsockname()[1]
     try:
-        print_stdout(f"{PROGRAM}: {url} (Ctrl-C ends it)")
-        if open_page:
-            _open_page(url)
-        server.run(sockets=[listener])
+        print_stdout(f"{PROGRAM}: {access.url(port)} (Ctrl-C ends it)")
+        with _open_page(access, port) if open_page else nullcontext():
+            server.run(sockets=[listener])
     except KeyboardInterrupt:
         if not server.started:
             service.close()
@@ -175,10 +176,25 @@ def _is_unexpected(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_EXPECTED_LOGS)
 
 
-def _open_page(url: str) -> None:
+@contextmanager
+def _open_page(access: Access, port: int) -> Iterator[None]:
     """In the browser, if there is a screen: over ssh it would be one in the terminal."""
+    url = access.url(port)
     if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return
+        yield
+    elif access.token is None:
+        _open_url(url)
+        yield
+    else:
+        # Other users see the browser's command line. Only this one can read the file.
+        with tempfile.NamedTemporaryFile("w", prefix="musicgen-mlx-", suffix=".html") as file:
+            file.write(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={url}">\n')
+            file.flush()
+            _open_url(Path(file.name).as_uri())
+            yield
+
+
+def _open_url(url: str) -> None:
     import webbrowser
 
     def open_url() -> None:
