@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
@@ -16,6 +17,7 @@ import soundfile
 
 from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.server import event_stream
+from audiocraft_mlx.server.app import create_app
 from audiocraft_mlx.server.schema import Audio, ErrorAnswer, Status
 from audiocraft_mlx.server.security import SecuritySettings
 from audiocraft_mlx.server.service import BusyError
@@ -533,6 +535,25 @@ def test_service_is_started_and_closed_with_the_server(tmp_path: Path) -> None:
         assert service.started
         assert not service.closed
     assert service.closed
+
+
+def test_end_of_the_service_takes_its_time_only_once(tmp_path: Path) -> None:
+    may_end = threading.Event()
+    service = FakeService(tmp_path)
+    service.close = lambda: may_end.wait(20)  # type: ignore[method-assign]
+    app = create_app(service, SecuritySettings())
+
+    async def seconds() -> float:
+        async with app.router.lifespan_context(app):
+            begin = time.monotonic()
+            app.state.context.stop()
+            await asyncio.sleep(0.9)  # answers that end
+        return time.monotonic() - begin
+
+    try:
+        assert asyncio.run(seconds()) < 1.6
+    finally:
+        may_end.set()
 
 
 def test_too_many_requests_at_a_time_are_refused(tmp_path: Path) -> None:

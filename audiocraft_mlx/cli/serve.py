@@ -44,6 +44,8 @@ _LOOPBACK = "127.0.0.1"
 _PACKAGES = ("fastapi", "uvicorn", "platformdirs")
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~")
 _MIN_TOKEN = 8
+# For answers, after Ctrl-C: streams end by themselves, and who stopped sending or reading isn't waited for.
+_GRACE_SECONDS = 0.4
 # What uvicorn says of connections that are closed on purpose: at the end, and of clips that ended early.
 _EXPECTED_LOGS = ("ASGI callable returned without completing response", "Cancel %s running task")
 HINT = (
@@ -151,8 +153,9 @@ def _run(
         server_header=False,
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=1,
     )
+    # uvicorn declares whole seconds, and hands it to asyncio, which knows fractions.
+    config.timeout_graceful_shutdown = _GRACE_SECONDS  # type: ignore[assignment]
     server = Server(config)
     # uvicorn raises the signals that it got once more at its end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

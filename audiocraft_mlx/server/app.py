@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -51,7 +51,7 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
         closing = asyncio.create_task(_close_when_stopping(context))
         yield
         context.stopping.set()
-        await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
+        await asyncio.wait({closing})
 
     app = FastAPI(
         title="MusicGen MLX",
@@ -80,8 +80,10 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
 
 
 async def _close_when_stopping(context: Context) -> None:
+    """At once, while answers still end: its time isn't added to theirs."""
     await context.stopping.wait()
-    await in_daemon_thread(context.service.close)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(in_daemon_thread(context.service.close), _CLOSE_SECONDS)
 
 
 def _page_files() -> list[Path]:
