@@ -158,6 +158,7 @@ def _canceller(context: Context, job: Job) -> Callable[[], Awaitable[None]]:
                 context.service.delete(job.id)
 
     async def cancel_if_live() -> None:
-        await run_in_threadpool(cancel)
+        if not context.stopping.is_set():  # else the service, which may be closed by now, cancels all itself
+            await run_in_threadpool(cancel)
 
     return cancel_if_live
