@@ -74,6 +74,7 @@ class FakeAudio(ClipAudio):
         self._audio = tone(seed, job.request.duration)
         self.samples = self._audio.shape[1]
         self._service, self._job = service, job
+        self.is_file = service.status(job) is Status.DONE
         self.readers = 0
 
     async def blocks(self, start: int = 0) -> AsyncIterator[np.ndarray]:

@@ -21,6 +21,7 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.cli import generate, serve
+from tests.live_server import eventually
 
 PROGRAM = "import sys; from audiocraft_mlx.cli.serve import main; sys.exit(main())"
 
@@ -194,11 +195,23 @@ def test_browser_is_opened_only_where_there_is_a_screen(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    serve._open_page("http://127.0.0.1/")
+    with serve._open_page(access(), 1):
+        pass
     monkeypatch.setenv("DISPLAY", ":0")
-    serve._open_page("http://127.0.0.1/page")
-    for _ in range(100):
-        if opened:
-            break
-        time.sleep(0.01)
-    assert opened == ["http://127.0.0.1/page"]
+    with serve._open_page(access(), 2):
+        assert eventually(lambda: opened)
+    assert opened == ["http://127.0.0.1:2/"]
+
+
+def test_token_isnt_on_the_browsers_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    with serve._open_page(access("--token", "a-token-of-the-tests"), 8000):
+        assert eventually(lambda: opened)
+        (url,) = opened
+        assert "a-token" not in url
+        path = Path(url.removeprefix("file://"))
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert "url=http://127.0.0.1:8000/?token=a-token-of-the-tests" in path.read_text()
+    assert not path.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.server import event_stream
-from audiocraft_mlx.server.schema import ErrorAnswer, Status
+from audiocraft_mlx.server.app import create_app
+from audiocraft_mlx.server.schema import Audio, ErrorAnswer, Status
 from audiocraft_mlx.server.security import SecuritySettings
 from audiocraft_mlx.server.service import BusyError
 from tests.fake_service import RATE, FakeService, tone
@@ -230,6 +232,45 @@ def test_audio_comes_in_every_format(client: httpx.Client, name: str) -> None:
     assert "immutable" in answer.headers["cache-control"]
 
 
+def test_files_dont_wait_for_uploads_that_are_decoded(
+    client: httpx.Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = clip_of(make(client, stems=True, format="flac"))
+    decoding, may_end = threading.Semaphore(0), threading.Event()
+
+    def add_audio(path: Path, name: str | None = None) -> Audio:
+        decoding.release()
+        may_end.wait(20)
+        raise UsageError("this is no audio file")
+
+    monkeypatch.setattr(service, "add_audio", add_audio)
+
+    def upload() -> None:
+        audio = {"content": wav_bytes(), "headers": {"content-type": "audio/wav"}}
+        httpx.post(client.base_url.join("/api/audio"), **audio, timeout=20)
+
+    uploads = [threading.Thread(target=upload) for _ in range(2)]
+    for thread in uploads:
+        thread.start()
+    try:
+        assert all(decoding.acquire(timeout=5) for _ in uploads)
+        for path in (
+            "audio",
+            "audio?format=flac",
+            "audio?download=1",
+            "stems/drums",
+            "stems/drums?format=flac",
+        ):
+            assert client.get(f"/api/clips/{clip}/{path}", timeout=5).status_code == 200, path
+        with pytest.raises(httpx.ReadTimeout):  # a conversion is such work itself
+            client.get(f"/api/clips/{clip}/audio?format=ogg", timeout=0.2)
+    finally:
+        may_end.set()
+        for thread in uploads:
+            thread.join()
+    assert client.get(f"/api/clips/{clip}/audio?format=ogg").status_code == 200
+
+
 def test_ranges_of_files(client: httpx.Client) -> None:
     url = f"/api/clips/{clip_of(make(client))}/audio"
     whole = client.get(url)
@@ -241,7 +282,17 @@ def test_ranges_of_files(client: httpx.Client) -> None:
     assert client.get(url, headers=same).status_code == 206
     other = {"range": "bytes=0-1", "if-range": '"other"'}
     assert client.get(url, headers=other).status_code == 200
-    assert client.get(url, headers={"range": "bytes=99999999-"}).status_code == 416
+    for behind in ("bytes=99999999-", "bytes=99999998-99999999", "bytes=-0"):
+        answer = client.get(url, headers={"range": behind})
+        assert (answer.status_code, error_of(answer)["type"]) == (416, "invalid_request_error")
+        assert answer.headers["content-range"] == f"bytes */{len(whole.content)}"
+        assert "immutable" not in answer.headers["cache-control"]
+        assert client.get(url, headers={"range": behind, "if-range": '"other"'}).status_code == 200
+    for ignored in ("bytes=5-3", "bytes=99999999-3", "bytes=0-1,4-5", "lines=0-1", "bytes=-", "bytes", "="):
+        answer = client.get(url, headers={"range": ignored})
+        assert (answer.status_code, answer.content) == (200, whole.content), ignored
+    assert client.get(url, headers={"range": "bytes=-10"}).content == whole.content[-10:]
+    assert client.get(url, headers={"range": "Bytes=1-99999999"}).content == whole.content[1:]
     head = client.head(url)
     assert (head.content, head.headers["content-length"]) == (b"", str(len(whole.content)))
 
@@ -298,9 +349,27 @@ def test_ranges_of_streams_also_of_what_is_still_to_come(tmp_path: Path) -> None
         assert late.headers["content-range"] == f"bytes 60001-{size - 1}/{size}"
         assert whole.headers["accept-ranges"] == "bytes"
         assert client.get(stream, headers={"range": f"bytes={size}-"}).status_code == 416
-        for ignored in ("bytes=5-2", "bytes=0-1,4-5", "lines=0-1", "bytes=-"):
+        for ignored in ("bytes=5-2", "bytes=99999999-3", "bytes=0-1,4-5", "lines=0-1", "bytes=-"):
             assert client.get(stream, headers={"range": ignored}).status_code == 200
         assert client.head(stream).headers["content-length"] == str(size)
+
+
+def test_ranges_of_a_stream_arent_mixed_with_those_of_the_file(tmp_path: Path) -> None:
+    service = FakeService(tmp_path, speed=1.0)
+    with running(service) as url, httpx.Client(base_url=url) as client:
+        job = make(client, duration=1.0)
+        stream = f"/api/clips/{clip_of(job)}/stream"
+        live = client.get(stream, headers={"range": "bytes=0-1"})
+        assert service.job(job["id"]).status is Status.RUNNING
+        same = {"range": "bytes=2-3", "if-range": live.headers["etag"]}
+        assert client.get(stream, headers=same).content == b"FF"
+        assert eventually(lambda: service.job(job["id"]).status is Status.DONE)
+        whole = client.get(stream, headers=same)
+        assert (whole.status_code, whole.content[:4]) == (200, b"RIFF")
+        assert whole.headers["etag"] != live.headers["etag"]
+        same = {"range": "bytes=2-3", "if-range": whole.headers["etag"]}
+        assert client.get(stream, headers=same).content == b"FF"
+        assert client.head(stream).headers["etag"] == whole.headers["etag"]
 
 
 def test_stream_starts_at_a_second(client: httpx.Client) -> None:
@@ -466,6 +535,25 @@ def test_service_is_started_and_closed_with_the_server(tmp_path: Path) -> None:
         assert service.started
         assert not service.closed
     assert service.closed
+
+
+def test_end_of_the_service_takes_its_time_only_once(tmp_path: Path) -> None:
+    may_end = threading.Event()
+    service = FakeService(tmp_path)
+    service.close = lambda: may_end.wait(20)  # type: ignore[method-assign]
+    app = create_app(service, SecuritySettings())
+
+    async def seconds() -> float:
+        async with app.router.lifespan_context(app):
+            begin = time.monotonic()
+            app.state.context.stop()
+            await asyncio.sleep(0.9)  # answers that end
+        return time.monotonic() - begin
+
+    try:
+        assert asyncio.run(seconds()) < 1.6
+    finally:
+        may_end.set()
 
 
 def test_too_many_requests_at_a_time_are_refused(tmp_path: Path) -> None:

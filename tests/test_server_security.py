@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from audiocraft_mlx.server.security import LOOPBACK_NAMES, SecuritySettings
 from tests.fake_service import FakeService
-from tests.live_server import running
+from tests.live_server import eventually, running
 
 TOKEN = "a-token-of-the-tests"
 HTTP = httpx.Client(timeout=20)
@@ -97,6 +99,8 @@ def test_server_on_a_network_may_be_called_by_its_addresses(guarded: str) -> Non
         {"origin": "http://localhost:1"},
         {"origin": "file://"},
         {"origin": "http://{host}@evil.example"},
+        {"origin": "http://["},
+        {"origin": "http://[::1]x"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
@@ -212,9 +216,26 @@ def test_printed_address_becomes_a_cookie(guarded: str) -> None:
     pair = cookie.partition(";")[0]
     assert HTTP.get(f"{guarded}/health", headers={"cookie": f"other=1; {pair}"}).status_code == 200
     assert HTTP.get(f"{guarded}/health", headers={"cookie": pair[:-1]}).status_code == 401
+    # Again: it must not stay in the address bar.
+    again = HTTP.get(f"{guarded}/?token={TOKEN}", headers={"cookie": pair})
+    assert (again.status_code, again.headers["location"]) == (303, "/")
+    wrong = HTTP.get(f"{guarded}/?token=wrong", headers={"cookie": pair})
+    assert (wrong.status_code, wrong.headers["location"]) == (303, "/")
+    assert HTTP.get(f"{guarded}/", headers={"cookie": pair}).status_code == 200
     # Not even with the cookie from elsewhere.
     foreign = {"cookie": pair, "origin": "http://evil.example"}
     assert HTTP.post(f"{guarded}/api/jobs", headers=foreign, json=JOB).status_code == 403
+
+
+def test_cookie_is_asked_for_once_more_after_a_link_from_elsewhere(guarded: str) -> None:
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    # Browsers keep a SameSite=Strict cookie back here, and send it from the page that leads on.
+    answer = HTTP.get(f"{guarded}/", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert 'content="0; url=/?token="' in answer.text
+    assert refused(HTTP.get(f"{guarded}/?token=", headers={"sec-fetch-site": "same-origin"}), 401)
+    assert refused(HTTP.get(f"{guarded}/?token=", headers=headers), 401)  # not for ever
 
 
 def test_wrong_or_misplaced_token_in_an_address_opens_nothing(guarded: str) -> None:
@@ -275,6 +296,54 @@ def test_answer_to_a_body_just_above_the_limit_says_so(url: str) -> None:
     body = iter([b'{"prompt": "', b"x" * 100_001, b'"}'])
     answer = HTTP.post(f"{url}/api/jobs", content=body, headers={"content-type": "application/json"})
     assert refused(answer, 413)
+
+
+def _stalled(url: str, path: str, kind: str) -> socket.socket:
+    """A connection whose body stops after its first bytes."""
+    connection = socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+    connection.sendall(head.encode() + b"RIFF")
+    return connection
+
+
+def _until_closed(connection: socket.socket) -> bytes:
+    with connection:
+        return b"".join(iter(lambda: connection.recv(1000), b""))
+
+
+def test_bodies_that_stop_hold_no_place_for_ever(tmp_path: Path) -> None:
+    settings = SecuritySettings(connections=12, body_seconds=0.5)
+    audio = {"content": b"RIFF", "headers": {"content-type": "audio/wav"}}
+    with running(FakeService(tmp_path), settings) as url:
+        stalled = [_stalled(url, "/api/audio", "audio/wav") for _ in range(8)]
+        stalled += [_stalled(url, "/api/jobs", "application/json") for _ in range(4)]
+        assert eventually(lambda: HTTP.get(f"{url}/health").status_code == 503)
+        answers = [_until_closed(connection) for connection in stalled]
+        assert HTTP.get(f"{url}/health").status_code == 200
+        assert HTTP.post(f"{url}/api/audio", **audio).status_code == 422  # no audio, but not "try again"
+    for answer in answers:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in head.lower()
+        assert b"x-content-type-options" in head.lower()
+        assert "0.5 seconds" in json.loads(body)["error"]["message"]
+
+
+def test_body_that_comes_slowly_but_steadily_is_taken(tmp_path: Path) -> None:
+    def slowly() -> Iterator[bytes]:
+        for piece in (b'{"prompt": ', b'"a piano"', b', "duration": 1', b"}"):
+            yield piece
+            time.sleep(0.3)
+
+    with running(FakeService(tmp_path), SecuritySettings(body_seconds=0.7)) as url:
+        answer = HTTP.post(f"{url}/api/jobs", content=slowly(), headers={"content-type": "application/json"})
+        assert answer.status_code == 202
+
+
+def test_stream_isnt_cut_off_for_want_of_a_body(tmp_path: Path) -> None:
+    with running(FakeService(tmp_path, speed=1.0), SecuritySettings(body_seconds=0.1)) as url:
+        clip = HTTP.post(f"{url}/api/jobs", json=JOB).json()["clips"][0]["id"]
+        assert len(HTTP.get(f"{url}/api/clips/{clip}/stream?format=pcm").content) == 2 * 32_000
 
 
 def test_jobs_beyond_the_limit_are_told_when_to_try_again(tmp_path: Path) -> None:

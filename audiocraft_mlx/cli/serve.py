@@ -16,8 +16,10 @@ import signal
 import socket
 import string
 import sys
+import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +44,8 @@ _LOOPBACK = "127.0.0.1"
 _PACKAGES = ("fastapi", "uvicorn", "platformdirs")
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~")
 _MIN_TOKEN = 8
+# For answers, after Ctrl-C: streams end by themselves, and who stopped sending or reading isn't waited for.
+_GRACE_SECONDS = 0.4
 # What uvicorn says of connections that are closed on purpose: at the end, and of clips that ended early.
 _EXPECTED_LOGS = ("ASGI callable returned without completing response", "Cancel %s running task")
 HINT = (
@@ -149,17 +153,17 @@ def _run(
         server_header=False,
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=1,
     )
+    # uvicorn declares whole seconds, and hands it to asyncio, which knows fractions.
+    config.timeout_graceful_shutdown = _GRACE_SECONDS  # type: ignore[assignment]
     server = Server(config)
     # uvicorn raises the signals that it got once more at its end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    url = access.url(listener.getsockname()[1])
+    port = listener.getsockname()[1]
     try:
-        print_stdout(f"{PROGRAM}: {url} (Ctrl-C ends it)")
-        if open_page:
-            _open_page(url)
-        server.run(sockets=[listener])
+        print_stdout(f"{PROGRAM}: {access.url(port)} (Ctrl-C ends it)")
+        with _open_page(access, port) if open_page else nullcontext():
+            server.run(sockets=[listener])
     except KeyboardInterrupt:
         if not server.started:
             service.close()
@@ -175,10 +179,25 @@ def _is_unexpected(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_EXPECTED_LOGS)
 
 
-def _open_page(url: str) -> None:
+@contextmanager
+def _open_page(access: Access, port: int) -> Iterator[None]:
     """In the browser, if there is a screen: over ssh it would be one in the terminal."""
+    url = access.url(port)
     if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return
+        yield
+    elif access.token is None:
+        _open_url(url)
+        yield
+    else:
+        # Other users see the browser's command line. Only this one can read the file.
+        with tempfile.NamedTemporaryFile("w", prefix="musicgen-mlx-", suffix=".html") as file:
+            file.write(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={url}">\n')
+            file.flush()
+            _open_url(Path(file.name).as_uri())
+            yield
+
+
+def _open_url(url: str) -> None:
     import webbrowser
 
     def open_url() -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse
 from starlette.routing import Route
 
 from audiocraft_mlx.server import routes
 from audiocraft_mlx.server.answers import BugAnswers, add_handlers
 from audiocraft_mlx.server.context import Context, in_daemon_thread
 from audiocraft_mlx.server.dialects import elevenlabs, huggingface, openai
+from audiocraft_mlx.server.responses import RangedFile
 from audiocraft_mlx.server.security import Security, SecuritySettings
 from audiocraft_mlx.server.service import Service
 from audiocraft_mlx.version import __version__
@@ -51,7 +51,7 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
         closing = asyncio.create_task(_close_when_stopping(context))
         yield
         context.stopping.set()
-        await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
+        await asyncio.wait({closing})
 
     app = FastAPI(
         title="MusicGen MLX",
@@ -80,8 +80,10 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
 
 
 async def _close_when_stopping(context: Context) -> None:
+    """At once, while answers still end: its time isn't added to theirs."""
     await context.stopping.wait()
-    await in_daemon_thread(context.service.close)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(in_daemon_thread(context.service.close), _CLOSE_SECONDS)
 
 
 def _page_files() -> list[Path]:
@@ -89,8 +91,8 @@ def _page_files() -> list[Path]:
     return sorted(path for path in PAGE.rglob("*") if path.suffix in _MEDIA_TYPES)
 
 
-def _page_file(path: Path) -> Callable[[Request], FileResponse]:
-    def send(request: Request) -> FileResponse:
-        return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix], headers={"Cache-Control": "no-cache"})
+def _page_file(path: Path) -> Callable[[Request], RangedFile]:
+    def send(request: Request) -> RangedFile:
+        return RangedFile(path, media_type=_MEDIA_TYPES[path.suffix], headers={"Cache-Control": "no-cache"})
 
     return send

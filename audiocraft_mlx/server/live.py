@@ -27,11 +27,13 @@ class ClipAudio:
         sample_rate: samples per second.
         channels: 1 or 2.
         samples: per channel, that it has in the end.
+        is_file: it is read from the clip's file, whose level may be another one than while it was made.
     """
 
     sample_rate: int
     channels: int
     samples: int
+    is_file = False
 
     def blocks(self, start: int = 0) -> AsyncIterator[np.ndarray]:
         """float32 `[channels, n]` from sample `start` on, as they are made; ends early if its job does.
@@ -144,6 +146,8 @@ class LiveAudio(ClipAudio):
 
 class FileAudio(ClipAudio):
     """A clip's file."""
+
+    is_file = True
 
     def __init__(self, path: Path, shape: AudioShape) -> None:
         self._path = path

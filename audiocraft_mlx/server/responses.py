@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -10,18 +11,42 @@ from pathlib import Path
 
 from fastapi import Request
 from fastapi.responses import FileResponse, Response
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from audiocraft_mlx.server.answers import error_answer
 from audiocraft_mlx.server.streaming import ClipEndedEarly, ClipStream
 
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 
 
-def audio_file(path: Path, name: str | None = None) -> FileResponse:
+class RangedFile(FileResponse):
+    """A file, also in ranges: those of `_byte_range`, with errors of our shape."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_headers = Headers(scope=scope)
+        wanted = request_headers.get("range")
+        if wanted is not None:
+            if self.stat_result is None:
+                self.stat_result = await asyncio.to_thread(os.stat, self.path)
+                self.set_stat_headers(self.stat_result)
+            size = self.stat_result.st_size
+            part = None
+            if request_headers.get("if-range") in (None, self.headers["etag"], self.headers["last-modified"]):
+                part = _byte_range(wanted, size)
+            if part is not None and not part:
+                return await _behind_the_end(size)(scope, receive, send)
+            headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+            if part is not None:
+                headers.append((b"range", f"bytes={part.start}-{part.stop - 1}".encode()))
+            scope = {**scope, "headers": headers}
+        await super().__call__(scope, receive, send)
+
+
+def audio_file(path: Path, name: str | None = None) -> RangedFile:
     """A finished file, also in ranges. With `name` it is to be saved, not played."""
-    return FileResponse(
+    return RangedFile(
         path,
         media_type=MEDIA_TYPES.get(path.suffix[1:], "application/octet-stream"),
         filename=name,
@@ -87,22 +112,24 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def stream_clip(request: Request, stream: ClipStream) -> Response:
-    """A clip that is being generated or was; with its length and in ranges, if they are known beforehand."""
+def stream_clip(request: Request, stream: ClipStream, etag: str) -> Response:
+    """A clip that is being generated or was; with its length and in ranges, if they are known beforehand.
+
+    `etag` tells versions of it apart, whose ranges don't belong together.
+    """
     headers = {"Accept-Ranges": "none"}
     status, first, count = 200, 0, stream.length
     if stream.length is not None:
         headers["Content-Length"] = str(stream.length)
     if stream.length is not None and stream.seekable:
-        headers["Accept-Ranges"] = "bytes"
+        headers |= {"Accept-Ranges": "bytes", "ETag": etag}
         wanted = None
-        if "if-range" not in request.headers:  # it would name a version that we never gave
+        if request.headers.get("if-range") in (None, etag):
             wanted = _byte_range(request.headers.get("range", ""), stream.length)
         if wanted is not None:
             first, count = wanted.start, len(wanted)
             if not wanted:
-                content_range = {"Content-Range": f"bytes */{stream.length}"}
-                return error_answer(416, "the range is behind the end", headers=content_range)
+                return _behind_the_end(stream.length)
             status = 206
             headers["Content-Range"] = f"bytes {first}-{wanted.stop - 1}/{stream.length}"
             headers["Content-Length"] = str(count)
@@ -111,17 +138,22 @@ def stream_clip(request: Request, stream: ClipStream) -> Response:
     return AudioStream(_first(stream.chunks(first), count), stream.format.media_type, status, headers)
 
 
+def _behind_the_end(size: int) -> Response:
+    headers = {"Content-Range": f"bytes */{size}"}
+    return error_answer(416, f"the range is behind the end, at {size} bytes", headers=headers)
+
+
 def _byte_range(header: str, length: int) -> range | None:
-    """The one range that is asked for; None if there is none, or several; empty if it is behind the end."""
+    """The one range that is asked for, empty if it is behind the end; None if none is valid, or several."""
     match = _RANGE.fullmatch(header.strip())
-    if match is None or match[0] == "bytes=-":
+    if match is None or not (match[1] or match[2]):
         return None
     if not match[1]:
         return range(max(0, length - int(match[2])), length)
-    first, end = int(match[1]), int(match[2]) + 1 if match[2] else length
-    if end <= first:
-        return None if match[2] and first < length else range(0)
-    return range(first, min(end, length))
+    first = int(match[1])
+    if match[2] and int(match[2]) < first:
+        return None
+    return range(first, min(int(match[2]) + 1, length) if match[2] else length)
 
 
 async def _first(chunks: AsyncGenerator[bytes, None], count: int | None) -> AsyncGenerator[bytes, None]:

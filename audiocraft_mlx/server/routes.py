@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.server.answers import ERRORS
-from audiocraft_mlx.server.context import ContextOfApp, client_of
+from audiocraft_mlx.server.context import Context, ContextOfApp, client_of
 from audiocraft_mlx.server.event_stream import event_stream
 from audiocraft_mlx.server.responses import AudioStream, audio_file, stream_clip
 from audiocraft_mlx.server.schema import (
@@ -127,7 +127,7 @@ async def get_audio(
     download: Annotated[bool, Query(description="To be saved under a name of its prompt")] = False,
 ) -> Response:
     """The file of a clip, once its job is done."""
-    path = await context.work(context.service.clip_file, id, format)
+    path = await _clip_file(context, id, format)
     return audio_file(path, await run_in_threadpool(_name, context.service, path) if download else None)
 
 
@@ -143,7 +143,7 @@ async def get_stem(
     """Drums, bass, other or vocals of a clip, if its job asked for them."""
     if not re.fullmatch(r"[a-z]+", name, re.ASCII):
         raise NotFoundError("there is no such stem")
-    path = await context.work(context.service.clip_file, id, format, name)
+    path = await _clip_file(context, id, format, name)
     if not download:
         return audio_file(path)
     return audio_file(path, await run_in_threadpool(_name, context.service, path, name))
@@ -164,7 +164,8 @@ async def get_stream(
     known beforehand; ranges of both can be asked for at any time, and come when they are there.
     """
     clip = await run_in_threadpool(context.service.clip_audio, id)
-    return stream_clip(request, ClipStream(clip, StreamFormat(format), math.floor(start * clip.sample_rate)))
+    stream = ClipStream(clip, StreamFormat(format), math.floor(start * clip.sample_rate))
+    return stream_clip(request, stream, f'"{"file" if clip.is_file else "live"}-{id}"')
 
 
 @router.get("/api/clips/{id}/peaks")
@@ -206,6 +207,14 @@ def load_model(name: str, context: ContextOfApp) -> ModelInfo:
 @router.get("/health")
 def get_health(context: ContextOfApp) -> Health:
     return context.service.health()
+
+
+async def _clip_file(context: Context, id: str, format: str | None, stem: str | None = None) -> FilePath:
+    """`Service.clip_file`, which waits for its turn only if it has to convert the file."""
+    path = await run_in_threadpool(context.service.clip_file, id, None, stem)
+    if format is None or path.suffix == f".{format}":
+        return path
+    return await context.work(context.service.clip_file, id, format, stem)
 
 
 def _name(service: Service, path: FilePath, stem: str | None = None) -> str:

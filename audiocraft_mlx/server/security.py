@@ -6,6 +6,7 @@ browser reaches 127.0.0.1, too: directly (CSRF), or under a name of its own that
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -30,6 +31,10 @@ _BODY_TYPES = re.compile(
     r"application/(?:[\w.-]+\+)?json|(?:audio|video)/[\w.+-]+|application/(?:ogg|octet-stream)"
 )
 _JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json")
+# After a link from elsewhere a browser sends no SameSite=Strict cookie, but it does from this page.
+_ONCE_MORE = (
+    b'<!DOCTYPE html><meta http-equiv="refresh" content="0; url=/?token="><title>MusicGen MLX</title>'
+)
 _YEAR = 365 * 24 * 3600
 _HEADERS = {
     # blob: is what the page itself recorded or drew.
@@ -58,6 +63,8 @@ class SecuritySettings:
     """Of any other body, which is kept in memory."""
     connections: int = 100
     """Requests at a time."""
+    body_seconds: float = 30.0
+    """Without anything of an unfinished body: it would hold its place for ever."""
 
     @property
     def cookie_name(self) -> str:
@@ -107,9 +114,13 @@ class Security:
             headers = Headers(scope)
             self._check_host(headers)
             _check_origin(scope, headers)
-            if self._settings.token is not None and not self._has_token(headers):
-                return await self._log_in(scope, send)
-            body = _LimitedBody(receive, self._body_limit(scope, headers))
+            if self._settings.token is not None:
+                if not self._has_token(headers):
+                    return await self._log_in(scope, headers, send)
+                if _is_page(scope) and "token" in _query(scope):
+                    # It must not stay in the address bar, also if the cookie is there already.
+                    return await _answer(send, 303, b"", {"Location": "/"})
+            body = _LimitedBody(receive, self._body_limit(scope, headers), self._settings.body_seconds)
         except Refusal as refusal:
             return await refusal.send(send)
         self._open += 1
@@ -146,13 +157,12 @@ class Security:
         right += [_equal(cookie, value) for key, _, cookie in cookies if key == name]
         return any(right)
 
-    async def _log_in(self, scope: Scope, send: Send) -> None:
+    async def _log_in(self, scope: Scope, headers: Headers, send: Send) -> None:
         """Take the token of the printed address and keep it as a cookie, or refuse."""
         settings = self._settings
         assert settings.token is not None
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        given = query.get("token", [""])[0]
-        if scope["method"] == "GET" and scope["path"] == "/" and _equal(given, settings.token):
+        query = _query(scope)
+        if _is_page(scope) and _equal(query.get("token", ""), settings.token):
             cookie = (
                 f"{settings.cookie_name}={settings.cookie_value}; Path=/; HttpOnly; SameSite=Strict; "
                 f"Max-Age={_YEAR}"
@@ -160,6 +170,8 @@ class Security:
             if scope.get("scheme") == "https":
                 cookie += "; Secure"
             return await _answer(send, 303, b"", {"Location": "/", "Set-Cookie": cookie})
+        if _is_page(scope) and "token" not in query and headers.get("sec-fetch-site") == "cross-site":
+            return await _answer(send, 401, _ONCE_MORE, {"Content-Type": "text/html; charset=utf-8"})
         message = (
             "the token is missing or wrong: open the address that the server printed when it started, or "
             "send the header 'Authorization: Bearer TOKEN'"
@@ -200,17 +212,18 @@ class Headers:
 
 
 class _LimitedBody:
-    """A request's body, counted while it is read."""
+    """A request's body, counted and timed while it is read."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._left, self._limit = receive, limit, limit
-        self._exceeded = self._answered = False
+    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+        self._receive, self._left, self._limit, self._seconds = receive, limit, limit, seconds
+        self._refusal: Refusal | None = None
+        self._answered = self._finished = False
 
     async def run(self, app: App, scope: Scope, send: Send) -> None:
-        """Run `app` on it. If it is too long the answer is 413, whatever the app makes of what it got."""
+        """Run `app` on it. If it is refused that is the answer, whatever the app makes of what it got."""
 
         async def checked_send(message: Message) -> None:
-            if not self._exceeded:
+            if self._refusal is None:
                 if message["type"] == "http.response.start":
                     self._answered = True
                 await send(message)
@@ -218,19 +231,32 @@ class _LimitedBody:
         try:
             await app(scope, self._next, checked_send)
         except Exception:
-            if not self._exceeded:
+            if self._refusal is None:
                 raise
-        if self._exceeded and not self._answered:
-            await _too_large(self._limit).send(send)
+        if self._refusal is not None and not self._answered:
+            await self._refusal.send(send)
 
     async def _next(self) -> Message:
-        message = await self._receive()
+        # After its end one waits for the client to go, which may take as long as it likes.
+        try:
+            message = await asyncio.wait_for(self._receive(), None if self._finished else self._seconds)
+        except asyncio.TimeoutError:
+            return self._refuse(_too_slow(self._seconds))
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                self._exceeded = True
-                return {"type": "http.disconnect"}
+                return self._refuse(_too_large(self._limit))
+            self._finished = not message.get("more_body", False)
         return message
+
+    def _refuse(self, refusal: Refusal) -> Message:
+        self._refusal = refusal
+        return {"type": "http.disconnect"}
+
+
+def _too_slow(seconds: float) -> Refusal:
+    message = f"nothing of the body came for {seconds:g} seconds; send it again"
+    return Refusal(408, message, "invalid_request_error", {"Connection": "close"})
 
 
 def _too_large(limit: int) -> Refusal:
@@ -246,7 +272,10 @@ def _check_origin(scope: Scope, headers: Headers) -> None:
     foreign = Refusal(403, "requests of pages from elsewhere are refused", "permission_error")
     host = headers.get("host").lower()
     for origin in headers.all("origin"):
-        url = urlsplit(origin.lower())
+        try:
+            url = urlsplit(origin.lower())
+        except ValueError:
+            raise foreign from None
         # A proxy may speak https with the browser and http with us.
         if url.scheme not in ("http", "https") or _with_port(url.netloc, url.scheme) != _with_port(
             host, url.scheme
@@ -257,6 +286,16 @@ def _check_origin(scope: Scope, headers: Headers) -> None:
         is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         if scope["method"] != "GET" or not is_link:
             raise foreign
+
+
+def _is_page(scope: Scope) -> bool:
+    return bool(scope["method"] == "GET" and scope["path"] == "/")
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    """The first value of each name."""
+    fields = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return {name: values[0] for name, values in fields.items()}
 
 
 def _with_port(netloc: str, scheme: str) -> str:
@@ -295,7 +334,7 @@ def _with_headers(send: Send) -> Send:
 async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
     pairs = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
     pairs.append((b"content-length", str(len(body)).encode()))
-    if body:
+    if body and "Content-Type" not in headers:
         pairs.append((b"content-type", b"application/json"))
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
