@@ -152,7 +152,7 @@ async def _as_events(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
 
 def _canceller(context: Context, job: Job) -> Callable[[], Awaitable[None]]:
     async def cancel() -> None:
-        # Not `delete`, which removes a job that ends at this moment. At the server's end the service cancels all
+        # Not `delete`, which removes a job that ends at this moment. At the end the service cancels all
         # itself, and may be closed by now.
         if not context.stopping.is_set():
             await run_in_threadpool(context.service.cancel, job.id)
