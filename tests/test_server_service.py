@@ -362,12 +362,21 @@ class Held:
     def __init__(self, model: FakeModel, folder: Path, **values: Any) -> None:
         self.model, self.folder = model, folder
         self.gate, self.reached = threading.Event(), threading.Event()
+        self._only_one = False
         model.during = self._hold
         self.service = open_service(folder, **values)
 
     def _hold(self) -> None:
         self.reached.set()
         assert self.gate.wait(SOON)
+        if self._only_one:
+            self._only_one = False
+            self.gate.clear()
+
+    def release_one(self) -> None:
+        """Let this batch go on; the next one is held again."""
+        self._only_one = True
+        self.gate.set()
 
     def occupy(self, **values: Any) -> Job:
         """A job that is being made, and held."""
@@ -403,11 +412,10 @@ def test_a_job_that_is_made_is_cancelled_at_its_next_step(held: Held) -> None:
 
 
 def test_a_job_that_is_done_is_not_cancelled(held: Held) -> None:
-    held.gate.set()
+    held.release_one()
     job = made(held.service)
     assert held.service.cancel(job.id) is None
     assert held.service.job(job.id) == job
-    held.gate.clear()
     running = held.occupy()
     cancelled = held.service.cancel(running.id)
     assert cancelled is not None
@@ -420,9 +428,8 @@ def test_of_a_batch_only_the_cancelled_job_is_dropped(held: Held) -> None:
     shared = [submit(held.service, client=f"c{n}", seed=n) for n in range(3)]
     other = submit(held.service, duration=0.6)
     held.reached.clear()
-    held.gate.set()
+    held.release_one()
     run(held.service.wait(first.id))
-    held.gate.clear()
     assert held.reached.wait(SOON)
     held.gate.set()
     for job in (*shared, other):
@@ -437,9 +444,8 @@ def test_the_others_of_a_batch_go_on(held: Held) -> None:
     first = held.occupy(duration=0.5)
     shared = [submit(held.service, seed=n) for n in range(3)]
     held.reached.clear()
-    held.gate.set()
+    held.release_one()
     run(held.service.wait(first.id))
-    held.gate.clear()
     until(lambda: held.service.job(shared[0].id).status is Status.RUNNING)
     assert held.service.delete(shared[1].id).status is Status.CANCELLED
     held.gate.set()
@@ -457,9 +463,8 @@ def test_a_batch_stops_when_nobody_wants_it(held: Held) -> None:
     first = held.occupy(duration=0.5)
     shared = [submit(held.service, seed=n) for n in range(2)]
     held.reached.clear()
-    held.gate.set()
+    held.release_one()
     run(held.service.wait(first.id))
-    held.gate.clear()
     until(lambda: held.service.job(shared[0].id).status is Status.RUNNING)
     for job in shared:
         held.service.delete(job.id)
@@ -864,9 +869,8 @@ def test_an_almost_full_disk_takes_no_more_jobs(fake: FakeModel, tmp_path: Path)
 
 
 def test_a_source_that_was_deleted_fails_the_job_that_waits_for_it(held: Held) -> None:
-    held.gate.set()
+    held.release_one()
     first = made(held.service)
-    held.gate.clear()
     held.occupy(duration=0.5)
     job = submit(held.service, **{"continue": first.clips[0].id})
     held.service._folder.remove_job(first.id, [])
@@ -971,11 +975,10 @@ def test_an_error_between_batches_is_survived(
 
 
 def test_history_and_queue_survive_a_restart(held: Held) -> None:
-    held.gate.set()
+    held.release_one()
     done = made(held.service, takes=2)
     held.service.change(done.id, JobChange(title="T", favourite=True))
     done = held.service.job(done.id)
-    held.gate.clear()
     held.occupy()
     waiting = [submit(held.service, client=f"c{n % 2}", prompt=f"w{n}", duration=0.4) for n in range(3)]
     held.service.close()
