@@ -291,6 +291,11 @@ def _add_model(parser: Parser, program: CommandDefaults) -> None:
         "a toy that needs no download (default: %(default)s)",
     )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
+    add_quantization(add)
+
+
+def add_quantization(add: Callable[..., object]) -> None:
+    """The options of how a model's weights and keys are kept, which the commands that generate share."""
     add(
         "-q",
         "--quantize",
@@ -328,7 +333,7 @@ def _add_conditioning_args(parser: Parser) -> None:
         "-n",
         "--takes",
         metavar="N",
-        type=_number(_TAKES),
+        type=number(_TAKES),
         default=1,
         help="generate N clips of each prompt, with a seed for each (default: 1)",
     )
@@ -344,7 +349,7 @@ def _add_conditioning_args(parser: Parser) -> None:
     add(
         "--style-coef",
         metavar="C",
-        type=_number(CFG_COEF),
+        type=number(CFG_COEF),
         help="how much more the prompt counts than the style; 5 is a good try (default: as much)",
     )
     add(
@@ -357,7 +362,7 @@ def _add_conditioning_args(parser: Parser) -> None:
     add(
         "--prompt-seconds",
         metavar="SEC",
-        type=_number(SECONDS),
+        type=number(SECONDS),
         help=f"how much of the end of that file the model continues (default: {DEFAULT_PROMPT_SECONDS:g})",
     )
 
@@ -377,7 +382,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         "-d",
         "--duration",
         metavar="SEC",
-        type=_number(DURATION),
+        type=number(DURATION),
         default=program.duration,
         help="seconds to generate (default: %(default)g)",
     )
@@ -399,13 +404,13 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
     add(
         "--lufs",
         metavar="N",
-        type=_number(LUFS),
+        type=number(LUFS),
         help=f"the loudness of --normalize loudness, in LUFS (default: {DEFAULT_LUFS:g})",
     )
     add(
         "--fade-out",
         metavar="SEC",
-        type=_number(SECONDS),
+        type=number(SECONDS),
         help="fade out the last SEC seconds",
     )
     add(
@@ -431,40 +436,40 @@ def _add_sampling(parser: Parser) -> None:
     add(
         "--top-k",
         metavar="K",
-        type=_number(TOP_K),
+        type=number(TOP_K),
         help="sample from the K most likely codes, 0: from all (default: the model's, 250 for the released "
         "ones)",
     )
     add(
         "--top-p",
         metavar="P",
-        type=_number(TOP_P),
+        type=number(TOP_P),
         help="sample from the most likely codes that together have probability P, instead of top-k; 0: off "
         "(default: the model's, 0 for the released ones)",
     )
     add(
         "--temperature",
         metavar="T",
-        type=_number(TEMPERATURE),
+        type=number(TEMPERATURE),
         help="above 1 more random, below 1 less, 0: always the most likely code (default: the model's, 1.0 "
         "for the released ones)",
     )
     add(
         "--cfg-coef",
         metavar="C",
-        type=_number(CFG_COEF),
+        type=number(CFG_COEF),
         help="how closely to follow the prompt (default: the model's, 3.0 for the released ones)",
     )
     add(
         "--seed",
         metavar="N",
-        type=_number(SEED),
+        type=number(SEED),
         help="the same seed generates the same music again; several clips have consecutive seeds (default: a "
         "random one, shown at the end)",
     )
 
 
-def _number(allowed: NumberRange) -> Callable[[str], float]:
+def number(allowed: NumberRange) -> Callable[[str], float]:
     """The type of an option with such a number: argparse puts the option's name before the message."""
 
     def convert(text: str) -> float:

@@ -27,6 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.checkpoints.model_files import DEMO
+from audiocraft_mlx.cli.arguments import add_quantization, number
 from audiocraft_mlx.cli.common import Parser, print_stderr, print_stdout, run_command
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.requests import ModelOptions
@@ -290,28 +291,7 @@ def _add_model(parser: Parser) -> None:
         help="the default model: a short name, a repository on the Hugging Face Hub, a local folder, or demo "
         f"(default: {MUSICGEN.model} if it has been downloaded, else demo)",
     )
-    add(
-        "-q",
-        "--quantize",
-        metavar="BITS",
-        type=int,
-        choices=(4, 8),
-        help="keep its weights in 4 or 8 bits: less memory, and faster where memory is slow",
-    )
-    add(
-        "--int8-activations",
-        "--fast",
-        action="store_true",
-        help="compute a quantized model's linear layers with 8-bit activations: faster and less exact, on "
-        "Linux CPUs with AVX-512 VNNI",
-    )
-    add(
-        "--cache-bits",
-        metavar="BITS",
-        type=int,
-        choices=(8,),
-        help="8: keep the keys and values of the attention in 8 bits; faster for long clips on a Linux CPU",
-    )
+    add_quantization(add)
     add(
         "--allow-downloads",
         action="store_true",
@@ -362,7 +342,7 @@ def _add_server(parser: Parser) -> None:
     add(
         "--max-duration",
         metavar="SEC",
-        type=_seconds,
+        type=number(DURATION),
         default=_MAX_DURATION,
         help="the longest clip that may be asked for (default: %(default)g)",
     )
@@ -395,12 +375,3 @@ def _port(text: str) -> int:
         if 0 <= int(text) <= 65535:
             return int(text)
     raise argparse.ArgumentTypeError(f"must be an integer from 0 to 65535, not {text!r}")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-        DURATION.validate("", value)
-    except ValueError:  # a UsageError is one too
-        raise argparse.ArgumentTypeError(f"must be {DURATION.expected}, not {text!r}") from None
-    return value
