@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from audiocraft_mlx.server.app import create_app
+from audiocraft_mlx.server.connections import TimedProtocol
 from audiocraft_mlx.server.security import SecuritySettings
 from audiocraft_mlx.server.service import Service
 
@@ -24,7 +25,12 @@ def running(service: Service, security: SecuritySettings | None = None) -> Itera
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1
+            app,
+            log_config=None,
+            access_log=False,
+            http=TimedProtocol,
+            lifespan="on",
+            timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -69,6 +69,8 @@ class FakeServer:
         self.removed: dict[str, schema.Job] = {}
         self.made: dict[str, np.ndarray] = {}
         self.audio: dict[str, schema.Audio] = {}
+        self.names: list[str | None] = []
+        """Of the uploads."""
         self.requests: list[dict[str, Any]] = []
         """Bodies of POST /api/jobs."""
         self.speed = 6.0
@@ -76,6 +78,7 @@ class FakeServer:
         self.loading = 0.05
         """Seconds until the clips of a job are known."""
         self.hint: str | None = None
+        self.downloads = self.token = False
         self.models = [
             schema.ModelInfo(
                 name="demo",
@@ -364,7 +367,7 @@ def app(fake: FakeServer) -> FastAPI:
         return dump(schema.Peaks(peaks=peaks(fake.made[id])))
 
     @routes.post("/api/audio")
-    async def add_audio(request: Request) -> Any:
+    async def add_audio(request: Request, name: str | None = None) -> Any:
         if not request.headers["content-type"].startswith("audio/"):
             return error(415, "audio/* is needed")
         try:
@@ -375,6 +378,7 @@ def app(fake: FakeServer) -> FastAPI:
             id=new_id(), duration=len(samples) / rate, sample_rate=rate, channels=samples.shape[1]
         )
         fake.audio[found.id] = found
+        fake.names.append(name)
         return dump(found)
 
     @routes.post("/api/recipe")
@@ -402,7 +406,14 @@ def app(fake: FakeServer) -> FastAPI:
         waiting = len(fake._queue())
         return dump(
             schema.Health(
-                version="0", model="demo", device="CPU", hint=fake.hint, waiting=waiting, limits=limits
+                version="0",
+                model="demo",
+                device="CPU",
+                hint=fake.hint,
+                waiting=waiting,
+                limits=limits,
+                downloads=fake.downloads,
+                token=fake.token,
             )
         )
 

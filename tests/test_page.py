@@ -41,6 +41,13 @@ AudioBufferSourceNode.prototype.start = function (when = 0) {
 """
 """Notes each piece of audio that the page schedules."""
 
+EMPTY_ICONS = """
+[...document.querySelectorAll("svg:not([hidden])")]
+  .filter((svg) => svg.checkVisibility() && !svg.querySelector("use").getBBox().width)
+  .map((svg) => svg.parentNode.outerHTML)
+"""
+"""Those that can be seen and have nothing in them."""
+
 RENDER = """
 async () => {
   const last = pieces.at(-1);
@@ -117,6 +124,17 @@ class opened:
         self.context.close()
         if not any(error):
             assert self.problems == []
+
+
+DRAWN = """
+((canvas) => {
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  return Array.from({ length: data.length / 4 }, (_, i) => `(${[...data.slice(4 * i, 4 * i + 3)].join(", ")})`);
+})(document.querySelector(".wave canvas"))
+"""
+"""The colours of a waveform's pixels."""
 
 
 def make(page: Any, prompt: str, **numbers: Any) -> None:
@@ -224,6 +242,27 @@ def test_stop_cancels_what_is_made(page: Any, server: FakeServer) -> None:
     expect(page.locator(".card[data-status=cancelled]")).to_contain_text("Stopped")
     expect(page.locator("#player")).to_be_hidden()
     expect(page.locator("#stop")).to_be_disabled()
+
+
+def test_a_second_click_on_stop_does_not_remove_the_job(page: Any, server: FakeServer) -> None:
+    server.speed = 1
+    make(page, "slow piano", duration=20)
+    expect(page.locator(LIVE)).to_have_count(1)
+    tell = server.tell
+    server.tell = lambda event, data: None  # type: ignore[method-assign]
+    page.click("#stop")
+    wait_until(page, "document.getElementById('player').hidden")
+    page.wait_for_timeout(300)  # it was answered, but the event isn't there yet
+    page.click("#stop")
+    page.wait_for_timeout(300)
+    server.tell = tell  # type: ignore[method-assign]
+    (job,) = server.jobs.values()
+    server.change(job.id)
+    expect(page.locator(".card[data-status=cancelled]")).to_contain_text("Stopped")
+    page.get_by_role("button", name="Delete").click()
+    expect(page.locator(CARD)).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(CARD)).to_have_count(1)
 
 
 def test_the_waveform_of_a_done_clip_is_that_of_its_file(page: Any, server: FakeServer) -> None:
@@ -465,9 +504,17 @@ def test_a_recording_is_kept_when_the_microphone_goes(page: Any, server: FakeSer
     expect(page.locator("#record")).to_contain_text("Stop")
     page.wait_for_timeout(1000)
     page.evaluate("microphone.getTracks().forEach((track) => track.stop())")
-    page.wait_for_timeout(300)
-    page.click("#record")
     expect(page.locator(".reference")).to_contain_text("Recording")
+    expect(page.locator("#record")).to_have_text("Record")
+    assert len(server.audio) == 1
+
+
+def test_a_model_that_may_not_be_downloaded_says_so(page: Any, server: FakeServer) -> None:
+    page.select_option("#model", "facebook/musicgen-style")
+    expect(page.locator("#model-state")).to_contain_text("start the server with --allow-downloads")
+    server.downloads = True
+    page.reload()
+    expect(page.locator("#model-state")).to_contain_text("It is downloaded when it is first used.")
 
 
 def test_conditions_are_offered_only_by_models_that_have_them(page: Any, server: FakeServer) -> None:
@@ -529,6 +576,7 @@ def test_a_file_that_is_dropped_on_its_box_is_continued(
     soundfile.write(tmp_path / "riff.wav", np.zeros(RATE), RATE)
     drop(page, "#drop", tmp_path / "riff.wav")
     expect(page.locator(".reference")).to_contain_text("riff.wav")
+    assert server.names == ["riff.wav"]
     (tmp_path / "text.wav").write_text("no audio")
     drop(page, "#drop", tmp_path / "text.wav")
     expect(page.locator("#reference-state")).to_contain_text("no audio file")
@@ -546,6 +594,27 @@ def test_html_in_a_prompt_is_text(page: Any, server: FakeServer) -> None:
 def test_a_job_that_fails_says_why(page: Any, server: FakeServer) -> None:
     make(page, "fail", duration=2)
     expect(page.locator(".card[data-status=failed]")).to_contain_text("The disk is full: 0.1 GB are free.")
+
+
+def test_what_is_left_of_a_failed_job_is_heard_once(page: Any, server: FakeServer) -> None:
+    server.speed = 4
+    make(page, "slow piano", duration=30, takes=1)
+    wait_until(page, "pieces.length > 0")
+    (id,) = server.jobs
+    server.change(id, status=schema.Status.FAILED, error="The disk is full.", clips=[])
+    expect(page.locator(".card[data-status=failed]")).to_contain_text("The disk is full.")
+    expect(page.locator("#player")).to_be_visible()
+    expect(page.locator("#player")).to_be_hidden(timeout=15_000)
+
+
+def test_icons_need_no_request(page: Any, server: FakeServer) -> None:
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    make(page, "slow piano", duration=1)
+    expect(page.locator(DONE)).to_have_count(1)
+    assert not [url for url in asked if url.endswith(".svg") and not url.endswith("/icon.svg")]
+    assert page.evaluate(EMPTY_ICONS) == []
 
 
 def test_a_wrong_field_is_marked(page: Any, server: FakeServer) -> None:
@@ -664,6 +733,15 @@ def test_light_or_dark_is_remembered(page: Any) -> None:
     expect(page.locator("#theme")).to_have_attribute("aria-pressed", "true")
 
 
+def test_a_waveform_has_the_colours_of_the_theme(page: Any, server: FakeServer) -> None:
+    server.add("slow piano")
+    page.reload()
+    expect(page.locator(".wave")).to_have_attribute("aria-disabled", "false")
+    for colour in ((201, 194, 182), (87, 82, 74)):  # --wave, light and dark
+        wait_until(page, f"{DRAWN}.some((pixel) => pixel === '{colour}')")
+        page.click("#theme")
+
+
 def test_screen_readers_are_told_of_a_job(page: Any, server: FakeServer) -> None:
     make(page, "slow piano", duration=1)
     expect(page.locator("#said")).to_have_text("Done: slow piano")
@@ -679,11 +757,13 @@ def test_the_commands_are_what_the_form_says(page: Any, server: FakeServer) -> N
     expect(page.locator("#shell")).to_have_text(
         "musicgen-mlx 'it'\\''s slow' -m demo --seed 7 --temperature 0.9 -n 2"
     )
-    expect(page.locator("#commands")).to_contain_text('-H "Authorization: Bearer $TOKEN"')
     curl = page.inner_text("#curl")
     address, body = re.fullmatch(r"curl (\S+) --json '(.*)'", curl.replace("'\\''", "")).groups()  # type: ignore[union-attr]
     assert address == f"{server.url}api/jobs"
     schema.JobRequest.model_validate(json.loads(body))
+    server.token = True
+    page.reload()
+    expect(page.locator("#curl")).to_contain_text('/api/jobs -H "Authorization: Bearer $TOKEN" --json')
 
 
 TYPEDEF = re.compile(r"@typedef \{Object\} (\w+)\n(.*?)\*/", re.DOTALL)

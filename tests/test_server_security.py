@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from audiocraft_mlx.server.connections import TimedProtocol
 from audiocraft_mlx.server.security import LOOPBACK_NAMES, SecuritySettings
 from tests.fake_service import FakeService
 from tests.live_server import eventually, running
@@ -327,6 +328,53 @@ def test_bodies_that_stop_hold_no_place_for_ever(tmp_path: Path) -> None:
         assert b"connection: close" in head.lower()
         assert b"x-content-type-options" in head.lower()
         assert "0.5 seconds" in json.loads(body)["error"]["message"]
+
+
+def test_headers_that_stop_hold_no_connection_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimedProtocol, "header_seconds", 0.5)
+    line = b"GET /health HTTP/1.1\r\n"
+    for whole, part in ((b"", b""), (b"", b"GET /"), (b"", line), (line + b"Host: localhost\r\n\r\n", line)):
+        connection = socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10)
+        if whole:
+            connection.sendall(whole)
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+        begin = time.monotonic()
+        connection.sendall(part)
+        assert _until_closed(connection) == b""
+        assert 0.3 < time.monotonic() - begin < 4  # uvicorn's own limit between two requests is 5
+
+
+def test_headers_that_drip_are_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimedProtocol, "header_seconds", 0.5)
+    with socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+
+        def drip() -> bool:
+            try:
+                connection.sendall(b"X")
+            except OSError:
+                return True
+            time.sleep(0.05)
+            return False
+
+        assert eventually(drip)
+
+
+def test_a_connection_is_kept_while_an_answer_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TimedProtocol, "header_seconds", 0.2)
+    with running(FakeService(tmp_path, speed=1.0)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        for _ in range(2):
+            clip = client.post("/api/jobs", json=JOB).json()["clips"][0]["id"]
+            assert len(client.get(f"/api/clips/{clip}/stream?format=pcm").content) == 2 * 32_000
+            time.sleep(0.4)
+
+
+def test_health_says_whether_calls_need_a_token(url: str, guarded: str) -> None:
+    assert HTTP.get(f"{url}/health").json()["token"] is False
+    answer = HTTP.get(f"{guarded}/health", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.json()["token"] is True
 
 
 def test_body_that_comes_slowly_but_steadily_is_taken(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def _run(
     import uvicorn
 
     from audiocraft_mlx.server.app import create_app
+    from audiocraft_mlx.server.connections import TimedProtocol
     from audiocraft_mlx.server.security import SecuritySettings
     from audiocraft_mlx.server.service import Service, rebuild
 
@@ -152,6 +153,7 @@ def _run(
         log_config=None,
         access_log=False,
         server_header=False,
+        http=TimedProtocol,
         ws="none",
         lifespan="on",
     )

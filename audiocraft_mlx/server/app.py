@@ -42,7 +42,7 @@ def create_app(service: Service, security: SecuritySettings, spool: Path | None 
         security: who may call.
         spool: the folder for uploads while they arrive. Default: the system's for temporary files.
     """
-    context = Context(service, spool)
+    context = Context(service, spool, security.token is not None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

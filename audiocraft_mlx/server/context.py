@@ -25,11 +25,13 @@ class Context:
     Attributes:
         service: what makes the music.
         uploads: bodies that are files.
+        needs_token: whether calls need one.
         stopping: set when the server is about to end: what waits or streams must end.
     """
 
-    def __init__(self, service: Service, spool: Path | None = None) -> None:
+    def __init__(self, service: Service, spool: Path | None, needs_token: bool) -> None:
         self.service = service
+        self.needs_token = needs_token
         self.uploads = Uploads(spool)
         self.stopping = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None

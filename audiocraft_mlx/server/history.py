@@ -184,6 +184,7 @@ def _adopt_uploads(folder: DataFolder, store: Store) -> None:
         except UsageError as error:
             _log.warning("not among the uploads: %s", error)
             continue
+        # As if new: which jobs they were used by is lost, too.
         store.add_audio(AudioRecord(id, time.time(), None, shape))
 
 

@@ -206,7 +206,7 @@ def load_model(name: str, context: ContextOfApp) -> ModelInfo:
 
 @router.get("/health")
 def get_health(context: ContextOfApp) -> Health:
-    return context.service.health()
+    return context.service.health().model_copy(update={"token": context.needs_token})
 
 
 async def _clip_file(context: Context, id: str, format: str | None, stem: str | None = None) -> FilePath:

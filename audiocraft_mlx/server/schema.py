@@ -169,6 +169,8 @@ class Health(Value):
     hint: str | None = Field(None, description="What a released model needs, if the demo model stands in")
     waiting: int
     limits: dict[str, float]
+    downloads: bool = Field(False, description="Whether released models may be downloaded")
+    token: bool = Field(False, description="Whether calls need one")
 
 
 class ErrorBody(Value):

@@ -292,6 +292,7 @@ class Service:
             hint=self._settings.hint,
             waiting=len(self._jobs.waiting()),
             limits={name: float(value) for name, value in vars(limits).items()},
+            downloads=self._settings.allow_downloads,
         )
 
     def _recipe(self, request: JobRequest, limits: Limits | None) -> Recipe:

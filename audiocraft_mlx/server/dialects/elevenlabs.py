@@ -38,7 +38,7 @@ class SoundEffect(Extras):
     duration_seconds: float | None = None
     prompt_influence: float | None = Field(None, ge=0, le=1, description="0: none; 0.3: the model's guidance")
     model_id: str | None = None
-    loop: bool | None = None
+    loop: bool | None = Field(None, description="Refused if true: a clip without a seam can't be made")
 
 
 class Music(Extras):
@@ -55,7 +55,9 @@ async def create_sound_effect(
     """A clip from a description, sent while it is generated."""
     audio_format = _parse_format(output_format)
     if sound.loop:
-        raise UnsupportedError("a clip can't be made to loop; leave it out", "loop")
+        raise UnsupportedError(
+            "no clip can be made whose end leads into its beginning; leave loop out", "loop"
+        )
     more: dict[str, Any] = {}
     if sound.duration_seconds is not None:
         more["duration"] = sound.duration_seconds

@@ -115,6 +115,8 @@
  * @property {?string} hint
  * @property {number} waiting
  * @property {Object<string, number>} limits
+ * @property {boolean} downloads
+ * @property {boolean} token
  */
 
 /**
@@ -190,8 +192,9 @@ export const restoreJob = (id) => request("POST", `${of(id)}/restore`, { json: {
 /** @param {Clip} clip @returns {Promise<Peaks>} */
 export const getPeaks = (clip) => request("GET", clip.peaks);
 
-/** @param {Blob} file @returns {Promise<Audio>} */
-export const addAudio = (file) => request("POST", "api/audio", { body: file, type: audioType(file) });
+/** @param {Blob} file @param {?string} name by which commands and tags call it @returns {Promise<Audio>} */
+export const addAudio = (file, name) =>
+  request("POST", name ? withQuery("api/audio", { name }) : "api/audio", { body: file, type: audioType(file) });
 
 /** How an audio file was made. @param {Blob} file @returns {Promise<AudioRecipe>} */
 export const readRecipe = (file) => request("POST", "api/recipe", { body: file, type: audioType(file) });
@@ -211,6 +214,9 @@ export const downloadAddress = (clip, format) => withQuery(clip.audio, { format,
 
 /** @param {Clip} clip its samples as 16-bit integers, little-endian, interleaved */
 export const pcmAddress = (clip) => withQuery(clip.stream, { format: "pcm" });
+
+/** @param {string} address of a stem */
+export const stemAddress = (address) => withQuery(address, { download: "1" });
 
 export function withQuery(address, values) {
   const query = new URLSearchParams(values);

@@ -1,6 +1,6 @@
 // A job in the list: its prompt, its state, and a waveform for each take.
 
-import { changeJob, deleteJob, downloadAddress, makeJob, restoreJob } from "./api.js";
+import { changeJob, deleteJob, downloadAddress, makeJob, restoreJob, stemAddress } from "./api.js";
 import { askTitle } from "./dialog.js";
 import { el, icon, iconButton, setIcon, setText } from "./dom.js";
 import { make } from "./make.js";
@@ -27,6 +27,7 @@ export class Card {
   constructor(job, findClip) {
     this.findClip = findClip;
     this.visible = false;
+    this.stopping = false; // until the server says that it is
     /** @type {Map<string, ClipRow>} */
     this.rows = new Map();
     this.title = el("h3", { class: "card-title", dir: "auto", id: `title-${job.id}` });
@@ -65,6 +66,7 @@ export class Card {
     this.updateAge();
     this.favourite.setAttribute("aria-pressed", String(job.favourite));
     const live = isLive(job);
+    if (!live) this.stopping = false;
     this.favourite.hidden = this.again.hidden = this.more.hidden = live;
     this.remove.title = live ? "Stop" : "Delete";
     this.remove.setAttribute("aria-label", live ? "Stop" : "Delete");
@@ -111,14 +113,17 @@ export class Card {
 
   async delete() {
     const { job } = this;
-    if (isLive(job)) player.forget(job.id); // before its stream breaks off
-    await attempt(async () => {
+    if (this.stopping) return; // once more would remove it
+    this.stopping = isLive(job);
+    if (this.stopping) player.forget(job.id); // before its stream breaks off
+    const went = await attempt(async () => {
       const answer = await deleteJob(job.id);
       // A job that was done before the server could stop it has been removed.
       if (isLive(job) && answer?.status === "cancelled") return;
       toast("Deleted", { label: "Undo", action: () => attempt(() => restoreJob(job.id)) });
       this.element.dispatchEvent(new CustomEvent("deleted", { bubbles: true, detail: job.id }));
     });
+    if (!went) this.stopping = false;
   }
 
   detach() {
@@ -247,7 +252,7 @@ class ClipRow {
     openMenu(this.more, [
       ...Object.entries(FORMATS).map(([format, label]) => ({ icon: "download", label, href: downloadAddress(this.clip, format) })),
       ...(Object.keys(stems).length ? [null] : []),
-      ...Object.entries(stems).map(([name, address]) => ({ icon: "download", label: `Stem: ${name}`, href: address })),
+      ...Object.entries(stems).map(([name, address]) => ({ icon: "download", label: `Stem: ${name}`, href: stemAddress(address) })),
       ...(conditions.length ? [null] : []),
       ...conditions.map((kind) => ({ icon: kind, label: words[kind], action: () => this.#use(kind) })),
       null,

@@ -22,7 +22,7 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** @param {string} name of a symbol in icons.svg */
+/** @param {string} name of a symbol in index.html, without its `icon-` */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("aria-hidden", "true");
@@ -31,7 +31,7 @@ export function icon(name) {
 }
 
 export function setIcon(svg, name) {
-  const address = `page/icons.svg#${name}`;
+  const address = `#icon-${name}`;
   if (svg.firstElementChild.getAttribute("href") !== address) svg.firstElementChild.setAttribute("href", address);
   svg.classList.toggle("waiting", name === "wait");
   return svg;

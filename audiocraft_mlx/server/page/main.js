@@ -61,6 +61,7 @@ async function refresh() {
     byId("hint").hidden = !health.hint;
     setText(byId("device"), health.device);
     byId("device").hidden = false;
+    models.limit(health);
     make.limit(health);
     showConnected(true);
   } catch {

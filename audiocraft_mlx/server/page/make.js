@@ -20,6 +20,8 @@ const LARGEST_SEED = 2 ** 32;
 
 /** Dispatches `made` with the Job as its `detail`. */
 class Make extends EventTarget {
+  token = false; // whether the server needs one
+
   start() {
     const form = byId("make");
     const mac = /Mac|iPhone|iPad/.test(navigator.platform);
@@ -61,7 +63,8 @@ class Make extends EventTarget {
   }
 
   /** @param {import("./api.js").Health} health */
-  limit({ limits }) {
+  limit({ limits, token }) {
+    this.token = token;
     if (limits.takes) byId("takes").max = limits.takes;
     if (limits.duration) byId("duration").max = limits.duration;
     this.#modelChanged();
@@ -184,7 +187,7 @@ class Make extends EventTarget {
     }
     const recipe = this.read();
     setText(byId("shell"), shellCommand(recipe, Object.fromEntries(references.used.map(([kind, { name }]) => [kind, name]))));
-    setText(byId("curl"), curlCall(recipe, location));
+    setText(byId("curl"), curlCall(recipe, location, this.token));
     const pinned = byId("pin").getAttribute("aria-pressed") === "true";
     memory.set("draft", { recipe: { ...recipe, model: byId("model").value || models.wanted }, references: references.chosen, pinned });
   }

@@ -19,6 +19,7 @@ class Models extends EventTarget {
     /** @type {import("./api.js").ModelInfo[]} */
     this.list = [];
     this.wanted = null; // chosen before the list was there
+    this.downloads = false; // whether the server may
   }
 
   /** @returns {?import("./api.js").ModelInfo} the chosen one */
@@ -43,6 +44,12 @@ class Models extends EventTarget {
     this.choose(chosen);
   }
 
+  /** @param {import("./api.js").Health} health */
+  limit({ downloads }) {
+    this.downloads = downloads;
+    this.#changed();
+  }
+
   async refresh() {
     this.show(await listModels());
   }
@@ -53,7 +60,10 @@ class Models extends EventTarget {
     note.hidden = !model || (!model.error && model.state === "loaded");
     byId("load").hidden = !model || model.state !== "on disk";
     if (model) {
-      const text = { loading: "It is being loaded.", "to download": "It is downloaded when it is first used." }[model.state];
+      const absent = this.downloads
+        ? "It is downloaded when it is first used."
+        : "It isn’t on the server’s disk: to download it, start the server with --allow-downloads.";
+      const text = { loading: "It is being loaded.", "to download": absent }[model.state];
       setText(note.firstElementChild, model.error ?? text ?? "");
       note.hidden ||= !text && !model.error && byId("load").hidden;
     }

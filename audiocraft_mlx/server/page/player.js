@@ -88,9 +88,11 @@ class Player extends EventTarget {
     this.#changed();
   }
 
-  /** Its job has failed: what came so far can be heard. */
+  /** Its job has failed: what came so far can be heard, once. */
   cut(id) {
-    if (id === this.job?.id) this.sound.cut?.();
+    if (id !== this.job?.id) return;
+    if (this.ended) this.forget(id);
+    else this.sound.cut?.();
   }
 
   /** Its job is gone. */
@@ -120,9 +122,12 @@ class Player extends EventTarget {
       this.play(this.job, this.clip, 0);
       return;
     }
-    this.ended = true;
     this.cursors.delete(this.clip.id);
-    this.#changed();
+    if (this.job.status === "failed") this.forget(this.job.id);
+    else {
+      this.ended = true;
+      this.#changed();
+    }
     this.dispatchEvent(new Event("end"));
   }
 
@@ -177,7 +182,7 @@ export function startPlayer() {
   });
   player.addEventListener("time", () => {
     if (!player.clip) return;
-    const now = player.ended ? player.clip.duration : player.sound.time;
+    const now = player.ended ? player.sound.available : player.sound.time;
     setText(time, clock(now));
     seek.value = now;
     seek.setAttribute("aria-valuetext", `${clock(now)} of ${clock(player.clip.duration)}`);

@@ -116,16 +116,16 @@ export function startReferences() {
   if (reason) recorder.title = reason;
   const label = recorder.querySelector("span");
   let stop = null;
+  const end = () => {
+    const now = stop;
+    stop = null;
+    return now?.();
+  };
   recorder.addEventListener("click", async () => {
-    if (stop) {
-      const end = stop;
-      stop = null;
-      await end();
-      return;
-    }
+    if (stop) return end();
     recorder.disabled = true;
     try {
-      const finish = await record();
+      const finish = await record(end);
       const started = Date.now();
       const show = () => (label.textContent = `Stop ${clock((Date.now() - started) / 1000)}`);
       show();
@@ -158,7 +158,8 @@ async function add(file, name) {
   const { kind } = references;
   tell("Reading …");
   try {
-    const audio = await upload(await file);
+    const given = await file;
+    const audio = await upload(given, given instanceof File ? given.name.slice(0, 200) : null);
     references.set(kind, { id: audio.id, name, duration: audio.duration, at: null });
     tell(null);
     say(`${name}, ${inSeconds(audio.duration)}`);
@@ -167,14 +168,14 @@ async function add(file, name) {
   }
 }
 
-async function upload(file) {
+async function upload(file, name) {
   try {
-    return await addAudio(file);
+    return await addAudio(file, name);
   } catch (error) {
     if (!(error instanceof ApiError) || error.status < 400 || error.status >= 500 || error.status === 413) throw error;
     // A format that the server can't read, but perhaps the browser.
     const wav = await decodeToWav(file).catch(() => null);
     if (!wav) throw error;
-    return addAudio(wav);
+    return addAudio(wav, name);
   }
 }

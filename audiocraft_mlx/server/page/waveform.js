@@ -11,8 +11,14 @@ const STEP = 1; // seconds, of an arrow key
 
 const colours = {};
 function readColours() {
-  const style = getComputedStyle(document.documentElement);
-  for (const name of ["wave", "accent", "line", "ink"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+  // A property of the page's own is as it was written, `light-dark(…)`; a colour made of it is one of the two.
+  const probe = el("span", { hidden: true });
+  document.body.append(probe);
+  for (const name of ["wave", "accent", "line", "ink"]) {
+    probe.style.color = `var(--${name})`;
+    colours[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
 }
 
 /** @type {Set<Waveform>} */
