@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ async () => {
 """What the browser makes of these pieces, without the time that it takes."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextmanager
+def launched(*options: str) -> Iterator[Any]:
+    """A browser with a microphone that anybody may use."""
     with sync_api.sync_playwright() as playwright:
         if CHROMIUM is None and not Path(playwright.chromium.executable_path).exists():
             reason = "no Chromium: apt install chromium, or playwright install chromium"
@@ -77,10 +79,17 @@ def browser() -> Iterator[Any]:
                 *(["--no-sandbox"] if os.geteuid() == 0 else []),
                 "--use-fake-device-for-media-stream",
                 "--use-fake-ui-for-media-stream",
+                *options,
             ],
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -98,7 +107,8 @@ def page(browser: Any, server: FakeServer) -> Iterator[Any]:
 class opened:
     """A page in a context of its own. At its end: no error in the console, no request to another host."""
 
-    def __init__(self, browser: Any, server: FakeServer, **options: Any) -> None:
+    def __init__(self, browser: Any, server: Any, **options: Any) -> None:
+        """`server` has the `url`."""
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.context.set_default_timeout(10_000)
         self.page = self.context.new_page()
@@ -128,10 +138,12 @@ class opened:
 
 DRAWN = """
 ((canvas) => {
-  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  const { width, height } = canvas;
+  const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   copy.drawImage(canvas, 0, 0);
-  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
-  return Array.from({ length: data.length / 4 }, (_, i) => `(${[...data.slice(4 * i, 4 * i + 3)].join(", ")})`);
+  const { data } = copy.getImageData(0, 0, width, height);
+  const pixel = (i) => `(${data[4 * i]}, ${data[4 * i + 1]}, ${data[4 * i + 2]})`;
+  return Array.from({ length: width * height }, (_, i) => pixel(i));
 })(document.querySelector(".wave canvas"))
 """
 """The colours of a waveform's pixels."""
