@@ -293,7 +293,9 @@ class FakeService(Service):
 
     def health(self) -> Health:
         self._check()
-        return Health(version=__version__, model=DEFAULT_MODEL, device="fake", waiting=0, limits={})
+        return Health(
+            version=__version__, model=DEFAULT_MODEL, device="fake", waiting=0, limits={}, downloads=False
+        )
 
     def _check(self) -> None:
         if self.error is not None:

@@ -7,7 +7,7 @@ file or an address.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -169,8 +169,8 @@ class Health(Value):
     hint: str | None = Field(None, description="What a released model needs, if the demo model stands in")
     waiting: int
     limits: dict[str, float]
-    downloads: bool = Field(False, description="Whether released models may be downloaded")
-    token: bool = Field(False, description="Whether calls need one")
+    downloads: bool = Field(description="Whether released models may be downloaded")
+    token: Annotated[bool, Field(description="Whether calls need one")] = False
 
 
 class ErrorBody(Value):
