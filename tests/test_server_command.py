@@ -24,13 +24,27 @@ from audiocraft_mlx.cli import generate, serve
 from tests.live_server import eventually
 
 PROGRAM = "import sys; from audiocraft_mlx.cli.serve import main; sys.exit(main())"
+UNINTERRUPTIBLE = f"""
+import mlx.core as mx
+from audiocraft_mlx.server import engine
+
+def generate_clips(*args, **options):
+    while True:
+        mx.eval(mx.random.normal((1000, 1000)) @ mx.random.normal((1000, 1000)))
+    yield
+
+engine.generate_clips = generate_clips
+{PROGRAM}
+"""
 
 
 @contextmanager
-def started(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(
+    *options: str, program: str = PROGRAM, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and the address that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "-m", "demo", "--port", "0", "--no-open", *options],
+        [sys.executable, "-c", program, "-m", "demo", "--port", "0", "--no-open", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -61,6 +75,16 @@ def message_of(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, 
     status = serve.main([*options, "--no-open"])
     (line,) = capsys.readouterr().err.splitlines()
     return status, line.removeprefix("musicgen-mlx-serve: error: ")
+
+
+def test_it_ends_in_the_middle_of_what_cannot_be_interrupted(tmp_path: Path) -> None:
+    with started("--data", str(tmp_path), program=UNINTERRUPTIBLE) as (process, url):
+        assert httpx.post(f"{url}api/jobs", json={"prompt": "a piano"}).status_code == 202
+        assert eventually(lambda: httpx.get(f"{url}api/jobs").json()["jobs"][0]["status"] == "running", 20)
+        time.sleep(0.2)
+        end(process)
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
 
 
 def test_openai_client_gets_the_samples_of_the_command(tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ def _run(
     except KeyboardInterrupt:
         if not server.started:
             service.close()
+        if service.is_working:
+            # MLX takes its threads down at the end of the process, which aborts it while one computes.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
         return
     if not server.started:
         raise MusicGenError("the server couldn't start; the lines above say why")
