@@ -85,7 +85,7 @@ export class Card {
     this.progress.setAttribute("aria-valuenow", String(Math.floor(100 * part)));
     const text = {
       queued: position ? `In the queue, ${position} before it` : "Next in the queue",
-      running: progress ? `${Math.floor(100 * part)} %${speed ? ` · ${speed.toFixed(1)} × as fast as it plays` : ""}` : "Starting …",
+      running: progress ? `${Math.floor(100 * part)} %${speed >= 0.05 ? ` · ${speed.toFixed(1)} × as fast as it plays` : ""}` : "Starting …",
       failed: error ?? "It failed.",
       cancelled: "Stopped",
       done: "",
