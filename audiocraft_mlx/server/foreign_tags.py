@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from audiocraft_mlx.audio.tags import AudioTags, read_tags
+from audiocraft_mlx.audio.tags import AudioTags, may_have_tags, read_tags
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import read_error
 
 # Of processor time, and in all.
 _SECONDS, _MOST_SECONDS = 2, 20
@@ -26,6 +27,11 @@ def read_foreign_metadata(path: Path) -> GenerationMetadata | None:
 
     Raises `UsageError`: its tags are damaged, or take too long or too much memory.
     """
+    try:
+        if not may_have_tags(path):
+            return None
+    except OSError as error:
+        raise read_error(path, error) from error
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__, str(path)],
