@@ -45,6 +45,7 @@ from audiocraft_mlx.server.service import (
 )
 
 from .fake_model import FakeModel, install, raiser
+from .unprivileged import reachable_folder, unprivileged
 
 RATE = 32000
 SOON = 20.0
@@ -911,6 +912,25 @@ def test_a_full_disk_is_one_line_in_the_log_until_it_has_room(
         held.service._tidy()
         assert store.job(job.id).status is Status.FAILED
         held.gate.clear()
+
+
+@pytest.mark.parametrize("what", ["clips", "audio", "making", "converted", "history.sqlite3", "."])
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_that_cant_be_written_is_said_at_the_start(what: str, mode: int) -> None:
+    with reachable_folder() as root, unprivileged():
+        folder = root / "data"
+        open_service(folder, start=False).close()
+        path = folder / what
+        before = path.stat().st_mode
+        path.chmod(mode)
+        try:
+            if mode and what in ("making", "converted"):  # they are made anew
+                open_service(folder, start=False).close()
+                return
+            with pytest.raises(OutputError, match=r"can't be written.*(choose|check)"):
+                open_service(folder, start=False)
+        finally:
+            path.chmod(before)
 
 
 def test_an_almost_full_disk_takes_no_more_jobs(fake: FakeModel, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ class DataFolder:
             path.unlink(missing_ok=True)
         for folder in (self.clips, self.audio, self.making, self.converted):
             folder.mkdir(exist_ok=True)
-        check_writable(self.root / "probe")
+        for folder in (self.root, self.clips, self.audio, self.making, self.converted):
+            check_writable(folder / "probe")
         for folder in (self.root, self.audio):
             remove_stale_parts(folder)
 

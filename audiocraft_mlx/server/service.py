@@ -14,6 +14,7 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.clips.requests import FieldError
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.files import write_error
 from audiocraft_mlx.server.engine import Engine
 from audiocraft_mlx.server.errors import BusyError, InvalidFieldError, NotFoundError
 from audiocraft_mlx.server.events import Broadcaster
@@ -73,8 +74,10 @@ class Service:
         try:
             self._store = Store(self._folder.database)
             tidy_at_start(self._folder, self._store)
-        except BaseException:
+        except BaseException as error:
             self._folder.close()
+            if isinstance(error, OSError):
+                raise write_error(settings.data, error) from error
             raise
         self._clock, self._created = Lock(), self._store.last_created()
         self._events = Broadcaster()
