@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import tracemalloc
@@ -578,3 +579,40 @@ def test_channels_that_cancel_out_are_heard_as_one() -> None:
     np.testing.assert_array_equal(without_cancellation(almost), almost[:1])
     for usual in (np.stack([wave, 0 * wave]), np.stack([wave, wave[::-1]]), wave[None], np.zeros((2, 9))):
         assert without_cancellation(usual) is usual
+
+
+MANY = 1_000_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"RIFF\xff\xff\xff\xffWAVE" + b"junk\0\0\0\0" * MANY,
+        b"RIFF\xff\xff\xff\xffWAVE" + bytes(8 * MANY),
+        b"fLaC\0\0\0\x22" + bytes(34) + b"\1\0\0\0" * MANY,
+        b"ID3\4\0\0\0\0\0\0" * MANY,
+        b"\0\0\0\x10ftypM4A \0\0\0\0" + b"\0\0\0\x08free" * MANY,
+    ],
+    ids=["chunks", "zeros", "flac", "id3", "mp4"],
+)
+def test_endless_chunks_are_refused_before_libraries_read_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(UsageError, match="a has too many chunks or tags; convert it to WAV"):
+        read_audio(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["WAV", "FLAC", "AU"])
+def test_files_of_endless_parts_are_refused_after_the_first_ones(tmp_path: Path, name: str) -> None:
+    part = io.BytesIO()
+    soundfile.write(part, np.zeros(1, np.float32), 8000, format=name)
+    (tmp_path / "a").write_bytes(part.getvalue() * 100_000)
+    with pytest.raises(UsageError, match="a was joined from more than 1000 files"):
+        read_audio(tmp_path / "a")
+
+
+def test_samples_of_an_unknown_size_end_before_what_only_looks_like_chunks(tmp_path: Path) -> None:
+    head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 0, b"WAVE", b"fmt ", 16, 1, 1, 8000, 16000, 2, 16)
+    samples, chunk = bytes(2000), b"junk\0\0\0\0"
+    for end, count in ((chunk * 900, 1000), (chunk * 100_000 + b"\xff" * 10, 1000 + 400_005)):
+        (tmp_path / "a").write_bytes(head + b"data\xff\xff\xff\xff" + samples + end)
+        assert read_info(tmp_path / "a").frames == count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import threading
@@ -136,11 +137,18 @@ def test_numbers_beyond_json_are_a_clients_error(client: httpx.Client) -> None:
 # Errors
 
 
+def full(message: str) -> OutputError:
+    error = OutputError(message)
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
         (BusyError("200 jobs wait", 7), 429, "rate_limit_error"),
         (OutputError("the disk is full"), 507, "server_error"),
+        (full("/secret/a.wav can't be written"), 507, "server_error"),
         (ZeroDivisionError("secret"), 500, "server_error"),
     ],
 )

@@ -264,14 +264,11 @@ def test_body_that_says_it_is_too_large_isnt_read(url: str) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/api/audio", "audio/wav"), ("/api/jobs", "application/json")])
-def test_endless_body_is_cut_off_without_memory(url: str, path: str, kind: str) -> None:
+def send_endless_body(url: str, line: str, kind: str, host: str = "localhost") -> tuple[bytes, int]:
+    """The answer, empty if the kernel dropped it with the rest of the body; bytes that were taken of 1 GB."""
     sent = 0
     chunk = bytes(1 << 16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-    head += "Transfer-Encoding: chunked\r\n\r\n"
-    answer = b""
+    head = f"{line} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(port_of(url)))) as connection:
         connection.settimeout(10)
         connection.sendall(head.encode())
@@ -282,13 +279,51 @@ def test_endless_body_is_cut_off_without_memory(url: str, path: str, kind: str) 
         except OSError:
             pass
         try:
-            answer = connection.recv(100)
+            return connection.recv(100), sent
         except ConnectionResetError:
-            answer = b"HTTP/1.1 413"  # the kernel dropped the answer with the rest of the body
-    assert answer.startswith(b"HTTP/1.1 413")
+            return b"", sent
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/api/audio", "audio/wav"), ("/api/jobs", "application/json")])
+def test_endless_body_is_cut_off_without_memory(url: str, path: str, kind: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer, sent = send_endless_body(url, f"POST {path}", kind)
+    assert (answer or b"HTTP/1.1 413").startswith(b"HTTP/1.1 413")
     assert sent < 50_000_000
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 100_000, f"{grown} KB"
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("DELETE /api/jobs/AAAAAAAAAAAAAAAAAAAAAA", 404),
+        ("POST /api/jobs/AAAAAAAAAAAAAAAAAAAAAA/restore", 404),
+        ("POST /nothing", 404),
+        ("POST /", 405),
+        ("GET /health", 200),
+        ("POST /api/audio", 403),
+    ],
+)
+def test_endless_body_that_nobody_reads_is_cut_off(url: str, line: str, status: int) -> None:
+    host = "evil.example" if status == 403 else "localhost"
+    answer, sent = send_endless_body(url, line, "audio/wav", host)
+    assert (answer or f"HTTP/1.1 {status}".encode()).startswith(f"HTTP/1.1 {status}".encode())
+    assert sent < 50_000_000
+
+
+def test_small_body_that_nobody_reads_leaves_the_connection_open(url: str) -> None:
+    answer = HTTP.request("DELETE", f"{url}/api/jobs/AAAAAAAAAAAAAAAAAAAAAA", json={})
+    assert refused(answer, 404)
+    assert "connection" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/v1/audio/speech", "/v1/music", "/hf/demo"])
+def test_only_uploads_may_be_large_whatever_their_type(url: str, path: str) -> None:
+    # They would be kept in memory.
+    for kind in ("audio/wav", "application/octet-stream", "application/json"):
+        answer = HTTP.post(url + path, content=bytes(200_000), headers={"content-type": kind})
+        assert refused(answer, 413), kind
 
 
 def test_answer_to_a_body_just_above_the_limit_says_so(url: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import json
 import os
 import re
+import resource
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +45,7 @@ from audiocraft_mlx.server.service import (
 )
 
 from .fake_model import FakeModel, install, raiser
+from .unprivileged import reachable_folder, unprivileged
 
 RATE = 32000
 SOON = 20.0
@@ -284,10 +288,40 @@ def test_a_file_says_how_it_was_made(demo: Service, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "other.wav", np.zeros(100), 8000)
     other = demo.read_recipe(tmp_path / "other.wav")
     assert (other.recipe, other.command) == (None, None)
+    copy = shutil.copy(demo.clip_file(job.clips[0].id), tmp_path / "upload")
+    assert demo.read_recipe(Path(copy)) == found
     (tmp_path / "text").write_text("no audio")
     with pytest.raises(UsageError) as error:
         demo.read_recipe(tmp_path / "text")
     assert str(tmp_path) not in str(error.value)
+
+
+def id3_bomb(name: str) -> bytes:
+    """A tag of a megabyte that is a gigabyte when it is unpacked."""
+    packer = zlib.compressobj()
+    packed = packer.compress(b"\3" + name.encode() + b"\0")
+    packed += b"".join(packer.compress(b"x" * (1 << 20)) for _ in range(1000)) + packer.flush()
+    frame = b"TXXX" + synchsafe(len(packed) + 4) + b"\0\x09" + synchsafe(2**28 - 1) + packed
+    # The name of our tags, without which nobody looks at them.
+    frame += b"TXXX" + synchsafe(14) + b"\0\0\3MUSICGEN_MLX\0"
+    return b"ID3\4\0\0" + synchsafe(len(frame)) + frame
+
+
+def synchsafe(number: int) -> bytes:
+    return bytes(number >> shift & 127 for shift in (21, 14, 7, 0))
+
+
+def test_tags_that_unpack_to_gigabytes_take_no_memory_here(tmp_path: Path) -> None:
+    audio = io.BytesIO()
+    soundfile.write(audio, np.zeros(RATE), RATE, format="MP3")
+    (tmp_path / "bomb").write_bytes(id3_bomb("x") + audio.getvalue())
+    opened = open_service(tmp_path / "data", start=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match=r"^the file: its tags are too large or damaged$"):
+        opened.read_recipe(tmp_path / "bomb")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert opened.add_audio(tmp_path / "bomb").duration == 1
+    opened.close()
 
 
 @pytest.mark.parametrize(
@@ -859,6 +893,46 @@ def test_a_full_disk_fails_the_job_and_not_the_server(
     assert store.job(job.id).error == sentence
 
 
+def test_a_full_disk_is_one_line_in_the_log_until_it_has_room(
+    held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, sentence = held.service._store, "the server's disk is full; free some space"
+    for _ in range(2):
+        caplog.clear()
+        job, waiting = held.occupy(), submit(held.service)
+        with monkeypatch.context() as patch:
+            for method in ("set_done", "set_status"):
+                patch.setattr(store, method, raiser(OutputError(sentence)))
+            held.gate.set()
+            run(held.service.wait(job.id))
+            run(held.service.wait(waiting.id))
+            for _ in range(3):
+                held.service._tidy()
+        assert [record.getMessage() for record in caplog.records] == [sentence]
+        held.service._tidy()
+        assert store.job(job.id).status is Status.FAILED
+        held.gate.clear()
+
+
+@pytest.mark.parametrize("what", ["clips", "audio", "making", "converted", "history.sqlite3", "."])
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_that_cant_be_written_is_said_at_the_start(what: str, mode: int) -> None:
+    with reachable_folder() as root, unprivileged():
+        folder = root / "data"
+        open_service(folder, start=False).close()
+        path = folder / what
+        before = path.stat().st_mode
+        path.chmod(mode)
+        try:
+            if mode and what in ("making", "converted"):  # they are made anew
+                open_service(folder, start=False).close()
+                return
+            with pytest.raises(OutputError, match=r"can't be written.*(choose|check)"):
+                open_service(folder, start=False)
+        finally:
+            path.chmod(before)
+
+
 def test_an_almost_full_disk_takes_no_more_jobs(fake: FakeModel, tmp_path: Path) -> None:
     limits = Limits(free_bytes=2**62)
     opened = Service(ServerSettings(tmp_path / "data", ModelOptions("demo"), limits=limits))
@@ -1015,6 +1089,24 @@ def test_the_history_is_rebuilt_from_the_files(held: Held) -> None:
     assert file(again, rebuilt).shape == (2, RATE * 3 // 10)
     assert (held.folder / "clips" / "mine").exists()
     made(again, **{"continue": first.clips[0].id})
+    again.close()
+
+
+def test_a_rebuild_that_fails_leaves_the_history_as_it_was(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.gate.set()
+    job = made(held.service)
+    held.service.change(job.id, JobChange(favourite=True))
+    held.service.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "tidy_at_start", raiser(OutputError("the disk is full")))
+        for _ in range(2):
+            with pytest.raises(OutputError):
+                service.rebuild(held.folder)
+    again = open_service(held.folder)
+    assert again.job(job.id).favourite
+    assert not [*held.folder.glob("*.old*"), *held.folder.glob("*.new*")]
     again.close()
 
 

@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -302,6 +303,26 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest
     ):
         write_wav(tmp_path / "a.wav", sine(), 32000)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_a_disk_that_fills_up_is_one_error_and_no_noise(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], audio_format: AudioFormat
+) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, (2, 200_000)).astype(np.float32)
+    for limit in (
+        5_000,
+        70_000,
+    ):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OutputError, match=r"can't be written: File too large; free some space$"):
+                write_audio(tmp_path / "a", noise, 32000, audio_format, AudioTags("rock", "{}"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == []
+    assert capfd.readouterr().err == ""
 
 
 def test_checking_a_path_changes_no_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from audiocraft_mlx.audio.joined import find_joined
 from audiocraft_mlx.audio.mpeg import find_mpeg_parts
 from audiocraft_mlx.audio.ogg import find_ogg_links
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
-from audiocraft_mlx.audio.segments import Part, SegmentFile
+from audiocraft_mlx.audio.segments import MAX_PARTS, Part, SegmentFile, TooManyChunksError
 from audiocraft_mlx.audio.wav_header import find_wav_files
 from audiocraft_mlx.errors import UsageError
 
@@ -29,7 +29,6 @@ _UNKNOWN_FRAMES = 2**63 - 1
 # The bits that keep a file's samples unchanged; other subtypes fit into 16.
 _BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
 _BIT_LABELS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
-_MAX_PARTS = 1000
 
 _T = TypeVar("_T")
 
@@ -63,6 +62,13 @@ def open_decoder(path: Path, stream: BinaryIO) -> Decoder:
 
     Raises `UsageError` if it isn't audio that can be decoded.
     """
+    try:
+        return _open_decoder(path, stream)
+    except TooManyChunksError:  # the decoders' libraries would take half a minute for them
+        raise UsageError(f"{path} has too many chunks or tags; convert it to WAV") from None
+
+
+def _open_decoder(path: Path, stream: BinaryIO) -> Decoder:
     decoder: Decoder
     try:
         decoder = LibsndfileDecoder(path, stream, _find_parts(path, stream))
@@ -116,8 +122,8 @@ def _mapped(stream: BinaryIO) -> Iterator[mmap.mmap | None]:
 
 
 def _bounded(path: Path, parts: list[_T]) -> list[_T]:
-    if len(parts) > _MAX_PARTS:
-        raise UsageError(f"{path} was joined from more than {_MAX_PARTS} files; convert it to WAV")
+    if len(parts) > MAX_PARTS:
+        raise UsageError(f"{path} was joined from more than {MAX_PARTS} files; convert it to WAV")
     return parts
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import mmap
 import re
 from functools import cache
+from itertools import islice
 
 from audiocraft_mlx.audio.mpeg import skip_id3
-from audiocraft_mlx.audio.segments import Part
+from audiocraft_mlx.audio.segments import MAX_CHUNKS, MAX_PARTS, Part, TooManyChunksError
 
 # The first metadata block has the properties of the stream, and a fixed length.
 _STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
@@ -27,7 +28,10 @@ _TRAILERS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN", bytes(8))
 
 
 def find_flac_parts(data: mmap.mmap) -> list[Part]:
-    """The streams of a FLAC file that must be given to libsndfile one by one; none: the file as it is."""
+    """The streams of a FLAC file that must be given to libsndfile one by one; none: the file as it is.
+
+    Raises `TooManyChunksError`.
+    """
     start = skip_id3(data, 0)
     if not _STREAM.match(data, start):
         return []
@@ -35,7 +39,8 @@ def find_flac_parts(data: mmap.mmap) -> list[Part]:
     if len(starts) > 1:
         # Not what is in a picture or another block of the metadata.
         starts = [at for at in starts if at == start or at >= _first_frame(data, start)]
-    parts = [_part(data, at, end) for at, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+    ends = [*starts[1:], len(data)]
+    parts = [_part(data, at, end) for at, end in islice(zip(starts, ends, strict=True), MAX_PARTS + 1)]
     is_right = len(parts) == 1 and parts[0].segments == [range(start, len(data))]
     return [] if is_right else parts
 
@@ -64,8 +69,11 @@ def _part(data: mmap.mmap, start: int, end: int) -> Part:
 
 def _first_frame(data: mmap.mmap, start: int) -> int:
     """Where the frames of the stream at `start` begin: behind its metadata."""
-    position, is_last = start + _MARKER_BYTES, False
+    position, is_last, count = start + _MARKER_BYTES, False, 0
     while not is_last and position + _BLOCK_HEADER_BYTES <= len(data):
+        count += 1
+        if count > MAX_CHUNKS:
+            raise TooManyChunksError
         is_last = data[position] >= 0x80
         size = int.from_bytes(data[position + 1 : position + _BLOCK_HEADER_BYTES], "big")
         position += _BLOCK_HEADER_BYTES + size

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Iterator
+from itertools import islice
+
+from audiocraft_mlx.audio.segments import MAX_PARTS, TooManyChunksError
 
 # How files begin, with enough of them that it isn't found in audio by chance: AIFF, CAF, AU, W64 and WMA.
 _STARTS = [
@@ -18,24 +22,37 @@ _STARTS = [
     )
 ]
 _BOX_HEADER_BYTES = 8
+# A stream that was saved has two for each of its fragments.
+_MAX_BOXES = 10_000
 
 
 def find_joined(data: mmap.mmap) -> list[range]:
-    """Where the files are; none if `data` is one alone, or of another format."""
+    """Where the files are; none if `data` is one alone, or of another format.
+
+    Raises `TooManyChunksError`.
+    """
     if data[4:8] == b"ftyp":
         starts = _mp4_starts(data)
     else:
         pattern = next((pattern for pattern in _STARTS if pattern.match(data)), None)
-        starts = [] if pattern is None else [match.start() for match in pattern.finditer(data)]
+        starts = [] if pattern is None else _first(pattern.finditer(data))
     if len(starts) < 2:
         return []
     return [range(start, end) for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
 
 
+def _first(matches: Iterator[re.Match[bytes]]) -> list[int]:
+    return [match.start() for match in islice(matches, MAX_PARTS + 1)]
+
+
 def _mp4_starts(data: mmap.mmap) -> list[int]:
     """Where the files of the MP4 family (M4A, MOV, 3GP) begin. Pictures in their tags are of it, too."""
-    starts, position = [], 0
+    starts, position = list[int](), 0
+    count = 0
     while position + _BOX_HEADER_BYTES <= len(data):
+        count += 1
+        if count > _MAX_BOXES:
+            raise TooManyChunksError
         size, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         if name == b"ftyp":
             starts.append(position)

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO
 
+MAX_PARTS = 1000
+"""More files that one was joined from are refused. Nobody goes on looking for them after one more."""
+MAX_CHUNKS = 1000
+"""That the header of a file may have."""
 Segment = bytes | range
 """Bytes, or the positions of bytes in the file."""
+
+
+class TooManyChunksError(Exception):
+    """A file has more chunks than any that wasn't made to keep its readers busy."""
 
 
 @dataclass(frozen=True)

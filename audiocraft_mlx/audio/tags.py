@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mutagen import FileType
 
 _COMMENT, _DATA = "COMMENT", "MUSICGEN_MLX"
+# Also in the lower case and in the UTF-16 (of both orders) of other programs.
+_NAMES = tuple(
+    name for text in (_DATA, _DATA.lower()) for name in (text.encode(), text.encode("utf-16-le")[:-1])
+)
 # What separates the comment from the data where libsndfile writes them.
 _SEPARATOR = f"\n{_DATA}="
 # libsndfile ignores the comment of a WAV file from 2046 bytes on.
@@ -92,7 +96,7 @@ def read_tags(path: Path) -> AudioTags | None:
         if has_mutagen():
             return _read_with_mutagen(path) or _read_with_libsndfile(path)
         tags = _read_with_libsndfile(path)
-        if tags is None and _has_other_tags(path):
+        if tags is None and may_have_tags(path):
             raise UsageError(
                 f"{path} has tags that only mutagen reads; install it with: pip install 'musicgen-mlx[tags]'"
             )
@@ -138,12 +142,12 @@ def _read_with_libsndfile(path: Path) -> AudioTags | None:
     return AudioTags(comment, data) if separator else None
 
 
-def _has_other_tags(path: Path) -> bool:
-    """Whether the name of our tag is anywhere in the file."""
+def may_have_tags(path: Path) -> bool:
+    """Whether the name of our tag is anywhere in the file, as this or another program writes it."""
     if not path.stat().st_size:
         return False  # an empty file can't be mapped
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(_DATA.encode()) >= 0
+        return any(content.find(name) >= 0 for name in _NAMES)
 
 
 def _encodable(comment: str) -> str:

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from audiocraft_mlx.audio.mpeg import skip_id3
-from audiocraft_mlx.audio.segments import Part
+from audiocraft_mlx.audio.segments import MAX_CHUNKS, MAX_PARTS, Part, TooManyChunksError
 
 # RIFX has its numbers in big endian.
 _MAGICS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
@@ -71,10 +71,13 @@ class WavFile:
 
 
 def find_wav_files(data: mmap.mmap) -> list[WavFile]:
-    """The WAV files that `data` was joined from; none if it is another kind of file."""
-    files = []
+    """The WAV files that `data` was joined from; none if it is another kind of file.
+
+    Raises `TooManyChunksError`.
+    """
+    files = list[WavFile]()
     position = skip_id3(data, 0)
-    while (file := _read(data, position)) is not None:
+    while len(files) <= MAX_PARTS and (file := _read(data, position)) is not None:
         files.append(file)
         position = file.end
     return files
@@ -89,7 +92,11 @@ def _read(data: mmap.mmap, start: int) -> WavFile | None:
     wave_format, size64 = b"", 0
     samples: list[range] = []
     position = start + 12
+    count = 0
     while position + 8 <= len(data) and not _is_file(data, position):
+        count += 1
+        if count > MAX_CHUNKS:
+            raise TooManyChunksError
         name, size = struct.unpack_from(order + "4sI", data, position)
         begin = position + 8
         if name == b"data":
@@ -138,9 +145,11 @@ def _search_end(data: mmap.mmap, begin: int) -> int:
     """The end of samples of an unknown size: chunks that go to the end of the file, or to another one."""
     files = (match.start() for pattern in _FILES if (match := pattern.search(data, begin)))
     end = min(files, default=len(data))
+    seen = set[int]()  # from there one doesn't get to the end
     for match in _ANY_CHUNK.finditer(data, max(begin, end - _MAX_TRAILER), end):
         position = match.start()
-        while position < end and _is_chunk(data, position):
+        while position < end and position not in seen and _is_chunk(data, position):
+            seen.add(position)
             size = int.from_bytes(data[position + 4 : position + 8], "little")
             position = _skip_padding(data, position + 8 + size, size)
         if position >= end:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import soundfile
@@ -14,6 +14,8 @@ from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import AudioTags, add_tags, has_mutagen, libsndfile_comment
 from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.files import StrPath, write_file
+
+T = TypeVar("T")
 
 # libsndfile's names of the encodings.
 _SUBTYPES: dict[tuple[str, int | None], str] = {
@@ -111,20 +113,34 @@ def to_pcm(audio: np.ndarray, bits: int) -> np.ndarray:
 
 
 class _ErrorCapturingFile:
-    """A file for libsndfile to write to, which keeps the exception that libsndfile would lose."""
+    """A file for libsndfile to write to, which keeps the first exception, that libsndfile would lose.
+
+    Seeking and asking for the position write, too: what is in the file's buffer.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self.read = file.seek, file.tell, file.read
         self._file = file
         self.error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
+        return self._unless_failed(lambda: self._file.write(data), len(data))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._unless_failed(lambda: self._file.seek(offset, whence), 0)
+
+    def tell(self) -> int:
+        return self._unless_failed(self._file.tell, 0)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._unless_failed(lambda: self._file.read(size), b"")
+
+    def _unless_failed(self, call: Callable[[], T], otherwise: T) -> T:
         if self.error is None:
             try:
-                return self._file.write(data)
+                return call()
             except BaseException as error:  # an interruption would be lost in C, too
                 self.error = error
-        return len(data)
+        return otherwise
 
 
 def _encode(
@@ -137,6 +153,22 @@ def _encode(
 ) -> None:
     """Write the whole file, with libsndfile's `comment`."""
     sink = _ErrorCapturingFile(file)
+    try:
+        _encode_into(sink, blocks, channels, sample_rate, audio_format, comment)
+    finally:
+        # It is the reason for what libsndfile raised, if it did.
+        if sink.error:
+            raise sink.error from None
+
+
+def _encode_into(
+    sink: _ErrorCapturingFile,
+    blocks: Iterable[np.ndarray],
+    channels: int,
+    sample_rate: int,
+    audio_format: AudioFormat,
+    comment: str | None,
+) -> None:
     with soundfile.SoundFile(
         sink,
         "w",
@@ -159,8 +191,6 @@ def _encode(
                 break
         if comment and audio_format.name == "wav":
             encoder.comment = comment
-    if sink.error:
-        raise sink.error
 
 
 def _blocks(audio: np.ndarray) -> Iterator[np.ndarray]:

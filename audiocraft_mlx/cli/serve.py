@@ -18,6 +18,7 @@ import string
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -160,6 +161,8 @@ def _run(
     # uvicorn declares whole seconds, and hands it to asyncio, which knows fractions.
     config.timeout_graceful_shutdown = _GRACE_SECONDS  # type: ignore[assignment]
     server = Server(config)
+    # Ctrl-C just before it has begun.
+    warnings.filterwarnings("ignore", r"coroutine 'Server\.serve' was never awaited")
     # uvicorn raises the signals that it got once more at its end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     port = listener.getsockname()[1]

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from audiocraft_mlx.errors import MusicGenError, UsageError
+import errno
+
+from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+
+DISK_FULL = "the server's disk is full; free some space"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether it is an `OutputError` of a full disk. Its message names the file, which helps no client."""
+    cause = error.__cause__
+    return isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _FULL
 
 
 class NotFoundError(MusicGenError):

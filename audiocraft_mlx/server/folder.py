@@ -2,6 +2,7 @@
 
 server.lock             held by the server that uses it
 history.sqlite3         the database (store.py)
+history.sqlite3.new     another one, while it is made again from the clips
 clips/JOB/CLIP.wav      a clip in the format that was asked for
 clips/JOB/CLIP.bass.wav one of its stems
 audio/ID                an upload as it came
@@ -41,6 +42,7 @@ class DataFolder:
         """Make the folder if there is none. Raises `UsageError` if another server uses it, `OutputError`."""
         self.root = root
         self.database = root / "history.sqlite3"
+        self.new_database = root / "history.sqlite3.new"
         self.clips, self.audio = root / "clips", root / "audio"
         self.making, self.converted = root / "making", root / "converted"
         try:
@@ -70,9 +72,12 @@ class DataFolder:
         # What was being made, or was only converted, belongs to a process that has ended.
         for folder in (self.making, self.converted):
             shutil.rmtree(folder, ignore_errors=True)
+        for path in self.root.glob(f"{self.new_database.name}*"):
+            path.unlink(missing_ok=True)
         for folder in (self.clips, self.audio, self.making, self.converted):
             folder.mkdir(exist_ok=True)
-        check_writable(self.root / "probe")
+        for folder in (self.root, self.clips, self.audio, self.making, self.converted):
+            check_writable(folder / "probe")
         for folder in (self.root, self.audio):
             remove_stale_parts(folder)
 

@@ -36,22 +36,28 @@ _UPLOAD_SECONDS = 24 * 3600.0
 def rebuild(folder: Path) -> int:
     """Make the database in a data folder again, from the tags of its clips; how many jobs it has.
 
-    The old one is kept as `history.sqlite3.old`. Titles, favourites and the order within a second are lost.
+    The old one is kept as `history.sqlite3.old`, and in place until the new one is complete. Titles,
+    favourites and the order within a second are lost.
 
     Raises `UsageError` if a server uses the folder, `OutputError`.
     """
     data = DataFolder(folder)
     try:
-        for suffix in ("", "-wal", "-shm"):
-            old = data.database.with_name(data.database.name + suffix)
-            with suppress(FileNotFoundError):
-                os.replace(old, data.database.with_name(f"{data.database.name}.old{suffix}"))
-        store = Store(data.database)
+        store = Store(data.new_database)
         try:
             _adopt_uploads(data, store)
-            return tidy_at_start(data, store)
+            count = tidy_at_start(data, store)
         finally:
-            store.close()
+            store.close()  # into one file
+        names = (data.database.name, f"{data.database.name}.old")
+        # Its log first: it must not be taken for the new one's.
+        for suffix in ("-wal", "-shm", ""):
+            path, kept = (data.database.with_name(name + suffix) for name in names)
+            kept.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.replace(path, kept)
+        os.replace(data.new_database, data.database)
+        return count
     except OSError as error:
         raise write_error(data.database, error) from error
     finally:

@@ -82,6 +82,7 @@ class Jobs:
         self._unrecorded: dict[Id, JobRecord] = {}
         """Jobs that have ended, but the disk was full: what the store doesn't know yet."""
         self._job_seconds = _FIRST_GUESS_SECONDS
+        self._warned: str | None = None
 
     # What clients do
 
@@ -236,6 +237,13 @@ class Jobs:
                 del self._unrecorded[record.id]
                 self._record(record)
 
+    def warn(self, message: str) -> None:
+        """Log what is wrong with the disk: not again before something could be stored."""
+        with self._lock:
+            if message != self._warned:
+                self._warned = message
+                _log.warning("%s", message)
+
     def stop(self, message: str) -> None:
         """Those that are made fail; those that wait stay in the store."""
         with self._lock:
@@ -266,9 +274,11 @@ class Jobs:
         try:
             self._store.set_status(record.id, record.status, record.error)
         except MusicGenError as error:
-            _log.warning("%s", error)
+            self.warn(str(error))
             if not record.status.is_live:
                 self._unrecorded[record.id] = record
+        else:
+            self._warned = None
 
     def _tell(self, view: Job) -> None:
         self._events.publish("job", view.model_dump(mode="json", by_alias=True))

@@ -62,3 +62,5 @@ def migrate(connection: sqlite3.Connection, name: str) -> None:
         )
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    # As it is already: it fails now, not at the first job, if the file can only be read.
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")

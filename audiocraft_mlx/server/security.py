@@ -31,6 +31,8 @@ _BODY_TYPES = re.compile(
     r"application/(?:[\w.-]+\+)?json|(?:audio|video)/[\w.+-]+|application/(?:ogg|octet-stream)"
 )
 _JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json")
+# Bodies go to a file there, and into memory everywhere else, whatever their type is.
+_UPLOADS = frozenset({"/api/audio", "/api/recipe"})
 # After a link from elsewhere a browser sends no SameSite=Strict cookie, but it does from this page.
 _ONCE_MORE = (
     b'<!DOCTYPE html><meta http-equiv="refresh" content="0; url=/?token="><title>MusicGen MLX</title>'
@@ -103,6 +105,9 @@ class Security:
         if scope["type"] != "http":  # a WebSocket, of which there are none
             return await send({"type": "websocket.close", "code": 1008})
         send = _with_headers(send)
+        headers = Headers(scope)
+        # What is answered before the body has come.
+        early_send = _closing(send) if headers.has_body else send
         try:
             if self._open >= self._settings.connections:
                 raise Refusal(
@@ -111,18 +116,19 @@ class Security:
                     "server_error",
                     {"Retry-After": "5", "Connection": "close"},
                 )
-            headers = Headers(scope)
             self._check_host(headers)
             _check_origin(scope, headers)
             if self._settings.token is not None:
                 if not self._has_token(headers):
-                    return await self._log_in(scope, headers, send)
+                    return await self._log_in(scope, headers, early_send)
                 if _is_page(scope) and "token" in _query(scope):
                     # It must not stay in the address bar, also if the cookie is there already.
-                    return await _answer(send, 303, b"", {"Location": "/"})
-            body = _LimitedBody(receive, self._body_limit(scope, headers), self._settings.body_seconds)
+                    return await _answer(early_send, 303, b"", {"Location": "/"})
+            limit = self._body_limit(scope, headers)
         except Refusal as refusal:
-            return await refusal.send(send)
+            return await refusal.send(early_send)
+        is_endless = headers.get("transfer-encoding") != ""
+        body = _LimitedBody(receive, limit, self._settings.body_seconds, is_endless)
         self._open += 1
         try:
             await body.run(self._app, scope, send)
@@ -181,17 +187,16 @@ class Security:
     def _body_limit(self, scope: Scope, headers: Headers) -> int:
         """How many bytes may follow. Raises `Refusal` for another type, or if it says that it has more."""
         length = headers.get("content-length")
-        has_body = length not in ("", "0") or headers.get("transfer-encoding") != ""
         kind = headers.get("content-type").partition(";")[0].strip().lower()
         changes = scope["method"] not in _SAFE_METHODS
-        if changes and (has_body or kind) and not _BODY_TYPES.fullmatch(kind):
+        if changes and (headers.has_body or kind) and not _BODY_TYPES.fullmatch(kind):
             raise Refusal(
                 415,
                 f"the content type must be application/json or that of audio, not {kind or 'missing'}",
                 "invalid_request_error",
-                {"Connection": "close"} if has_body else None,
             )
-        limit = self._settings.json_bytes if _JSON_TYPE.fullmatch(kind) else self._settings.body_bytes
+        is_upload = scope["path"] in _UPLOADS and not _JSON_TYPE.fullmatch(kind)
+        limit = self._settings.body_bytes if is_upload else self._settings.json_bytes
         if length.isdecimal() and int(length[:20]) > limit:
             raise _too_large(limit)
         return limit
@@ -210,12 +215,18 @@ class Headers:
         """The first one, or ""."""
         return next(iter(self.all(name)), "")
 
+    @property
+    def has_body(self) -> bool:
+        return self.get("content-length") not in ("", "0") or self.get("transfer-encoding") != ""
+
 
 class _LimitedBody:
     """A request's body, counted and timed while it is read."""
 
-    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+    def __init__(self, receive: Receive, limit: int, seconds: float, is_endless: bool) -> None:
+        """`is_endless`: its length isn't known beforehand."""
         self._receive, self._left, self._limit, self._seconds = receive, limit, limit, seconds
+        self._is_endless = is_endless
         self._refusal: Refusal | None = None
         self._answered = self._finished = False
 
@@ -226,7 +237,7 @@ class _LimitedBody:
             if self._refusal is None:
                 if message["type"] == "http.response.start":
                     self._answered = True
-                await send(message)
+                await (_closing(send) if self._is_endless and not self._finished else send)(message)
 
         try:
             await app(scope, self._next, checked_send)
@@ -329,6 +340,21 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return with_headers
+
+
+def _closing(send: Send) -> Send:
+    """Closes the connection after an answer whose request has a body that nobody reads.
+
+    uvicorn would go on taking it, and more than any limit.
+    """
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            others = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
+            message = {**message, "headers": [*others, (b"connection", b"close")]}
+        await send(message)
+
+    return closing
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:

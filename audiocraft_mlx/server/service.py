@@ -14,10 +14,12 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.clips.requests import FieldError
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.files import write_error
 from audiocraft_mlx.server.engine import Engine
 from audiocraft_mlx.server.errors import BusyError, InvalidFieldError, NotFoundError
 from audiocraft_mlx.server.events import Broadcaster
 from audiocraft_mlx.server.folder import DataFolder, new_id
+from audiocraft_mlx.server.foreign_tags import read_foreign_metadata
 from audiocraft_mlx.server.history import TRASH_SECONDS, empty_trash, rebuild, tidy_at_start
 from audiocraft_mlx.server.jobs import Jobs, LiveJob
 from audiocraft_mlx.server.live import ClipAudio, FileAudio, LiveAudio
@@ -72,8 +74,10 @@ class Service:
         try:
             self._store = Store(self._folder.database)
             tidy_at_start(self._folder, self._store)
-        except BaseException:
+        except BaseException as error:
             self._folder.close()
+            if isinstance(error, OSError):
+                raise write_error(settings.data, error) from error
             raise
         self._clock, self._created = Lock(), self._store.last_created()
         self._events = Broadcaster()
@@ -252,9 +256,10 @@ class Service:
         return Audio(id=id, duration=shape.duration, sample_rate=shape.sample_rate, channels=shape.channels)
 
     def read_recipe(self, path: Path) -> AudioRecipe:
-        """How the uploaded file at `path` was made. Raises `UsageError`: it is no audio file."""
+        """How the upload or clip at `path` was made. Raises `UsageError`: it is no audio file."""
+        own = path.is_relative_to(self._folder.clips) or path.is_relative_to(self._folder.converted)
         try:
-            metadata = read_metadata(path)
+            metadata = read_metadata(path) if own else read_foreign_metadata(path)
             if metadata is None:
                 require_audio(path, "the file")
                 return AudioRecipe(recipe=None, command=None)

@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.server.errors import InvalidFieldError, NotFoundError
+from audiocraft_mlx.server.errors import DISK_FULL, InvalidFieldError, NotFoundError
 from audiocraft_mlx.server.migrations import migrate
 from audiocraft_mlx.server.schema import Id, JobRequest, Status
 
@@ -322,7 +322,7 @@ class Store:
 
     def _write_error(self, error: sqlite3.Error) -> OutputError:
         if "full" in str(error):
-            return OutputError("the server's disk is full; free some space")
+            return OutputError(DISK_FULL)
         return OutputError(
             f"{self._path} can't be written ({error}); free some space, and check its permissions"
         )
