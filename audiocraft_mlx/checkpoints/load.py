@@ -45,7 +45,9 @@ def load(
         quantize(bundle, quantize_to)
         if not lazy and lm_dtype() != mx.float32:
             bundle.lm.set_dtype(lm_dtype())
-    if not lazy:
+    if lazy:
+        bundle.use_plain_layout()
+    else:
         bundle.materialize()
     return bundle
 

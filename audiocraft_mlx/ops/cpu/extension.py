@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from types import ModuleType
@@ -19,7 +20,7 @@ from audiocraft_mlx.ops.device import on_gpu
 
 ENV_VAR = "MUSICGEN_MLX_NATIVE"
 THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
-ABI_VERSION = 5
+ABI_VERSION = 6
 """Version of the extension's functions and their arguments: the second number of its own version."""
 BUILD_ANEW = "run make install again in a checkout"
 _TRIM_BYTES = 256 << 20
@@ -142,3 +143,24 @@ def kv_cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
     They are most of what a step reads then; MLX's own attention is slow in float16 on CPUs.
     """
     return mx.float16 if quantized and cpu_extension() is not None else dtype
+
+
+def map_tensors(
+    path: str, places: Sequence[tuple[int, Sequence[int], mx.Dtype]]
+) -> list[mx.array] | None:
+    """The tensors of a file at `places` (offset, shape, dtype), without a copy; None where MLX has to read them.
+
+    Their memory is that of the file: it must not be written to or cut off while one of them is in use.
+
+    Raises:
+        OSError: the file can't be opened or mapped.
+        ValueError: a tensor ends behind the file, or isn't aligned.
+    """
+    functions = cpu_extension()
+    return None if functions is None else functions.map_tensors(path, places)
+
+
+def empty(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
+    """An array to be written to before it is read: zeros, or where the extension can, whatever is there."""
+    functions = cpu_extension()
+    return mx.zeros(shape, dtype) if functions is None else functions.empty(shape, dtype)
