@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
-from audiocraft_mlx.checkpoints.evaluation import evaluate_together, second_stream
-from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
+from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, evaluate_together, second_stream
+from audiocraft_mlx.checkpoints.finite import is_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
@@ -107,8 +107,8 @@ class ModelBundle:
             network_name = name.partition(".")[0]
             parts[network_name if network_name in parts else "others"].append(weight)
         evaluate_together(parts["lm"], parts["others"])
-        # The codec's are needed last: they are computed while the first steps are.
-        mx.async_eval(parts["codec"])
+        # The codec's are needed last: they are computed beside what comes next.
+        evaluate_beside(parts["codec"])
         if is_quantized:
             _require_finite(weights)
         trim_heap()
@@ -133,16 +133,10 @@ class ModelBundle:
 
 def _require_finite(weights: Weights) -> None:
     """Raise `CheckpointError` for weights of a quantized model that are NaN or infinite."""
-    flags = {
-        name: all_finite(weight)
-        for name, weight in weights.items()
+    for name, weight in weights.items():
         # The codec isn't quantized, and its audio is looked at.
-        if weight.dtype != mx.uint32 and not name.startswith("codec.")
-    }
-    mx.eval(flags)
-    for name, is_finite in flags.items():
-        if not is_finite:
-            raise not_finite_error(name, weights[name])
+        if weight.dtype != mx.uint32 and not name.startswith("codec.") and not is_finite(weight):
+            raise not_finite_error(name, weight)
 
 
 def lm_dtype() -> mx.Dtype:

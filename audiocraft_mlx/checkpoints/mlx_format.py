@@ -32,7 +32,7 @@ from audiocraft_mlx.checkpoints.bundle import (
     melody_conditioner,
     select_codebooks,
 )
-from audiocraft_mlx.checkpoints.evaluation import second_stream
+from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, second_stream
 from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
@@ -114,8 +114,12 @@ _V1_SOURCE_REPO_KEY = "origin"
 _V1_LM_NAMES = [(r"^heads\.", "lm_heads.")]
 
 
-def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) -> ModelBundle:
+def load_model(
+    model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, lazy: bool
+) -> ModelBundle:
     """The lazy model in `model_files`, whose `config.json` is `config`, its LM's weights as `dtype`.
+
+    Unless `lazy`, its codec's weights are begun with: they are computed beside the rest of the loading.
 
     Raises `CheckpointError` or `DownloadError`.
     """
@@ -129,7 +133,17 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
     t5_config = _read_t5_config(config.section("text_encoder"))
     codec_config = _read_codec_config(config.section("codec"))
     max_duration = config.number("max_duration", within=SEGMENT_SECONDS)
-    lm, t5, codec = LM(lm_config), T5Encoder(t5_config), Encodec(codec_config)
+    lm_path, text_path, codec_path = (
+        model_files.local_path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE)
+    )
+    codec = Encodec(codec_config)
+    with second_stream():
+        # The encoder, which text to music never uses, is made float32 by its first use.
+        codec_weights = map_safetensors(codec_path)
+        load_strict(codec, codec_weights, mx.float32, str(codec_path), as_stored=("encoder.",))
+        if not lazy:
+            evaluate_beside(list(flat_parameters(codec).values()))
+    lm, t5 = LM(lm_config), T5Encoder(t5_config)
     if "quantization" in config:
         section = config.section("quantization")
         quantization = _read_dataclass(Quantization, section)
@@ -141,9 +155,6 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
             tile_quantized_layers(lm)
             tile_quantized_layers(t5)
 
-    lm_path, text_path, codec_path = (
-        model_files.local_path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE)
-    )
     lm_weights = map_safetensors(lm_path)
     if version == 1:
         lm_weights = rename(lm_weights, _V1_LM_NAMES)
@@ -155,8 +166,6 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
         t5_weights = pop_prefix(text, _T5_PREFIX)
         load_strict(t5, t5_weights | text, mx.float32, str(text_path))
         output_proj = load_projection(t5_config, lm_config, {**projection}, str(text_path))
-        # The encoder, which text to music never uses, is made float32 by its first use.
-        load_strict(codec, map_safetensors(codec_path), mx.float32, str(codec_path), as_stored=("encoder.",))
     selected = select_codebooks(codec, lm_config, config.boolean("stereo"), None, model_files.name)
     audio_conditioner, style_params = _read_audio_conditioner(
         model_files,
@@ -325,8 +334,11 @@ def _save(path: Path, weights: Weights) -> None:
         )
         for name, array in arrays.items()
     }
+    path.touch()
+    mode = path.stat().st_mode  # the library's own is 0600
     try:
         serialize_file(specs, path, metadata={"format": "mlx"})
+        path.chmod(mode)
     except SafetensorError as error:  # it says why in words only: most often the disk is full
         raise OSError(errno.ENOSPC, f"{path.name} could be written only in part") from error
 

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -46,8 +45,8 @@ def load_extension() -> ModuleType | None:
         reason = f"it was built for another version of this program: 0.{abi}, not 0.{ABI_VERSION}"
         _warn(reason, f"install audiocraft-mlx-native 0.{ABI_VERSION}, or {BUILD_ANEW}")
         return None
-    if mlx != version("mlx"):
-        reason = f"it was built for MLX {mlx}, this is {version('mlx')}"
+    if mlx != mx.__version__:
+        reason = f"it was built for MLX {mlx}, this is {mx.__version__}"
         _warn(reason, f"pip install 'mlx[cpu]=={mlx}', or {BUILD_ANEW}")
         return None
     try:
