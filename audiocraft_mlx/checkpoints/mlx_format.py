@@ -324,7 +324,10 @@ def _cast_weights(prefix: str, network: nn.Module, dtype: mx.Dtype, label: str |
 def _save(path: Path, weights: Weights) -> None:
     # Of types without an equal in NumPy the bytes: the library takes addresses. It aligns tensors, as
     # `map_safetensors` needs them.
-    arrays = {name: np.asarray(weight.view(_UNSIGNED[weight.dtype.size])) for name, weight in weights.items()}
+    arrays = {
+        name: np.ascontiguousarray(weight.view(_UNSIGNED[weight.dtype.size]))
+        for name, weight in weights.items()
+    }
     specs = {
         name: TensorSpec(
             dtype=dtype_name(weights[name].dtype),
