@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import audiocraft_mlx
-from audiocraft_mlx.checkpoints import mlx_format
+from audiocraft_mlx.checkpoints import mlx_format, tensors
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.model_card import model_card
@@ -383,6 +383,45 @@ def test_a_folder_of_an_earlier_version_is_loaded(
     assert weights.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(weights[key], value, err_msg=key)
+
+
+# How files are written
+
+
+def test_tensors_are_aligned_so_that_their_file_can_be_mapped(converted: Path) -> None:
+    for path in converted.glob("*.safetensors"):
+        header, start = tensors._read_header(path)
+        assert start % 8 == 0
+        for entry in header.values():
+            assert entry["data_offsets"][0] % tensors._DTYPES[entry["dtype"]].size == 0
+
+
+def test_files_have_the_permissions_of_other_new_files(converted: Path) -> None:
+    assert len({path.stat().st_mode for path in converted.iterdir()}) == 1
+
+
+def test_mapped_tensors_are_those_that_mlx_reads(converted: Path) -> None:
+    for path in converted.glob("*.safetensors"):
+        mapped, read = tensors.map_safetensors(path), mx.load(str(path))
+        assert mapped.keys() == read.keys()
+        for name, value in mapped.items():
+            assert value.dtype == read[name].dtype
+            np.testing.assert_array_equal(value, read[name])
+
+
+def test_a_file_that_is_not_aligned_is_read(tmp_path: Path) -> None:
+    for length in range(8):  # of the header
+        path = tmp_path / f"{length}.safetensors"
+        mx.save_safetensors(str(path), {"a" * (length + 1): mx.arange(5).astype(mx.float32)})
+        (value,) = tensors.map_safetensors(path).values()
+        assert value.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_loaded_model_outlives_its_folder(copy: Path) -> None:
+    model = MusicGen.get_pretrained(str(copy))
+    expected = greedy(model)
+    shutil.rmtree(copy)
+    np.testing.assert_array_equal(greedy(model), expected)
 
 
 # Invalid folders

@@ -42,7 +42,8 @@ def all_finite(weight: mx.array, axis: int | None = None) -> mx.array:
     return (weight.view(kind) & without_sign).max(axis=axis) < infinity
 
 
-# Of each type: the integers of its size, and infinity, negative infinity as the unsigned one. What has more is NaN.
+# Of each type: the integers of its size, infinity, and negative infinity as the unsigned one.
+# What has more is NaN.
 _NUMPY_BITS = {
     mx.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
     mx.float32: (np.int32, np.uint32, 0x7F800000, 0xFF800000),
@@ -55,7 +56,7 @@ def is_finite(weight: mx.array) -> bool:
         return bool(all_finite(weight).item())
     signed, unsigned, infinity, negative = _NUMPY_BITS[weight.dtype]
     values = np.asarray(weight)
-    # The largest signed integer is that of a positive weight, the largest unsigned one of a negative weight, if any.
+    # The largest signed integer is a positive weight's, the largest unsigned one a negative weight's, if any.
     return bool(values.view(signed).max() < infinity and values.view(unsigned).max() < negative)
 
 

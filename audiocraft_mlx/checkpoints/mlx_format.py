@@ -3,12 +3,12 @@
 `config.json` holds the networks' configurations and the defaults for generation; `lm.safetensors`,
 `text_encoder.safetensors` (T5 and its projection), `codec.safetensors` and, for models conditioned on melody
 or style, `audio_conditioner.safetensors` hold the weights; `tokenizer.json` is T5's. With an entry
-`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout, 16 outputs side by
-side where that is possible (`TiledQuantizedLinear`): as the extension for CPUs reads them, so that it can use the
-file's own memory.
+`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout, 16 outputs side
+by side where that is possible (`TiledQuantizedLinear`): as the extension for CPUs reads them, so that it can use
+the file's own memory.
 
-In version 2 no outputs lie side by side. Version 1 also differs in three names, which are mapped when it is read: the file `listener.safetensors`, the key
-`origin`, and the LM's layer `heads`.
+In version 2 no outputs lie side by side. Version 1 also differs in three names, which are mapped when it is
+read: the file `listener.safetensors`, the key `origin`, and the LM's layer `heads`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,6 @@ from audiocraft_mlx.networks.weights import (
     quantized_parameters,
     rename,
 )
-
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import tile_quantized_layers
 
@@ -114,9 +113,7 @@ _V1_SOURCE_REPO_KEY = "origin"
 _V1_LM_NAMES = [(r"^heads\.", "lm_heads.")]
 
 
-def load_model(
-    model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, lazy: bool
-) -> ModelBundle:
+def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, lazy: bool) -> ModelBundle:
     """The lazy model in `model_files`, whose `config.json` is `config`, its LM's weights as `dtype`.
 
     Unless `lazy`, its codec's weights are begun with: they are computed beside the rest of the loading.

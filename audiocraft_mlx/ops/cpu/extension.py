@@ -45,8 +45,9 @@ def load_extension() -> ModuleType | None:
         reason = f"it was built for another version of this program: 0.{abi}, not 0.{ABI_VERSION}"
         _warn(reason, f"install audiocraft-mlx-native 0.{ABI_VERSION}, or {BUILD_ANEW}")
         return None
-    if mlx != mx.__version__:
-        reason = f"it was built for MLX {mlx}, this is {mx.__version__}"
+    present: str = mx.__version__  # type: ignore[attr-defined]  # importlib.metadata takes 10 ms to import
+    if mlx != present:
+        reason = f"it was built for MLX {mlx}, this is {present}"
         _warn(reason, f"pip install 'mlx[cpu]=={mlx}', or {BUILD_ANEW}")
         return None
     try:
@@ -144,10 +145,8 @@ def kv_cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
     return mx.float16 if quantized and cpu_extension() is not None else dtype
 
 
-def map_tensors(
-    path: str, places: Sequence[tuple[int, Sequence[int], mx.Dtype]]
-) -> list[mx.array] | None:
-    """The tensors of a file at `places` (offset, shape, dtype), without a copy; None where MLX has to read them.
+def map_tensors(path: str, places: Sequence[tuple[int, Sequence[int], mx.Dtype]]) -> list[mx.array] | None:
+    """The tensors of a file at `places` (offset, shape, dtype), without a copy; None without the extension.
 
     Their memory is that of the file: it must not be written to or cut off while one of them is in use.
 
