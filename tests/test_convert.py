@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import audiocraft_mlx
-from audiocraft_mlx.checkpoints import mlx_format
+from audiocraft_mlx.checkpoints import mlx_format, tensors
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.model_card import model_card
@@ -27,8 +27,8 @@ from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.cli.convert import main
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
-from audiocraft_mlx.networks.weights import Weights, flat_parameters
-from audiocraft_mlx.ops.linear import has_optimized_layout
+from audiocraft_mlx.networks.weights import Weights, flat_parameters, quantized_parameters
+from audiocraft_mlx.ops.linear import has_optimized_layout, tile_quantized_layers
 
 from .conftest import _HF_HOME, add_to_hub_cache
 
@@ -308,7 +308,7 @@ def test_the_card_names_the_source_and_licence_of_the_weights(source_repo: str |
     assert "quantized to 4 bits (affine, groups of 64); the rest is stored as float16" in card
 
 
-# Version 1 of the format
+# Earlier versions of the format
 
 
 def all_weights(bundle: ModelBundle) -> dict[str, np.ndarray]:
@@ -319,8 +319,30 @@ def all_weights(bundle: ModelBundle) -> dict[str, np.ndarray]:
     }
 
 
+def write_version_2(folder: Path) -> None:
+    """Rewrite a converted folder as version 2 has it: quantized layers in MLX's order, files not aligned."""
+    plain = load(str(folder), lazy=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["format_version"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, prefix, network in (
+        ("lm.safetensors", "", plain.lm),
+        ("text_encoder.safetensors", "t5.", plain.text_conditioner.t5),
+    ):
+        weights = dict(mx.load(str(folder / name)))
+        weights |= {prefix + key: value for key, value in quantized_weights(network).items()}
+        mx.eval(weights)
+        mx.save_safetensors(str(folder / name), weights)
+
+
+def quantized_weights(network: nn.Module) -> dict[str, mx.array]:
+    names = quantized_parameters(network)
+    return {name: value for name, value in flat_parameters(network).items() if name in names}
+
+
 def write_version_1(folder: Path) -> None:
     """Rewrite a converted folder with the names of version 1."""
+    write_version_2(folder)
     config = json.loads((folder / "config.json").read_text())
     config["format_version"] = 1
     if "source_repo" in config:
@@ -334,28 +356,72 @@ def write_version_1(folder: Path) -> None:
         (folder / "audio_conditioner.safetensors").rename(folder / "listener.safetensors")
 
 
+@pytest.mark.parametrize("write", [write_version_1, write_version_2])
 @pytest.mark.parametrize("kind", ["demo", "melody", "style"])
-def test_a_folder_of_version_1_is_loaded(source: Callable[[str], str], tmp_path: Path, kind: str) -> None:
+def test_a_folder_of_an_earlier_version_is_loaded(
+    source: Callable[[str], str], tmp_path: Path, kind: str, write: Callable[[Path], None]
+) -> None:
     folder = tmp_path / "made"
     quantize = ["-q", "8"] if kind == "demo" else []
     name = "demo" if kind == "demo" else source(f"audiocraft/{kind}")
     assert main([name, "-o", str(folder), "--dtype", "float32", *quantize]) == 0
     before = load(str(folder))
-    write_version_1(folder)
-    # What is read is what version 1 really wrote, with layers' numbers as #.
-    written = {
-        file.name: sorted({re.sub(r"\.\d+\.", ".#.", tensor) for tensor in mx.load(str(file))})
-        for file in folder.glob("*.safetensors")
-    }
-    written["keys"] = sorted(json.loads((folder / "config.json").read_text()))
-    assert written == json.loads(Path(__file__).with_name("mlx_format_v1.json").read_text())[kind]
+    expected = all_weights(before)
+    write(folder)
+    if write is write_version_1:
+        # What is read is what version 1 really wrote, with layers' numbers as #.
+        written = {
+            file.name: sorted({re.sub(r"\.\d+\.", ".#.", tensor) for tensor in mx.load(str(file))})
+            for file in folder.glob("*.safetensors")
+        }
+        written["keys"] = sorted(json.loads((folder / "config.json").read_text()))
+        assert written == json.loads(Path(__file__).with_name("mlx_format_v1.json").read_text())[kind]
     after = load(str(folder))
     assert after.source_repo == before.source_repo == ("demo" if kind == "demo" else None)
     assert after.style_params == before.style_params
-    expected, weights = all_weights(before), all_weights(after)
+    weights = all_weights(after)
     assert weights.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(weights[key], value, err_msg=key)
+
+
+# How files are written
+
+
+def test_tensors_are_aligned_so_that_their_file_can_be_mapped(converted: Path) -> None:
+    for path in converted.glob("*.safetensors"):
+        header, start = tensors._read_header(path)
+        assert start % 8 == 0
+        for entry in header.values():
+            assert entry["data_offsets"][0] % tensors._DTYPES[entry["dtype"]].size == 0
+
+
+def test_files_have_the_permissions_of_other_new_files(converted: Path) -> None:
+    assert len({path.stat().st_mode for path in converted.iterdir()}) == 1
+
+
+def test_mapped_tensors_are_those_that_mlx_reads(converted: Path) -> None:
+    for path in converted.glob("*.safetensors"):
+        mapped, read = tensors.map_safetensors(path), mx.load(str(path))
+        assert mapped.keys() == read.keys()
+        for name, value in mapped.items():
+            assert value.dtype == read[name].dtype
+            np.testing.assert_array_equal(value, read[name])
+
+
+def test_a_file_that_is_not_aligned_is_read(tmp_path: Path) -> None:
+    for length in range(8):  # of the header
+        path = tmp_path / f"{length}.safetensors"
+        mx.save_safetensors(str(path), {"a" * (length + 1): mx.arange(5).astype(mx.float32)})
+        (value,) = tensors.map_safetensors(path).values()
+        assert value.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_loaded_model_outlives_its_folder(copy: Path) -> None:
+    model = MusicGen.get_pretrained(str(copy))
+    expected = greedy(model)
+    shutil.rmtree(copy)
+    np.testing.assert_array_equal(greedy(model), expected)
 
 
 # Invalid folders
@@ -371,7 +437,7 @@ def test_files_and_version_of_the_format(converted: Path) -> None:
         "tokenizer.json",
     }
     config = json.loads((converted / "config.json").read_text())
-    assert (config["format"], config["format_version"]) == ("musicgen-mlx", 2)
+    assert (config["format"], config["format_version"]) == ("musicgen-mlx", 3)
     assert config["quantization"] == {"group_size": 64, "bits": 4}
 
 
@@ -379,7 +445,7 @@ def test_files_and_version_of_the_format(converted: Path) -> None:
     ("path", "value", "message"),
     [
         ("format", "gguf", "'format' .* is 'gguf'; only 'musicgen-mlx' is supported"),
-        ("format_version", 3, r"'format_version' .* is newer than this program knows \(2\); update"),
+        ("format_version", 4, r"'format_version' .* is newer than this program knows \(3\); update"),
         ("format_version", "1", "'format_version' .* is '1', not an integer"),
         ("stereo", 1, "'stereo' .* is 1, not true or false"),
         ("max_duration", 0, "'max_duration' .* is 0, not a number from 0.5 to 600"),
@@ -755,7 +821,9 @@ def test_weights_are_quantized_from_the_precision_of_the_files(
     assert main([str(tmp_path / "precise"), "-o", str(tmp_path / "cpu"), "-q", "4"]) == 0
     monkeypatch.setattr("audiocraft_mlx.checkpoints.bundle.on_gpu", lambda: True)
     assert main([str(tmp_path / "precise"), "-o", str(tmp_path / "gpu"), "-q", "4"]) == 0
-    loaded = flat_parameters(load(str(tmp_path / "precise"), quantize_to=4, lazy=True).lm)
+    quantized = load(str(tmp_path / "precise"), quantize_to=4, lazy=True)
+    tile_quantized_layers(quantized.lm)  # as in the files
+    loaded = flat_parameters(quantized.lm)
     cpu, gpu = (mx.load(str(tmp_path / name / mlx_format.LM_FILE)) for name in ("cpu", "gpu"))
     for name, value in cpu.items():
         np.testing.assert_array_equal(np.array(gpu[name]), np.array(value), err_msg=name)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import mlx.core as mx
@@ -411,3 +412,43 @@ def primitives(array: mx.array) -> str:
     with tempfile.NamedTemporaryFile("r", suffix=".dot") as file:
         mx.export_to_dot(file.name, array)
         return file.read()
+
+
+# Arrays over the memory of a file
+
+
+def test_tensors_of_a_file(tmp_path: Path) -> None:
+    values = normal(6)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8) + np.array(values).tobytes() + b"\x01\x02\x03\x04")
+    floats, integers = extension.map_tensors(str(path), [(8, (2, 3), mx.float32), (32, (2,), mx.uint16)])
+    path.unlink()
+    np.testing.assert_array_equal(floats, values.reshape(2, 3))
+    np.testing.assert_array_equal(floats.T @ floats, values.reshape(2, 3).T @ values.reshape(2, 3))
+    assert integers.tolist() == [0x0201, 0x0403]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((8, (2,), mx.float32), "ends behind"),
+        ((-4, (1,), mx.float32), "ends behind"),
+        ((2, (1,), mx.float32), "aligned"),
+    ],
+)
+def test_a_tensor_that_is_not_in_the_file_is_refused(tmp_path: Path, place: tuple, message: str) -> None:
+    (tmp_path / "file").write_bytes(bytes(12))
+    with pytest.raises(ValueError, match=message):
+        extension.map_tensors(str(tmp_path / "file"), [place])
+
+
+def test_a_file_that_is_not_there_cannot_be_mapped(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        extension.map_tensors(str(tmp_path / "none"), [])
+
+
+def test_an_empty_array_can_be_written_to() -> None:
+    array = extension.empty((2, 3), mx.float16)
+    array[:] = 1
+    assert array.dtype == mx.float16
+    assert array.tolist() == [[1, 1, 1], [1, 1, 1]]

@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
-from audiocraft_mlx.checkpoints.evaluation import evaluate_together, second_stream
-from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
+from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, evaluate_together, second_stream
+from audiocraft_mlx.checkpoints.finite import is_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
@@ -30,7 +30,7 @@ from audiocraft_mlx.networks.t5 import T5Config
 from audiocraft_mlx.networks.weights import Weights, flat_parameters, quantized_parameters
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
-from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout
+from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout, use_plain_layout
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
@@ -74,6 +74,11 @@ class ModelBundle:
                 " in the order that this machine reads fastest"
             )
 
+    def use_plain_layout(self) -> None:
+        """Bring quantized weights, lazily, from the order of our files into MLX's."""
+        for network in (self.lm, self.text_conditioner.t5):
+            use_plain_layout(network)
+
     def materialize(self) -> None:
         """Compute all lazy weights, few at a time: the peak of memory stays near what is kept.
 
@@ -97,10 +102,13 @@ class ModelBundle:
         sizes = [weight.nbytes for weight in weights.values()]
         # The largest one also as it is in the file, and with the threads and buffers of MLX and the BLAS.
         require_memory(sum(sizes) + 2 * max(sizes) + _BUFFERS_BYTES)
-        parts: tuple[list[mx.array], list[mx.array]] = ([], [])
+        parts: dict[str, list[mx.array]] = {"lm": [], "codec": [], "others": []}
         for name, weight in weights.items():
-            parts[not name.startswith("lm.")].append(weight)
-        evaluate_together(*parts)
+            network_name = name.partition(".")[0]
+            parts[network_name if network_name in parts else "others"].append(weight)
+        evaluate_together(parts["lm"], parts["others"])
+        # The codec's are needed last: they are computed beside what comes next.
+        evaluate_beside(parts["codec"])
         if is_quantized:
             _require_finite(weights)
         trim_heap()
@@ -125,16 +133,10 @@ class ModelBundle:
 
 def _require_finite(weights: Weights) -> None:
     """Raise `CheckpointError` for weights of a quantized model that are NaN or infinite."""
-    flags = {
-        name: all_finite(weight)
-        for name, weight in weights.items()
+    for name, weight in weights.items():
         # The codec isn't quantized, and its audio is looked at.
-        if weight.dtype != mx.uint32 and not name.startswith("codec.")
-    }
-    mx.eval(flags)
-    for name, is_finite in flags.items():
-        if not is_finite:
-            raise not_finite_error(name, weights[name])
+        if weight.dtype != mx.uint32 and not name.startswith("codec.") and not is_finite(weight):
+            raise not_finite_error(name, weight)
 
 
 def lm_dtype() -> mx.Dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,19 @@ def second_stream() -> AbstractContextManager[object]:
 @cache
 def _second_stream() -> mx.ThreadLocalStream:
     return mx.new_thread_local_stream(mx.cpu)
+
+
+def evaluate_beside(weights: Sequence[mx.array]) -> None:
+    """Begin to compute lazy weights on the second stream: whoever uses them waits for them."""
+    _finish_at_exit()
+    mx.async_eval(weights)
+
+
+@cache
+def _finish_at_exit() -> None:
+    if not on_gpu():
+        # A process that ends while MLX's threads compute may crash.
+        atexit.register(mx.synchronize, _second_stream())
 
 
 def evaluate_together(*parts: Sequence[mx.array]) -> None:

@@ -40,17 +40,19 @@ def load(
         patch_mlx_blas()
     # float32 holds all that a file may have; what is converted or quantized isn't rounded before.
     precise = lazy or quantize_to is not None
-    bundle = _load_files(resolve_model(name, revision), mx.float32 if precise else lm_dtype())
+    bundle = _load_files(resolve_model(name, revision), mx.float32 if precise else lm_dtype(), lazy)
     if quantize_to is not None:
         quantize(bundle, quantize_to)
         if not lazy and lm_dtype() != mx.float32:
             bundle.lm.set_dtype(lm_dtype())
-    if not lazy:
+    if lazy:
+        bundle.use_plain_layout()
+    else:
         bundle.materialize()
     return bundle
 
 
-def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
+def _load_files(model_files: ModelFiles, dtype: mx.Dtype, lazy: bool) -> ModelBundle:
     # audiocraft's file is preferred where a folder has both: it is half the size.
     if _AUDIOCRAFT_FILE in model_files.files:
         from audiocraft_mlx.checkpoints import audiocraft, transformers
@@ -63,7 +65,7 @@ def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
             if not model_files.has(transformers.NETWORK_FILES, local=True):
                 raise reason from reason.__cause__
             try:
-                return _load_config(model_files, dtype)
+                return _load_config(model_files, dtype, lazy)
             except MusicGenError as other:
                 raise type(reason)(
                     f"{reason}. {model_files.name} also has {CONFIG_FILE}, transformers' layout, which can't"
@@ -74,7 +76,7 @@ def _load_files(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
             f"{model_files.name} has no MusicGen checkpoint: neither {_AUDIOCRAFT_FILE} (audiocraft)"
             f" nor {CONFIG_FILE} (transformers, or our own format){_describe_others(model_files.files)}"
         )
-    return _load_config(model_files, dtype)
+    return _load_config(model_files, dtype, lazy)
 
 
 def _describe_others(files: frozenset[str]) -> str:
@@ -101,12 +103,12 @@ def _describe_others(files: frozenset[str]) -> str:
     return ""
 
 
-def _load_config(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
+def _load_config(model_files: ModelFiles, dtype: mx.Dtype, lazy: bool) -> ModelBundle:
     config = read_config(model_files)
     if "format" in config:  # ours, in any version
         from audiocraft_mlx.checkpoints import mlx_format
 
-        return mlx_format.load_model(model_files, config, dtype)
+        return mlx_format.load_model(model_files, config, dtype, lazy)
     from audiocraft_mlx.checkpoints import transformers
 
     return transformers.load_model(model_files, config, dtype)

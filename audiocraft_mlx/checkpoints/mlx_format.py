@@ -3,10 +3,12 @@
 `config.json` holds the networks' configurations and the defaults for generation; `lm.safetensors`,
 `text_encoder.safetensors` (T5 and its projection), `codec.safetensors` and, for models conditioned on melody
 or style, `audio_conditioner.safetensors` hold the weights; `tokenizer.json` is T5's. With an entry
-`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout.
+`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout, 16 outputs side
+by side where that is possible (`TiledQuantizedLinear`): as the extension for CPUs reads them, so that it can use
+the file's own memory.
 
-Version 1 differs in three names, which are mapped when it is read: the file `listener.safetensors`, the key
-`origin`, and the LM's layer `heads`.
+In version 2 no outputs lie side by side. Version 1 also differs in three names, which are mapped when it is
+read: the file `listener.safetensors`, the key `origin`, and the LM's layer `heads`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from audiocraft_mlx.checkpoints.bundle import (
     CONFIG_FILE,
@@ -28,13 +32,13 @@ from audiocraft_mlx.checkpoints.bundle import (
     melody_conditioner,
     select_codebooks,
 )
-from audiocraft_mlx.checkpoints.evaluation import second_stream
+from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, second_stream
 from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.quantization import quantization_of, quantize_layers
 from audiocraft_mlx.checkpoints.quantization_config import Quantization
-from audiocraft_mlx.checkpoints.tensors import read_safetensors
+from audiocraft_mlx.checkpoints.tensors import map_safetensors
 from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
 from audiocraft_mlx.conditioning.chroma import LENGTH, N_CHROMA, N_FFT, ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
@@ -83,12 +87,14 @@ from audiocraft_mlx.networks.weights import (
     quantized_parameters,
     rename,
 )
+from audiocraft_mlx.ops.device import on_gpu
+from audiocraft_mlx.ops.linear import tile_quantized_layers
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.style_encoder import StyleConfig
 
 FORMAT = "musicgen-mlx"
-VERSION = 2
+VERSION = 3
 LM_FILE = "lm.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 CODEC_FILE = "codec.safetensors"
@@ -96,6 +102,7 @@ AUDIO_CONDITIONER_FILE = "audio_conditioner.safetensors"
 SOURCE_REPO_KEY = "source_repo"
 README_FILE = "README.md"
 
+_UNSIGNED = {2: mx.uint16, 4: mx.uint32}
 _T5_PREFIX, _PROJECTION_PREFIX = "t5.", "output_proj."
 _MERT_PREFIX, _STYLE_PREFIX = "mert.", "style."
 _Config = TypeVar("_Config")
@@ -106,8 +113,10 @@ _V1_SOURCE_REPO_KEY = "origin"
 _V1_LM_NAMES = [(r"^heads\.", "lm_heads.")]
 
 
-def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) -> ModelBundle:
+def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, lazy: bool) -> ModelBundle:
     """The lazy model in `model_files`, whose `config.json` is `config`, its LM's weights as `dtype`.
+
+    Unless `lazy`, its codec's weights are begun with: they are computed beside the rest of the loading.
 
     Raises `CheckpointError` or `DownloadError`.
     """
@@ -121,7 +130,17 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
     t5_config = _read_t5_config(config.section("text_encoder"))
     codec_config = _read_codec_config(config.section("codec"))
     max_duration = config.number("max_duration", within=SEGMENT_SECONDS)
-    lm, t5, codec = LM(lm_config), T5Encoder(t5_config), Encodec(codec_config)
+    lm_path, text_path, codec_path = (
+        model_files.local_path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE)
+    )
+    codec = Encodec(codec_config)
+    with second_stream():
+        # The encoder, which text to music never uses, is made float32 by its first use.
+        codec_weights = map_safetensors(codec_path)
+        load_strict(codec, codec_weights, mx.float32, str(codec_path), as_stored=("encoder.",))
+        if not lazy:
+            evaluate_beside(list(flat_parameters(codec).values()))
+    lm, t5 = LM(lm_config), T5Encoder(t5_config)
     if "quantization" in config:
         section = config.section("quantization")
         quantization = _read_dataclass(Quantization, section)
@@ -129,22 +148,21 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype) 
             quantize_layers(lm, t5, quantization)
         except UsageError as error:
             raise section.error("group_size", f"doesn't fit the model: {error}") from error
+        if version >= 3:
+            tile_quantized_layers(lm)
+            tile_quantized_layers(t5)
 
-    lm_path, text_path, codec_path = (
-        model_files.local_path(name) for name in (LM_FILE, TEXT_FILE, CODEC_FILE)
-    )
-    lm_weights = read_safetensors(lm_path)
+    lm_weights = map_safetensors(lm_path)
     if version == 1:
         lm_weights = rename(lm_weights, _V1_LM_NAMES)
-    load_strict(lm, lm_weights, dtype, str(lm_path))
+    # A step takes a few rows of the embeddings: converting those is cheaper.
+    load_strict(lm, lm_weights, dtype, str(lm_path), as_stored=() if on_gpu() else ("embed.",))
     with second_stream():
-        text = read_safetensors(text_path)
+        text = map_safetensors(text_path)
         projection = pop_prefix(text, _PROJECTION_PREFIX)
         t5_weights = pop_prefix(text, _T5_PREFIX)
         load_strict(t5, t5_weights | text, mx.float32, str(text_path))
         output_proj = load_projection(t5_config, lm_config, {**projection}, str(text_path))
-        # The encoder, which text to music never uses, is made float32 by its first use.
-        load_strict(codec, read_safetensors(codec_path), mx.float32, str(codec_path), as_stored=("encoder.",))
     selected = select_codebooks(codec, lm_config, config.boolean("stereo"), None, model_files.name)
     audio_conditioner, style_params = _read_audio_conditioner(
         model_files,
@@ -173,7 +191,7 @@ def _read_audio_conditioner(
     if "melody" in config:
         chroma = _read_chroma_config(config.section("melody"))
         path = model_files.local_path(filename)
-        return melody_conditioner(chroma, lm.dim, {**read_safetensors(path)}, str(path)), StyleParams()
+        return melody_conditioner(chroma, lm.dim, {**map_safetensors(path)}, str(path)), StyleParams()
     if "style" not in config:
         return None, StyleParams()
     # Imported here: only the style model has them.
@@ -185,7 +203,7 @@ def _read_audio_conditioner(
     mert = MERT(_read_dataclass(MERTConfig, mert_section).checked(mert_section))
     encoder = StyleEncoder(_read_style_config(encoder_section, mert.config.dim, lm.dim))
     path = model_files.local_path(filename)
-    weights = read_safetensors(path)
+    weights = map_safetensors(path)
     encoder_weights = pop_prefix(weights, _STYLE_PREFIX)
     load_strict(mert, pop_prefix(weights, _MERT_PREFIX) | weights, mx.float32, str(path))
     load_strict(encoder, encoder_weights, mx.float32, str(path))
@@ -220,6 +238,8 @@ def save_model(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
 def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) -> None:
     codec_dtype = mx.float32 if dtype == mx.float32 else mx.float16
     text_conditioner = bundle.text_conditioner
+    for network in (bundle.lm, text_conditioner.t5):
+        tile_quantized_layers(network)
     _save(folder / LM_FILE, _cast_weights("", bundle.lm, dtype, "lm."))
     text = _cast_weights(_T5_PREFIX, text_conditioner.t5, dtype)
     if text_conditioner.output_proj is not None:
@@ -299,9 +319,27 @@ def _cast_weights(prefix: str, network: nn.Module, dtype: mx.Dtype, label: str |
 
 
 def _save(path: Path, weights: Weights) -> None:
+    # Of types without an equal in NumPy the bytes: the library takes addresses. It aligns tensors, as
+    # `map_safetensors` needs them.
+    arrays = {
+        name: np.ascontiguousarray(weight.view(_UNSIGNED[weight.dtype.size]))
+        for name, weight in weights.items()
+    }
+    specs = {
+        name: TensorSpec(
+            dtype=dtype_name(weights[name].dtype),
+            shape=weights[name].shape,
+            data_ptr=array.ctypes.data,
+            data_len=array.nbytes,
+        )
+        for name, array in arrays.items()
+    }
+    path.touch()
+    mode = path.stat().st_mode  # the library's own is 0600
     try:
-        mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
-    except RuntimeError as error:  # MLX doesn't say why: most often the disk is full
+        serialize_file(specs, path, metadata={"format": "mlx"})
+        path.chmod(mode)
+    except SafetensorError as error:  # it says why in words only: most often the disk is full
         raise OSError(errno.ENOSPC, f"{path.name} could be written only in part") from error
 
 

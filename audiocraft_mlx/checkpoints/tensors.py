@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +17,20 @@ from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.configs import shown, shown_text
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights
+from audiocraft_mlx.ops.cpu.extension import map_tensors
 
 # Far above what any model has.
 _MAX_JSON_BYTES = 32 * 2**20
 _MAX_TENSORS = 100_000
 _MAX_NAME_LENGTH = 1024
+
+_DTYPES = {
+    "U32": mx.uint32,
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+}
+"""Of the tensors in files that this program writes."""
 
 TRANSFORMERS_WEIGHTS = (
     # In order of preference: safetensors are read lazily.
@@ -134,14 +144,55 @@ def read_safetensors(path: Path) -> Weights:
     """All tensors of a file, lazy: their data is read when it is first used. Raises `CheckpointError`."""
     check_readable(path)
     try:
-        # MLX reads the data; the library checks that the header is valid and that the data is complete.
-        with safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            if len(names) > _MAX_TENSORS or any(len(name) > _MAX_NAME_LENGTH for name in names):
-                raise ValueError("too many tensors, or too long names")
+        _check_header(path)
         tensors = mx.load(str(path), format="safetensors")
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a complete safetensors file ({shown_text(str(error))}); download it again"
-        ) from error
+        raise _incomplete(path, error) from error
     return cast(Weights, tensors)
+
+
+def map_safetensors(path: Path) -> Weights:
+    """The same tensors, where this machine can, as the file's own memory: nothing is copied.
+
+    For files that are written by this program, as a whole and once: the tensors change with their file.
+    """
+    check_readable(path)
+    try:
+        _check_header(path)
+        header, start = _read_header(path)
+        places = [
+            (start + entry["data_offsets"][0], entry["shape"], _DTYPES[entry["dtype"]])
+            for entry in header.values()
+            if entry["dtype"] in _DTYPES
+        ]
+        # Files of older versions aren't aligned.
+        if len(places) == len(header) and all(offset % dtype.size == 0 for offset, _, dtype in places):
+            tensors = map_tensors(str(path), places)
+            if tensors is not None:
+                return dict(zip(header, tensors, strict=True))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _incomplete(path, error) from error
+    return read_safetensors(path)
+
+
+def _check_header(path: Path) -> None:
+    """Raise an error unless the header is valid and the data complete: those who read it don't look."""
+    with safe_open(path, framework="numpy") as file:
+        names = file.keys()
+        if len(names) > _MAX_TENSORS or any(len(name) > _MAX_NAME_LENGTH for name in names):
+            raise ValueError("too many tensors, or too long names")
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a valid file, and where its data begins."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _incomplete(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a complete safetensors file ({shown_text(str(error))}); download it again"
+    )

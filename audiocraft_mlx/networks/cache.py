@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.ops.attention import KVArray
+from audiocraft_mlx.ops.cpu.extension import empty
 from audiocraft_mlx.ops.int8_rows import Int8Rows, quantize_int8
 
 
@@ -27,7 +28,7 @@ class KVCache:
     ) -> None:
         """With `bits` 8 the cache is int8 and `dtype` isn't used."""
         shape = (batch, 2 * heads, capacity)
-        self.keys_values = mx.zeros((*shape, head_dim), dtype if bits is None else mx.int8)
+        self.keys_values = empty((*shape, head_dim), dtype if bits is None else mx.int8)
         self.scales = None if bits is None else mx.zeros(shape)
         self.length = 0
 

@@ -372,7 +372,7 @@ class LM(nn.Module):
         config = self.config
         # Where each codebook's table begins: a constant, for which a step runs no kernel.
         tables = mx.array([[k * (config.cardinality + 1)] for k in range(codes.shape[1])], mx.int32)
-        x = self.embed(codes + tables).sum(axis=1)
+        x = self.embed(codes + tables).astype(self.dtype).sum(axis=1)
         if state.prefix is not None:
             x = mx.concatenate([state.prefix, x], axis=1)
             state.prefix = None

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import CheckpointError
+from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 
 Weights = dict[str, mx.array]
 _Tensor = TypeVar("_Tensor")
@@ -106,7 +107,7 @@ def quantized_parameters(module: nn.Module) -> dict[str, tuple[mx.Dtype, ...]]:
     return {
         f"{path}.{part}": (mx.uint32,) if part == "weight" else (mx.float16, mx.float32)
         for path, layer in module.named_modules()
-        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding, TiledQuantizedLinear))
         for part in ("weight", "scales", "biases")
     }
 

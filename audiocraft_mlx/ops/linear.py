@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -42,21 +43,40 @@ def linear(
 
 
 def has_optimized_layout(network: nn.Module) -> bool:
-    """Whether `optimize_layout` has replaced layers: its weights are not in the order of the files then."""
+    """Whether `network` has layers whose weights aren't in MLX's order."""
     return any(isinstance(layer, (TiledLinear, TiledQuantizedLinear)) for layer in network.modules())
 
 
 def optimize_layout(network: nn.Module) -> None:
     """Replace linear layers by ones whose weights lie in the order that this machine reads fastest.
 
-    For networks that are loaded to be used: the weights are no longer in the order of the files.
+    For networks that are loaded to be used.
     """
     if on_gpu():
-        return
-    tiled: Any = TiledLinear if extension.load_extension() is None else TiledQuantizedLinear
+        use_plain_layout(network)
+    elif extension.load_extension() is None:
+        use_plain_layout(network)
+        _replace_layers(network, TiledLinear.supports, TiledLinear.from_linear)
+    else:
+        tile_quantized_layers(network)
 
+
+def tile_quantized_layers(network: nn.Module) -> None:
+    """Replace quantized layers by `TiledQuantizedLinear`: the order of our files, and the extension's."""
+    _replace_layers(network, TiledQuantizedLinear.supports, TiledQuantizedLinear.from_linear)
+
+
+def use_plain_layout(network: nn.Module) -> None:
+    """Undo `tile_quantized_layers`."""
+    _replace_layers(
+        network, lambda layer: isinstance(layer, TiledQuantizedLinear), TiledQuantizedLinear.to_linear
+    )
+
+
+def _replace_layers(
+    network: nn.Module, wanted: Callable[[nn.Module], bool], replacement: Callable[[Any], nn.Module]
+) -> None:
     def replace(layer: nn.Module) -> nn.Module:
-        return tiled.from_linear(layer) if tiled.supports(layer) else layer
+        return replacement(layer) if wanted(layer) else layer
 
-    leaves = tree_map(replace, network.leaf_modules(), is_leaf=nn.Module.is_module)
-    network.update_modules(leaves)
+    network.update_modules(tree_map(replace, network.leaf_modules(), is_leaf=nn.Module.is_module))

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
@@ -11,6 +12,7 @@
 #include "attention.h"
 #include "block.h"
 #include "linear.h"
+#include "mapped_file.h"
 #include "rows.h"
 
 namespace nb = nanobind;
@@ -45,6 +47,8 @@ NB_MODULE(_extension, m) {
   m.def("glu", &glu, "x"_a);
   m.def("group_norm", &group_norm, "x"_a, "gain"_a, "bias"_a, "eps"_a);
   m.def("lstm", &lstm, "projected"_a, "w"_a, "h"_a, "c"_a);
+  m.def("map_tensors", &map_tensors, "path"_a, "places"_a);
+  m.def("empty", &empty, "shape"_a, "dtype"_a);
   m.def("instruction_set", [] { return std::string(kernels().name); });
   m.def("instruction_sets", [] {
     const Kernels* tables[8];

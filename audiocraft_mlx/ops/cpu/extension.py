@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +19,7 @@ from audiocraft_mlx.ops.device import on_gpu
 
 ENV_VAR = "MUSICGEN_MLX_NATIVE"
 THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
-ABI_VERSION = 5
+ABI_VERSION = 6
 """Version of the extension's functions and their arguments: the second number of its own version."""
 BUILD_ANEW = "run make install again in a checkout"
 _TRIM_BYTES = 256 << 20
@@ -45,8 +45,9 @@ def load_extension() -> ModuleType | None:
         reason = f"it was built for another version of this program: 0.{abi}, not 0.{ABI_VERSION}"
         _warn(reason, f"install audiocraft-mlx-native 0.{ABI_VERSION}, or {BUILD_ANEW}")
         return None
-    if mlx != version("mlx"):
-        reason = f"it was built for MLX {mlx}, this is {version('mlx')}"
+    present: str = mx.__version__  # type: ignore[attr-defined]  # importlib.metadata takes 10 ms to import
+    if mlx != present:
+        reason = f"it was built for MLX {mlx}, this is {present}"
         _warn(reason, f"pip install 'mlx[cpu]=={mlx}', or {BUILD_ANEW}")
         return None
     try:
@@ -142,3 +143,22 @@ def kv_cache_dtype(quantized: bool, dtype: mx.Dtype) -> mx.Dtype:
     They are most of what a step reads then; MLX's own attention is slow in float16 on CPUs.
     """
     return mx.float16 if quantized and cpu_extension() is not None else dtype
+
+
+def map_tensors(path: str, places: Sequence[tuple[int, Sequence[int], mx.Dtype]]) -> list[mx.array] | None:
+    """The tensors of a file at `places` (offset, shape, dtype), without a copy; None without the extension.
+
+    Their memory is that of the file: it must not be written to or cut off while one of them is in use.
+
+    Raises:
+        OSError: the file can't be opened or mapped.
+        ValueError: a tensor ends behind the file, or isn't aligned.
+    """
+    functions = cpu_extension()
+    return None if functions is None else functions.map_tensors(path, places)
+
+
+def empty(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
+    """An array to be written to before it is read: zeros, or where the extension can, whatever is there."""
+    functions = cpu_extension()
+    return mx.zeros(shape, dtype) if functions is None else functions.empty(shape, dtype)

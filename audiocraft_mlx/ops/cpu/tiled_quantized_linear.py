@@ -60,6 +60,19 @@ class TiledQuantizedLinear(nn.Module):
         tiled.train(layer.training)
         return tiled
 
+    def to_linear(self) -> nn.QuantizedLinear:
+        """The same layer, in MLX's order; its arrays are copied, at the latest when they are used."""
+        layer = nn.QuantizedLinear.__new__(nn.QuantizedLinear)  # without the random weights of its own
+        nn.Module.__init__(layer)
+        layer.group_size, layer.bits, layer.mode = self.group_size, self.bits, "affine"
+        layer.weight, layer.scales, layer.biases = (
+            _from_tiles(array) for array in (self.weight, self.scales, self.biases)
+        )
+        if "bias" in self:
+            layer.bias = self.bias
+        layer.train(self.training)
+        return layer
+
     def __call__(self, x: mx.array) -> mx.array:
         """`[..., inputs]` → `[..., outputs]`."""
         weight, scales, biases = (_from_tiles(array) for array in (self.weight, self.scales, self.biases))
