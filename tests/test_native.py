@@ -443,7 +443,7 @@ def test_a_tensor_that_is_not_in_the_file_is_refused(tmp_path: Path, place: tupl
 
 
 def test_a_file_that_is_not_there_cannot_be_mapped(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(RuntimeError, match="No such file"):
         extension.map_tensors(str(tmp_path / "none"), [])
 
 

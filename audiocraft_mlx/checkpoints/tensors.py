@@ -172,6 +172,8 @@ def map_safetensors(path: Path) -> Weights:
                 return dict(zip(header, tensors, strict=True))
     except (SafetensorError, OSError, ValueError) as error:
         raise _incomplete(path, error) from error
+    except RuntimeError:  # a file system that can't map files, or a limit of the address space
+        pass
     return read_safetensors(path)
 
 

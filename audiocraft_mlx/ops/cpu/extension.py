@@ -151,7 +151,7 @@ def map_tensors(path: str, places: Sequence[tuple[int, Sequence[int], mx.Dtype]]
     Their memory is that of the file: it must not be written to or cut off while one of them is in use.
 
     Raises:
-        OSError: the file can't be opened or mapped.
+        RuntimeError: the file can't be opened or mapped.
         ValueError: a tensor ends behind the file, or isn't aligned.
     """
     functions = cpu_extension()
