@@ -417,6 +417,15 @@ def test_a_file_that_is_not_aligned_is_read(tmp_path: Path) -> None:
         assert value.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_file_that_cannot_be_mapped_is_read(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, places: object) -> None:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(tensors, "map_tensors", refuse)
+    path = converted / mlx_format.LM_FILE
+    assert tensors.map_safetensors(path).keys() == mx.load(str(path)).keys()
+
+
 def test_a_loaded_model_outlives_its_folder(copy: Path) -> None:
     model = MusicGen.get_pretrained(str(copy))
     expected = greedy(model)
