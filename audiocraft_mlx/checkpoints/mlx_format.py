@@ -3,9 +3,9 @@
 `config.json` holds the networks' configurations and the defaults for generation; `lm.safetensors`,
 `text_encoder.safetensors` (T5 and its projection), `codec.safetensors` and, for models conditioned on melody
 or style, `audio_conditioner.safetensors` hold the weights; `tokenizer.json` is T5's. With an entry
-`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout, with 16 outputs
-side by side where that is possible (`TiledQuantizedLinear`): as the extension for CPUs reads them, so that it
-can use the file's own memory.
+`quantization` in the configuration, as mlx-lm's, the linear layers are in MLX's affine layout. Where that is
+possible 16 of their outputs lie side by side (`TiledQuantizedLinear`): as the extension for CPUs reads them,
+so that it can use the file's own memory.
 
 In version 2 no outputs lie side by side. Version 1 also differs in three names, which are mapped when it is
 read: the file `listener.safetensors`, the key `origin`, and the LM's layer `heads`.
