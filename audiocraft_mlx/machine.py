@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -71,9 +72,11 @@ def require_memory(size: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that an allocation failed, in Python or in MLX."""
+    """Whether `error` says that an allocation failed, in Python, in MLX or while a library is loaded."""
     if isinstance(error, MemoryError):
         return True
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error) or os.strerror(errno.ENOMEM) in str(error)
     return isinstance(error, RuntimeError) and _MLX_OUT_OF_MEMORY.search(str(error)) is not None
 
 

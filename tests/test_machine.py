@@ -195,6 +195,14 @@ def test_what_mlx_says_of_memory_is_out_of_memory(message: str, capsys: pytest.C
         run_command(raiser(RuntimeError("another")), [], "x")
 
 
+def test_a_library_that_does_not_fit_into_memory_is_out_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ImportError("/lib/x.so: failed to map segment from shared object")
+    assert run_command(raiser(error), [], "x") == 1
+    assert capsys.readouterr().err == f"x: error: {OUT_OF_MEMORY}\n"
+    with pytest.raises(ImportError, match="no module"):
+        run_command(raiser(ImportError("no module")), [], "x")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")
 @pytest.mark.parametrize(("rows", "megabytes"), [(8, 1500), (32, 2500), (64, 4000)])
 def test_below_a_limit_python_raises_memory_error_and_does_not_crash(rows: int, megabytes: int) -> None:

@@ -27,16 +27,24 @@ def _second_stream() -> mx.ThreadLocalStream:
 
 
 def evaluate_beside(weights: Sequence[mx.array]) -> None:
-    """Begin to compute lazy weights on the second stream: whoever uses them waits for them."""
+    """Begin to compute lazy weights: whoever uses them waits for them."""
     _finish_at_exit()
     mx.async_eval(weights)
+    # What a stream was given last is computed last.
+    with second_stream():
+        second = mx.zeros(1)
+    markers = [mx.zeros(1), second]
+    mx.async_eval(markers)
+    _begun.extend(markers)
+
+
+_begun: deque[mx.array] = deque(maxlen=32)
 
 
 @cache
 def _finish_at_exit() -> None:
-    if not on_gpu():
-        # A process that ends while MLX's threads compute may crash.
-        atexit.register(mx.synchronize, _second_stream())
+    # A process that ends while MLX's threads compute may crash.
+    atexit.register(lambda: mx.eval(*_begun))
 
 
 def evaluate_together(*parts: Sequence[mx.array]) -> None:

@@ -47,7 +47,7 @@ def run_command(work: Callable[[list[str] | None], None], argv: list[str] | None
         work(argv)
     except MusicGenError as error:
         return _fail(program, str(error), error.exit_status)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
         return _fail(program, OUT_OF_MEMORY, 1)

@@ -171,13 +171,12 @@ def _run(
         with _open_page(access, port) if open_page else nullcontext():
             server.run(sockets=[listener])
     except KeyboardInterrupt:
-        if not server.started:
-            service.close()
-        if service.is_working:
+        if server.started:
             # MLX takes its threads down at the end of the process, which aborts it while one computes.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+        service.close()
         return
     if not server.started:
         raise MusicGenError("the server couldn't start; the lines above say why")

@@ -64,11 +64,6 @@ class Engine:
         if self._thread.is_alive():
             self._stopped.wait(timeout)
 
-    @property
-    def is_working(self) -> bool:
-        """Whether its thread may be computing."""
-        return self._thread.is_alive() and not self._stopped.is_set()
-
     def wake(self) -> None:
         """There is something new in the queue."""
         with self._news:

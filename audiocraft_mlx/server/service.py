@@ -104,11 +104,6 @@ class Service:
         self._store.close()
         self._folder.close()
 
-    @property
-    def is_working(self) -> bool:
-        """Whether it may be computing: also when it was closed in the middle of what can't be interrupted."""
-        return self._engine.is_working
-
     # Jobs
 
     def submit(self, request: JobRequest, client: str) -> Job:
