@@ -487,14 +487,18 @@ def test_again_and_vary(page: Any, server: FakeServer) -> None:
     assert vary == again | {"seed": 42}
 
 
-def test_a_recording_becomes_a_melody(page: Any, server: FakeServer) -> None:
-    page.select_option("#model", "facebook/musicgen-melody")
+def record_melody(page: Any, model: str, milliseconds: int) -> None:
+    page.select_option("#model", model)
     page.get_by_role("radio", name="Its melody").check(force=True)
     page.click("#record")
     expect(page.locator("#record")).to_contain_text("Stop")
-    page.wait_for_timeout(1200)
+    page.wait_for_timeout(milliseconds)
     page.click("#record")
     expect(page.locator(".reference")).to_contain_text("Recording")
+
+
+def test_a_recording_becomes_a_melody(page: Any, server: FakeServer) -> None:
+    record_melody(page, "facebook/musicgen-melody", 1200)
     (audio,) = server.audio.values()
     assert audio.sample_rate == RATE
     assert audio.duration > 0.5

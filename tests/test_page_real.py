@@ -31,6 +31,7 @@ from tests.test_page import (
     launched,
     make,
     opened,
+    record_melody,
     wait_until,
 )
 from tests.test_server_command import end, started
@@ -174,13 +175,7 @@ def test_a_job_goes_on_while_the_page_is_loaded_again(page: Any, server: RealSer
 def test_a_recording_is_the_melody_that_the_command_would_take(
     page: Any, server: RealServer, hub: Path, tmp_path: Path
 ) -> None:
-    page.select_option("#model", "melody")
-    page.get_by_role("radio", name="Its melody").check(force=True)
-    page.click("#record")
-    expect(page.locator("#record")).to_contain_text("Stop")
-    page.wait_for_timeout(1500)
-    page.click("#record")
-    expect(page.locator(".reference")).to_contain_text("Recording")
+    record_melody(page, "melody", 1500)
     page.click("#more summary")
     make(page, "a choir", duration=1, seed=5, takes=2)
     expect(page.locator(CARD).first).to_have_attribute("data-status", "done", timeout=30_000)

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import islice
 
 from audiocraft_mlx.audio.mpeg import skip_id3
-from audiocraft_mlx.audio.segments import MAX_CHUNKS, MAX_PARTS, Part, TooManyChunksError
+from audiocraft_mlx.audio.segments import MAX_PARTS, ChunkCounter, Part
 
 # The first metadata block has the properties of the stream, and a fixed length.
 _STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
@@ -69,11 +69,9 @@ def _part(data: mmap.mmap, start: int, end: int) -> Part:
 
 def _first_frame(data: mmap.mmap, start: int) -> int:
     """Where the frames of the stream at `start` begin: behind its metadata."""
-    position, is_last, count = start + _MARKER_BYTES, False, 0
+    position, is_last, blocks = start + _MARKER_BYTES, False, ChunkCounter()
     while not is_last and position + _BLOCK_HEADER_BYTES <= len(data):
-        count += 1
-        if count > MAX_CHUNKS:
-            raise TooManyChunksError
+        blocks.count()
         is_last = data[position] >= 0x80
         size = int.from_bytes(data[position + 1 : position + _BLOCK_HEADER_BYTES], "big")
         position += _BLOCK_HEADER_BYTES + size

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from audiocraft_mlx.audio.segments import MAX_PARTS, TooManyChunksError
+from audiocraft_mlx.audio.segments import MAX_PARTS, ChunkCounter
 
 # How files begin, with enough of them that it isn't found in audio by chance: AIFF, CAF, AU, W64 and WMA.
 _STARTS = [
@@ -48,11 +48,9 @@ def _first(matches: Iterator[re.Match[bytes]]) -> list[int]:
 def _mp4_starts(data: mmap.mmap) -> list[int]:
     """Where the files of the MP4 family (M4A, MOV, 3GP) begin. Pictures in their tags are of it, too."""
     starts, position = list[int](), 0
-    count = 0
+    boxes = ChunkCounter(_MAX_BOXES)
     while position + _BOX_HEADER_BYTES <= len(data):
-        count += 1
-        if count > _MAX_BOXES:
-            raise TooManyChunksError
+        boxes.count()
         size, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         if name == b"ftyp":
             starts.append(position)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from audiocraft_mlx.audio.segments import MAX_CHUNKS, Part, TooManyChunksError
+from audiocraft_mlx.audio.segments import ChunkCounter, Part
 
 # kbit/s of the indices 1 to 14: MPEG-1 layers 1 to 3, then layer 1 and the others of MPEG-2 and 2.5.
 _BITRATES = {
@@ -204,11 +204,9 @@ def _is_run(data: mmap.mmap, position: int) -> bool:
 
 def skip_id3(data: mmap.mmap, position: int) -> int:
     """The end of the ID3v2 tags at `position`. Raises `TooManyChunksError`."""
-    count = 0
+    tags = ChunkCounter()
     while (tag := data[position : position + 10])[:3] == b"ID3" and len(tag) == 10:
-        count += 1
-        if count > MAX_CHUNKS:
-            raise TooManyChunksError
+        tags.count()
         length = 0
         for byte in tag[6:]:
             length = length << 7 | byte & 0x7F

@@ -21,6 +21,18 @@ class TooManyChunksError(Exception):
     """A file has more chunks than any that wasn't made to keep its readers busy."""
 
 
+class ChunkCounter:
+    """Counts the chunks that a reader goes through, and raises `TooManyChunksError` beyond `most`."""
+
+    def __init__(self, most: int = MAX_CHUNKS) -> None:
+        self._left = most
+
+    def count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyChunksError
+
+
 @dataclass(frozen=True)
 class Part:
     """What libsndfile reads as one file."""

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from audiocraft_mlx.audio.mpeg import skip_id3
-from audiocraft_mlx.audio.segments import MAX_CHUNKS, MAX_PARTS, Part, TooManyChunksError
+from audiocraft_mlx.audio.segments import MAX_PARTS, ChunkCounter, Part
 
 # RIFX has its numbers in big endian.
 _MAGICS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
@@ -92,11 +92,9 @@ def _read(data: mmap.mmap, start: int) -> WavFile | None:
     wave_format, size64 = b"", 0
     samples: list[range] = []
     position = start + 12
-    count = 0
+    chunks = ChunkCounter()
     while position + 8 <= len(data) and not _is_file(data, position):
-        count += 1
-        if count > MAX_CHUNKS:
-            raise TooManyChunksError
+        chunks.count()
         name, size = struct.unpack_from(order + "4sI", data, position)
         begin = position + 8
         if name == b"data":

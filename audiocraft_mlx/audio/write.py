@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -142,6 +143,15 @@ class _ErrorCapturingFile:
                 self.error = error
         return otherwise
 
+    @contextmanager
+    def raising_its_error(self) -> Iterator[None]:
+        """Raise the exception at the end: it is the reason for what libsndfile raised, if it did."""
+        try:
+            yield
+        finally:
+            if self.error:
+                raise self.error from None
+
 
 def _encode(
     file: BinaryIO,
@@ -153,31 +163,18 @@ def _encode(
 ) -> None:
     """Write the whole file, with libsndfile's `comment`."""
     sink = _ErrorCapturingFile(file)
-    try:
-        _encode_into(sink, blocks, channels, sample_rate, audio_format, comment)
-    finally:
-        # It is the reason for what libsndfile raised, if it did.
-        if sink.error:
-            raise sink.error from None
-
-
-def _encode_into(
-    sink: _ErrorCapturingFile,
-    blocks: Iterable[np.ndarray],
-    channels: int,
-    sample_rate: int,
-    audio_format: AudioFormat,
-    comment: str | None,
-) -> None:
-    with soundfile.SoundFile(
-        sink,
-        "w",
-        samplerate=sample_rate,
-        channels=channels,
-        format=audio_format.name.upper(),
-        subtype=_SUBTYPES[audio_format.name, audio_format.bits],
-        **_QUALITY.get(audio_format.name, {}),
-    ) as encoder:
+    with (
+        sink.raising_its_error(),
+        soundfile.SoundFile(
+            sink,
+            "w",
+            samplerate=sample_rate,
+            channels=channels,
+            format=audio_format.name.upper(),
+            subtype=_SUBTYPES[audio_format.name, audio_format.bits],
+            **_QUALITY.get(audio_format.name, {}),
+        ) as encoder,
+    ):
         # In WAV it follows the audio, which simple readers expect at a fixed offset; elsewhere it goes first.
         if comment and audio_format.name != "wav":
             encoder.comment = comment
