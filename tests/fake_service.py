@@ -278,8 +278,12 @@ class FakeService(Service):
                 return model
         raise NotFoundError(f"there is no model {name}")
 
-    async def events(self, last_id: str | None = None) -> AsyncIterator[Event]:
+    def events(self, last_id: str | None = None) -> AsyncIterator[Event]:
+        # From now on, and not from when the first one is asked for.
         at = len(self.log) if last_id is None else int(last_id) if last_id.isdecimal() else 0
+        return self._events_from(at)
+
+    async def _events_from(self, at: int) -> AsyncIterator[Event]:
         while True:
             while at < len(self.log):
                 yield self.log[at]
