@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-import soundfile
 
 from audiocraft_mlx.audio.formats import WAV, AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
@@ -84,6 +83,8 @@ def write_audio(
     blocks = audio.blocks() if isinstance(audio, AudioSpool) else _blocks(audio)
     if keep_level and audio_format.bits == 32:
         peak = min(peak, 1.0)
+    import soundfile
+
     with_mutagen = has_mutagen()
     comment = libsndfile_comment(tags, audio_format.name) if tags and not with_mutagen else None
 
@@ -162,6 +163,8 @@ def _encode(
     comment: str | None,
 ) -> None:
     """Write the whole file, with libsndfile's `comment`."""
+    import soundfile
+
     sink = _ErrorCapturingFile(file)
     with (
         sink.raising_its_error(),

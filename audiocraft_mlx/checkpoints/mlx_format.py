@@ -36,7 +36,7 @@ from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, second_stream
 from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
-from audiocraft_mlx.checkpoints.quantization import quantization_of, quantize_layers
+from audiocraft_mlx.checkpoints.quantization import quantization_of, use_quantized_layers
 from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.checkpoints.tensors import map_safetensors
 from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
@@ -145,7 +145,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, 
         section = config.section("quantization")
         quantization = _read_dataclass(Quantization, section)
         try:
-            quantize_layers(lm, t5, quantization)
+            use_quantized_layers(lm, t5, quantization)
         except UsageError as error:
             raise section.error("group_size", f"doesn't fit the model: {error}") from error
         if version >= 3:

@@ -7,10 +7,12 @@ a step reads one row per codebook, and the codec are left as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from audiocraft_mlx.checkpoints.finite import mark_unless_finite
 from audiocraft_mlx.checkpoints.quantization_config import DEFAULT_GROUP_SIZE, Quantization
@@ -21,6 +23,10 @@ from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 
 if TYPE_CHECKING:
     from audiocraft_mlx.checkpoints.bundle import ModelBundle
+
+_SCALES_DTYPE = mx.float16
+"""Of linear layers' scales and biases: precise enough, and half the size of float32. (Not of T5's embedding: its
+output has the dtype of its scales, and float16 overflows in T5.)"""
 
 
 def quantize(bundle: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP_SIZE) -> None:
@@ -63,31 +69,51 @@ def quantization_of(network: nn.Module) -> Quantization | None:
 
 def quantize_layers(lm: LM, t5: T5Encoder, quantization: Quantization) -> None:
     """Quantize all layers whose width is a multiple of the group size; `UsageError` if none of `lm` is."""
+    group_size, bits = quantization.group_size, quantization.bits
+    _replace_layers(lm, t5, quantization, lambda layer: layer.to_quantized(group_size, bits))
+    for layer in [*lm.modules(), *t5.modules()]:
+        if isinstance(layer, nn.QuantizedLinear) and layer.biases is not None:
+            layer.scales = layer.scales.astype(_SCALES_DTYPE)
+            layer.biases = layer.biases.astype(_SCALES_DTYPE)
 
-    def is_divisible(layer: nn.Module) -> bool:
-        return bool(layer.weight.shape[-1] % quantization.group_size == 0)
 
-    def of_lm(path: str, layer: nn.Module) -> bool:
-        return isinstance(layer, nn.Linear) and is_divisible(layer)
+def use_quantized_layers(lm: LM, t5: T5Encoder, quantization: Quantization) -> None:
+    """Replace the same layers by quantized ones, whose arrays are still to be loaded; may raise `UsageError`."""
 
-    def of_t5(path: str, layer: nn.Module) -> bool:
-        return (isinstance(layer, nn.Linear) or path == "embed") and is_divisible(layer)
+    def unloaded(layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, nn.Linear):
+            return layer.to_quantized(quantization.group_size, quantization.bits)
+        # Not from weights: to quantize the hundreds of a model takes long, even lazily.
+        quantized = nn.QuantizedLinear.__new__(nn.QuantizedLinear)
+        nn.Module.__init__(quantized)
+        quantized.group_size, quantized.bits = quantization.group_size, quantization.bits
+        quantized.mode = "affine"
+        outputs, inputs = layer.weight.shape
+        quantized.weight = mx.zeros((outputs, inputs * quantization.bits // 32), mx.uint32)
+        groups = mx.zeros((outputs, inputs // quantization.group_size), _SCALES_DTYPE)
+        quantized.scales = quantized.biases = groups
+        if "bias" in layer:
+            quantized.bias = layer.bias
+        return quantized
 
-    nn.quantize(lm, quantization.group_size, quantization.bits, class_predicate=of_lm)
-    nn.quantize(t5, quantization.group_size, quantization.bits, class_predicate=of_t5)
+    _replace_layers(lm, t5, quantization, unloaded)
+
+
+def _replace_layers(
+    lm: LM, t5: T5Encoder, quantization: Quantization, to_quantized: Callable[[nn.Module], nn.Module]
+) -> None:
+    def replace(layer: nn.Module) -> nn.Module:
+        wanted = isinstance(layer, nn.Linear) or layer is t5.embed
+        return to_quantized(layer) if wanted and layer.weight.shape[-1] % quantization.group_size == 0 else layer
+
     for network in (lm, t5):
+        network.update_modules(tree_map(replace, network.leaf_modules(), is_leaf=nn.Module.is_module))
         network.train(network.training)  # the new layers too
     if quantization_of(lm) is None:
         raise UsageError(
             f"group_size {quantization.group_size} doesn't divide any layer's width"
             f" ({lm.config.dim}, {lm.config.hidden_dim}); choose a smaller one"
         )
-    for layer in [*lm.modules(), *t5.modules()]:
-        # Precise enough, and half the size of float32. (Not T5's embedding: its output has the dtype of its
-        # scales, and float16 overflows in T5.)
-        if isinstance(layer, nn.QuantizedLinear) and layer.biases is not None:
-            layer.scales = layer.scales.astype(mx.float16)
-            layer.biases = layer.biases.astype(mx.float16)
 
 
 def enable_int8_activations(lm: LM) -> None:

@@ -121,23 +121,25 @@ def load_strict(
     weights stay lazy, so that code that transforms them afterwards never holds two copies of all. Raises
     `CheckpointError`; see `check_weights`.
     """
-    check_weights(module, weights, source)
-    quantized = quantized_parameters(module)
+    quantized = check_weights(module, weights, source)
     module.load_weights(
         [
             (name, value if name in quantized or name.startswith(as_stored) else value.astype(dtype))
             for name, value in weights.items()
-        ]
+        ],
+        strict=False,  # checked above
     )
     weights.clear()
     module.eval()
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
+def check_weights(
+    module: nn.Module, weights: Mapping[str, mx.array], source: str
+) -> Mapping[str, tuple[mx.Dtype, ...]]:
     """Raise `CheckpointError` unless `weights` are `module`'s parameters, by name, shape and type.
 
     It names `source` and up to five missing, unexpected, mis-shaped or mistyped tensors. Lazy weights stay
-    lazy.
+    lazy. Returns `quantized_parameters`.
     """
     expected = flat_parameters(module)
     quantized = quantized_parameters(module)
@@ -155,6 +157,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, mx.array], source: st
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{source} doesn't fit its configuration: {'; '.join(faults[:5])}{more}")
+    return quantized
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

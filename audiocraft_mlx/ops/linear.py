@@ -76,7 +76,11 @@ def use_plain_layout(network: nn.Module) -> None:
 def _replace_layers(
     network: nn.Module, wanted: Callable[[nn.Module], bool], replacement: Callable[[Any], nn.Module]
 ) -> None:
+    if not any(map(wanted, network.modules())):
+        return
+
     def replace(layer: nn.Module) -> nn.Module:
         return replacement(layer) if wanted(layer) else layer
 
     network.update_modules(tree_map(replace, network.leaf_modules(), is_leaf=nn.Module.is_module))
+    network.train(network.training)  # the new layers too

@@ -78,11 +78,11 @@ def _mlx_library() -> Path | None:
 
 
 def _openblas() -> str | None:
-    if find_spec("scipy_openblas32") is None:
-        return None
-    import scipy_openblas32
-
-    return str(Path(scipy_openblas32.get_lib_dir(), scipy_openblas32.get_library(fullname=True)))
+    # Not imported: that would read the metadata of installed packages, and load the library for NumPy too.
+    spec = find_spec("scipy_openblas32")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    libraries = (path for folder in folders for path in Path(folder, "lib").glob("libscipy_openblas*"))
+    return next(map(str, libraries), None)
 
 
 def _function(library: ctypes.CDLL, name: str) -> int:

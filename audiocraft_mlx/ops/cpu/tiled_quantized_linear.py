@@ -49,7 +49,7 @@ class TiledQuantizedLinear(nn.Module):
     @classmethod
     def from_linear(cls, layer: nn.QuantizedLinear) -> TiledQuantizedLinear:
         """The same layer; its arrays are copied, at the latest when they are used."""
-        tiled = cls(
+        return cls(
             _to_tiles(layer.weight),
             _to_tiles(layer.scales),
             _to_tiles(layer["biases"]),
@@ -57,8 +57,6 @@ class TiledQuantizedLinear(nn.Module):
             layer.group_size,
             layer.bits,
         )
-        tiled.train(layer.training)
-        return tiled
 
     def to_linear(self) -> nn.QuantizedLinear:
         """The same layer, in MLX's order; its arrays are copied, at the latest when they are used."""
@@ -70,7 +68,6 @@ class TiledQuantizedLinear(nn.Module):
         )
         if "bias" in self:
             layer.bias = self.bias
-        layer.train(self.training)
         return layer
 
     def __call__(self, x: mx.array) -> mx.array:
