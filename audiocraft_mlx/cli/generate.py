@@ -5,6 +5,7 @@ Nothing heavy is imported before the arguments are validated: `--help` and mista
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from contextlib import closing
@@ -55,6 +56,8 @@ def _generate(command: GenerateClips) -> None:
     from audiocraft_mlx.cli.clip_files import plan_files
 
     require_memory(PROGRAM_BYTES)  # else the imports below crash
+    # What is imported and loaded stays: looking for garbage in it would take a while, again and again.
+    gc.disable()
     # Everything that can be wrong is found before the model is loaded.
     files = plan_files(command)
     _check_sinks(command)
@@ -73,6 +76,9 @@ def _generate(command: GenerateClips) -> None:
     from audiocraft_mlx.cli.clip_writer import ClipWriter
     from audiocraft_mlx.clips.making import generate_clips
     from audiocraft_mlx.clips.saving import check_size
+
+    gc.freeze()
+    gc.enable()
 
     checked: set[tuple[float, object]] = set()
     for request, clip_files in zip(requests, files, strict=True):

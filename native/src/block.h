@@ -11,6 +11,8 @@ namespace musicgen {
 
 // Weights are evaluated when the layers are built, so that their data can be read in each step.
 inline mx::array evaluated_contiguous(const mx::array& a) {
+  // Weights are: an operation for each of hundreds takes longer than a step.
+  if (a.status() == mx::array::Status::available && a.flags().row_contiguous) return a;
   auto result = mx::contiguous(a, false, cpu_stream());
   result.eval();
   return result;
