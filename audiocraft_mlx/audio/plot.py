@@ -270,12 +270,13 @@ def _figure(title: str, panels: int) -> Any:
     for top, height in places:
         figure.add_axes(_fractions(figure, _LEFT, top, _RIGHT - _LEFT, height))
     y = 1 - _ABOVE / bottom
-    figure.suptitle("\n".join(lines), parse_math=False, family=families, y=y, x=(_LEFT + _RIGHT) / 2 / _WIDTH)
+    x = (_LEFT + _RIGHT) / 2 / _WIDTH
+    figure.suptitle("\n".join(lines), parse_math=False, family=families, x=x, y=y)
     return figure
 
 
 def _fractions(figure: Any, left: float, top: float, width: float, height: float) -> tuple[float, ...]:
-    """A place in inches from the upper left corner, as matplotlib counts: in fractions from the lower left one."""
+    """A place in inches from the upper left corner, as matplotlib has it: fractions, from the lower left one."""
     whole_width, whole_height = figure.get_size_inches()
     bottom = whole_height - top - height
     return left / whole_width, bottom / whole_height, width / whole_width, height / whole_height
@@ -340,7 +341,7 @@ def _draw_clip(
     if channels == 2:
         wave.legend(loc="upper right")
     mesh = _draw_spectrogram(spectrogram, mel)
-    left, bottom, _, height = spectrogram.get_position().bounds
+    _, bottom, _, height = spectrogram.get_position().bounds
     scale = figure.add_axes((_SCALE / _WIDTH, bottom, _SCALE_WIDTH / _WIDTH, height))
     figure.colorbar(mesh, cax=scale, label="level (dB)")
     spectrogram.set(ylabel="mel frequency (Hz)", xlabel="time (s)")
