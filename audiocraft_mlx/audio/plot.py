@@ -276,7 +276,7 @@ def _figure(title: str, panels: int) -> Any:
 
 
 def _fractions(figure: Any, left: float, top: float, width: float, height: float) -> tuple[float, ...]:
-    """A place in inches from the upper left corner, as matplotlib has it: fractions, from the lower left one."""
+    """A place in inches from the upper left corner → as matplotlib has it: fractions, from the lower left."""
     whole_width, whole_height = figure.get_size_inches()
     bottom = whole_height - top - height
     return left / whole_width, bottom / whole_height, width / whole_width, height / whole_height
@@ -365,7 +365,7 @@ def _draw_spectrogram(panel: Any, spectrogram: MelSpectrogram, start: float = 0.
 
 
 def _draw_image(panel: Any, values: np.ndarray, extent: tuple[float, ...], colours: str) -> Any:
-    """`values` `[rows, columns]` from the lowest row up, from left to right and bottom to top as in `extent`."""
+    """`values` `[rows, columns]` from the lowest row up; `extent`: left, right, bottom and top."""
     return panel.imshow(
         values, cmap=colours, extent=extent, origin="lower", aspect="auto", interpolation="nearest"
     )
