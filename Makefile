@@ -54,14 +54,14 @@ uninstall: ## remove what make install installed
 # The demo model comes with the package; make demo needs the package index, and that only once.
 PROMPT = slow happy piano with a dance beat
 
-demo: .venv/installed ## music from the demo model: demo.wav, demo.png
-	@.venv/bin/musicgen-mlx "$(PROMPT)" -m demo -d 10 -o demo.wav --plot demo.png --no-open > /dev/null
+demo: .venv-demo/native ## music from the demo model: demo.wav, demo.png
+	@.venv-demo/bin/musicgen-mlx "$(PROMPT)" -m demo -d 10 -o demo.wav --plot demo.png --no-open > /dev/null
 	@echo 'Made 10 s of "$(PROMPT)" with the small demo model: demo.wav'
 	@echo 'Plotted its waveform and mel spectrogram: demo.png'
 	@echo 'With a released model (about 2 GB to download): make install, then musicgen-mlx "$(PROMPT)"'
 
-serve: .venv/installed ## the page and the server, with the demo model
-	@.venv/bin/musicgen-mlx-serve -m demo
+serve: .venv-demo/native ## the page and the server, with the demo model
+	@.venv-demo/bin/musicgen-mlx-serve -m demo
 
 test: .venv/installed ## run the tests
 	.venv/bin/python -m pytest
@@ -110,9 +110,16 @@ fuzz: .venv/installed ## read damaged and hostile checkpoints
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
 	.venv-parity/bin/python -m pytest tests/parity
 
+# With the native extension where it can be built; a failure is tried again when its sources have changed. Of its
+# own, so that it doesn't bring the extension into the tests' environment.
+.venv-demo/native: .venv-demo/installed $(wildcard native/src/* native/CMakeLists.txt native/pyproject.toml)
+	@native/build.sh $(@D)/bin/python
+	@if command -v "$${CXX:-c++}" > /dev/null; then touch $@; fi
+
+.venv-demo/installed: EXTRAS = plot,serve
 .venv/installed: EXTRAS = test,lint,fuzz,plot
 .venv-parity/installed: EXTRAS = test,parity,plot
-.venv/installed .venv-parity/installed: pyproject.toml | python
+.venv-demo/installed .venv/installed .venv-parity/installed: pyproject.toml | python
 	@echo "Setting up $(@D) (about a minute, once) ..."
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
