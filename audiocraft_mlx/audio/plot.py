@@ -275,7 +275,9 @@ def _figure(title: str, panels: int) -> Any:
     return figure
 
 
-def _fractions(figure: Any, left: float, top: float, width: float, height: float) -> tuple[float, ...]:
+def _fractions(
+    figure: Any, left: float, top: float, width: float, height: float
+) -> tuple[float, float, float, float]:
     """A place in inches from the upper left corner → as matplotlib has it: fractions, from the lower left."""
     whole_width, whole_height = figure.get_size_inches()
     bottom = whole_height - top - height

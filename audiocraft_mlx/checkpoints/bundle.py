@@ -13,7 +13,6 @@ from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
 from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, evaluate_together, second_stream
 from audiocraft_mlx.checkpoints.finite import is_finite, not_finite_error
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
-from audiocraft_mlx.checkpoints.quantization import quantization_of
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
@@ -28,7 +27,7 @@ from audiocraft_mlx.machine import require_memory, trim_heap
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config
-from audiocraft_mlx.networks.weights import Weights, flat_parameters
+from audiocraft_mlx.networks.weights import Weights, flat_parameters, quantized_parameters
 from audiocraft_mlx.ops.cpu.extension import store_fp16_if_exact
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.linear import has_optimized_layout, optimize_layout, use_plain_layout
@@ -90,7 +89,7 @@ class ModelBundle:
                 its logits.)
             MemoryError: a limit of `ulimit` is too low for the model.
         """
-        is_quantized = quantization_of(self.lm) is not None
+        is_quantized = bool(quantized_parameters(self.lm))
         store_fp16_if_exact(self.lm)
         optimize_layout(self.lm)
         with second_stream():
