@@ -270,7 +270,15 @@ class Engine:
         assert audio is not None
         separator = self._load_separator() if job.recipe.output.stems else None
         job.finished[take] = save_files(
-            self._folder, job.id, clip, job.recipe, plan, audio, model.sample_rate, separator
+            self._folder,
+            job.id,
+            clip,
+            job.recipe,
+            plan,
+            audio,
+            model.sample_rate,
+            separator,
+            job.clips[take].peaks,
         )
         if len(job.finished) == len(job.clips):
             self._jobs.finish(job, event.elapsed)
