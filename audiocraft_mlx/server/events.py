@@ -13,7 +13,7 @@ from typing import Any, Literal
 from audiocraft_mlx.server.schema import Event
 from audiocraft_mlx.server.wakeup import Wakeup
 
-KEPT = 250
+KEPT = 128
 """Events that a client may miss while it connects again."""
 Kind = Literal["job", "removed", "progress", "peaks", "models", "reset"]
 _FREQUENT = ("progress", "peaks")
