@@ -145,8 +145,8 @@ def _run(
     )
     spool = settings.data / "making"
     app = create_app(service, security, spool if spool.is_dir() else None)
-    # Modules and routes are for ever. Python looks for cycles among all objects once the new ones are a quarter
-    # of the old ones: without these that takes less memory, and little time in the middle of a job.
+    # Modules and routes are for ever. Python looks for cycles among all objects once the new ones are a
+    # quarter of the old ones: without these that takes less memory, and little time in the middle of a job.
     gc.freeze()
 
     class Server(uvicorn.Server):
