@@ -264,6 +264,22 @@ def test_on_a_machine_that_is_just_fast_enough_it_starts_when_it_will_not_stop(
     assert max(map(abs, gaps(pieces))) < 1e-3
 
 
+def test_what_is_asked_for_before_the_list_is_there_is_heard(page: Any, server: FakeServer) -> None:
+    server.speed = 1.5
+    page.add_init_script("""
+        const wait = (address) => address === "api/jobs" || !String(address).startsWith("api/jobs?") ? 0 : 2000;
+        const { fetch } = window;
+        window.fetch = (address, options) =>
+          new Promise((done) => setTimeout(() => done(fetch(address, options)), wait(address)));
+    """)
+    page.reload()
+    wait_until(page, "document.querySelector('#model').selectedOptions.length")
+    make(page, "slow piano", duration=8)
+    assert page.locator(CARD).count() == 0
+    wait_until(page, "pieces.length > 0", 8)
+    assert page.locator(LIVE).count() == 1
+
+
 def test_space_pauses_and_plays_what_is_made(page: Any, server: FakeServer) -> None:
     server.speed = 1.5
     make(page, "slow piano", duration=6, takes=1)
