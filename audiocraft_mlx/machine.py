@@ -17,6 +17,7 @@ from pathlib import Path
 PROGRAM_BYTES = 512 << 20
 """Measured: address space that MLX, the BLAS and the tokenizer take, with any model."""
 _ROOT = Path("/")
+_M_ARENA_MAX = -8  # malloc.h
 # What MLX says where an allocation fails: on a CPU, on a Mac's GPU and on a card.
 _MLX_OUT_OF_MEMORY = re.compile(
     r"\[(metal::)?malloc(_or_wait)?\]|unable to allocate|maximum allowed buffer size|insufficient memory"
@@ -142,3 +143,16 @@ def trim_heap() -> None:
 
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit_heaps(count: int) -> None:
+    """Let threads share `count` heaps of the C library (glibc), which otherwise has up to 8 per processor.
+
+    What is freed in one is no use to threads with another one. Call it before threads are started; an
+    environment variable MALLOC_ARENA_MAX is kept to.
+    """
+    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        import ctypes
+
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, count)

@@ -198,7 +198,7 @@ class FakeServer:
         whole = {clip.id: tone(clip.seed, recipe.duration) for clip in clips}
         seconds, chunk = 0.0, FIRST_CHUNK
         while seconds < recipe.duration:
-            await asyncio.sleep(chunk / self.speed)
+            await asyncio.sleep(min(chunk, recipe.duration - seconds) / self.speed)
             if self.jobs[id].status is not schema.Status.RUNNING:
                 return
             if "fail" in recipe.prompt:

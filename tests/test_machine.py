@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -242,3 +243,42 @@ def test_below_a_limit_it_is_out_of_memory_and_no_crash(tmp_path: Path, megabyte
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == f"musicgen-mlx: error: {OUT_OF_MEMORY}"
     assert list(tmp_path.iterdir()) == []
+
+
+COUNT_HEAPS = """
+import ctypes, re, sys, threading
+from pathlib import Path
+from audiocraft_mlx.machine import limit_heaps
+
+limit_heaps(2)
+library, ready = ctypes.CDLL(None), threading.Barrier(9)
+library.malloc.restype = ctypes.c_void_p
+
+def work():
+    library.malloc(ctypes.c_size_t(50_000))
+    ready.wait()
+    ready.wait()
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+ready.wait()
+starts = re.findall(r"^([0-9a-f]+)-.* rw-p 00000000 00:00 0 *$", Path("/proc/self/maps").read_text(), re.M)
+print(sum(int(start, 16) % (64 << 20) == 0 for start in starts))
+ready.wait()
+"""
+"""Prints how many heaps there are besides the first one: each begins at a multiple of 64 MiB."""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or sys.maxsize < 2**32, reason="64-bit glibc"
+)
+@pytest.mark.parametrize(("variable", "heaps"), [(None, range(2)), ("4", range(2, 4))])
+def test_threads_share_the_heaps_that_there_may_be(variable: str | None, heaps: range) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    if variable is not None:
+        environment["MALLOC_ARENA_MAX"] = variable
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_HEAPS], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) in heaps

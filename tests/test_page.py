@@ -227,6 +227,59 @@ def test_a_stream_that_runs_dry_waits_and_goes_on_where_it_was(page: Any, server
     assert len(pauses) <= 1
 
 
+def test_on_a_slow_machine_the_first_sound_comes_soon_and_the_pauses_are_few(
+    page: Any, server: FakeServer
+) -> None:
+    server.speed = 0.5
+    page.evaluate("byClick = 0; addEventListener('click', () => byClick = performance.now(), true)")
+    make(page, "slow piano", duration=8, takes=1)
+    wait_until(page, "pieces.length > 0")
+    first = page.evaluate("pieces[0].wall + 1000 * (pieces[0].when - pieces[0].asked) - byClick")
+    assert first < 1500  # ms: 930 and the answer to the click
+    made = page.evaluate("pieces[0].length") / RATE
+    assert made < 0.6  # not after more than there was by then
+    wait_until(page, "document.querySelector('#play svg').classList.contains('waiting')")
+    page.wait_for_timeout(1000)
+    assert page.locator("#play svg.waiting").count() == 1  # the next pieces don't end the pause
+    expect(page.locator(DONE)).to_have_count(1, timeout=25_000)
+    wait_until(page, "pieces.reduce((sum, piece) => sum + piece.length, 0) >= 8 * 32000")
+    pieces = page.evaluate("pieces.map(({ buffer, ...piece }) => piece)")
+    assert sum(piece["length"] for piece in pieces) == 8 * RATE
+    pauses = [gap / RATE for gap in gaps(pieces) if gap > 1]
+    assert 1 <= len(pauses) <= 2
+    assert pauses[0] > 3
+
+
+def test_on_a_machine_that_is_just_fast_enough_it_starts_when_it_will_not_stop(
+    page: Any, server: FakeServer
+) -> None:
+    server.speed = 1.25
+    make(page, "slow piano", duration=8, takes=1)
+    wait_until(page, "pieces.length > 0")
+    started = server.jobs[next(iter(server.jobs))].progress
+    assert started is not None
+    assert started.done < 2 * 50  # not after more than is needed
+    wait_until(page, "pieces.reduce((sum, piece) => sum + piece.length, 0) >= 8 * 32000")
+    pieces = page.evaluate("pieces.map(({ buffer, ...piece }) => piece)")
+    assert max(map(abs, gaps(pieces))) < 1e-3
+
+
+def test_what_is_asked_for_before_the_list_is_there_is_heard(page: Any, server: FakeServer) -> None:
+    server.speed = 1.5
+    page.add_init_script("""
+        const wait = (address) => address === "api/jobs" || !String(address).startsWith("api/jobs?") ? 0 : 2000;
+        const { fetch } = window;
+        window.fetch = (address, options) =>
+          new Promise((done) => setTimeout(() => done(fetch(address, options)), wait(address)));
+    """)
+    page.reload()
+    wait_until(page, "document.querySelector('#model').selectedOptions.length")
+    make(page, "slow piano", duration=8)
+    assert page.locator(CARD).count() == 0
+    wait_until(page, "pieces.length > 0", 8)
+    assert page.locator(LIVE).count() == 1
+
+
 def test_space_pauses_and_plays_what_is_made(page: Any, server: FakeServer) -> None:
     server.speed = 1.5
     make(page, "slow piano", duration=6, takes=1)

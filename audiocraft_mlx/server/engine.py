@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Seconds between two events of a batch's progress.
 _PROGRESS_SECONDS = 0.2
+# Seconds without work: then all threads have freed what a batch took.
+_SETTLED_SECONDS = 0.5
 # Jobs that turn out not to fit into a batch, after which no more are looked at.
 _MISSES = 3
 
@@ -88,20 +90,29 @@ class Engine:
         Event().wait()
 
     def _work_until_stopped(self) -> None:
+        settled = True  # nothing was done since memory was given back
         while not self._stopping:
             try:
                 self._tidy()
                 self._remove_unwanted()
-                if not self._work():
-                    with self._news:
-                        if not self._has_news and not self._stopping:
-                            self._news.wait(5.0)
-                        self._has_news = False
+                if self._work():
+                    settled = False
+                elif not self._wait(5.0 if settled else _SETTLED_SECONDS) and not settled:
+                    _give_back_memory()
+                    settled = True
             # Whatever it is, the next job may be fine.
             except Exception:
                 if not self._stopping:
                     _log.exception("an unexpected error between two batches")
                     time.sleep(0.1)
+
+    def _wait(self, seconds: float) -> bool:
+        """Until there is something new, or so long; whether there is."""
+        with self._news:
+            if not self._has_news and not self._stopping:
+                self._news.wait(seconds)
+            news, self._has_news = self._has_news, False
+            return news
 
     def _work(self) -> bool:
         """Load a model that is wanted, or make a batch; False if there is nothing to do."""
@@ -270,7 +281,15 @@ class Engine:
         assert audio is not None
         separator = self._load_separator() if job.recipe.output.stems else None
         job.finished[take] = save_files(
-            self._folder, job.id, clip, job.recipe, plan, audio, model.sample_rate, separator
+            self._folder,
+            job.id,
+            clip,
+            job.recipe,
+            plan,
+            audio,
+            model.sample_rate,
+            separator,
+            job.clips[take].peaks,
         )
         if len(job.finished) == len(job.clips):
             self._jobs.finish(job, event.elapsed)

@@ -15,6 +15,8 @@ KEEP_ALIVE_SECONDS = 15.0
 """Proxies close connections on which nothing comes, and only writing tells that a reader is gone."""
 _RETRY = b"retry: 1000\n\n"
 """Milliseconds until a browser connects again."""
+_MOST_BYTES = 1 << 16
+"""Of events that are sent together."""
 
 
 async def event_stream(
@@ -23,25 +25,31 @@ async def event_stream(
     """Events as text, and a comment where there is none for a while; ends when `stopping` is set."""
     stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
     coming: asyncio.Future[Any] | None = None
+    ready = b""
     try:
         yield _RETRY
         while True:
             if coming is None:
                 coming = asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait(
-                {coming, stop}, timeout=keep_alive, return_when=asyncio.FIRST_COMPLETED
-            )
-            if stop in done:
+                await asyncio.sleep(0)  # it may be there already
+            if ready and not (coming.done() and len(ready) < _MOST_BYTES):
+                yield ready
+                ready = b""
+            if not coming.done():
+                await asyncio.wait({coming, stop}, timeout=keep_alive, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
                 return
-            if not done:
+            if not coming.done():
                 yield b": keep-alive\n\n"
                 continue
             try:
                 event: Event = coming.result()
             except StopAsyncIteration:
+                if ready:
+                    yield ready
                 return
             coming = None
-            yield encode_event(event)
+            ready += encode_event(event)
     finally:
         stop.cancel()
         if coming is not None:

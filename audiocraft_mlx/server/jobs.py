@@ -67,6 +67,11 @@ class LiveJob:
     def is_live(self) -> bool:
         return self.record.status.is_live
 
+    def size(self, model: GenModel) -> None:
+        """Its model is loaded: from now on it is known how long its clips will be."""
+        shape = clip_shape(model, self.recipe)
+        self.clips = tuple(LiveClip(shape) for _ in self.recipe.clips)
+
 
 class Jobs:
     """The live jobs, their queue, and what is told of them. All methods are thread-safe.
@@ -182,8 +187,7 @@ class Jobs:
         with self._lock:
             for job in self._live.values() if jobs is None else jobs:
                 if job.model == model_name and not job.clips:
-                    shape = clip_shape(model, job.recipe)
-                    job.clips = tuple(LiveClip(shape) for _ in job.recipe.clips)
+                    job.size(model)
                     job.changed.notify()
                     if job.id in self._live:
                         self.tell(job.id)

@@ -31,8 +31,11 @@ def save_files(
     audio: AudioSpool,
     rate: int,
     separator: HTDemucs | None,
+    peaks: bytes,
 ) -> tuple[ClipRecord, bytes]:
-    """Write a clip and its stems. `audio` is the model's, at `rate`; returns the clip's record and peaks.
+    """Write a clip and its stems; returns the clip's record and the peaks of its file.
+
+    `audio` is the model's, at `rate`, and `peaks` are those of the clip while it was made.
 
     Raises `OutputError`.
     """
@@ -48,7 +51,8 @@ def save_files(
         for name, stem in separate_stems(finished, saved.peak, separator):
             save_clip(folder.clip_file(job, clip.id, audio_format, name), stem, metadata)
             stems.append(name)
-    peaks = peaks_of(_blocks(finished), saved.sample_rate, 1 / max(1.0, saved.peak))
+    if finished.audio is not audio or saved.peak > 1:  # else it is what was heard
+        peaks = peaks_of(_blocks(finished), saved.sample_rate, 1 / max(1.0, saved.peak))
     shape = AudioShape(saved.sample_rate, saved.channels, saved.samples)
     return replace(clip, shape=shape, stems=tuple(stems)), peaks
 

@@ -124,10 +124,12 @@ class Service:
             clips=tuple(ClipRecord(new_id(), clip.seed) for clip in recipe.clips),
         )
         job = LiveJob(record, recipe)
-        view = self._jobs.add(job)
-        self._engine.wake()
         model = self._models.loaded(job.model)
         if model is not None:
+            job.size(model)
+        view = self._jobs.add(job)
+        self._engine.wake()
+        if model is None and (model := self._models.loaded(job.model)) is not None:  # just now
             self._jobs.size(job.model, model, [job])
             return self.job(job.id)
         return view

@@ -53,6 +53,8 @@ byId("stop").addEventListener("click", () => {
   if (job) history.cards.get(job.id).delete();
 });
 history.addEventListener("change", () => (byId("stop").disabled = !history.jobs.some(isLive)));
+// Not with its events alone: they may have come before the list could be read.
+history.addEventListener("change", playAwaited);
 
 async function refresh() {
   try {
@@ -82,10 +84,7 @@ function showConnected(connected) {
 refresh();
 listen(
   {
-    job(job) {
-      history.update(job);
-      if (job.id === awaited) playAwaited();
-    },
+    job: (job) => history.update(job),
     removed: ({ id }) => history.remove(id),
     progress: (event) => history.updateProgress(event),
     peaks: (event) => history.addPeaks(event),

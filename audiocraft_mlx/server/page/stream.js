@@ -9,12 +9,16 @@ const LEAD = 0.03; // seconds between scheduling and sounding
 const LATEST = 0.008; // seconds before it sounds that a piece can still be scheduled: two blocks of the context
 const SHORTEST = 0.04; // seconds of a piece, unless it is the last one
 
-// As the command's --play, it starts when there is enough that it won't stop in between; but with LONGEST_WAIT it
-// starts in any case, on a machine that is slower than the music.
+// As the command's --play, it starts when it won't stop in between, as far as the speed so far tells. On a machine that
+// is too slow for that the first sound comes soon all the same. Where it stops then, it goes on when it won't stop
+// again, or with a certain length of audio that doubles each time: the pauses are few, and none is endless.
 const CHUNK = 1; // seconds of the server's longest chunk
-const MARGIN = 0.9; // the speed may drop
-const LONG_FIRST = 0.25; // seconds of a first piece that tells how fast the next ones are
-const LONGEST_WAIT = 3; // seconds
+const MARGIN = 0.9; // the speed may drop; with each pause it did
+const LONG_FIRST = 0.25; // seconds of a first piece that is enough to start with
+const SOON = 0.9; // seconds from asking for it to the first sound
+const SPEED_SHOWS = 0.2; // seconds from the first piece, after a time in the queue
+const WORTH = 2; // seconds more that are worth it if it doesn't stop then
+const AFTER_PAUSE = 3; // seconds of audio that are enough after the first pause
 
 /** @type {Map<number, AudioContext>} */
 const contexts = new Map();
@@ -42,6 +46,9 @@ export class StreamSound extends EventTarget {
     this.complete = false;
     this.playing = false;
     this.waiting = false; // for samples
+    this.asked = performance.now();
+    this.heard = false; // whether it has started
+    this.pauses = 0; // since then, because nothing was there
     this.next = 0; // the first sample that isn't scheduled
     this.origin = null; // the context's frame at which sample 0 is, or would have been, played
     /** @type {Set<AudioBufferSourceNode>} */
@@ -138,35 +145,61 @@ export class StreamSound extends EventTarget {
       return all;
     });
     this.received += frames;
-    if (frames) this.first ??= { time: performance.now(), frames };
+    if (!frames) return;
+    this.latest = performance.now();
+    this.first ??= { time: this.latest, frames };
   }
 
-  /** Seconds to have before it starts, at the speed so far. */
+  /** Seconds of audio to have at the latest piece so that it doesn't stop, at the speed so far. */
   get #needed() {
-    if (this.complete || !this.first) return 0;
-    if (this.first.frames === this.received) return LONG_FIRST;
-    const passed = (performance.now() - this.first.time) / 1000;
-    const slowdown = (passed * this.rate) / (this.received - this.first.frames) / MARGIN;
+    const passed = (this.latest - this.first.time) / 1000;
+    const slowdown = (passed * this.rate) / (this.received - this.first.frames) / MARGIN ** (1 + this.pauses);
     const missing = Math.max(0, this.expected - this.received) / this.rate;
     const chunk = Math.min(CHUNK, missing);
-    return Math.min(LONGEST_WAIT, Math.max(chunk * slowdown, chunk + missing * (slowdown - 1)));
+    return Math.max(chunk * slowdown, chunk + missing * (slowdown - 1));
+  }
+
+  /** Seconds until it starts if nothing comes before; 0 or less: now. */
+  get #delay() {
+    if (this.complete) return 0;
+    const now = performance.now();
+    const ready = (this.received - this.next) / this.rate;
+    const speedIsKnown = this.received > this.first.frames;
+    if (!speedIsKnown && ready >= LONG_FIRST) return 0;
+    const needed = speedIsKnown ? this.#needed : Infinity;
+    // What is still missing is made while it waits.
+    const smooth = needed - ready - (now - this.latest) / 1000;
+    if (this.heard) {
+      const enough = AFTER_PAUSE * 2 ** Math.max(0, this.pauses - 1);
+      if (needed > enough) return ready >= enough ? 0 : Infinity;
+      return smooth;
+    }
+    const soon = Math.max(this.asked / 1000 + SOON, this.first.time / 1000 + SPEED_SHOWS) - now / 1000;
+    return smooth <= soon + WORTH ? smooth : soon;
   }
 
   #schedule() {
+    clearTimeout(this.timer);
     if (!this.playing) return;
     const now = this.context.currentTime * this.rate;
     const frames = this.received - this.next;
-    if (this.origin !== null && frames > 0 && now + LATEST * this.rate > this.origin + this.next) {
-      this.origin = null; // too late: the one before has ended
-    }
-    if (frames < (this.complete ? 1 : Math.max(SHORTEST, this.origin === null ? this.#needed : 0) * this.rate)) {
+    // Too late: the one before has ended.
+    if (this.origin !== null && frames > 0 && now + LATEST * this.rate > this.origin + this.next) this.#stopped();
+    if (frames < (this.complete ? 1 : SHORTEST * this.rate)) {
       if (this.complete && this.received === this.next && !this.nodes.size) this.#finish();
       else if (this.origin === null) this.#wait(true);
       return;
     }
     if (this.origin === null) {
+      const delay = this.#delay;
+      if (delay > 0) {
+        this.#wait(true);
+        if (delay < Infinity) this.timer = setTimeout(() => this.#schedule(), 1000 * delay);
+        return;
+      }
       this.origin = Math.ceil(now + LEAD * this.rate) - this.next;
       this.started = this.next / this.rate;
+      this.heard = true;
       this.#wait(false);
     }
     const buffer = new AudioBuffer({ length: frames, numberOfChannels: this.channels.length, sampleRate: this.rate });
@@ -182,10 +215,16 @@ export class StreamSound extends EventTarget {
   #ended(node) {
     if (!this.nodes.delete(node) || this.nodes.size || !this.playing) return;
     if (!this.complete) {
-      this.origin = null;
+      this.#stopped();
       this.#wait(true);
     } else if (this.next < this.received) this.#schedule();
     else this.#finish();
+  }
+
+  /** Nothing was there to go on with. */
+  #stopped() {
+    this.origin = null;
+    this.pauses += 1;
   }
 
   #finish() {
