@@ -14,6 +14,7 @@ const SHORTEST = 0.04; // seconds of a piece, unless it is the last one
 // again, or with a certain length of audio that doubles each time: the pauses are few, and none is endless.
 const CHUNK = 1; // seconds of the server's longest chunk
 const MARGIN = 0.9; // the speed may drop; with each pause it did
+const SLACK = 0.1; // seconds that a piece may be late
 const LONG_FIRST = 0.25; // seconds of a first piece that is enough to start with
 const SOON = 0.9; // seconds from asking for it to the first sound
 const SPEED_SHOWS = 0.2; // seconds from the first piece, after a time in the queue
@@ -168,7 +169,7 @@ export class StreamSound extends EventTarget {
     if (!speedIsKnown && ready >= LONG_FIRST) return 0;
     const needed = speedIsKnown ? this.#needed : Infinity;
     // What is still missing is made while it waits.
-    const smooth = needed - ready - (now - this.latest) / 1000;
+    const smooth = needed + SLACK - ready - (now - this.latest) / 1000;
     if (this.heard) {
       const enough = AFTER_PAUSE * 2 ** Math.max(0, this.pauses - 1);
       if (needed > enough) return ready >= enough ? 0 : Infinity;
