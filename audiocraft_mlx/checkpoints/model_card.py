@@ -29,7 +29,19 @@ _UNKNOWN = (
 )
 
 
-def model_card(name: str, source_repo: str | None, quantization: Quantization | None, dtype: mx.Dtype) -> str:
+_TRAINED = (
+    "The language model's weights are those of the file `{file}`, which was trained from that model; its"
+    " authors and their licence aren't known here. Name them before you share this folder."
+)
+
+
+def model_card(
+    name: str,
+    source_repo: str | None,
+    quantization: Quantization | None,
+    dtype: mx.Dtype,
+    weights_file: str | None = None,
+) -> str:
     """Markdown with a header for the Hub.
 
     Args:
@@ -37,6 +49,7 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         source_repo: the Hub repository that the weights come from, `demo`, or None if that is not known.
         quantization: how the linear layers are stored, None if as `dtype`.
         dtype: how the other weights are stored.
+        weights_file: the file whose weights took the place of those of the repository, if there was one.
     """
     header = ["library_name: mlx", "pipeline_tag: text-to-audio", "tags: [mlx, musicgen, musicgen-mlx]"]
     if source_repo == DEMO:
@@ -50,6 +63,13 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         provenance = _HUB.format(repo=source_repo)
     else:
         provenance = _UNKNOWN
+    if weights_file is not None:
+        # What it was trained on decides, too.
+        header = [line for line in header if not line.startswith("license: cc0")]
+        origin = "another model" if source_repo is None else source_repo
+        provenance = (
+            f"{_TRAINED.format(file=weights_file.replace('`', ''))} The model: {origin}. {provenance}"
+        )
     kind = dtype_name(dtype)
     stored = f"Its weights are stored as {kind}."
     if quantization is not None:
@@ -59,6 +79,8 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         )
     titles = {None: "A MusicGen model", DEMO: "The demo model of musicgen-mlx"}
     title = titles.get(source_repo, source_repo)
+    if weights_file is not None:
+        title = "A fine-tuned MusicGen model"
     return "\n".join(
         [
             "---",
