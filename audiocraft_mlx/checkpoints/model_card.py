@@ -30,8 +30,10 @@ _UNKNOWN = (
 
 
 _TRAINED = (
-    "The language model's weights are those of the file `{file}`, which was trained from that model; its"
-    " authors and their licence aren't known here. Name them before you share this folder."
+    "It was fine-tuned{origin}: the weights of its language model are those of the file `{file}`, which"
+    " doesn't name their authors or licence. Name both here before you share this folder. What was made from"
+    " the weights of MusicGen itself, which are Meta's, is under their licence, too:"
+    " [CC-BY-NC 4.0](https://creativecommons.org/licenses/by-nc/4.0/), not for commercial use."
 )
 
 
@@ -65,11 +67,14 @@ def model_card(
         provenance = _UNKNOWN
     if weights_file is not None:
         # What it was trained on decides, too.
-        header = [line for line in header if not line.startswith("license: cc0")]
-        origin = "another model" if source_repo is None else source_repo
-        provenance = (
-            f"{_TRAINED.format(file=weights_file.replace('`', ''))} The model: {origin}. {provenance}"
-        )
+        header = [line for line in header if line != "license: cc0-1.0"]
+        if source_repo == DEMO:
+            origin = " from musicgen-mlx's demo model"
+        else:
+            origin = (
+                "" if source_repo is None else f" from [{source_repo}](https://huggingface.co/{source_repo})"
+            )
+        provenance = _TRAINED.format(origin=origin, file=weights_file.replace("`", ""))
     kind = dtype_name(dtype)
     stored = f"Its weights are stored as {kind}."
     if quantization is not None:

@@ -71,9 +71,11 @@ class TrainedWeights:
     def _load_text(self, bundle: ModelBundle, source: str) -> None:
         text = bundle.text_conditioner
         if self.projection:
-            text.output_proj = load_projection(text.t5.config, bundle.lm.config, self.projection, source)
+            text.output_proj = load_projection(
+                text.t5.config, bundle.lm.config, self.projection, f"{source}, the projection of the text,"
+            )
         if self.t5:
-            _replace(text.t5, self.t5, mx.float32, source)
+            _replace(text.t5, self.t5, mx.float32, f"{source}, the text encoder,")
 
     def _load_audio_conditioner(self, bundle: ModelBundle, source: str) -> None:
         if not self.audio_conditioner:
@@ -84,9 +86,14 @@ class TrainedWeights:
         if isinstance(conditioner, MelodyConditioner):
             self.audio_conditioner.pop("chroma.spec.window", None)  # a constant, rounded
             weights = pop_prefix(self.audio_conditioner, "output_proj.") | self.audio_conditioner
-            _replace(conditioner.output_proj, weights, mx.float32, source)
+            _replace(conditioner.output_proj, weights, mx.float32, f"{source}, the projection of the melody,")
         else:
-            _replace(conditioner.encoder, self.audio_conditioner, mx.float32, source)
+            _replace(
+                conditioner.encoder,
+                self.audio_conditioner,
+                mx.float32,
+                f"{source}, the network of the style,",
+            )
 
 
 def read_weights_file(path: Path) -> TrainedWeights:
