@@ -437,7 +437,13 @@ def unknown_objects() -> dict[str, bytes]:
     """What programs save beside the weights of a training, and that has a class of its own."""
     encode = b"c_codecs\nencode\n" + text("x") + text("latin1") + b"\x86R"
     dtype = b"cnumpy\ndtype\n" + text("f8") + b"\x89\x88\x87R" + b"(K\x03" + text("<") + b"NNNtb"
+    sharded = b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n"
+    layout = b"ctorch.serialization\n_get_layout\n" + text("torch.strided") + b"\x85R"
+    group = b"c__builtin__\ngetattr\n" + sharded + text("ProcessGroupState") + b"\x86R)\x81}b"
+    enum = b"ctorch.distributed._shard.sharded_tensor.metadata\nMEM_FORMAT_ENCODING\nK\x00\x85R"
+    rebuild = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_wrapper_subclass\n"
     return {
+        "a process' part of a tensor": rebuild + sharded + b"(" + layout + b"t(" + group + enum + b"ttR",
         "a number of NumPy": b"cnumpy.core.multiarray\nscalar\n" + dtype + encode + b"\x86R",
         "a set": b"c__builtin__\nset\n](K\x01K\x02e\x85R",
         "a path": b"cpathlib\nPosixPath\n" + text("/") + text("tmp") + b"\x86\x85R",
@@ -465,7 +471,9 @@ def test_unknown_objects_are_left_out_where_they_are_not_needed(path: Path, kind
 # Attacks
 
 
-@pytest.mark.parametrize("attack", ["REDUCE", "os.system", "INST", "NEWOBJ_EX", "BUILD", "eval in a list"])
+@pytest.mark.parametrize(
+    "attack", ["REDUCE", "INST", "NEWOBJ_EX", "BUILD", "eval in a list", "getattr of a class that is known"]
+)
 def test_a_function_is_refused_also_where_nothing_is_needed(path: Path, attack: str) -> None:
     code = b"}" + text("history") + attacks(b"true")[attack] + b"s"
     write_torch_zip(path, PROTOCOL + code + b".", {})
@@ -527,6 +535,10 @@ def attacks(command: bytes) -> dict[str, bytes]:
         "persistent id": tensor_code(storage=b"cposix\nsystem\n" + argument + b"\x85R"),
         "storage type": tensor_code(storage=b"cposix\nsystem\n"),
         "getattr": b"cbuiltins\ngetattr\n(cos\npath\n" + text("join") + b"tR",
+        "getattr of a class that is known": b"cbuiltins\ngetattr\n("
+        + b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n"
+        + text("__init__")
+        + b"tR",
     }
 
 

@@ -132,9 +132,9 @@ def _parse_package(package: Any, source: str, remedy: str) -> tuple[ConfigSectio
     config = package.get(CONFIG_KEY) if isinstance(package, dict) else None
     if isinstance(config, str) and _is_state_dict(package.get("best_state")):
         return ConfigSection.from_yaml(config, source), read_state_dict(package["best_state"], source)
-    found = find_state(package)
+    found = find_state(package, source)
     if not isinstance(config, (str, dict)) or found is None or not found[1]:
-        raise CheckpointError(f"{source} {_describe_other(package, remedy)}")
+        raise CheckpointError(f"{source} {_describe_other(package, found, remedy)}")
     # Before the configuration, which may have little to do with an adapter.
     weights = read_trained_state(found[0], source)
     if isinstance(config, str):
@@ -147,14 +147,16 @@ def _is_state_dict(value: Any) -> bool:
     return isinstance(value, dict) and not isinstance(value.get("model"), dict)
 
 
-def _describe_other(package: Any, remedy: str) -> str:
-    """What a file is that can't be used, and what to do about it: the rest of a sentence."""
+def _describe_other(package: Any, found: tuple[Any, str] | None, remedy: str) -> str:
+    """What a file is that can't be used, and what to do about it: the rest of a sentence.
+
+    `found` is what `find_state` found in it.
+    """
     needed = "a release file has 'xp.cfg', its configuration as YAML, and 'best_state', its tensors"
     if not isinstance(package, dict):
         return f"holds a {type(package).__name__}, not a model; {needed}"
     if is_adapter(package) or any(is_adapter(value) for value in package.values() if isinstance(value, dict)):
         return f"is a LoRA adapter, not a whole model; {MERGE}"
-    found = find_state(package)
     place = found[1] if found else next((str(key) for key in package if has_tensors(package[key])), None)
     if place:
         return (

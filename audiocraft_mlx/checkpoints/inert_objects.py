@@ -20,11 +20,16 @@ INERT_CALLS = frozenset(
         *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
         *("_codecs.encode", "builtins.set", "__builtin__.set"),
         *("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath"),
-        "pathlib._local.WindowsPath",
+        *("pathlib._local.WindowsPath", "torch.serialization._get_layout"),
+        "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
     }
 )
-"""Functions and classes by which programs save numbers, sets and paths beside the weights of a training. What
-they return is an `InertObject`."""
+"""Functions and classes by which programs save numbers, sets and paths beside the weights of a training, and
+FSDP a process' own part of them. What they return is an `InertObject`."""
+SHARD = "torch._utils._rebuild_wrapper_subclass"
+"""The function that makes a tensor of which each process has a part."""
+SHARDED_TENSOR = "torch.distributed._shard.sharded_tensor.api.ShardedTensor"
+"""The class of such a tensor. A class in it is referenced by a call of `getattr`."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocraft_mlx.checkpoints.build import StoredTensors
+from audiocraft_mlx.checkpoints.inert_objects import GlobalRef
 from audiocraft_mlx.checkpoints.tensors import read_state_dict
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.configs import shown_text
@@ -32,7 +33,6 @@ _PLACES = (
     ("model_state_dict",),
 )
 """The first of these that has tensors is the model's state."""
-_NEEDED = frozenset({CONFIG_KEY, *(place[0] for place in _PLACES)})
 
 # What torch.compile and FSDP put into names, at the beginning or anywhere, and what DistributedDataParallel
 # and the attributes of Lightning's modules put in front of all.
@@ -43,18 +43,28 @@ _PREFIXES = ("module.", "model.", "lm.")
 def read_training_file(path: Path) -> object:
     """The content of a release's or a training's torch file, which `find_state` and `has_config` look into.
 
-    Of what a model doesn't need, such as the losses of each epoch, objects of unknown classes are left out.
+    Entries with objects of unknown classes are left out, as `find_state` needs at most one of the others.
     Raises `CheckpointError`.
     """
-    return read_torch_file(path, _NEEDED)
+    return read_torch_file(path, (CONFIG_KEY,))
 
 
-def find_state(package: object) -> tuple[dict[str, Any], str] | None:
-    """The state dict in a file's content, and where: `best_state.model`, or "" for the whole; or None."""
+def find_state(package: object, source: str) -> tuple[dict[str, Any], str] | None:
+    """The state dict in a file's content, and where: `best_state.model`, or "" for the whole; or None.
+
+    Raises `CheckpointError` if it would be in an entry with objects of an unknown class. (With FSDP, each
+    process' part of the last state has some, and the best state hasn't.)
+    """
     if not isinstance(package, dict):
         return None
     for place in _PLACES:
         value: Any = package
+        entry = package.get(place[0])
+        if isinstance(entry, GlobalRef):
+            raise CheckpointError(
+                f"{source} asks to run {shown_text(entry.name)} for its {place[0]!r}; a model never needs"
+                " that, refusing it"
+            )
         for key in place:
             value = value.get(key) if isinstance(value, dict) else None
         if has_tensors(value):

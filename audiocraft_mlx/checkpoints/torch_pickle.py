@@ -32,6 +32,8 @@ import numpy as np
 
 from audiocraft_mlx.checkpoints.inert_objects import (
     INERT_CALLS,
+    SHARD,
+    SHARDED_TENSOR,
     ConfigRecord,
     GlobalRef,
     InertObject,
@@ -611,6 +613,8 @@ def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
                     _,
                 ):
                     return _rebuild(inner, inner_arguments)
+                case (GlobalRef(inner), GlobalRef(), tuple(), _) if inner == SHARD:
+                    return InertObject(inner)
         case "torch.Size":
             if len(arguments) == 1 and isinstance(arguments[0], tuple):
                 return arguments[0]
@@ -623,6 +627,11 @@ def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
                     return Fraction(top, bottom)
                 case (str(text),) if re.fullmatch("-?[0-9]{1,18}(/[1-9][0-9]{0,17})?", text):
                     return Fraction(text)  # as Python 3.10 and older save it
+        case "builtins.getattr" | "__builtin__.getattr" if arguments == (
+            GlobalRef(SHARDED_TENSOR),
+            "ProcessGroupState",
+        ):
+            return GlobalRef(f"{SHARDED_TENSOR}.ProcessGroupState")
         case _ if function in INERT_CALLS:
             return InertObject(function)
         case _:

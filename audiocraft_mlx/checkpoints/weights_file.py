@@ -104,7 +104,7 @@ def read_weights_file(path: Path) -> TrainedWeights:
         if is_adapter(tensors):
             raise CheckpointError(f"{path} is a LoRA adapter, not the weights of a model; {MERGE}")
     else:
-        found = find_state(read_training_file(path))
+        found = find_state(read_training_file(path), str(path))
         if found is None:
             raise CheckpointError(
                 f"{path} has no weights of a model: it is no state dict, and has none under 'best_state',"

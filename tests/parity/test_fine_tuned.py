@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from transformers import MusicgenForConditionalGeneration
 
+from audiocraft_mlx import CheckpointError
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
@@ -156,6 +158,42 @@ def test_the_file_of_replicates_trainer(
     saved = {"xp.cfg": OmegaConf.create(package["xp.cfg"]), "model": network.state_dict()}
     torch.save(saved, tmp_path / "trained_model.tar")
     check_equal(load(str(tmp_path / "trained_model.tar")), expected)
+
+
+def shard(rank: int, port: int, path: Path, state: dict[str, torch.Tensor], config: DictConfig) -> None:
+    """What a process of two does at the end of a training with FSDP; the first one saves its state."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+    torch.set_num_threads(1)
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    network = FullyShardedDataParallel(
+        torch.nn.Linear(4, 4), device_id=torch.device("cpu"), use_orig_params=True
+    )
+    with FullyShardedDataParallel.state_dict_type(network, StateDictType.LOCAL_STATE_DICT):
+        part = network.state_dict()
+    if rank == 0:
+        full = {"model": state}
+        saved = {"best_state": {"model": part}, "fsdp_best_state": full, "model": part, "xp.cfg": config}
+        torch.save(saved, path)
+        torch.save({**saved, "fsdp_best_state": {}}, path.with_name("parts.th"))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_the_first_file_of_a_training_with_fsdp_has_the_whole_best_state(
+    package: dict[str, Any], network: Named, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = tmp_path / "checkpoint.th"
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    config = OmegaConf.create(package["xp.cfg"])
+    torch.multiprocessing.spawn(shard, (port, path, state, config), nprocs=2)
+    check_equal(load(str(path)), expected)
+    with pytest.raises(CheckpointError, match="for its 'best_state'"):
+        load(str(tmp_path / "parts.th"))
 
 
 WRAPPED: dict[str, Callable[[torch.nn.Module], Any]] = {
