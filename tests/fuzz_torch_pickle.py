@@ -23,6 +23,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
@@ -161,7 +162,9 @@ def opcodes(data: bytes) -> tuple[bytes, ...]:
     """The bytes of each opcode of the pickles at the start of the data, and last the rest of the data."""
     stream = io.BytesIO(data)
     ends = [0]
-    with contextlib.suppress(ValueError):  # the first byte that is no opcode
+    # The first byte that is no opcode ends it; a backslash in a text is warned about.
+    with contextlib.suppress(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         while True:
             for _ in pickletools.genops(stream):
                 ends.append(stream.tell())

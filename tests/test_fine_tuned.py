@@ -391,6 +391,11 @@ def test_a_file_has_no_revisions(tmp_path: Path) -> None:
     assert "'v1'" in refusal(str(tmp_path / "checkpoint.th"), "v1")
 
 
+def test_safetensors_in_place_of_a_model_need_their_base(tmp_path: Path) -> None:
+    (tmp_path / "tuned.safetensors").touch()
+    assert "-m BASE --weights FILE" in refusal(str(tmp_path / "tuned.safetensors"))
+
+
 def test_a_folder_with_other_files_of_a_training_says_how_to_give_them(tmp_path: Path) -> None:
     (tmp_path / "lm_final.pt").touch()
     message = refusal(str(tmp_path))

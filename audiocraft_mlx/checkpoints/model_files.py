@@ -176,7 +176,10 @@ def _resolve(name: str, revision: str | None, ownerless: Sequence[str] | None = 
         return HubRepository(repo, revision or named)
     if _looks_like_path(name):
         if mode:
-            raise CheckpointError(f"{name}: this is a file; give the folder that contains it")
+            raise CheckpointError(
+                f"{name}: this is a file; give the folder that contains it, or for weights without a"
+                " configuration the model that they were trained from: -m BASE --weights FILE"
+            )
         raise CheckpointError(f"{name}: no such folder; check its path")
     if not hub_client.is_repo_name(name):
         raise UsageError(f"{name!r} is neither a folder nor a valid name of a Hub repository; {_KNOWN}")
