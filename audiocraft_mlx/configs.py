@@ -125,6 +125,29 @@ class ConfigSection:
             raise CheckpointError(f"{source}: xp.cfg is not a mapping; download the file again")
         return cls(plain, source, root=plain)
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> ConfigSection:
+        """audiocraft's `xp.cfg` as a training saves it: not as text. Raises `CheckpointError`."""
+        left = _MAX_YAML_BYTES
+
+        def with_placeholders(value: Any) -> Any:
+            nonlocal left
+            if isinstance(value, Mapping):
+                return {key: with_placeholders(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [with_placeholders(item) for item in value]
+            if not isinstance(value, str):
+                return value
+            left -= len(value)
+            if left < 0:
+                raise CheckpointError(
+                    f"{source}: xp.cfg is not one that audiocraft writes; download the file again"
+                )
+            return value.replace("$", _DOLLAR)
+
+        mapping = with_placeholders(values)
+        return cls(mapping, source, root=mapping)
+
     def __contains__(self, key: str) -> bool:
         return self._get(key, None) is not None
 

@@ -425,6 +425,7 @@ class Worker:
         self._write_seeds()
         self.kinds: list[tuple[str, int, Callable[[], bytes], Callable[[Path], Any]]] = [
             ("xp.cfg", 24, self._vary_xp_cfg, self._load_xp_cfg),
+            ("a training's xp.cfg", 8, self._vary_training_cfg, self._load_training_cfg),
             ("codec's xp.cfg", 8, self._vary_codec_cfg, self._load_codec_cfg),
             ("config.json", 16, lambda: vary_json_text(MODEL, self.random), self._load_model("config.json")),
             ("our config.json", 12, lambda: vary_json_text(self.own, self.random), self._load_own),
@@ -529,6 +530,12 @@ class Worker:
         text = LM_CFG + self.random.choice((TEXT_CFG, MELODY_CFG, STYLE_CFG))
         return vary_yaml(text, self.random).encode("utf-8", "replace")
 
+    def _vary_training_cfg(self) -> bytes:
+        from omegaconf import OmegaConf
+
+        text = LM_CFG + self.random.choice((TEXT_CFG, MELODY_CFG, STYLE_CFG))
+        return vary_json_text(OmegaConf.to_container(OmegaConf.create(text)), self.random)
+
     def _vary_codec_cfg(self) -> bytes:
         return vary_yaml(CODEC_CFG, self.random).encode("utf-8", "replace")
 
@@ -584,19 +591,36 @@ class Worker:
         self._generate(load(str(self.own_folder)))
 
     def _load_xp_cfg(self, path: Path) -> None:
+        from audiocraft_mlx.configs import ConfigSection
+
+        text = path.read_text(encoding="utf-8", errors="replace")
+        self._load_cfg(ConfigSection.from_yaml(text, "a file"))
+
+    def _load_training_cfg(self, path: Path) -> None:
+        from audiocraft_mlx.configs import ConfigSection
+        from audiocraft_mlx.errors import CheckpointError
+
+        try:
+            values = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        except (ValueError, RecursionError) as error:  # the pickle of a configuration is another's work
+            raise CheckpointError("not a mapping") from error
+        if not isinstance(values, dict):
+            raise CheckpointError("not a mapping")
+        self._load_cfg(ConfigSection.from_mapping(values, "a file"))
+
+    def _load_cfg(self, config: Any) -> None:
         import mlx.core as mx
 
         from audiocraft_mlx.checkpoints import audiocraft
         from audiocraft_mlx.checkpoints.build import build_network
         from audiocraft_mlx.conditioning.chroma import ChromaConfig
         from audiocraft_mlx.conditioning.style import StyleParams
-        from audiocraft_mlx.configs import SEGMENT_SECONDS, ConfigSection
+        from audiocraft_mlx.configs import SEGMENT_SECONDS
         from audiocraft_mlx.networks.lm import LM, LMConfig
         from audiocraft_mlx.networks.style_encoder import StyleConfig
 
-        config = ConfigSection.from_yaml(path.read_text(encoding="utf-8", errors="replace"), "a file")
         lm_config = LMConfig.from_audiocraft(config)
-        self.asked.append(audiocraft._read_text_encoder_name(config))
+        self.asked.append(audiocraft._read_text_encoder_name(config, has_weights=False))
         audiocraft._read_stereo(config)
         config.section("dataset").number("segment_duration", 30.0, SEGMENT_SECONDS)
         config.section("transformer_lm").boolean("two_step_cfg", False)

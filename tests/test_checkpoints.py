@@ -639,22 +639,20 @@ def lora(state: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "what", "remedy"),
     [
-        (lambda p: p["best_state"], "is a bare state dict, without the configuration", "export"),
+        (
+            lambda p: p["best_state"],
+            "is a bare state dict, without the configuration",
+            "-m BASE --weights FILE",
+        ),
         (lambda p: {"model": p["best_state"]}, "training checkpoint", "'model'"),
         (lambda p: {"state_dict": p["best_state"], "epoch": 3}, "training checkpoint", "'state_dict'"),
-        (lambda p: {"xp.cfg": p["xp.cfg"], "model": p["best_state"]}, "training checkpoint", "export"),
-        (
-            lambda p: {"xp.cfg": p["xp.cfg"], "best_state": {"model": p["best_state"]}, "history": []},
-            "training checkpoint of audiocraft",
-            "audiocraft.utils.export.export_lm",
-        ),
         (lambda p: p | {"best_state": compiled(p["best_state"])}, "'_orig_mod.'", "torch.compile"),
         (
             lambda p: p | {"best_state": {f"module.{n}": v for n, v in p["best_state"].items()}},
             "'module.'",
             "remove",
         ),
-        (lambda p: compiled(p["best_state"]), "bare state dict", "export"),
+        (lambda p: compiled(p["best_state"]), "bare state dict", "-m BASE --weights FILE"),
         (lambda p: lora(p["best_state"]), "is a LoRA adapter", "merge_and_unload"),
         (lambda p: {"model": lora(p["best_state"])}, "is a LoRA adapter", "merge_and_unload"),
         (lambda p: p | {"best_state": lora(p["best_state"])}, "is a LoRA adapter", "merge_and_unload"),
@@ -728,7 +726,7 @@ def test_an_adapter_as_the_weights_of_a_model_is_named(published: Path) -> None:
     [
         (["adapter_config.json", "adapter_model.safetensors"], ["PEFT adapter", "merge_and_unload"]),
         (["lm_final.pt"], ["lm_final.pt", "state_dict.bin"]),
-        (["checkpoint.th", "history.json"], ["checkpoint.th", "export"]),
+        (["lm.th", "history.json"], ["lm.th", "-m FILE", "-m BASE --weights FILE"]),
         (["model.ckpt"], ["model.ckpt"]),
         (
             ["checkpoint-500/config.json", "checkpoint-500/model.safetensors"],

@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -464,8 +465,8 @@ def test_numpy_codes_are_codes(published: Path) -> None:
 # Many names of one tensor
 
 
-def under_many_names(path: Path, package: dict[str, Any], pattern: str, count: int, elements: int) -> None:
-    """Save a release whose state dict has one tensor of that size under that many more names.
+def under_many_names(state: dict[str, Any], pattern: str, count: int, elements: int) -> dict[str, Any]:
+    """A state dict with one tensor of that size under that many more names.
 
     As short as a pickle has it: each but the first is a reference to it.
     """
@@ -480,7 +481,7 @@ def under_many_names(path: Path, package: dict[str, Any], pattern: str, count: i
         for i in range(1, count)
     }
     first = {pattern.format(0): np.zeros(elements, np.float32)}
-    write_torch_file(path, {**package, "best_state": {**package["best_state"], **first, **others}})
+    return {**state, **first, **others}
 
 
 LIMITED = """
@@ -489,7 +490,7 @@ from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.errors import MusicGenError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    load(sys.argv[1])
+    load(sys.argv[1], weights=sys.argv[2] if len(sys.argv) > 2 else None)
     print("loaded")
 except MusicGenError as error:
     print(error)
@@ -497,10 +498,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-def in_a_process(folder: Path) -> tuple[str, int]:
-    """What loading `folder` says in a process of its own, and by how many MB its memory grows (Linux)."""
+def in_a_process(folder: Path, *weights: Path) -> tuple[str, int]:
+    """What loading `folder` says in a process of its own, and by how many MB its memory grows (Linux).
+
+    `weights` is one file, or none.
+    """
     process = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(folder)],
+        [sys.executable, "-c", LIMITED, str(folder), *map(str, weights)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -523,13 +527,67 @@ def in_a_process(folder: Path) -> tuple[str, int]:
 def test_one_tensor_under_many_names(
     release: Path, packages: dict[str, Any], pattern: str, expected: str
 ) -> None:
-    under_many_names(release / "state_dict.bin", packages["mono"], pattern, 25_000, 2**21)
+    state = under_many_names(packages["mono"]["best_state"], pattern, 25_000, 2**21)
+    write_torch_file(release / "state_dict.bin", {**packages["mono"], "best_state": state})
     assert (release / "state_dict.bin").stat().st_size < 20 * 2**20
     start = time.perf_counter()
     message, megabytes = in_a_process(release)
     assert expected in message
     assert megabytes < 300  # all of them have 200 GB
     assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize("as_weights", [False, True])
+def test_one_tensor_under_many_names_of_a_training(
+    release: Path, packages: dict[str, Any], tmp_path: Path, as_weights: bool
+) -> None:
+    pattern = "transformer.layers.{}.self_attn.rope.frequencies"
+    state = under_many_names(packages["mono"]["best_state"], pattern, 25_000, 2**21)
+    path = tmp_path / "run" / "checkpoint.th"
+    path.parent.mkdir()
+    write_torch_file(path, {"xp.cfg": packages["mono"]["xp.cfg"], "model": state})
+    assert path.stat().st_size < 20 * 2**20
+    start = time.perf_counter()
+    message, megabytes = in_a_process(release, path) if as_weights else in_a_process(path)
+    assert "elements, the network" in message
+    assert megabytes < 300
+    assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize("value", RESOLVERS)
+def test_no_resolver_is_known_in_a_configuration_of_a_training(
+    packages: dict[str, Any], tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(audiocraft, "resolve_part", lambda name, needed: asked.append(name))
+    config = OmegaConf.create(packages["mono"]["xp.cfg"])
+    config.hidden, config.inner = "${oc.env:HF_TOKEN}", "hidden"
+    plain = OmegaConf.to_container(config)
+    plain["conditioners"]["description"]["t5"]["name"] = value  # OmegaConf itself refuses some of them
+    path = tmp_path / "checkpoint.th"
+    write_torch_file(path, {"xp.cfg": plain, "model": packages["mono"]["best_state"]})
+    assert "conditioners.description.t5.name" in refusal(path)
+    assert asked == []
+
+
+@pytest.mark.parametrize("levels", [3, 40])
+def test_references_of_a_training_that_multiply_are_refused(
+    packages: dict[str, Any], tmp_path: Path, levels: int
+) -> None:
+    config: Any = OmegaConf.to_container(OmegaConf.create(packages["mono"]["xp.cfg"]))
+    config |= {f"a{i}": f"${{a{i + 1}}}${{a{i + 1}}}" for i in range(levels)} | {f"a{levels}": "t5"}
+    config["conditioners"]["description"]["t5"]["name"] = "${a0}"
+    config["transformer_lm"]["dim"] = "${transformer_lm.dim}"
+    path = tmp_path / "checkpoint.th"
+    write_torch_file(path, {"xp.cfg": config, "model": packages["mono"]["best_state"]})
+    assert "circular or too many" in refusal(path)
+    config["transformer_lm"]["dim"] = 64
+    write_torch_file(path, {"xp.cfg": config, "model": packages["mono"]["best_state"]})
+    if levels > 3:
+        assert "circular or too many" in refusal(path)
+    else:
+        t5 = ConfigSection.from_mapping(config, "a file").section("conditioners").section("description")
+        assert t5.section("t5").name("name") == "t5" * 8
 
 
 def test_what_several_names_share_is_loaded_once(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:

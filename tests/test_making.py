@@ -402,7 +402,9 @@ def test_the_command_of_a_clip_generates_it_again(
     fake: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "-m someone/model --revision v1 -q 8 --int8-activations --cache-bits 8 --top-k 5 -d 0.5"
-    more = "--bit-depth 24 --normalize loudness --lufs -20 --fade-out 0.2 --format flac"
+    more = (
+        "--weights tuned/last.pt --bit-depth 24 --normalize loudness --lufs -20 --fade-out 0.2 --format flac"
+    )
     assert main(["piano", *options.split(), *more.split()]) == 0
     first = Path("musicgen_output.flac").read_bytes()
     assert main(["--info", "musicgen_output.flac"]) == 0

@@ -1,21 +1,35 @@
 """Reading PyTorch's files: their values are exact, and no code in them is run."""
 
 import io
+import os
 import pickle
 import struct
+import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from omegaconf import (
+    BooleanNode,
+    DictConfig,
+    FloatNode,
+    IntegerNode,
+    OmegaConf,
+    StringNode,
+    UnionNode,
+)
 
-from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, LazyTensor, read_torch_file
+from audiocraft_mlx.checkpoints.inert_objects import GlobalRef
+from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.errors import CheckpointError
 
 from . import fuzz_torch_pickle
@@ -312,7 +326,185 @@ def test_every_protocol_is_read(path: Path, fake_torch: None, protocol: int, leg
     np.testing.assert_array_equal(np.array(read["best_state"]["more"].load()), GRID + 1)
 
 
+# Configurations as objects of OmegaConf, and what else a training leaves in its file
+
+CONFIG = {
+    "dim": 64,
+    "nested": {"list": [1, 2.5, None, True, "x", [], {}], "reference": "${dim}", "unset": "???"},
+    "null": None,
+    "list": "${nested.list}",
+    3: {"four": [{"five": "${oc.env:HOME}"}]},
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_configuration_of_omegaconf_is_the_dict_that_it_stands_for(path: Path, protocol: int) -> None:
+    config = OmegaConf.create(CONFIG)
+    saved = {"xp.cfg": config, "list": OmegaConf.create([1, {"a": [2]}]), "again": (config, [config])}
+    write_torch_zip(path, pickle.dumps(saved, protocol), {})
+    read = read_torch_file(path)
+    assert read == {"xp.cfg": CONFIG, "list": [1, {"a": [2]}], "again": (CONFIG, [CONFIG])}
+    assert type(read["xp.cfg"]) is dict
+    assert type(read["xp.cfg"]["nested"]["list"]) is list
+
+
+def test_typed_nodes_of_omegaconf_are_their_values(path: Path) -> None:
+    config = OmegaConf.create({})
+    values = {
+        "string": StringNode("a"),
+        "integer": IntegerNode(3),
+        "float": FloatNode(0.5),
+        "boolean": BooleanNode(True),
+        "null": StringNode(None),
+        "union": UnionNode(1, ref_type=int | str),
+    }
+    for key, node in values.items():
+        config._set_item_impl(key, node)
+    with pytest.MonkeyPatch.context() as patch:
+        # A type of `typing` is more than a name in a pickle.
+        patch.setattr(config._get_node("union")._metadata, "ref_type", Any)
+        write_torch_zip(path, pickle.dumps(config, 4), {})
+    expected = {"string": "a", "integer": 3, "float": 0.5, "boolean": True, "null": None, "union": 1}
+    assert read_torch_file(path) == expected
+
+
+@pytest.mark.parametrize("config", [None, "???", "${elsewhere}"])
+def test_a_configuration_without_content_is_what_stands_in_its_place(path: Path, config: Any) -> None:
+    write_torch_zip(path, pickle.dumps({"xp.cfg": DictConfig(config)}, 2), {})
+    assert read_torch_file(path) == {"xp.cfg": config}
+
+
+def test_nothing_is_imported_for_a_configuration(path: Path) -> None:
+    write_torch_zip(path, pickle.dumps({"xp.cfg": OmegaConf.create(CONFIG)}, 2), {})
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom pathlib import Path\n"
+            "from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file\n"
+            "read_torch_file(Path(sys.argv[1]))\nprint('omegaconf' in sys.modules)",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert process.stdout == "False\n"
+
+
+DICT_CONFIG = b"comegaconf.dictconfig\nDictConfig\n)\x81"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (DICT_CONFIG, "without its content"),
+        (DICT_CONFIG + b"}b", "without its content"),
+        (DICT_CONFIG + b"]b", "whose attributes are no dict"),
+        (DICT_CONFIG + b"Nb", "whose attributes are no dict"),
+        (DICT_CONFIG + b"}}\x86b", "whose attributes are no dict"),
+        (DICT_CONFIG + b"}" + text("_content") + b"]sb", "whose content is of another type"),
+        (DICT_CONFIG + b"}" + text("_content") + b"K\x01sb", "whose content is of another type"),
+        (b"comegaconf.nodes\nAnyNode\n)\x81}" + text("_content") + b"}sb", "without its content"),
+        (DICT_CONFIG + b"q\x00}" + text("_content") + b"}" + text("a") + b"h\x00ssb", "circular"),
+        (b"comegaconf.base\nUnionNode\n)\x81q\x00}" + text("_content") + b"h\x00sb", "circular"),
+        (DICT_CONFIG + text("a") + b"K\x01s", "isn't there"),
+        (DICT_CONFIG + b"K\x01a", "isn't there"),
+        (b"comegaconf.dictconfig\nDictConfig\n}b", "asks to change omegaconf.dictconfig.DictConfig;"),
+        (b"comegaconf.dictconfig\nDictConfig\n}\x85R", "asks to run omegaconf.dictconfig.DictConfig;"),
+        (b"comegaconf.base\nContainerMetadata\n)\x81}b", "asks to run omegaconf.base.ContainerMetadata;"),
+        (b"comegaconf.omegaconf\nOmegaConf\n)\x81}b", "asks to run omegaconf.omegaconf.OmegaConf;"),
+        # By its dotted name a class of OmegaConf.
+        (b"comegaconf\nnodes.x\n)\x81}b", "without its content"),
+        (b"ccollections\ndefaultdict\nK\x01\x85R", "wrong arguments"),
+    ],
+)
+def test_a_configuration_that_omegaconf_never_writes_is_refused(path: Path, code: bytes, words: str) -> None:
+    assert words in refusal(path, b"}" + text("xp.cfg") + code + b"s")
+
+
+@pytest.mark.parametrize("shared", [20, 200])
+def test_shared_parts_of_a_configuration_do_not_multiply(path: Path, shared: int) -> None:
+    """Each level holds the one below it twice."""
+    level = b"comegaconf.listconfig\nListConfig\n)\x81}" + text("_content") + b"](h\x00h\x00esbq\x00"
+    start = time.perf_counter()
+    assert "circular or nested" in refusal(path, b"Nq\x00" + level * shared)
+    assert time.perf_counter() - start < 2
+
+
+def unknown_objects() -> dict[str, bytes]:
+    """What programs save beside the weights of a training, and that has a class of its own."""
+    encode = b"c_codecs\nencode\n" + text("x") + text("latin1") + b"\x86R"
+    dtype = b"cnumpy\ndtype\n" + text("f8") + b"\x89\x88\x87R" + b"(K\x03" + text("<") + b"NNNtb"
+    sharded = b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n"
+    layout = b"ctorch.serialization\n_get_layout\n" + text("torch.strided") + b"\x85R"
+    group = b"c__builtin__\ngetattr\n" + sharded + text("ProcessGroupState") + b"\x86R)\x81}b"
+    enum = b"ctorch.distributed._shard.sharded_tensor.metadata\nMEM_FORMAT_ENCODING\nK\x00\x85R"
+    rebuild = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_wrapper_subclass\n"
+    return {
+        "a process' part of a tensor": rebuild + sharded + b"(" + layout + b"t(" + group + enum + b"ttR",
+        "a number of NumPy": b"cnumpy.core.multiarray\nscalar\n" + dtype + encode + b"\x86R",
+        "a set": b"c__builtin__\nset\n](K\x01K\x02e\x85R",
+        "a path": b"cpathlib\nPosixPath\n" + text("/") + text("tmp") + b"\x86\x85R",
+        "an object": b"cargparse\nNamespace\n)\x81}" + text("a") + b"K\x01sb",
+        "a dict": b"clightning\nAttributeDict\n)\x81" + text("a") + b"K\x01s(" + text("b") + b"K\x01u",
+        "a list": b"clightning\nAttributeList\n)\x81K\x01a(K\x01K\x02e",
+    }
+
+
+@pytest.mark.parametrize("kind", unknown_objects())
+def test_unknown_objects_are_left_out_where_they_are_not_needed(path: Path, kind: str) -> None:
+    code = unknown_objects()[kind]
+    body = b"}" + text("state") + tensor_code() + b"s" + text("history") + b"](K\x01" + code + b"es"
+    modules = set(sys.modules)
+    refusal(path, body)
+    write_torch_zip(path, PROTOCOL + body + b".", {"0": struct.pack("<4f", 1, 2, 3, 4)})
+    read = read_torch_file(path, needed=("state",))
+    assert read["state"].load().tolist() == [1, 2, 3, 4]
+    assert isinstance(read["history"], GlobalRef)
+    with pytest.raises(CheckpointError, match="asks to run"):
+        read_torch_file(path, needed=("state", "history"))
+    assert set(sys.modules) == modules
+
+
 # Attacks
+
+
+@pytest.mark.parametrize(
+    "attack", ["REDUCE", "INST", "NEWOBJ_EX", "BUILD", "eval in a list", "getattr of a class that is known"]
+)
+def test_a_function_is_refused_also_where_nothing_is_needed(path: Path, attack: str) -> None:
+    code = b"}" + text("history") + attacks(b"true")[attack] + b"s"
+    write_torch_zip(path, PROTOCOL + code + b".", {})
+    with pytest.raises(CheckpointError):
+        read_torch_file(path, needed=())
+
+
+@pytest.mark.parametrize("kind", ["opcodes", "parts"])
+def test_a_large_file_may_have_more_opcodes_but_not_any_number(path: Path, kind: str) -> None:
+    def write(items: int, megabytes: int) -> None:
+        code = b"](" + b"N" * items + b"e" if kind == "opcodes" else b"](" + b")" * items + b"e"
+        write_torch_zip(path, PROTOCOL + code + b".", {"0": b""})
+        data = bytearray(path.read_bytes())
+        end = data.index(b"PK\x01\x02")
+        (directory,) = struct.unpack("<I", data[-6:-2])
+        data[-6:-2] = struct.pack("<I", directory + megabytes * 2**20)
+        with path.open("wb") as file:  # a hole before the directory
+            file.write(data[:end])
+            file.seek(end + megabytes * 2**20)
+            file.write(data[end:])
+
+    write(150_000, 0)
+    with pytest.raises(CheckpointError, match="too long"):
+        read_torch_file(path)
+    write(150_000, 100)
+    assert len(read_torch_file(path)) == 150_000
+    write(700_000, 1000)
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="too long"):
+        read_torch_file(path)
+    assert time.perf_counter() - start < 3
 
 
 @pytest.fixture
@@ -343,6 +535,10 @@ def attacks(command: bytes) -> dict[str, bytes]:
         "persistent id": tensor_code(storage=b"cposix\nsystem\n" + argument + b"\x85R"),
         "storage type": tensor_code(storage=b"cposix\nsystem\n"),
         "getattr": b"cbuiltins\ngetattr\n(cos\npath\n" + text("join") + b"tR",
+        "getattr of a class that is known": b"cbuiltins\ngetattr\n("
+        + b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n"
+        + text("__init__")
+        + b"tR",
     }
 
 

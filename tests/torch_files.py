@@ -1,5 +1,7 @@
 """Writes files as `torch.save` does, zip and legacy, without PyTorch."""
 
+import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -30,6 +32,35 @@ class Opcodes:
     """Pickle opcodes that are written unchanged, in place of a value."""
 
     code: bytes
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """An object without arrays that Python's own pickler writes, in this protocol."""
+
+    value: Any
+    protocol: int = 2
+
+    def opcodes(self, first: int) -> bytes:
+        """Its opcodes, to be put into another pickle; they use its memo from the index `first` on."""
+        data = pickle.dumps(self.value, self.protocol)
+        ops = list(pickletools.genops(data))
+        ends = [*(position for _, _, position in ops[1:]), len(data)]
+        code, stored = bytearray(), 0
+        for (op, argument, start), end in zip(ops, ends, strict=True):
+            match op.name:
+                case "PROTO" | "FRAME" | "STOP":
+                    pass
+                case "BINPUT" | "LONG_BINPUT":
+                    code += b"r" + struct.pack("<I", first + argument)
+                case "MEMOIZE":
+                    code += b"r" + struct.pack("<I", first + stored)
+                    stored += 1
+                case "BINGET" | "LONG_BINGET":
+                    code += b"j" + struct.pack("<I", first + argument)
+                case _:
+                    code += data[start:end]
+        return bytes(code)
 
 
 @dataclass(frozen=True)
@@ -98,6 +129,7 @@ class _Pickler:
     legacy: bool
     code: bytearray = field(default_factory=lambda: bytearray(b"\x80\x02"))
     memo: dict[str, int] = field(default_factory=dict)
+    foreign: int = 0  # pickles of Python's in this one
     storages: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # by key: class name, elements
 
     def finished(self) -> bytes:
@@ -107,6 +139,9 @@ class _Pickler:
         match value:
             case Opcodes():
                 self.code += value.code
+            case Pickled():
+                self.foreign += 1
+                self.code += value.opcodes(self.foreign * 2**24)
             case None:
                 self.code += b"N"
             case bool():

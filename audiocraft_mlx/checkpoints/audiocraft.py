@@ -1,4 +1,5 @@
-"""audiocraft's format: `state_dict.bin` and `compression_state_dict.bin`, as by its `utils/export.py`.
+"""audiocraft's formats: `state_dict.bin` and `compression_state_dict.bin`, as by its `utils/export.py`, and
+`checkpoint.th`, as by its training.
 
 The text encoder, MERT and sometimes the codec are only named there; they come from their own repositories.
 """
@@ -14,15 +15,23 @@ import mlx.core as mx
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.bundle import (
+    CONFIG_FILE,
     ModelBundle,
     load_projection,
     melody_conditioner,
+    read_config,
     select_codebooks,
 )
-from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_part
+from audiocraft_mlx.checkpoints.model_files import CODEC_FILE, ModelFiles, resolve_part
+from audiocraft_mlx.checkpoints.state_dicts import (
+    CONFIG_KEY,
+    find_state,
+    has_tensors,
+    read_trained_state,
+    read_training_file,
+)
 from audiocraft_mlx.checkpoints.tensors import MERGE, TRANSFORMERS_WEIGHTS, is_adapter, read_state_dict
 from audiocraft_mlx.checkpoints.tokenizer import TOKENIZER_FILE, read_tokenizer
-from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
 from audiocraft_mlx.checkpoints.transformers import NETWORK_FILES, RELEASED_MAX_DURATION, load_network
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.prepend import AudioConditioner
@@ -40,12 +49,17 @@ from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
 from audiocraft_mlx.networks.weights import pop_prefix
 
 LM_FILE = "state_dict.bin"
-CODEC_FILE = "compression_state_dict.bin"
+_CONDITIONERS = "condition_provider.conditioners."
+T5_PREFIX = f"{_CONDITIONERS}description.t5."
+"""Of the text encoder's tensors, which are there if it was trained with the rest."""
+PROJECTION_PREFIX = f"{_CONDITIONERS}description.output_proj."
+SELF_WAV_PREFIX = f"{_CONDITIONERS}self_wav."
 AUDIO_CONDITIONERS = ("chroma_stem", "style")
 """audiocraft's names of the conditioners on audio that are supported: melody and style."""
 MERT_REPO = "m-a-p/MERT-v1-95M"
 
-_EXPORT = "export it with audiocraft.utils.export.export_lm"
+_NEEDS_BASE = "give the model that it was trained from: -m BASE --weights FILE"
+_EXPORT_CODEC = "export it with audiocraft.utils.export.export_encodec"
 _PRETRAINED = "//pretrained/"
 _MAX_HOPS = 3
 """Codecs that name another one."""
@@ -60,27 +74,33 @@ class UnavailablePart(Exception):
         self.reason = reason
 
 
-def load_model(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
+def load_model(model_files: ModelFiles, dtype: mx.Dtype, file: str = LM_FILE) -> ModelBundle:
     """The lazy model in `model_files`, its LM's weights as `dtype`.
 
-    Raises `CheckpointError`, `DownloadError` or `UnavailablePart`.
+    `file` is a release's, or a training's. Raises `CheckpointError`, `DownloadError` or `UnavailablePart`.
     """
-    path = model_files.local_path(LM_FILE)
+    path = model_files.local_path(file)
     source = str(path)
-    config, state = _parse_package(read_torch_file(path), source)
+    config, weights = _parse_package(read_training_file(path), source, _NEEDS_BASE)
     lm_config = LMConfig.from_audiocraft(config)
+    t5_weights = pop_prefix(weights, T5_PREFIX)
     # The parts first: it takes a while to load the weights, and that is for nothing if a part is missing.
     t5_files = _resolve(
-        _read_text_encoder_name(config),
+        _read_text_encoder_name(config, bool(t5_weights)),
         source,
         "text encoder (conditioners.description.t5.name)",
-        [*NETWORK_FILES, (TOKENIZER_FILE,)],
+        [(CONFIG_FILE,) if t5_weights else needed for needed in NETWORK_FILES] + [(TOKENIZER_FILE,)],
     )
-    t5 = load_network(t5_files, T5Encoder, T5Config.from_transformers, T5Encoder.is_encoder_weight)
+    t5 = (
+        build_network(
+            T5Encoder, T5Config.from_transformers(read_config(t5_files)), t5_weights, mx.float32, source
+        )
+        if t5_weights
+        else load_network(t5_files, T5Encoder, T5Config.from_transformers, T5Encoder.is_encoder_weight)
+    )
     codec = select_codebooks(_find_codec(model_files, config), lm_config, *_read_stereo(config), source)
-    weights = read_state_dict(state, source)
-    projection = pop_prefix(weights, "condition_provider.conditioners.description.output_proj.")
-    self_wav = pop_prefix(weights, "condition_provider.conditioners.self_wav.")
+    projection = pop_prefix(weights, PROJECTION_PREFIX)
+    self_wav = pop_prefix(weights, SELF_WAV_PREFIX)
     lm = build_network(LM, lm_config, weights, dtype, source)
     audio_conditioner, style_params = _load_audio_conditioner(
         config, lm_config, self_wav, codec.sample_rate, source
@@ -104,41 +124,48 @@ def load_model(model_files: ModelFiles, dtype: mx.Dtype) -> ModelBundle:
     )
 
 
-def _parse_package(package: Any, source: str) -> tuple[ConfigSection, Any]:
-    """Configuration and state dict of a release file."""
-    if (
-        not isinstance(package, dict)
-        or not isinstance(package.get("xp.cfg"), str)
-        or not _is_state_dict(package.get("best_state"))
-    ):
-        raise CheckpointError(f"{source} {_describe_other(package)}")
-    return ConfigSection.from_yaml(package["xp.cfg"], source), package["best_state"]
+def _parse_package(package: Any, source: str, remedy: str) -> tuple[ConfigSection, StoredTensors]:
+    """Configuration and tensors of a release's or a training's file.
+
+    `remedy` is what to do with a file that can't be used. Raises `CheckpointError`.
+    """
+    config = package.get(CONFIG_KEY) if isinstance(package, dict) else None
+    if isinstance(config, str) and _is_state_dict(package.get("best_state")):
+        return ConfigSection.from_yaml(config, source), read_state_dict(package["best_state"], source)
+    found = find_state(package, source)
+    if not isinstance(config, (str, dict)) or found is None or not found[1]:
+        raise CheckpointError(f"{source} {_describe_other(package, found, remedy)}")
+    # Before the configuration, which may have little to do with an adapter.
+    weights = read_trained_state(found[0], source)
+    if isinstance(config, str):
+        return ConfigSection.from_yaml(config, source), weights
+    return ConfigSection.from_mapping(config, source), weights
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Whether it may be a state dict: the loader names what is wrong in it."""
+    """Whether it may be a release's state dict: the loader names what is wrong in it."""
     return isinstance(value, dict) and not isinstance(value.get("model"), dict)
 
 
-def _describe_other(package: Any) -> str:
-    """What a file is that is no release file, and what to do about it: the rest of a sentence."""
+def _describe_other(package: Any, found: tuple[Any, str] | None, remedy: str) -> str:
+    """What a file is that can't be used, and what to do about it: the rest of a sentence.
+
+    `found` is what `find_state` found in it.
+    """
     needed = "a release file has 'xp.cfg', its configuration as YAML, and 'best_state', its tensors"
     if not isinstance(package, dict):
         return f"holds a {type(package).__name__}, not a model; {needed}"
-    if isinstance(package.get("best_state"), dict) and isinstance(package["best_state"].get("model"), dict):
-        return f"is a training checkpoint of audiocraft; {_EXPORT}"
     if is_adapter(package) or any(is_adapter(value) for value in package.values() if isinstance(value, dict)):
         return f"is a LoRA adapter, not a whole model; {MERGE}"
-    inner = [key for key, value in package.items() if key != "best_state" and _has_tensors(value)]
-    if inner:
-        return f"is a training checkpoint, whose tensors are in {str(inner[0])[:50]!r}; {needed}: {_EXPORT}"
-    if _has_tensors(package):
-        return f"is a bare state dict, without the configuration; {needed}: {_EXPORT}"
+    place = found[1] if found else next((str(key) for key in package if has_tensors(package[key])), None)
+    if place:
+        return (
+            f"is a training checkpoint, whose tensors are in {place[:50]!r}, without the configuration"
+            f" ({CONFIG_KEY!r}); {remedy}"
+        )
+    if found:
+        return f"is a bare state dict, without the configuration; {remedy}"
     return f"is not an audiocraft release file; {needed}"
-
-
-def _has_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(item, LazyTensor) for item in value.values())
 
 
 def _resolve(
@@ -162,8 +189,11 @@ def _resolve(
         raise UnavailablePart(refused) from error
 
 
-def _read_text_encoder_name(config: ConfigSection) -> str:
-    """The Hub name of the model's T5, after a check that its conditioners and their fusion are supported."""
+def _read_text_encoder_name(config: ConfigSection, has_weights: bool) -> str:
+    """The Hub name of the model's T5, after a check that its conditioners and their fusion are supported.
+
+    `has_weights`: the model's own file has the weights of its T5.
+    """
     conditioners = config.section("conditioners")
     names = [name for name in conditioners.keys if name != "args"]  # `args` is for training
     for name in names:
@@ -181,11 +211,11 @@ def _read_text_encoder_name(config: ConfigSection) -> str:
         fuser.require(method, [], [])
     fuser.require("cross_attention_pos_emb", False, False)
     t5 = conditioners.section("description").section("t5")
-    if t5.boolean("finetune", False):
+    if t5.boolean("finetune", False) and not has_weights:
         raise t5.error(
             "finetune",
-            "is true: its text encoder was trained with the rest, which isn't supported; train with"
-            " finetune: false, which keeps the released text encoder",
+            "is true: its text encoder was trained with the rest, and the file lacks its weights"
+            f" ({T5_PREFIX}...); save them too, or train with finetune: false, which keeps the released one",
         )
     t5.require("normalize_text", False, False)
     return t5.name("name")
@@ -262,10 +292,9 @@ def _load_codec_by_name(name: str, source: str, hops: int) -> Encodec:
 
 def _load_codec(model_files: ModelFiles, hops: int = 0) -> Encodec:
     path = model_files.local_path(CODEC_FILE)
-    package = read_torch_file(path)
+    package = read_training_file(path)
     if isinstance(package, dict) and isinstance(package.get("pretrained"), str):
         name = ConfigSection(package, str(path)).name("pretrained")
         return _load_codec_by_name(name, str(path), hops + 1)
-    config, state = _parse_package(package, str(path))
-    weights = read_state_dict(state, str(path))
+    config, weights = _parse_package(package, str(path), _EXPORT_CODEC)
     return build_network(Encodec, EncodecConfig.from_audiocraft(config), weights, mx.float32, str(path))

@@ -60,6 +60,8 @@ class ModelBundle:
     style_params: StyleParams = _DEFAULT_STYLE_PARAMS
     source_repo: str | None = None
     """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't name one."""
+    weights_file: str | None = None
+    """The name of the file whose weights took the place of those, for people."""
 
     @property
     def mono_codec(self) -> Encodec:

@@ -13,9 +13,10 @@ from safetensors import safe_open
 
 from audiocraft_mlx.checkpoints.build import StoredTensors, build_network
 from audiocraft_mlx.checkpoints.hub_client import shown_endpoint
+from audiocraft_mlx.checkpoints.inert_objects import GlobalRef
 from audiocraft_mlx.checkpoints.model_files import ALTERNATIVES, check_readable, read_error, resolve_model
 from audiocraft_mlx.checkpoints.tensors import read_safetensors, read_state_dict
-from audiocraft_mlx.checkpoints.torch_pickle import GlobalRef, read_torch_file
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.conditioning.melody import MELODIC_STEMS
 from audiocraft_mlx.configs import ConfigSection, shown
 from audiocraft_mlx.errors import CheckpointError, DownloadError

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 
 from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, lm_dtype, read_config
-from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
+from audiocraft_mlx.checkpoints.model_files import LocalFile, ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
 from audiocraft_mlx.checkpoints.tensors import MERGE
+from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 from audiocraft_mlx.ops.device import require_mlx_threads
 
+if TYPE_CHECKING:
+    from audiocraft_mlx.checkpoints.weights_file import TrainedWeights
+
 # The files that tell the formats: each has a module of its own, which is imported when it is chosen.
 _AUDIOCRAFT_FILE = "state_dict.bin"
+# Those of trainings: audiocraft's own, and of the trainer on Replicate.
+_TRAINING_FILES = ("checkpoint.th", "trained_model.tar")
 # Names that programs for training give to their files.
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
 
 
 def load(
-    name: str, revision: str | None = None, quantize_to: int | None = None, lazy: bool = False
+    name: str,
+    revision: str | None = None,
+    quantize_to: int | None = None,
+    lazy: bool = False,
+    weights: str | Path | None = None,
 ) -> ModelBundle:
     """Load a model from the Hub or from a folder.
 
@@ -30,6 +44,7 @@ def load(
         lazy: leave the weights lazy and precise, for a conversion: each is read and computed when it is first
             used, so that it takes only the memory of the result, and the language model's are float32 on a
             GPU too. `ModelBundle.materialize` computes them.
+        weights: a file whose weights take the place of the model's (`weights_file`).
 
     Raises:
         CheckpointError, DownloadError, UsageError: one line that says what is wrong.
@@ -40,7 +55,12 @@ def load(
         patch_mlx_blas()
     # float32 holds all that a file may have; what is converted or quantized isn't rounded before.
     precise = lazy or quantize_to is not None
-    bundle = _load_files(resolve_model(name, revision), mx.float32 if precise else lm_dtype(), lazy)
+    dtype = mx.float32 if precise else lm_dtype()
+    trained = None if weights is None else _read_weights(Path(weights))
+    bundle = _load_files(resolve_model(name, revision), dtype, lazy)
+    if trained is not None:
+        trained.load_into(bundle, name, dtype)
+        bundle = replace(bundle, weights_file=shown_text(trained.path.name))
     if quantize_to is not None:
         quantize(bundle, quantize_to)
         if not lazy and lm_dtype() != mx.float32:
@@ -52,13 +72,19 @@ def load(
     return bundle
 
 
+def _read_weights(path: Path) -> TrainedWeights:
+    from audiocraft_mlx.checkpoints.weights_file import read_weights_file
+
+    return read_weights_file(path)
+
+
 def _load_files(model_files: ModelFiles, dtype: mx.Dtype, lazy: bool) -> ModelBundle:
-    # audiocraft's file is preferred where a folder has both: it is half the size.
-    if _AUDIOCRAFT_FILE in model_files.files:
+    audiocraft_file = _audiocraft_file(model_files)
+    if audiocraft_file is not None:
         from audiocraft_mlx.checkpoints import audiocraft, transformers
 
         try:
-            return audiocraft.load_model(model_files, dtype)
+            return audiocraft.load_model(model_files, dtype, audiocraft_file)
         except (audiocraft.UnavailablePart, DownloadError) as error:
             reason = error.reason if isinstance(error, audiocraft.UnavailablePart) else error
             # transformers' layout, where a folder or the cache has that too, has all parts in its own files.
@@ -79,6 +105,18 @@ def _load_files(model_files: ModelFiles, dtype: mx.Dtype, lazy: bool) -> ModelBu
     return _load_config(model_files, dtype, lazy)
 
 
+def _audiocraft_file(model_files: ModelFiles) -> str | None:
+    """The file in one of audiocraft's formats, if there is one and it is preferred."""
+    if isinstance(model_files, LocalFile):
+        return model_files.main_file
+    # A release's is preferred where a folder has transformers' files too: it is half the size.
+    if _AUDIOCRAFT_FILE in model_files.files:
+        return _AUDIOCRAFT_FILE
+    if CONFIG_FILE in model_files.files:
+        return None
+    return next((name for name in _TRAINING_FILES if name in model_files.files), None)
+
+
 def _describe_others(files: frozenset[str]) -> str:
     """What a folder without a checkpoint has instead, and what to do about it: the end of a sentence."""
     if "adapter_config.json" in files:
@@ -94,11 +132,15 @@ def _describe_others(files: frozenset[str]) -> str:
         return f"; give the folder in it that has one: {', '.join(inside[:5])}"
     weights = sorted(name for name in files if name.endswith(_WEIGHTS))
     if any(name.endswith(".safetensors") for name in weights):
-        return f"; its {weights[0]} needs the {CONFIG_FILE} of the model that it was trained from"
+        return (
+            f"; its {weights[0]} needs the {CONFIG_FILE} of the model that it was trained from: put"
+            " that beside it, or give that model and the file: -m BASE --weights FILE"
+        )
     if weights:
         return (
-            f"; its {weights[0]} may be a checkpoint of a training: export it with"
-            f" audiocraft.utils.export.export_lm as {_AUDIOCRAFT_FILE}"
+            f"; its {weights[0]} may be a checkpoint of a training: give the file itself if it has"
+            " audiocraft's configuration in it (-m FILE), else also the model that it was trained from"
+            " (-m BASE --weights FILE)"
         )
     return ""
 

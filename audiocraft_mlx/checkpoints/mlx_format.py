@@ -100,6 +100,7 @@ TEXT_FILE = "text_encoder.safetensors"
 CODEC_FILE = "codec.safetensors"
 AUDIO_CONDITIONER_FILE = "audio_conditioner.safetensors"
 SOURCE_REPO_KEY = "source_repo"
+WEIGHTS_FILE_KEY = "weights_file"
 README_FILE = "README.md"
 
 _UNSIGNED = {2: mx.uint16, 4: mx.uint32}
@@ -182,6 +183,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, 
         audio_conditioner=audio_conditioner,
         style_params=style_params,
         source_repo=config.name(source_repo_key) if source_repo_key in config else model_files.source_repo,
+        weights_file=config.name(WEIGHTS_FILE_KEY) if WEIGHTS_FILE_KEY in config else None,
     )
 
 
@@ -249,7 +251,7 @@ def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) 
     if bundle.audio_conditioner is not None:
         _save(folder / AUDIO_CONDITIONER_FILE, _audio_conditioner_weights(bundle.audio_conditioner, dtype))
     (folder / TOKENIZER_FILE).write_text(text_conditioner.tokenizer.to_str(), encoding="utf-8")
-    card = model_card(name, bundle.source_repo, quantization_of(bundle.lm), dtype)
+    card = model_card(name, bundle.source_repo, quantization_of(bundle.lm), dtype, bundle.weights_file)
     (folder / README_FILE).write_text(card, encoding="utf-8")
     (folder / CONFIG_FILE).write_text(json.dumps(_config(bundle), indent=2) + "\n", encoding="utf-8")
 
@@ -259,6 +261,8 @@ def _config(bundle: ModelBundle) -> dict[str, Any]:
     config: dict[str, Any] = {"format": FORMAT, "format_version": VERSION}
     if bundle.source_repo is not None:
         config[SOURCE_REPO_KEY] = bundle.source_repo
+    if bundle.weights_file is not None:
+        config[WEIGHTS_FILE_KEY] = bundle.weights_file
     if quantization is not None:
         config["quantization"] = dataclasses.asdict(quantization)
     conditioner = bundle.audio_conditioner

@@ -29,7 +29,21 @@ _UNKNOWN = (
 )
 
 
-def model_card(name: str, source_repo: str | None, quantization: Quantization | None, dtype: mx.Dtype) -> str:
+_TRAINED = (
+    "It was fine-tuned{origin}: the weights of its language model are those of the file `{file}`, which"
+    " doesn't name their authors or licence. Name both here before you share this folder. What was made from"
+    " the weights of MusicGen itself, which are Meta's, is under their licence, too:"
+    " [CC-BY-NC 4.0](https://creativecommons.org/licenses/by-nc/4.0/), not for commercial use."
+)
+
+
+def model_card(
+    name: str,
+    source_repo: str | None,
+    quantization: Quantization | None,
+    dtype: mx.Dtype,
+    weights_file: str | None = None,
+) -> str:
     """Markdown with a header for the Hub.
 
     Args:
@@ -37,6 +51,7 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         source_repo: the Hub repository that the weights come from, `demo`, or None if that is not known.
         quantization: how the linear layers are stored, None if as `dtype`.
         dtype: how the other weights are stored.
+        weights_file: the file whose weights took the place of those of the repository, if there was one.
     """
     header = ["library_name: mlx", "pipeline_tag: text-to-audio", "tags: [mlx, musicgen, musicgen-mlx]"]
     if source_repo == DEMO:
@@ -50,6 +65,16 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         provenance = _HUB.format(repo=source_repo)
     else:
         provenance = _UNKNOWN
+    if weights_file is not None:
+        # What it was trained on decides, too.
+        header = [line for line in header if line != "license: cc0-1.0"]
+        if source_repo == DEMO:
+            origin = " from musicgen-mlx's demo model"
+        else:
+            origin = (
+                "" if source_repo is None else f" from [{source_repo}](https://huggingface.co/{source_repo})"
+            )
+        provenance = _TRAINED.format(origin=origin, file=weights_file.replace("`", ""))
     kind = dtype_name(dtype)
     stored = f"Its weights are stored as {kind}."
     if quantization is not None:
@@ -59,6 +84,8 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         )
     titles = {None: "A MusicGen model", DEMO: "The demo model of musicgen-mlx"}
     title = titles.get(source_repo, source_repo)
+    if weights_file is not None:
+        title = "A fine-tuned MusicGen model"
     return "\n".join(
         [
             "---",

@@ -60,6 +60,11 @@ _NOT_MODELS = {"spaces": "a space", "datasets": "a dataset", "collections": "a c
 
 # Seconds to wait for the Hub's list of files or a file's metadata before falling back to the cache.
 _TIMEOUT = 10
+CODEC_FILE = "compression_state_dict.bin"
+"""The codec beside a model in audiocraft's format."""
+_TRAINING_SUFFIXES = (".th", ".pt", ".pth", ".ckpt", ".tar")
+"""Of torch files that are a model by themselves: a training's, not those of the formats for folders."""
+
 # Folders in one another that a repository may have; each of those that we read has one level.
 _MAX_DEPTH = 8
 
@@ -156,6 +161,10 @@ def _resolve(name: str, revision: str | None, ownerless: Sequence[str] | None = 
         if revision is not None:
             raise UsageError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
         return LocalFolder(name, folder)
+    if stat.S_ISREG(mode) and name.lower().endswith(_TRAINING_SUFFIXES):
+        if revision is not None:
+            raise UsageError(f"{name}: a local file has no revision {revision!r}; leave the revision out")
+        return LocalFile(name, folder)
     url = _parse_url(name)
     if url is not None:
         repo, named = url
@@ -167,7 +176,10 @@ def _resolve(name: str, revision: str | None, ownerless: Sequence[str] | None = 
         return HubRepository(repo, revision or named)
     if _looks_like_path(name):
         if mode:
-            raise CheckpointError(f"{name}: this is a file; give the folder that contains it")
+            raise CheckpointError(
+                f"{name}: this is a file; give the folder that contains it, or for weights without a"
+                " configuration the model that they were trained from: -m BASE --weights FILE"
+            )
         raise CheckpointError(f"{name}: no such folder; check its path")
     if not hub_client.is_repo_name(name):
         raise UsageError(f"{name!r} is neither a folder nor a valid name of a Hub repository; {_KNOWN}")
@@ -382,6 +394,28 @@ class LocalFolder(ModelFiles):
             raise read_error(folder, error) from error
         super().__init__(name, files, source_repo)
         self._folder = folder
+
+    def _is_local(self, filename: str) -> bool:
+        return True
+
+    def _locate(self, filename: str) -> Path:
+        path = self._folder / filename
+        check_readable(path)
+        return path
+
+
+class LocalFile(ModelFiles):
+    """A training's file on disk, which is a model by itself, and the codec beside it, if there is one.
+
+    Attributes:
+        main_file: The name of the file.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.main_file = path.name
+        self._folder = path.parent
+        files = {path.name, *(name for name in (CODEC_FILE,) if _mode(path.parent / name))}
+        super().__init__(name, frozenset(files), None)
 
     def _is_local(self, filename: str) -> bool:
         return True

@@ -7,6 +7,10 @@ before that one after the other behind the pickle ("legacy").
 A pickle is a program that may call anything. The interpreter here supports only the opcodes that such files
 need; nothing is imported or called. The few functions that rebuild tensors are known by name, a call of
 any other is refused, and a class that is only referenced becomes a `GlobalRef`, an inert name.
+
+Files of a training have more: the configuration as objects of OmegaConf, which are read as the dicts and
+lists that they stand for (`inert_objects.ConfigRecord`), and objects of other classes, which are refused or,
+where the reader doesn't need them, left out.
 """
 
 import io
@@ -17,7 +21,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,13 +30,26 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.checkpoints.inert_objects import (
+    INERT_CALLS,
+    SHARD,
+    SHARDED_TENSOR,
+    ConfigRecord,
+    GlobalRef,
+    InertObject,
+    is_config_class,
+)
 from audiocraft_mlx.checkpoints.model_files import read_error
 from audiocraft_mlx.errors import CheckpointError
 
-# Far above what any model needs (the largest pickle known has 60 kB and 15,000 opcodes), low enough that a
-# hostile file costs a fraction of a second and little memory.
+# Far above what any model needs (the largest pickle of a release has 60 kB and 15,000 opcodes), low enough
+# that a hostile file costs a fraction of a second and little memory.
 _MAX_PICKLE_BYTES = 16 * 2**20
 _MAX_OPCODES = 100_000
+# A training's file holds each tensor up to five times, and the figures of each epoch: an opcode more for each
+# of these bytes, up to a limit.
+_BYTES_PER_OPCODE = 1024
+_MAX_OPCODES_OF_LARGE_FILES = 600_000
 _MAX_ZIP_DIRECTORY_BYTES = 2 * 2**20
 _MAX_DEPTH = 64
 _MAX_DIMENSIONS = 8
@@ -54,13 +71,6 @@ _STORAGES = {
     "torch.ByteStorage": ("|u1", mx.uint8),
     "torch.BoolStorage": ("|u1", mx.bool_),
 }
-
-
-@dataclass(frozen=True)
-class GlobalRef:
-    """A class or function that the file references by its dotted name; never imported."""
-
-    name: str
 
 
 @dataclass(frozen=True)
@@ -95,20 +105,25 @@ class LazyTensor:
         return mx.array(array, self.dtype)
 
 
-def read_torch_file(path: Path) -> object:
+def read_torch_file(path: Path, needed: Collection[str] | None = None) -> object:
     """Read a file that `torch.save` wrote, in the zip or in the legacy form.
 
-    Returns the saved object: dicts (also for OrderedDicts), lists, tuples, strings, numbers and None, with a
-    `LazyTensor` for each tensor and a `GlobalRef` for each class that is referenced.
+    Args:
+        needed: of a saved dict, the keys whose values may hold no objects of unknown classes. Under other
+            keys a `GlobalRef` of the class takes the place of such a value, as a whole. None: all of them.
+
+    Returns the saved object: dicts (also for OrderedDicts, defaultdicts and OmegaConf's DictConfigs), lists
+    (also for ListConfigs), tuples, strings, numbers and None, with a `LazyTensor` for each tensor and a
+    `GlobalRef` for each class that is referenced. References in a configuration (`${...}`) stay as they are.
     Raises CheckpointError if the file can't be read, is damaged, is of another type, or would run code.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(512)
             if head.startswith(b"PK"):
-                return _read_zip(path, file)
+                return _read_zip(path, file, needed)
             if head.startswith(b"\x80"):
-                return _read_legacy(path, file)
+                return _read_legacy(path, file, needed)
     except _Fault as fault:
         raise CheckpointError(f"{path} {fault}") from None
     except OSError as error:
@@ -120,12 +135,24 @@ class _Fault(Exception):
     """A problem with the file, as the end of a sentence that begins with its path."""
 
 
+class _UnknownObject(_Fault):
+    """An object of a class that isn't known, where none may be."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(_refusal(f"asks to run {_shown(name)}"))
+        self.name = name
+
+
 def _damaged(detail: str) -> _Fault:
     return _Fault(f"is damaged ({detail}); delete it and download it again")
 
 
 def _refused(action: str) -> _Fault:
-    return _Fault(f"{action}; a model file never needs that, refusing it")
+    return _Fault(_refusal(action))
+
+
+def _refusal(action: str) -> str:
+    return f"{action}; a model file never needs that, refusing it"
 
 
 def _shown(text: str) -> str:
@@ -164,7 +191,7 @@ class _Storage:
 _FindStorage = Callable[[str, str, int], _Storage]
 
 
-def _read_zip(path: Path, file: BinaryIO) -> object:
+def _read_zip(path: Path, file: BinaryIO, needed: Collection[str] | None) -> object:
     size = os.fstat(file.fileno()).st_size
     records = _zip_records(path, size)
     prefixes = [name.removesuffix("data.pkl") for name in records if re.fullmatch(r"[^/]*/data\.pkl", name)]
@@ -206,7 +233,8 @@ def _read_zip(path: Path, file: BinaryIO) -> object:
     if f"{prefix}byteorder" in records and content(f"{prefix}byteorder", 16) != b"little":
         raise _Fault("was saved on a big-endian machine; save it again on a little-endian one")
     stream = io.BytesIO(content(f"{prefix}data.pkl", _MAX_PICKLE_BYTES))
-    return _check_nesting(_interpret(_opcodes(stream), find_storage))
+    most = _max_opcodes(size)
+    return _finished(_interpret(_opcodes(stream, most), find_storage), needed, most)
 
 
 class _BoundedFile(io.FileIO):
@@ -240,11 +268,12 @@ def _zip_records(path: Path, size: int) -> dict[str, zipfile.ZipInfo]:
     return records
 
 
-def _read_legacy(path: Path, file: BinaryIO) -> object:
+def _read_legacy(path: Path, file: BinaryIO, needed: Collection[str] | None) -> object:
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     stream = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
-    opcodes = _opcodes(stream)
+    most = _max_opcodes(size)
+    opcodes = _opcodes(stream, most)
 
     def no_storage(kind: str, key: str, count: int) -> _Storage:
         raise _damaged("a tensor in its header")
@@ -288,29 +317,82 @@ def _read_legacy(path: Path, file: BinaryIO) -> object:
             raise _damaged(f"the storage {_shown(key)} reaches past the end")
 
     stream.seek(start)
-    return _check_nesting(_interpret(opcodes, lambda kind, key, count: located[key]))
+    return _finished(_interpret(opcodes, lambda kind, key, count: located[key]), needed, most)
 
 
 def _item_size(kind: str) -> int:
     return np.dtype(_STORAGES[kind][0]).itemsize
 
 
-def _check_nesting(value: object) -> object:
-    """Refuse objects that are circular, too deep, or small but huge when their shared parts are expanded."""
-    todo = [(value, 0)]
-    seen = 0
-    while todo:
-        item, depth = todo.pop()
-        if isinstance(item, _Storage):
-            raise _damaged("a storage that belongs to no tensor")
-        if isinstance(item, (dict, list, tuple)):
-            seen += len(item)
-            # Each item of a plain tree took at least one opcode.
-            if depth >= _MAX_DEPTH or seen > _MAX_OPCODES:
-                raise _damaged("its object is circular or nested too deeply")
-            parts = item.values() if isinstance(item, dict) else item
-            todo.extend((part, depth + 1) for part in parts)
+def _max_opcodes(size: int) -> int:
+    """How many opcodes a file of this many bytes may have."""
+    return min(_MAX_OPCODES + size // _BYTES_PER_OPCODE, _MAX_OPCODES_OF_LARGE_FILES)
+
+
+def _finished(value: Any, needed: Collection[str] | None, most: int) -> object:
+    """The object that `_interpret` returned, as `read_torch_file` does. `most` parts may be in it."""
+    walk = _Walk(most)
+    if needed is None or not isinstance(value, dict):
+        return walk.plain(value)
+    walk.count(value)
+    for key, item in list(value.items()):
+        try:
+            value[key] = walk.plain(item, 1)
+        except _UnknownObject as error:
+            if key in needed:
+                raise
+            value[key] = GlobalRef(error.name)
     return value
+
+
+class _Walk:
+    """Goes through an object: puts what OmegaConf's records stand for into their places.
+
+    Refuses objects that are circular, too deep, or small but huge when their shared parts are expanded, and
+    those of unknown classes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def count(self, items: Collection[object], depth: int = 0) -> None:
+        # Each item of a plain tree took at least one opcode.
+        self._left -= len(items)
+        if depth >= _MAX_DEPTH or self._left < 0:
+            raise _damaged("its object is circular or nested too deeply")
+
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """The value without records; dicts and lists are changed in place."""
+        if isinstance(value, ConfigRecord):
+            self.count((value,), depth)
+            try:
+                return self.plain(value.content(), depth + 1)
+            except ValueError as error:
+                raise _damaged(str(error)) from None
+        if isinstance(value, InertObject):
+            raise _UnknownObject(value.name)
+        if isinstance(value, _Storage):
+            raise _damaged("a storage that belongs to no tensor")
+        if isinstance(value, dict):
+            self.count(value, depth)
+            for key, part in list(value.items()):
+                if isinstance(part, _PARTS):
+                    value[key] = self.plain(part, depth + 1)
+        elif isinstance(value, list):
+            self.count(value, depth)
+            for index, part in enumerate(value):
+                if isinstance(part, _PARTS):
+                    value[index] = self.plain(part, depth + 1)
+        elif isinstance(value, tuple):
+            self.count(value, depth)
+            parts = [self.plain(part, depth + 1) if isinstance(part, _PARTS) else part for part in value]
+            if any(new is not old for new, old in zip(parts, value, strict=True)):
+                return tuple(parts)
+        return value
+
+
+# What `_Walk` has to look into, or at.
+_PARTS = (dict, list, tuple, ConfigRecord, InertObject, _Storage)
 
 
 # The interpreter
@@ -343,12 +425,12 @@ _READERS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
 } | {b"c": ("GLOBAL", _read_global)}
 
 
-def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+def _opcodes(stream: io.BytesIO, most: int) -> Iterator[tuple[str, Any]]:
     """The names and arguments of all opcodes of all pickles in the stream; one budget for them all.
 
     (Not pickletools.genops, because that parses the arguments of the refused opcodes too.)
     """
-    for _ in range(_MAX_OPCODES):
+    for _ in range(most):
         code = stream.read(1)
         if not code:
             raise _damaged("its pickle ends early")
@@ -397,16 +479,16 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
                     stack.append([])
                 case "APPEND":
                     item = _pop(stack)
-                    _top(stack, list).append(item)
+                    _top_container(stack, list).append(item)
                 case "APPENDS":
                     items = _pop_to_mark(stack, marks)
-                    _top(stack, list).extend(items)
+                    _top_container(stack, list).extend(items)
                 case "SETITEM":
                     value, key = _pop(stack), _pop(stack)
-                    _set_items(_top(stack, dict), [key, value])
+                    _set_items(_top_container(stack, dict), [key, value])
                 case "SETITEMS":
                     items = _pop_to_mark(stack, marks)
-                    _set_items(_top(stack, dict), items)
+                    _set_items(_top_container(stack, dict), items)
                 case "GLOBAL":
                     stack.append(GlobalRef(argument))
                 case "STACK_GLOBAL":
@@ -417,13 +499,10 @@ def _interpret(opcodes: Iterator[tuple[str, Any]], find_storage: _FindStorage) -
                     stack.append(_rebuild(_pop(stack, GlobalRef).name, arguments))
                 case "NEWOBJ":
                     _pop(stack)
-                    raise _refused(f"asks to run {_shown(_pop(stack, GlobalRef).name)}")
+                    stack.append(_new_object(_pop(stack, GlobalRef).name))
                 case "BUILD":
-                    # An OrderedDict that is a module's state carries attributes (`_metadata`): not needed.
-                    _pop(stack)
-                    if isinstance(_top(stack), GlobalRef):
-                        raise _refused(f"asks to change {_shown(_top(stack).name)}")
-                    _top(stack, dict)
+                    state = _pop(stack)
+                    _set_state(_top(stack), state)
                 case "BINPERSID":
                     stack.append(_storage(_pop(stack, tuple), find_storage))
                 case "STOP":
@@ -437,6 +516,11 @@ def _top(stack: list[Any], kind: type = object) -> Any:
     if not stack or not isinstance(stack[-1], kind):
         raise _damaged("its pickle uses an object that isn't there")
     return stack[-1]
+
+
+def _top_container(stack: list[Any], kind: type) -> Any:
+    """The dict or list on top; for an inert object, whose class may be one, a new one that is dropped."""
+    return kind() if isinstance(_top(stack), InertObject) else _top(stack, kind)
 
 
 def _pop(stack: list[Any], kind: type = object) -> Any:
@@ -470,6 +554,27 @@ def _is_name(key: object) -> bool:
 # Objects that a pickle may build
 
 
+def _new_object(name: str) -> ConfigRecord | InertObject:
+    return ConfigRecord(name) if is_config_class(name) else InertObject(name)
+
+
+def _set_state(target: object, state: object) -> None:
+    """What BUILD does: calls `__setstate__`, or sets attributes."""
+    match target:
+        case ConfigRecord():
+            if not isinstance(state, dict):
+                raise _damaged("an OmegaConf object whose attributes are no dict")
+            target.attributes = state
+        case GlobalRef():
+            raise _refused(f"asks to change {_shown(target.name)}")
+        case InertObject():
+            pass
+        case dict():
+            pass  # an OrderedDict that is a module's state carries attributes (`_metadata`): not needed
+        case _:
+            raise _damaged("its pickle uses an object that isn't there")
+
+
 def _storage(reference: tuple[Any, ...], find_storage: _FindStorage) -> _Storage:
     # The legacy form has a sixth part, no longer used.
     if len(reference) == 6 and reference[5] is None:
@@ -489,6 +594,9 @@ def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
         case "collections.OrderedDict":
             if not arguments:
                 return {}
+        case "collections.defaultdict":
+            if not arguments or (len(arguments) == 1 and isinstance(arguments[0], (GlobalRef, type(None)))):
+                return {}
         case "torch._utils._rebuild_tensor_v2":
             match arguments:
                 case (_Storage() as storage, int(offset), tuple(shape), tuple(strides), _, _):
@@ -505,6 +613,8 @@ def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
                     _,
                 ):
                     return _rebuild(inner, inner_arguments)
+                case (GlobalRef(inner), GlobalRef(), tuple(), _) if inner == SHARD:
+                    return InertObject(inner)
         case "torch.Size":
             if len(arguments) == 1 and isinstance(arguments[0], tuple):
                 return arguments[0]
@@ -517,6 +627,13 @@ def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
                     return Fraction(top, bottom)
                 case (str(text),) if re.fullmatch("-?[0-9]{1,18}(/[1-9][0-9]{0,17})?", text):
                     return Fraction(text)  # as Python 3.10 and older save it
+        case "builtins.getattr" | "__builtin__.getattr" if arguments == (
+            GlobalRef(SHARDED_TENSOR),
+            "ProcessGroupState",
+        ):
+            return GlobalRef(f"{SHARDED_TENSOR}.ProcessGroupState")
+        case _ if function in INERT_CALLS:
+            return InertObject(function)
         case _:
             raise _refused(f"asks to run {_shown(function)}")
     raise _damaged(f"wrong arguments for {function}")

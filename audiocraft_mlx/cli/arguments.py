@@ -160,6 +160,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             arguments.quantize,
             arguments.int8_activations,
             arguments.cache_bits,
+            arguments.weights,
         ),
         requests,
         output,
@@ -287,11 +288,22 @@ def _add_model(parser: Parser, program: CommandDefaults) -> None:
         "--model",
         metavar="NAME",
         default=program.model,
-        help=f"a name on the Hugging Face Hub, a short name ({', '.join(short)}), a local folder, or demo, "
-        "a toy that needs no download (default: %(default)s)",
+        help=f"a name on the Hugging Face Hub, a short name ({', '.join(short)}), a local folder, a "
+        "training's file (checkpoint.th), or demo, a toy that needs no download (default: %(default)s)",
     )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
+    add_weights(add)
     add_quantization(add)
+
+
+def add_weights(add: Callable[..., object]) -> None:
+    """The option of the commands that read a model which was fine-tuned."""
+    add(
+        "--weights",
+        metavar="FILE",
+        help="the weights of a fine-tuned model, in place of those of the model that it was trained from: a "
+        "torch or safetensors file of a training",
+    )
 
 
 def add_quantization(add: Callable[..., object]) -> None:

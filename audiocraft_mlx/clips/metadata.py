@@ -132,6 +132,7 @@ def describe_request(
         "quantize": model.quantize,
         "int8-activations": model.int8_activations or None,
         "cache-bits": model.cache_bits,
+        "weights": model.weights,
         "melody": values.get("melody"),
         "melody-separation": request.melody_separation,
         "style": values.get("style"),

@@ -216,6 +216,8 @@ class ModelOptions:
     quantize: int | None = None
     int8_activations: bool = False
     cache_bits: int | None = None
+    weights: str | None = None
+    """A file whose weights take the place of the model's."""
 
 
 def draw_seed() -> int:

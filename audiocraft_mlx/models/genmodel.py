@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -112,12 +113,14 @@ class GenModel:
         quantize: int | None = None,
         int8_activations: bool = False,
         cache_bits: int | None = None,
+        weights: str | Path | None = None,
     ) -> Self:
         """Load a model.
 
         Args:
             name: a Hub repository, a short name (`small` … `style`, `demo`), or a folder with a
-                checkpoint in audiocraft's or transformers' format or in that of `musicgen-mlx-convert`.
+                checkpoint in audiocraft's or transformers' format or in that of `musicgen-mlx-convert`, or
+                the file that audiocraft's training saves (`checkpoint.th`).
                 Default: `facebook/musicgen-small` (AudioGen: `facebook/audiogen-medium`).
             revision: branch, tag or commit on the Hub.
             quantize: 4 or 8: quantize the weights of the linear layers to this many bits.
@@ -125,10 +128,12 @@ class GenModel:
                 extension and the processor support it (AVX-512 VNNI; docs/QUANTIZATION.md has its cost).
             cache_bits: 8: keep the keys and values of self-attention in int8; faster for long clips where the
                 native extension reads them.
+            weights: a file with the weights of a fine-tuned model, in place of those of `name`, which it was
+                trained from: a torch or safetensors file, as trainings leave them.
 
         Raises:
-            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already, or
-                `int8_activations` is asked of one that isn't.
+            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already (with
+                `weights`, too), or `int8_activations` is asked of one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
             MemoryError: a limit of `ulimit` is too low for the model.
@@ -137,7 +142,7 @@ class GenModel:
         if cache_bits not in (None, 8):
             raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         name = cls.default_name if name is None else name
-        bundle = load(name, revision, quantize)
+        bundle = load(name, revision, quantize, weights=weights)
         if int8_activations:
             enable_int8_activations(bundle.lm)
         return cls(name, bundle, cache_bits)
