@@ -224,7 +224,7 @@ def test_why_the_extension_is_not_used_is_said(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(extension.load_extension() is None, reason="the extension isn't installed")
 def test_an_extension_for_another_mlx_is_said_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert program_facts.native_extension().values["loaded"] is True
-    monkeypatch.setattr(extension, "version", lambda name: "9.9")
+    monkeypatch.setattr(extension.mx, "__version__", "9.9")
     for _ in range(2):
         finding = program_facts.native_extension()
         assert finding.verdict is Verdict.WARNING
