@@ -16,6 +16,7 @@ from audiocraft_mlx.audio.level import require_float_scale, require_non_silent, 
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.checkpoints.lora_spec import LoraArgument, lora_specs
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
@@ -112,6 +113,7 @@ class GenModel:
         quantize: int | None = None,
         int8_activations: bool = False,
         cache_bits: int | None = None,
+        lora: LoraArgument = None,
     ) -> Self:
         """Load a model.
 
@@ -125,10 +127,13 @@ class GenModel:
                 extension and the processor support it (AVX-512 VNNI; docs/QUANTIZATION.md has its cost).
             cache_bits: 8: keep the keys and values of self-attention in int8; faster for long clips where the
                 native extension reads them.
+            lora: LoRA adapters to merge into the weights: a folder or a Hub repository, a pair `(name,
+                weight)`, or a list of these. PEFT's format, and mlx-lm's with the names of our networks. If
+                `name` is an adapter itself, the model that it names is loaded with it.
 
         Raises:
-            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already, or
-                `int8_activations` is asked of one that isn't.
+            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already (so that
+                no adapter can be merged either), or `int8_activations` is asked of one that isn't.
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
             MemoryError: a limit of `ulimit` is too low for the model.
@@ -137,7 +142,7 @@ class GenModel:
         if cache_bits not in (None, 8):
             raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         name = cls.default_name if name is None else name
-        bundle = load(name, revision, quantize)
+        bundle = load(name, revision, quantize, lora=lora_specs(lora))
         if int8_activations:
             enable_int8_activations(bundle.lm)
         return cls(name, bundle, cache_bits)

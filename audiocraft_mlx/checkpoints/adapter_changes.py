@@ -1,0 +1,122 @@
+"""What an adapter changes in a model: places in its networks' parameters, and the weights that come there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.networks.weights import Weights, flat_parameters
+
+_LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A parameter of one of a model's networks, or one of the equal parts of its rows.
+
+    q, k and v are parts of one matrix in our networks, as are all codebooks' tables and heads.
+    """
+
+    network: str
+    """As `ModelBundle.networks` names it."""
+    parameter: str
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of a matrix `[rows, columns]` by `scale * up @ down`, of a low rank r (Hu et al. 2021).
+
+    With `magnitude` (DoRA: Liu et al. 2024) the changed matrix is then scaled so that its norms along
+    `norm_axis` are these.
+    """
+
+    up: mx.array
+    """`[rows, r]`"""
+    down: mx.array
+    """`[r, columns]`"""
+    scale: float
+    magnitude: mx.array | None = None
+    """`[rows]`, or `[columns]` if `norm_axis` is 0."""
+    norm_axis: int = 1
+
+    def apply(self, weight: mx.array, strength: float) -> mx.array:
+        """Float32 of float32, `strength` of the way from `weight` to the changed one."""
+        up, down = self.up.astype(mx.float32), self.down.astype(mx.float32)
+        if self.magnitude is None:
+            return weight + (self.scale * strength) * (up @ down)
+        changed = weight + self.scale * (up @ down)
+        norms = mx.sqrt((changed * changed).sum(axis=self.norm_axis, keepdims=True))
+        changed = changed * (mx.expand_dims(self.magnitude.astype(mx.float32), self.norm_axis) / norms)
+        return changed if strength == 1 else weight + strength * (changed - weight)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A tensor that was trained as a whole."""
+
+    tensor: mx.array
+
+    def apply(self, weight: mx.array, strength: float) -> mx.array:
+        """As `LowRank.apply`."""
+        tensor = self.tensor.astype(mx.float32)
+        return tensor if strength == 1 else weight + strength * (tensor - weight)
+
+
+@dataclass(frozen=True)
+class Change:
+    place: Place
+    how: LowRank | Replacement
+
+
+def shape_at(bundle: ModelBundle, place: Place) -> tuple[int, ...] | None:
+    """The shape of what is at `place`; None if `bundle` has no such place."""
+    network = bundle.networks.get(place.network)
+    weight = None if network is None else flat_parameters(network).get(place.parameter)
+    if weight is None or not weight.ndim or weight.shape[0] % place.parts:
+        return None
+    return (weight.shape[0] // place.parts, *weight.shape[1:])
+
+
+def apply_changes(bundle: ModelBundle, changes: Sequence[tuple[Change, float]], keep_halves: bool) -> None:
+    """Make the changes, each with a strength, in the lazy weights of `bundle`, in float32; they stay lazy.
+
+    With `keep_halves` a linear layer of the language model whose weights were all exact halves gets the
+    halves that are nearest to the changed ones, so that they can go on being stored as halves.
+    """
+    by_parameter: dict[tuple[str, str], list[tuple[Change, float]]] = {}
+    for change, strength in changes:
+        key = (change.place.network, change.place.parameter)
+        by_parameter.setdefault(key, []).append((change, strength))
+    loaded = {name: flat_parameters(network) for name, network in bundle.networks.items()}
+    linear = {f"{path}.weight" for path, layer in bundle.lm.named_modules() if isinstance(layer, nn.Linear)}
+    changed: dict[str, Weights] = {}
+    for (network, parameter), own in by_parameter.items():
+        weight = loaded[network][parameter].astype(mx.float32)
+        result = _changed(weight, own)
+        if keep_halves and network == "lm" and parameter in linear:
+            result = _as_halves_where(weight, result)
+        changed.setdefault(network, {})[parameter] = result
+    for network, weights in changed.items():
+        bundle.networks[network].load_weights(list(weights.items()), strict=False)
+
+
+def _changed(weight: mx.array, changes: Iterable[tuple[Change, float]]) -> mx.array:
+    for change, strength in changes:
+        place = change.place
+        parts = list(mx.split(weight, place.parts)) if place.parts > 1 else [weight]
+        parts[place.part] = change.how.apply(parts[place.part], strength)
+        weight = mx.concatenate(parts) if place.parts > 1 else parts[0]
+    return weight
+
+
+def _as_halves_where(weight: mx.array, changed: mx.array) -> mx.array:
+    """`changed`, rounded to float16 if that holds all of `weight` exactly; both are float32, and lazy."""
+    halves = changed.astype(mx.float16).astype(mx.float32)
+    exact = mx.array_equal(weight.astype(mx.float16).astype(mx.float32), weight)
+    return mx.where(exact & (mx.abs(changed).max() <= _LARGEST_HALF), halves, changed)
