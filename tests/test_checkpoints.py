@@ -726,7 +726,6 @@ def test_an_adapter_as_the_weights_of_a_model_is_named(published: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], ["PEFT adapter", "merge_and_unload"]),
         (["lm_final.pt"], ["lm_final.pt", "state_dict.bin"]),
         (["checkpoint.th", "history.json"], ["checkpoint.th", "export"]),
         (["model.ckpt"], ["model.ckpt"]),

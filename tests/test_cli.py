@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 import audiocraft_mlx
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.cli import audiogen, bench, convert, doctor
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.errors import CheckpointError, DownloadError
@@ -49,6 +50,7 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeModel) -> None:
         "quantize": None,
         "int8_activations": False,
         "cache_bits": None,
+        "lora": (),
         "duration": 8.0,
         "top_k": None,
         "top_p": None,
@@ -60,7 +62,7 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeModel) -> None:
 
 def test_every_option_reaches_the_model(fake: FakeModel) -> None:
     options = "-m stereo-small --revision abc -q 8 --fast --cache-bits 8 -o clip.wav -d 0.25"
-    options += " --top-k 0 --top-p 0.9 --temperature 0"
+    options += " --top-k 0 --top-p 0.9 --temperature 0 --lora mine --lora somebody/theirs@0.5"
     assert main(["piano", *options.split(), "--cfg-coef", "-1.5", "--seed", "4294967295", "--no-open"]) == 0
     assert {**fake.load_options, **fake.params[0]} == {
         "name": "stereo-small",
@@ -68,6 +70,7 @@ def test_every_option_reaches_the_model(fake: FakeModel) -> None:
         "quantize": 8,
         "int8_activations": True,
         "cache_bits": 8,
+        "lora": (LoraSpec("mine"), LoraSpec("somebody/theirs", 0.5)),
         "duration": 0.25,
         "top_k": 0,
         "top_p": 0.9,

@@ -55,6 +55,10 @@ class AdapterFiles:
         path = self.files.local_path(self.folder + CONFIG_FILE)
         return ConfigSection(read_json(path), str(path))
 
+    def is_peft(self, config: ConfigSection) -> bool:
+        """Whether it has PEFT's format; else mlx-lm's, whose configuration has no type."""
+        return peft.TYPE_KEY in config or self.folder + MLX_LM_FILE not in self.files.files
+
     def has_weights(self) -> bool:
         return any(self.folder + name in self.files.files for name in (*PEFT_FILES, MLX_LM_FILE))
 
@@ -103,7 +107,7 @@ def resolve_base(adapter: AdapterFiles) -> ModelFiles:
     Raises `CheckpointError` or `DownloadError`: it doesn't say, or there is no such model here.
     """
     config = adapter.config()
-    key = peft.BASE_KEY if peft.TYPE_KEY in config else mlx_lm.BASE_KEY
+    key = peft.BASE_KEY if adapter.is_peft(config) else mlx_lm.BASE_KEY
     give = f"give the model with -m MODEL --lora {adapter.name}"
     name = config.value(key)
     if not name:
@@ -151,8 +155,7 @@ def merge_adapters(
 def _read_changes(adapter: AdapterFiles, bundle: ModelBundle) -> list[Change]:
     config = adapter.config()
     faults: list[str] = []
-    # mlx-lm's has no type.
-    if peft.TYPE_KEY in config:
+    if adapter.is_peft(config):
         path, base_key, read = adapter.weights_path(PEFT_FILES), peft.BASE_KEY, peft.read_changes
     else:
         path, base_key, read = adapter.weights_path([MLX_LM_FILE]), mlx_lm.BASE_KEY, mlx_lm.read_changes

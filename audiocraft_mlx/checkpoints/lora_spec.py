@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from audiocraft_mlx.errors import UsageError
@@ -39,11 +38,16 @@ class LoraSpec:
     def parse(cls, text: str) -> LoraSpec:
         """`NAME` or `NAME@WEIGHT`; what follows the last @ belongs to the name unless it is a number."""
         name, at, weight = text.rpartition("@")
-        if at:
-            with suppress(OverflowError, ValueError):
-                number = float(weight)
-                return cls(name, number if math.isfinite(number) else math.inf)
-        return cls(text)
+        try:
+            number = float(weight) if at else None
+        except ValueError:
+            number = None
+        return cls(text) if number is None else cls(name, number)
+
+    def without_folder(self) -> LoraSpec:
+        """The same to be shown to others: of a folder only its own name, not where it is on this machine."""
+        folder = Path(self.name).expanduser()
+        return LoraSpec(folder.resolve().name or "adapter", self.weight) if folder.is_dir() else self
 
     def __str__(self) -> str:
         """What `parse` reads."""

@@ -1,7 +1,7 @@
 """mlx-lm's adapters: `adapters.safetensors` with the names of our networks, and all of its arguments.
 
-A name is that of a layer in a model's `lm`, or begins with a network: `lm.`, `t5.`, `output_proj.`, `melody.`.
-Read are the fine-tune types lora, dora and full.
+A name is that of a layer in a model's `lm`, or begins with a network: `lm.`, `t5.`, `output_proj.`,
+`melody.`. Read are the fine-tune types lora, dora and full.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
 from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.networks.weights import dtype_name
@@ -29,7 +32,13 @@ _UNKNOWN = (
 )
 
 
-def model_card(name: str, source_repo: str | None, quantization: Quantization | None, dtype: mx.Dtype) -> str:
+def model_card(
+    name: str,
+    source_repo: str | None,
+    quantization: Quantization | None,
+    dtype: mx.Dtype,
+    lora: Sequence[LoraSpec] = (),
+) -> str:
     """Markdown with a header for the Hub.
 
     Args:
@@ -37,6 +46,7 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
         source_repo: the Hub repository that the weights come from, `demo`, or None if that is not known.
         quantization: how the linear layers are stored, None if as `dtype`.
         dtype: how the other weights are stored.
+        lora: the adapters that were merged into the weights.
     """
     header = ["library_name: mlx", "pipeline_tag: text-to-audio", "tags: [mlx, musicgen, musicgen-mlx]"]
     if source_repo == DEMO:
@@ -79,5 +89,18 @@ def model_card(name: str, source_repo: str | None, quantization: Quantization | 
             "",
             provenance,
             "",
+            *_adapters(lora),
         ]
     )
+
+
+def _adapters(lora: Sequence[LoraSpec]) -> list[str]:
+    if not lora:
+        return []
+    return [
+        "LoRA adapters were merged into them: they are no longer those of the model above. The adapters have"
+        " authors and licences of their own:",
+        "",
+        *(f"- {spec.without_folder().name}, weight {spec.weight:g}" for spec in lora),
+        "",
+    ]

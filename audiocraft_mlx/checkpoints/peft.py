@@ -1,7 +1,8 @@
 """PEFT's adapters: `adapter_config.json` and the low-rank changes of transformers' modules.
 
 Read are LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024), as PEFT's
-`tuners/lora` has them, with layers that were trained as a whole. What changes the model otherwise is refused by name.
+`tuners/lora` has them, with layers that were trained as a whole. What changes the model otherwise is refused
+by name.
 """
 
 from __future__ import annotations

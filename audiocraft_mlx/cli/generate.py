@@ -133,5 +133,6 @@ def _load_model(command: GenerateClips) -> GenModel:
         quantize=options.quantize,
         int8_activations=options.int8_activations,
         cache_bits=options.cache_bits,
+        lora=options.lora,
     )
     return model

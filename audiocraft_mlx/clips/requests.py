@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
@@ -216,6 +217,7 @@ class ModelOptions:
     quantize: int | None = None
     int8_activations: bool = False
     cache_bits: int | None = None
+    lora: tuple[LoraSpec, ...] = ()
 
 
 def draw_seed() -> int:
