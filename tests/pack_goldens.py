@@ -1,9 +1,9 @@
 """Pack the reference goldens that the tests use: `python tests/pack_goldens.py FOLDER`.
 
 FOLDER holds `goldens/` and `goldens_hf/`: random models in the released formats, with inputs and outputs of
-audiocraft and of transformers; `goldens_lora/` holds random adapters for them, and PEFT's outputs. The archive
-is written next to this script; `tests/conftest.py` unpacks it. To run the tests with another such folder:
-`MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
+audiocraft and of transformers; and `goldens_lora/`: random adapters for them, with outputs of PEFT.
+The archive is written next to this script; `tests/conftest.py` unpacks it. To run the tests with another
+such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
 """
 
 from __future__ import annotations
