@@ -9,9 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
-from audiocraft_mlx.networks.weights import Weights, flat_parameters
-
-_LARGEST_HALF = 65504.0
+from audiocraft_mlx.checkpoints.finite import all_finite
+from audiocraft_mlx.networks.weights import flat_parameters
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ def shape_at(bundle: ModelBundle, place: Place) -> tuple[int, ...] | None:
 def apply_changes(bundle: ModelBundle, changes: Sequence[tuple[Change, float]], keep_halves: bool) -> None:
     """Make the changes, each with a strength, in the lazy weights of `bundle`, in float32; they stay lazy.
 
-    With `keep_halves` a linear layer of the language model whose weights were all exact halves gets the
-    halves that are nearest to the changed ones, so that they can go on being stored as halves.
+    With `keep_halves` a linear layer of the language model whose weights are all exact halves gets the halves
+    that are nearest to the changed ones, as `ops.cpu.extension.store_fp16_if_exact` stores those that no
+    adapter changes. That is computed here, one layer after the other.
     """
     by_parameter: dict[tuple[str, str], list[tuple[Change, float]]] = {}
     for change, strength in changes:
@@ -95,15 +95,13 @@ def apply_changes(bundle: ModelBundle, changes: Sequence[tuple[Change, float]], 
         by_parameter.setdefault(key, []).append((change, strength))
     loaded = {name: flat_parameters(network) for name, network in bundle.networks.items()}
     linear = {f"{path}.weight" for path, layer in bundle.lm.named_modules() if isinstance(layer, nn.Linear)}
-    changed: dict[str, Weights] = {}
     for (network, parameter), own in by_parameter.items():
-        weight = loaded[network][parameter].astype(mx.float32)
+        weight = loaded[network].pop(parameter).astype(mx.float32)
         result = _changed(weight, own)
         if keep_halves and network == "lm" and parameter in linear:
-            result = _as_halves_where(weight, result)
-        changed.setdefault(network, {})[parameter] = result
-    for network, weights in changed.items():
-        bundle.networks[network].load_weights(list(weights.items()), strict=False)
+            result = _as_halves_if(weight, result)
+        # At once: what is replaced can be freed.
+        bundle.networks[network].load_weights([(parameter, result)], strict=False)
 
 
 def _changed(weight: mx.array, changes: Iterable[tuple[Change, float]]) -> mx.array:
@@ -115,8 +113,9 @@ def _changed(weight: mx.array, changes: Iterable[tuple[Change, float]]) -> mx.ar
     return weight
 
 
-def _as_halves_where(weight: mx.array, changed: mx.array) -> mx.array:
-    """`changed`, rounded to float16 if that holds all of `weight` exactly; both are float32, and lazy."""
-    halves = changed.astype(mx.float16).astype(mx.float32)
-    exact = mx.array_equal(weight.astype(mx.float16).astype(mx.float32), weight)
-    return mx.where(exact & (mx.abs(changed).max() <= _LARGEST_HALF), halves, changed)
+def _as_halves_if(weight: mx.array, changed: mx.array) -> mx.array:
+    """`changed` as float16 if that holds all of `weight` exactly, and its range all of `changed`."""
+    if not mx.array_equal(weight.astype(mx.float16), weight):
+        return changed
+    halves = changed.astype(mx.float16)
+    return halves if all_finite(halves).item() else changed
