@@ -73,13 +73,24 @@ class Change:
     how: LowRank | Replacement
 
 
-def shape_at(bundle: ModelBundle, place: Place) -> tuple[int, ...] | None:
-    """The shape of what is at `place`; None if `bundle` has no such place."""
-    network = bundle.networks.get(place.network)
-    weight = None if network is None else flat_parameters(network).get(place.parameter)
-    if weight is None or not weight.ndim or weight.shape[0] % place.parts:
-        return None
-    return (weight.shape[0] // place.parts, *weight.shape[1:])
+class Target:
+    """The model that adapters are read for, and the shapes of its parameters."""
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.networks = bundle.networks
+        self.num_codebooks = bundle.lm.config.num_codebooks
+        self._shapes = {
+            (network, parameter): weight.shape
+            for network, module in self.networks.items()
+            for parameter, weight in flat_parameters(module).items()
+        }
+
+    def shape_at(self, place: Place) -> tuple[int, ...] | None:
+        """The shape of what is at `place`; None if there is no such place."""
+        shape = self._shapes.get((place.network, place.parameter))
+        if not shape or shape[0] % place.parts:
+            return None
+        return (shape[0] // place.parts, *shape[1:])
 
 
 def apply_changes(bundle: ModelBundle, changes: Sequence[tuple[Change, float]], keep_halves: bool) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from audiocraft_mlx.checkpoints.adapter_changes import Change, Place, Replacement, shape_at
-from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.adapter_changes import Change, Place, Replacement, Target
 from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.networks.weights import Weights, pop_prefix
@@ -41,7 +40,7 @@ _PARTS = {"decoder.": "lm", "text_encoder.": "t5", "audio_encoder.": "codec"}
 """The networks whose other parameters their own `sanitize` finds."""
 
 
-def place_of_module(module: str, parameter: str, bundle: ModelBundle) -> Place | None:
+def place_of_module(module: str, parameter: str, target: Target) -> Place | None:
     """The place of a module's `weight` or `bias`; None for a module that no low-rank change can be of."""
     for pattern, network, name in _WHOLE:
         match = re.fullmatch(pattern, module)
@@ -55,26 +54,26 @@ def place_of_module(module: str, parameter: str, bundle: ModelBundle) -> Place |
     if match:
         return Place(_LM, f"layers.{match[1]}.cross_attn.kv_proj.{parameter}", _QKV[match[2]] - 1, 2)
     match = _CODEBOOK.fullmatch(module)
-    count = bundle.lm.config.num_codebooks
+    count = target.num_codebooks
     if match and int(match[2]) < count:
         name = "lm_heads" if match[1] == "lm_heads" else "embed"
         return Place(_LM, f"{name}.{parameter}", int(match[2]), count)
     return None
 
 
-def replacements(tensors: Weights, bundle: ModelBundle, faults: list[str]) -> list[Change]:
+def replacements(tensors: Weights, target: Target, faults: list[str]) -> list[Change]:
     """The changes by tensors that were trained as a whole; those that don't fit are added to `faults`."""
     placed: list[tuple[str, Place, mx.array]] = []
     rest: Weights = {}
     for name, tensor in tensors.items():
         module, _, parameter = name.rpartition(".")
-        place = place_of_module(module, parameter, bundle)
+        place = place_of_module(module, parameter, target)
         if place is None:
             rest[name] = tensor
         else:
             placed.append((name, place, tensor))
     for prefix, network in _PARTS.items():
-        sanitize: Callable[[Weights], Weights] = bundle.networks[network].sanitize
+        sanitize: Callable[[Weights], Weights] = target.networks[network].sanitize
         try:
             own = sanitize(pop_prefix(rest, prefix))
         except (CheckpointError, ValueError, IndexError) as error:
@@ -84,7 +83,7 @@ def replacements(tensors: Weights, bundle: ModelBundle, faults: list[str]) -> li
     faults += [f"{shown_text(name)} is unexpected" for name in rest]
     changes = []
     for name, place, tensor in placed:
-        shape = shape_at(bundle, place)
+        shape = target.shape_at(place)
         if shape is None:
             faults.append(f"{shown_text(name)} is unexpected")
         elif tensor.shape != shape:

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from audiocraft_mlx.checkpoints import mlx_lm, peft
-from audiocraft_mlx.checkpoints.adapter_changes import Change, apply_changes
+from audiocraft_mlx.checkpoints.adapter_changes import Change, Target, apply_changes
 from audiocraft_mlx.checkpoints.build import read_tensors
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.finite import all_finite
@@ -145,21 +145,22 @@ def merge_adapters(
             f"--lora: the model is quantized to {quantization.bits} bits, and adapters are merged into"
             f" precise weights; give {original}, and quantize it with the adapter: -q {quantization.bits}"
         )
+    target = Target(bundle)
     changes = [
-        (change, spec.weight) for adapter, spec in adapters for change in _read_changes(adapter, bundle)
+        (change, spec.weight) for adapter, spec in adapters for change in _read_changes(adapter, target)
     ]
     apply_changes(bundle, changes, keep_halves and cpu_extension() is not None)
     return replace(bundle, lora=(*bundle.lora, *(spec for _, spec in adapters)))
 
 
-def _read_changes(adapter: AdapterFiles, bundle: ModelBundle) -> list[Change]:
+def _read_changes(adapter: AdapterFiles, target: Target) -> list[Change]:
     config = adapter.config()
     faults: list[str] = []
     if adapter.is_peft(config):
         path, base_key, read = adapter.weights_path(PEFT_FILES), peft.BASE_KEY, peft.read_changes
     else:
         path, base_key, read = adapter.weights_path([MLX_LM_FILE]), mlx_lm.BASE_KEY, mlx_lm.read_changes
-    changes = read(config, _read_tensors(path), bundle, faults)
+    changes = read(config, _read_tensors(path), target, faults)
     if faults:
         more = f" and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         base = config.value(base_key)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from audiocraft_mlx.checkpoints.adapter_changes import Change, LowRank, Place, Replacement, shape_at
-from audiocraft_mlx.checkpoints.bundle import ModelBundle
+from audiocraft_mlx.checkpoints.adapter_changes import Change, LowRank, Place, Replacement, Target
 from audiocraft_mlx.configs import ConfigSection, Range, shown, shown_text
 from audiocraft_mlx.networks.weights import Weights
 
@@ -21,9 +20,7 @@ _SCALE = Range(-1e6, 1e6)
 _A, _B, _MAGNITUDE = "lora_a", "lora_b", "m"
 
 
-def read_changes(
-    config: ConfigSection, tensors: Weights, bundle: ModelBundle, faults: list[str]
-) -> list[Change]:
+def read_changes(config: ConfigSection, tensors: Weights, target: Target, faults: list[str]) -> list[Change]:
     """As `peft.read_changes`."""
     kind = config.string("fine_tune_type", "lora")
     if kind not in ("lora", "dora", "full"):
@@ -36,26 +33,26 @@ def read_changes(
         if kind != "full" and part in (_A, _B, _MAGNITUDE):
             layers.setdefault(layer, {})[part] = tensor
         else:
-            change = _replacement(name, tensor, bundle, faults)
+            change = _replacement(name, tensor, target, faults)
             if change is not None:
                 changes.append(change)
     if layers:
         rank, scale = parameters.integer("rank", 8, _RANK), parameters.number("scale", 20.0, _SCALE)
         for layer, parts in layers.items():
-            change = _low_rank_change(layer, parts, rank, scale, kind == "dora", bundle, faults)
+            change = _low_rank_change(layer, parts, rank, scale, kind == "dora", target, faults)
             if change is not None:
                 changes.append(change)
     return changes
 
 
-def _place(name: str, bundle: ModelBundle) -> Place:
+def _place(name: str, target: Target) -> Place:
     network, _, rest = name.partition(".")
-    return Place(network, rest) if network in bundle.networks and rest else Place("lm", name)
+    return Place(network, rest) if network in target.networks and rest else Place("lm", name)
 
 
-def _replacement(name: str, tensor: mx.array, bundle: ModelBundle, faults: list[str]) -> Change | None:
-    place = _place(name, bundle)
-    shape = shape_at(bundle, place)
+def _replacement(name: str, tensor: mx.array, target: Target, faults: list[str]) -> Change | None:
+    place = _place(name, target)
+    shape = target.shape_at(place)
     if shape is None:
         faults.append(f"{shown_text(name)} is unexpected")
     elif tensor.shape != shape:
@@ -71,16 +68,16 @@ def _low_rank_change(
     rank: int,
     scale: float,
     has_magnitude: bool,
-    bundle: ModelBundle,
+    target: Target,
     faults: list[str],
 ) -> Change | None:
-    place = _place(f"{layer}.weight", bundle)
-    shape = shape_at(bundle, place)
+    place = _place(f"{layer}.weight", target)
+    shape = target.shape_at(place)
     if shape is None or len(shape) != 2:
         faults.append(f"{shown_text(layer)} is unexpected")
         return None
     rows, columns = shape
-    module = dict(bundle.networks[place.network].named_modules())[place.parameter.rpartition(".")[0]]
+    module = dict(target.networks[place.network].named_modules())[place.parameter.rpartition(".")[0]]
     is_embedding = isinstance(module, nn.Embedding)
     inputs, outputs = (rows, columns) if is_embedding else (columns, rows)
     expected = {_A: [inputs, rank], _B: [rank, outputs]}

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from audiocraft_mlx.checkpoints.adapter_changes import Change, LowRank, shape_at
+from audiocraft_mlx.checkpoints.adapter_changes import Change, LowRank, Target
 from audiocraft_mlx.checkpoints.adapter_places import place_of_module, replacements
-from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.module_patterns import ModulePatterns, PatternError
 from audiocraft_mlx.configs import ConfigSection, Range, shown, shown_text
 from audiocraft_mlx.networks.weights import Weights
@@ -82,10 +81,8 @@ class _Settings:
         return self.alphas.get(module, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
-def read_changes(
-    config: ConfigSection, tensors: Weights, bundle: ModelBundle, faults: list[str]
-) -> list[Change]:
-    """The changes that an adapter of this configuration and tensors makes in `bundle`.
+def read_changes(config: ConfigSection, tensors: Weights, target: Target, faults: list[str]) -> list[Change]:
+    """The changes that an adapter of this configuration and tensors makes in `target`.
 
     What has no place or doesn't fit is added to `faults`. Raises `CheckpointError`: it isn't supported.
     """
@@ -104,19 +101,19 @@ def read_changes(
         else:
             # Of a layer that was trained as a whole, and may have a low-rank change besides.
             whole[inner.replace(".base_layer.", ".")] = tensor
-    changes = replacements(whole, bundle, faults)
+    changes = replacements(whole, target, faults)
     for module, parts in modules.items():
-        change = _low_rank_change(module, parts, settings, bundle, faults)
+        change = _low_rank_change(module, parts, settings, target, faults)
         if change is not None:
             changes.append(change)
     return changes
 
 
 def _low_rank_change(
-    module: str, parts: Weights, settings: _Settings, bundle: ModelBundle, faults: list[str]
+    module: str, parts: Weights, settings: _Settings, target: Target, faults: list[str]
 ) -> Change | None:
-    place = place_of_module(module, "weight", bundle)
-    shape = None if place is None else shape_at(bundle, place)
+    place = place_of_module(module, "weight", target)
+    shape = None if place is None else target.shape_at(place)
     if place is None or shape is None or len(shape) != 2:
         faults.append(f"{shown_text(module)} is unexpected")
         return None
