@@ -22,6 +22,7 @@ from audiocraft_mlx.checkpoints.adapter_changes import Change, Place, Replacemen
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec, lora_specs
+from audiocraft_mlx.checkpoints.model_files import ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.module_patterns import ModulePatterns, PatternError
 from audiocraft_mlx.cli import convert
 from audiocraft_mlx.cli.generate import main
@@ -383,6 +384,22 @@ def test_a_model_on_another_machine_must_be_given(adapter: Callable[..., Path], 
     message = refusal(CheckpointError, str(folder))
     assert f"is an adapter of the model {name!r}, which is not here" in message
     assert f"give the model with -m MODEL --lora {folder}" in message
+
+
+def test_the_model_that_an_adapter_names_may_be_of_a_revision(
+    adapter: Callable[..., Path], base: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = adapter("rslora", base_model_name_or_path="somebody/base", revision="v2")
+    asked: list[tuple[str, str | None]] = []
+
+    def resolve(name: str, revision: str | None = None) -> ModelFiles:
+        asked.append((name, revision))
+        return resolve_model(base("rslora"))
+
+    monkeypatch.setattr("audiocraft_mlx.checkpoints.adapters.resolve_model", resolve)
+    with pytest.warns(UserWarning, match="is merged into its model"):
+        load(str(folder), lazy=True)
+    assert asked == [("somebody/base", "v2")]
 
 
 @pytest.mark.parametrize("name", [None, ""])

@@ -113,8 +113,9 @@ def resolve_base(adapter: AdapterFiles) -> ModelFiles:
     if not name:
         raise CheckpointError(f"{adapter.name} is an adapter that doesn't name its model ({key}); {give}")
     name = config.name(key)
+    revision = config.name("revision") if config.value("revision") and not Path(name).is_dir() else None
     try:
-        files = resolve_model(name)
+        files = resolve_model(name, revision)
     except (CheckpointError, UsageError) as error:
         raise CheckpointError(
             f"{adapter.name} is an adapter of the model {name!r}, which is not here"
