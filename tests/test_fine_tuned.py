@@ -21,22 +21,15 @@ from audiocraft_mlx.checkpoints import mlx_format
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.quantization import quantization_of
-from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor, read_torch_file
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.cli.convert import main as convert
 from audiocraft_mlx.models.musicgen import MusicGen
 
 from .conftest import add_to_hub_cache
-from .torch_files import Opcodes, Pickled, write_torch_file
+from .torch_files import Opcodes, Pickled, arrays, write_torch_file
 
 State = dict[str, np.ndarray]
 T5_PREFIX = "condition_provider.conditioners.description.t5."
-
-
-def arrays(value: Any) -> Any:
-    """A saved object with NumPy arrays in place of its tensors."""
-    if isinstance(value, dict):
-        return {name: arrays(item) for name, item in value.items()}
-    return np.array(value.load()) if isinstance(value, LazyTensor) else value
 
 
 @pytest.fixture(scope="session")

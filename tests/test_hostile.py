@@ -39,7 +39,7 @@ from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
 
 from . import fuzz_checkpoints
-from .torch_files import Opcodes, write_torch_file
+from .torch_files import Opcodes, arrays, write_torch_file
 
 SECRET = "hf_canary_in_the_environment"
 
@@ -47,13 +47,6 @@ SECRET = "hf_canary_in_the_environment"
 @pytest.fixture(autouse=True)
 def canary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-
-
-def arrays(value: Any) -> Any:
-    """A saved object with NumPy arrays in place of its tensors."""
-    if isinstance(value, dict):
-        return {name: arrays(item) for name, item in value.items()}
-    return np.array(value.load()) if isinstance(value, LazyTensor) else value
 
 
 @pytest.fixture(scope="session")

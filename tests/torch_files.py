@@ -14,6 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.checkpoints.torch_pickle import LazyTensor
+
 STORAGES = {
     "float64": "DoubleStorage",
     "float32": "FloatStorage",
@@ -238,3 +240,10 @@ class _Pickler:
         self.code += b"tQ"
         self._each([offset, array.shape, strides, False, OrderedDict()])
         self.code += b"tR"
+
+
+def arrays(value: Any) -> Any:
+    """A saved object with NumPy arrays in place of its tensors."""
+    if isinstance(value, dict):
+        return {name: arrays(item) for name, item in value.items()}
+    return np.array(value.load()) if isinstance(value, LazyTensor) else value

@@ -65,6 +65,12 @@ _ABOVE, _TITLE_LINE = 0.08, 0.22
 _PANELS = ((1.7, 0.18), (3.4, 0.5), (2.0, 0.5))
 # As in zlib: 3 takes a third of the time of 6, its default, for files a few percent larger.
 _COMPRESSION = 3
+# matplotlib's own, for which there is room, whatever the user's settings are.
+_SIZES = {
+    "font.size": 10.0,
+    "figure.titlesize": "large",
+    **{f"{part}.labelsize": "medium" for part in ("axes", "xtick", "ytick")},
+}
 
 
 class MelSpectrogram:
@@ -233,7 +239,7 @@ def _drawing() -> Iterator[None]:
     """For drawing: without those of the user's settings that it may fail with, and without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _import_matplotlib().rc_context({"text.usetex": False}):
+        with _import_matplotlib().rc_context({"text.usetex": False, **_SIZES}):
             yield
 
 
@@ -363,19 +369,38 @@ def _draw_spectrogram(panel: Any, spectrogram: MelSpectrogram, start: float = 0.
     width = spectrogram.column_seconds
     left = start - width / 2
     extent = (left, left + levels.shape[1] * width, -0.5, _MELS - 0.5)
-    return _draw_image(panel, levels, extent, "magma")
+    if not levels.any():  # silence: all of it is as loud as the loudest
+        levels = np.full_like(levels, -_RANGE_DB)
+    return _draw_image(panel, levels, extent, "magma", (float(levels.min()), 0.0))
 
 
-def _draw_image(panel: Any, values: np.ndarray, extent: tuple[float, ...], colours: str) -> Any:
-    """`values` `[rows, columns]` from the lowest row up; `extent`: left, right, bottom and top."""
+def _draw_image(
+    panel: Any,
+    values: np.ndarray,
+    extent: tuple[float, ...],
+    colours: str,
+    limits: tuple[float | None, float | None],
+) -> Any:
+    """`values` `[rows, columns]` from the lowest row up; `extent`: left, right, bottom and top.
+
+    `limits`: the values of the first and the last colour, None for the lowest and the highest.
+    """
+    low, high = limits
     return panel.imshow(
-        values, cmap=colours, extent=extent, origin="lower", aspect="auto", interpolation="nearest"
+        values,
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        extent=extent,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
     )
 
 
 def _draw_chromagram(panel: Any, melody: Chromagram, seconds: float) -> None:
     frames = melody.frames[: int(seconds / melody.hop) + 1]
     extent = (0, len(frames) * melody.hop, -0.5, len(_PITCHES) - 0.5)
-    _draw_image(panel, frames.T, extent, "Greys")
+    _draw_image(panel, frames.T, extent, "Greys", (None, None))
     panel.set_yticks(np.arange(len(_PITCHES)), _PITCHES)
     panel.set(ylabel="melody (pitch class)", xlabel="time (s)")

@@ -384,14 +384,10 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1
 
 
-class LocalFolder(ModelFiles):
-    """A folder on disk: the files in it and in its subfolders, one level deep."""
+class _LocalFiles(ModelFiles):
+    """Files below a folder on disk."""
 
-    def __init__(self, name: str, folder: Path, source_repo: str | None = None) -> None:
-        try:
-            files = _list_folder(folder, depth=2)
-        except OSError as error:
-            raise read_error(folder, error) from error
+    def __init__(self, name: str, folder: Path, files: frozenset[str], source_repo: str | None) -> None:
         super().__init__(name, files, source_repo)
         self._folder = folder
 
@@ -404,7 +400,18 @@ class LocalFolder(ModelFiles):
         return path
 
 
-class LocalFile(ModelFiles):
+class LocalFolder(_LocalFiles):
+    """A folder on disk: the files in it and in its subfolders, one level deep."""
+
+    def __init__(self, name: str, folder: Path, source_repo: str | None = None) -> None:
+        try:
+            files = _list_folder(folder, depth=2)
+        except OSError as error:
+            raise read_error(folder, error) from error
+        super().__init__(name, folder, files, source_repo)
+
+
+class LocalFile(_LocalFiles):
     """A training's file on disk, which is a model by itself, and the codec beside it, if there is one.
 
     Attributes:
@@ -413,17 +420,8 @@ class LocalFile(ModelFiles):
 
     def __init__(self, name: str, path: Path) -> None:
         self.main_file = path.name
-        self._folder = path.parent
         files = {path.name, *(name for name in (CODEC_FILE,) if _mode(path.parent / name))}
-        super().__init__(name, frozenset(files), None)
-
-    def _is_local(self, filename: str) -> bool:
-        return True
-
-    def _locate(self, filename: str) -> Path:
-        path = self._folder / filename
-        check_readable(path)
-        return path
+        super().__init__(name, path.parent, frozenset(files), None)
 
 
 class HubRepository(ModelFiles):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
 from audiocraft_mlx.checkpoints.finite import mark_unless_finite
 from audiocraft_mlx.checkpoints.quantization_config import DEFAULT_GROUP_SIZE, Quantization
@@ -20,6 +19,7 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.lm import LM
 from audiocraft_mlx.networks.t5 import T5Encoder
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
+from audiocraft_mlx.ops.linear import replace_layers
 
 if TYPE_CHECKING:
     from audiocraft_mlx.checkpoints.bundle import ModelBundle
@@ -102,15 +102,12 @@ def use_quantized_layers(lm: LM, t5: T5Encoder, quantization: Quantization) -> N
 def _replace_layers(
     lm: LM, t5: T5Encoder, quantization: Quantization, to_quantized: Callable[[nn.Module], nn.Module]
 ) -> None:
-    def replace(layer: nn.Module) -> nn.Module:
-        wanted = isinstance(layer, nn.Linear) or layer is t5.embed
-        return (
-            to_quantized(layer) if wanted and layer.weight.shape[-1] % quantization.group_size == 0 else layer
-        )
+    def wanted(layer: nn.Module) -> bool:
+        of_kind = isinstance(layer, nn.Linear) or layer is t5.embed
+        return of_kind and layer.weight.shape[-1] % quantization.group_size == 0
 
     for network in (lm, t5):
-        network.update_modules(tree_map(replace, network.leaf_modules(), is_leaf=nn.Module.is_module))
-        network.train(network.training)  # the new layers too
+        replace_layers(network, wanted, to_quantized)
     if quantization_of(lm) is None:
         raise UsageError(
             f"group_size {quantization.group_size} doesn't divide any layer's width"

@@ -41,7 +41,7 @@ _PREFIXES = ("module.", "model.", "lm.")
 
 
 def read_training_file(path: Path) -> object:
-    """The content of a release's or a training's torch file, which `find_state` and `has_config` look into.
+    """The content of a release's or a training's torch file, which `find_state` looks into.
 
     Entries with objects of unknown classes are left out, as `find_state` needs at most one of the others.
     Raises `CheckpointError`.

@@ -66,7 +66,7 @@ class TrainedWeights:
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}; the base must be the model that it was trained from, not {name}"
-            ) from (error)
+            ) from error
 
     def _load_text(self, bundle: ModelBundle, source: str) -> None:
         text = bundle.text_conditioner

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -56,29 +57,25 @@ def _generate(command: GenerateClips) -> None:
     from audiocraft_mlx.cli.clip_files import plan_files
 
     require_memory(PROGRAM_BYTES)  # else the imports below crash
-    # What is imported and loaded stays: looking for garbage in it would take a while, again and again.
-    gc.disable()
-    # Everything that can be wrong is found before the model is loaded.
-    files = plan_files(command)
-    _check_sinks(command)
+    with _without_garbage_collection():
+        # Everything that can be wrong is found before the model is loaded.
+        files = plan_files(command)
+        _check_sinks(command)
 
-    from audiocraft_mlx.clips.inputs import load_inputs
+        from audiocraft_mlx.clips.inputs import load_inputs
 
-    requests = load_inputs(command.requests)
-    model = _load_model(command)
-    command.require_supported(model.condition_types)
-    separator = None
-    if command.output.stems:
-        from audiocraft_mlx.checkpoints.demucs import load_htdemucs
+        requests = load_inputs(command.requests)
+        model = _load_model(command)
+        command.require_supported(model.condition_types)
+        separator = None
+        if command.output.stems:
+            from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 
-        separator = load_htdemucs()
+            separator = load_htdemucs()
 
-    from audiocraft_mlx.cli.clip_writer import ClipWriter
-    from audiocraft_mlx.clips.making import generate_clips
-    from audiocraft_mlx.clips.saving import check_size
-
-    gc.freeze()
-    gc.enable()
+        from audiocraft_mlx.cli.clip_writer import ClipWriter
+        from audiocraft_mlx.clips.making import generate_clips
+        from audiocraft_mlx.clips.saving import check_size
 
     checked: set[tuple[float, object]] = set()
     for request, clip_files in zip(requests, files, strict=True):
@@ -108,6 +105,17 @@ def _generate(command: GenerateClips) -> None:
             # A courtesy: over ssh, for example, there is no player, and the file is there all the same.
             path = str(writer.paths[0].resolve())
             subprocess.run(["open", path], check=False, stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """For what is imported and loaded, and stays: to look for garbage in it takes a while each time."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _check_sinks(command: GenerateClips) -> None:

@@ -56,26 +56,27 @@ def optimize_layout(network: nn.Module) -> None:
         use_plain_layout(network)
     elif extension.load_extension() is None:
         use_plain_layout(network)
-        _replace_layers(network, TiledLinear.supports, TiledLinear.from_linear)
+        replace_layers(network, TiledLinear.supports, TiledLinear.from_linear)
     else:
         tile_quantized_layers(network)
 
 
 def tile_quantized_layers(network: nn.Module) -> None:
     """Replace quantized layers by `TiledQuantizedLinear`: the order of our files, and the extension's."""
-    _replace_layers(network, TiledQuantizedLinear.supports, TiledQuantizedLinear.from_linear)
+    replace_layers(network, TiledQuantizedLinear.supports, TiledQuantizedLinear.from_linear)
 
 
 def use_plain_layout(network: nn.Module) -> None:
     """Undo `tile_quantized_layers`."""
-    _replace_layers(
+    replace_layers(
         network, lambda layer: isinstance(layer, TiledQuantizedLinear), TiledQuantizedLinear.to_linear
     )
 
 
-def _replace_layers(
+def replace_layers(
     network: nn.Module, wanted: Callable[[nn.Module], bool], replacement: Callable[[Any], nn.Module]
 ) -> None:
+    """Put `replacement(layer)` into the place of each layer of `network` that is wanted."""
     if not any(map(wanted, network.modules())):
         return
 
