@@ -36,7 +36,7 @@ class TextConditioner:
         Raises `CheckpointError` if the tokenizer fails, or gives a token that T5 has no embedding for: a
         look-up beyond a table's end reads whatever is there.
         """
-        encodings = self._token_ids(prompts)
+        encodings = self.token_ids(prompts)
         length = max(len(ids) for ids in encodings)
         if length > TRAINED_TOKENS:
             warnings.warn(
@@ -51,7 +51,7 @@ class TextConditioner:
             mask[row, : len(ids)] = True
         return tokens, mask
 
-    def _token_ids(self, prompts: Sequence[str | None]) -> list[list[int]]:
+    def token_ids(self, prompts: Sequence[str | None]) -> list[list[int]]:
         """Of each prompt, at least one. Raises `CheckpointError` as `tokenize`."""
         try:
             encodings = [encoding.ids for encoding in self.tokenizer.encode_batch([p or "" for p in prompts])]
@@ -82,18 +82,16 @@ class TextConditioner:
         nonzero = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
         return mx.where(mx.array(nonzero)[..., None], hidden, 0), mask
 
-    def unprojected_states(self, prompt: str) -> tuple[mx.array, int]:
-        """T5's hidden states of one prompt without the projection, float32 `[L, t5_dim]`, for training.
+    def unprojected_states(self, ids: Sequence[int]) -> mx.array:
+        """T5's hidden states of one prompt's tokens without the projection, float32 `[L, t5_dim]`.
 
-        At most `TRAINED_TOKENS` of them: of a longer prompt the last token (the end of the text) and those
-        before the limit. The second value is how many tokens the prompt has.
+        For training. Of more than `TRAINED_TOKENS` those before the limit, and the last: the end of the text.
         """
-        ids = self._token_ids([prompt])[0]
         used = ids if len(ids) <= TRAINED_TOKENS else [*ids[: TRAINED_TOKENS - 1], ids[-1]]
         tokens = mx.array([used], mx.int32)
-        states = self.t5(tokens, mx.ones(tokens.shape, mx.bool_))[0]
+        states = self.t5(tokens, mx.ones(tokens.shape, mx.bool_))[0].astype(mx.float32)
         mx.eval(states)
-        return states, len(ids)
+        return states
 
     def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
         """Conditions for cross-attention, a row for each prompt."""
