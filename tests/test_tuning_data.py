@@ -18,8 +18,9 @@ from audiocraft_mlx import MusicGen
 from audiocraft_mlx.audio.read import read_audio, read_duration, read_info, read_pieces
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.networks.encodec import Encodec
+from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.t5 import T5Encoder
+from audiocraft_mlx.tuning import codes as codes_module
 from audiocraft_mlx.tuning import dataset as dataset_module
 from audiocraft_mlx.tuning.cache import Cache
 from audiocraft_mlx.tuning.codes import describe_encoded, encode_dataset
@@ -232,7 +233,7 @@ def test_the_first_of_several_captions_counts_and_the_table_before_a_file(data: 
         ("data.jsonl.gz", b"no gzip", "is damaged: it can't be decompressed"),
         (
             "data.jsonl.gz",
-            gzip.compress(b'{"path": "a.wav"}\n')[:-12],
+            gzip.compress(b'{"path": "a.wav"}\n', mtime=0)[:-12],
             "is damaged: it can't be decompressed",
         ),
     ],
@@ -307,7 +308,7 @@ def test_paths_out_of_the_folder_are_refused(data: Path, write: Write, tmp_path:
     expected = {"a path in a table leads out of the folder", "links to folders are not followed"}
     assert reasons <= expected | {"named in a table, but not there"}
     assert table == "data.jsonl" or reasons == expected
-    assert f"{table}, line" in describe(dataset)[-1]
+    assert any(f"{table}, line" in line for line in describe(dataset))
 
 
 def test_files_may_be_links_as_in_the_hubs_cache(data: Path, write: Write) -> None:
@@ -374,7 +375,8 @@ def test_a_reason_has_one_line_with_the_first_files(data: Path, write: Write) ->
     for number in range(5):
         write(f"short{number}.wav", 0.2)
     assert describe(read_dataset(data, prompt="any"))[-1] == (
-        "skipped, shorter than 1 s: 5 files: short0.wav (0.20 s), short1.wav (0.20 s), short2.wav (0.20 s) and 2 more"
+        "skipped, shorter than 1 s: 5 files: short0.wav (0.20 s), short1.wav (0.20 s), short2.wav (0.20 s)"
+        " and 2 more"
     )
 
 
@@ -414,7 +416,8 @@ def test_the_same_audio_is_used_once(data: Path, write: Write, monkeypatch: pyte
     dataset = read_dataset(data, prompt="any")
     assert splits(dataset) == {"train/a.wav": "train", "train/b.wav": "train", "valid/c.wav": "validation"}
     assert describe(dataset)[-1] == (
-        "skipped, the same audio as another file: 2 files: train/z.wav (a.wav is used), valid/a.wav (a.wav is used)"
+        "skipped, the same audio as another file: 2 files: train/z.wav (a.wav is used),"
+        " valid/a.wav (a.wav is used)"
     )
     # Of the same size, and the same in what is looked at first.
     monkeypatch.setattr(dataset_module, "sampled_digest", lambda path: 0)
@@ -556,7 +559,7 @@ def test_any_rate_and_channels_for_a_mono_model(
     data: Path, write: Write, demo: MusicGen, tmp_path: Path, rate: int, channels: int
 ) -> None:
     path = write("a.wav", 1.5, rate, channels)
-    (example,) = encode_dataset(read_dataset(data, "any"), demo, tmp_path / "cache", 10).train
+    (example,) = encode_dataset(read_dataset(data, "any"), demo, tmp_path / "cache", 8).train
     audio, _ = read_audio(path)
     converted = np.ascontiguousarray(convert_audio(audio, rate, 32000, 1)[None])
     np.testing.assert_array_equal(
@@ -565,18 +568,18 @@ def test_any_rate_and_channels_for_a_mono_model(
     assert example.codes.shape == (4, 75)
 
 
-def test_a_stereo_model_has_interleaved_codes(
-    data: Path, write: Write, transformers_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    model = MusicGen.get_pretrained(str(transformers_folder("stereo")))
-    seconds = min(2.0, model.max_duration)
-    stereo = write("a.wav", seconds, model.sample_rate, 2)
-    write("b.wav", seconds, model.sample_rate)
-    first, second = encode_dataset(read_dataset(data, "any", 0), model, tmp_path / "cache", seconds).train
-    codes = model.compression_model.encode(mx.array(read_audio(stereo)[0][None]))
-    np.testing.assert_array_equal(first.codes, np.asarray(codes)[0])
-    assert (first.codes[::2] != first.codes[1::2]).any()
-    np.testing.assert_array_equal(second.codes[::2], second.codes[1::2])
+def test_a_stereo_model_has_interleaved_codes(data: Path, write: Write, tmp_path: Path) -> None:
+    model = MusicGen.get_pretrained("demo")
+    mono = model.compression_model
+    assert isinstance(mono, Encodec)
+    model.compression_model = InterleavedStereoCodec(mono)
+    left_right = read_audio(write("a.wav", 1.2, 32000, 2))[0]
+    write("b.wav", 1.2, 32000)
+    stereo, repeated = encode_dataset(read_dataset(data, "any", 0), model, tmp_path / "cache", 2).train
+    for channel in range(2):
+        codes = mono.encode(mx.array(left_right[None, channel : channel + 1]))
+        np.testing.assert_array_equal(stereo.codes[channel::2], np.asarray(codes)[0])
+    np.testing.assert_array_equal(repeated.codes[::2], repeated.codes[1::2])
 
 
 def test_silence_is_left_out(data: Path, write: Write, demo: MusicGen, tmp_path: Path) -> None:
@@ -617,9 +620,11 @@ def test_nothing_left_to_train_on_is_an_error_that_says_why(
 
 
 def damage(path: Path) -> None:
-    """FLAC that ends in noise: its header is right, its second half isn't."""
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    """Its beginning and its end are right, what is between isn't."""
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    path.write_bytes(content)
 
 
 def test_a_file_that_fails_in_its_midst_costs_itself_only(
@@ -741,28 +746,33 @@ def test_equal_audio_in_another_format_is_not_validated_on(
     assert describe_encoded(encoded)[1:] == ["left out of validation, the same audio as in training: 1 crops"]
 
 
-def test_vocals_are_taken_out(
-    data: Path, write: Write, demo: MusicGen, tmp_path: Path, separator: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from audiocraft_mlx.checkpoints.demucs import load_htdemucs
-    from audiocraft_mlx.tuning import codes as codes_module
+class HalfVocals:
+    """Says that half of any audio is the voice."""
 
-    path = write("a.wav", 1.1, 44100, 2)
-    dataset = read_dataset(data, "any")
-    (with_vocals,) = encode_dataset(dataset, demo, tmp_path / "cache", 2).train
-    (without,) = encode_dataset(dataset, demo, tmp_path / "cache", 2, drop_vocals=True).train
-    network = load_htdemucs()
-    audio, rate = read_audio(path)
-    audio = convert_audio(audio, rate, network.sample_rate, network.channels)
-    stems = np.asarray(network.separate(mx.array(audio[None]))[0])
-    rest = stems.sum(axis=0) - stems[network.sources.index("vocals")]
-    rest = convert_audio(rest, network.sample_rate, 32000, 1)[None, :, : 640 * 55]
-    expected = np.asarray(demo.compression_model.encode(mx.array(np.ascontiguousarray(rest))))[0]
-    assert (without.codes == expected).mean() > 0.99  # sums in another order
+    sources, sample_rate, channels = ("drums", "vocals", "other"), 44100, 2
+
+    def separate(self, audio: mx.array) -> mx.array:
+        assert audio.shape[:2] == (1, 2)
+        return mx.stack([0.25 * audio, 0.5 * audio, 0.25 * audio], axis=1)
+
+
+def test_vocals_are_taken_out(
+    data: Path, write: Write, demo: MusicGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("a.wav", 1.2, 44100, 2)
+    dataset, cache = read_dataset(data, "any"), tmp_path / "cache"
+    (with_vocals,) = encode_dataset(dataset, demo, cache, 2).train
+    monkeypatch.setattr(codes_module, "load_htdemucs", HalfVocals)
+    (without,) = encode_dataset(dataset, demo, cache, 2, drop_vocals=True).train
+    half = convert_audio(0.5 * read_audio(path)[0], 44100, 32000, 1)[None]
+    expected = demo.compression_model.encode(mx.array(np.ascontiguousarray(half)))
+    np.testing.assert_array_equal(without.codes, np.asarray(expected)[0])
     assert (without.codes != with_vocals.codes).any()
     # A second time the network isn't even loaded.
     monkeypatch.setattr(codes_module, "load_htdemucs", lambda: pytest.fail("loaded"))
-    assert encode_dataset(dataset, demo, tmp_path / "cache", 2, drop_vocals=True).encoded_files == 0
+    assert encode_dataset(dataset, demo, cache, 2, drop_vocals=True).encoded_files == 0
+    (again,) = encode_dataset(dataset, demo, cache, 2).train
+    np.testing.assert_array_equal(again.codes, with_vocals.codes)
 
 
 def test_a_cache_that_cannot_be_written_ends_it(

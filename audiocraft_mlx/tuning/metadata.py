@@ -44,8 +44,8 @@ _AUDIOCRAFT_TABLE = "data.jsonl"
 _TABLES = ("metadata.csv", "metadata.jsonl", *(f"{name}.jsonl" for name in SPLIT_NAMES))
 _FILE_KEYS = ("file_name", "file", "path", "audio")
 _CAPTION_KEYS = ("text", "caption", "description", "prompt", "transcription")
-# audiocraft appends them to a quarter of its descriptions, as "genre: funk. bpm: 110": the released models know
-# them in this form.
+# audiocraft appends them to a quarter of its descriptions, as "genre: funk. bpm: 110": the released models
+# know them in this form.
 _MUSIC_KEYS = ("key", "bpm", "genre", "moods", "keywords", "instrument")
 # Part N of a file that Replicate's fine-tuner has cut.
 _CHUNK = re.compile(r"_chunk\d+$")
@@ -101,7 +101,7 @@ def _read_csv(path: Path) -> Iterator[Entry]:
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8; save it in that encoding") from error
         except csv.Error as error:
-            raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
+            raise UsageError(f"{path}, line {rows.reader.line_num}: {error}") from error
 
 
 def _read_lines(path: Path, stream: BinaryIO) -> Iterator[Entry]:
@@ -120,7 +120,7 @@ def _read_lines(path: Path, stream: BinaryIO) -> Iterator[Entry]:
 def _parse(text: bytes, path: Path, number: int = 1) -> dict[str, Any]:
     """The JSON object in `text`, which begins at line `number` of the file."""
     try:
-        value = json.loads(text.decode("utf-8-sig"))
+        value = json.loads(text.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = number + text.count(b"\n", 0, error.start)
         raise UsageError(f"{path}, line {line} is not UTF-8; save it in that encoding") from error
