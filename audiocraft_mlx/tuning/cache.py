@@ -45,7 +45,7 @@ class Cache:
         try:
             with np.load(self._path(kind, key), allow_pickle=False) as file:
                 return parse({name: file[name] for name in file.files})
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError):
             return None
 
     def write(self, kind: str, key: str, arrays: Arrays) -> None:
