@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import soundfile
 
 from audiocraft_mlx import MusicGen
+from audiocraft_mlx.audio import decoders
 from audiocraft_mlx.audio.read import read_audio, read_duration, read_info, read_pieces
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.errors import OutputError, UsageError
@@ -22,7 +24,7 @@ from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.t5 import T5Encoder
 from audiocraft_mlx.tuning import codes as codes_module
 from audiocraft_mlx.tuning import dataset as dataset_module
-from audiocraft_mlx.tuning.cache import Cache
+from audiocraft_mlx.tuning.cache import Cache, network_digest
 from audiocraft_mlx.tuning.codes import describe_encoded, encode_dataset
 from audiocraft_mlx.tuning.dataset import Dataset, describe, read_dataset
 
@@ -387,6 +389,8 @@ def test_durations_are_read_without_decoding(
     path = write(f"a.{extension}", 2.5, rate=44100)
     info = read_info(path)
     monkeypatch.setattr("soundfile.SoundFile.read", lambda *_, **__: pytest.fail("decoded"))
+    if extension in ("flac", "mp3"):  # all of such a file is looked at, or else only its header
+        monkeypatch.setattr(decoders, "_find_parts", lambda *_, **__: pytest.fail("looked at"))
     assert read_duration(path) == info.frames / info.rate
 
 
@@ -665,9 +669,25 @@ def test_a_second_time_nothing_is_encoded(
     shutil.move(data, data.with_name("moved"))
     moved = read_dataset(data.with_name("moved"), "any")
     assert encode_dataset(moved, demo, tmp_path / "cache", 2).encoded_files == 0
-    assert encode_dataset(moved, demo, tmp_path / "cache", 1).encoded_files == 3
-    write("../moved/a.wav")
+    for seconds in (1.1, 1, 2):
+        assert encode_dataset(moved, demo, tmp_path / "other", seconds).encoded_files == 3
+    path = write("../moved/a.wav", rate=44100)
     assert encode_dataset(moved, demo, tmp_path / "cache", 2).encoded_files == 1
+    # Changed somewhere between its beginning, middle and end.
+    content = bytearray(path.read_bytes())
+    content[30_000:31_000] = bytes(1000)
+    path.write_bytes(content)
+    assert encode_dataset(moved, demo, tmp_path / "cache", 2).encoded_files == 1
+
+
+def test_a_networks_digest_is_that_of_its_values() -> None:
+    layer = nn.Linear(100, 100)
+    layer.set_dtype(mx.float16)
+    before = network_digest(layer)
+    layer.set_dtype(mx.float32)
+    assert network_digest(layer) == before
+    layer.weight *= 1.01
+    assert network_digest(layer) != before
 
 
 def test_an_interrupted_encoding_goes_on(
@@ -687,7 +707,10 @@ def test_an_interrupted_encoding_goes_on(
     monkeypatch.setattr(Cache, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(dataset, demo, tmp_path / "cache", 2)
+    part = tmp_path / "cache" / ".musicgen-0123456789abcdef.part"
+    put(part, "of a process that was killed")
     assert encode_dataset(dataset, demo, tmp_path / "cache", 2).encoded_files == 2
+    assert not part.exists()
 
 
 def test_damaged_files_of_the_cache_are_made_anew(
