@@ -195,8 +195,10 @@ def describe_skipped(skipped: Iterable[Skipped], folder: Path) -> list[str]:
         shown = [
             relative_name(file.path, folder) + (f" ({file.detail})" if file.detail else "") for file in files
         ]
+        # Names from strangers could move the terminal's cursor, or not be Unicode.
+        shown = ["".join(c if c.isprintable() else "?" for c in text) for text in shown[:_SHOWN]]
         more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-        lines.append(f"skipped, {reason}: {_count(len(files), 'file')}: {', '.join(shown[:_SHOWN])}{more}")
+        lines.append(f"skipped, {reason}: {_count(len(files), 'file')}: {', '.join(shown)}{more}")
     return lines
 
 

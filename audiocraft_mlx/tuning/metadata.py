@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from audiocraft_mlx.configs import shown, shown_text
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import MAX_PROMPT_CHARACTERS
@@ -94,7 +95,7 @@ def _read_csv(path: Path) -> Iterator[Entry]:
             if not set(_FILE_KEYS) & set(columns):
                 raise UsageError(
                     f"{path}, line 1: there is no column file_name; the columns, between commas, are:"
-                    f" {', '.join(columns) or 'none'}"
+                    f" {shown_text(', '.join(columns)) or 'none'}"
                 )
             for row in rows:
                 yield _entry(path, row, f"{path}, line {rows.line_num}")
@@ -145,7 +146,7 @@ def _entry(path: Path, values: dict[str, Any], place: str) -> Entry:
     if isinstance(named, str) and named:
         split = SPLIT_NAMES.get(named.strip().lower())
         if split is None:
-            raise UsageError(f"{place}: the split is {named!r}; choose train, validation or test")
+            raise UsageError(f"{place}: the split is {shown(named)}; choose train, validation or test")
     audiocraft = path.name.removesuffix(".gz") == _AUDIOCRAFT_TABLE
     return Entry(name, _caption(values, _CAPTION_KEYS, place), split, place, audiocraft)
 
