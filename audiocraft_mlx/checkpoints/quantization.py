@@ -104,7 +104,9 @@ def _replace_layers(
 ) -> None:
     def replace(layer: nn.Module) -> nn.Module:
         wanted = isinstance(layer, nn.Linear) or layer is t5.embed
-        return to_quantized(layer) if wanted and layer.weight.shape[-1] % quantization.group_size == 0 else layer
+        return (
+            to_quantized(layer) if wanted and layer.weight.shape[-1] % quantization.group_size == 0 else layer
+        )
 
     for network in (lm, t5):
         network.update_modules(tree_map(replace, network.leaf_modules(), is_leaf=nn.Module.is_module))
