@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from audiocraft_mlx.checkpoints.bundle import ModelBundle
 
 _SCALES_DTYPE = mx.float16
-"""Of linear layers' scales and biases: precise enough, and half the size of float32. (Not of T5's embedding: its
-output has the dtype of its scales, and float16 overflows in T5.)"""
+"""Of linear layers' scales and biases: precise enough, and half the size of float32. (Not of T5's embedding:
+its output has the dtype of its scales, and float16 overflows in T5.)"""
 
 
 def quantize(bundle: ModelBundle, bits: int, group_size: int = DEFAULT_GROUP_SIZE) -> None:
@@ -78,7 +78,7 @@ def quantize_layers(lm: LM, t5: T5Encoder, quantization: Quantization) -> None:
 
 
 def use_quantized_layers(lm: LM, t5: T5Encoder, quantization: Quantization) -> None:
-    """Replace the same layers by quantized ones, whose arrays are still to be loaded; may raise `UsageError`."""
+    """Replace the same layers by quantized ones, whose arrays are still to be loaded; raises the same."""
 
     def unloaded(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, nn.Linear):
