@@ -1,7 +1,7 @@
 """The training loop: batches → steps of the optimizer → events.
 
-Nothing random depends on what was before: order, dropout and conditions of a step come from its number and the
-seed. So a training that is resumed goes on exactly.
+Nothing random depends on what was before: order, dropout and conditions of a step come from its number and
+the seed. So a training that is resumed goes on exactly.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Trainer:
             loss += value.item() * share
         if not math.isfinite(loss):
             raise MusicGenError(
-                f"the loss is {loss} at step {self.step + 1}: the training diverged; try a lower --learning-rate"
+                f"the loss is {loss} at step {self.step + 1}: it diverged; try a lower --learning-rate"
             )
         rate = float(self.optimizer.learning_rate)
         gradients, norm = optim.clip_grad_norm(gradients, options.max_grad_norm)

@@ -1,7 +1,7 @@
 """The loss of the language model: cross-entropy per codebook, then the mean over the codebooks.
 
-audiocraft's `MusicGenSolver._compute_cross_entropy` (`solvers/musicgen.py`) over `LMModel.compute_predictions`
-(`models/lm.py`), and the loss of transformers' `MusicgenForCausalLM` with labels.
+audiocraft's `MusicGenSolver._compute_cross_entropy` (`solvers/musicgen.py`) over its
+`LMModel.compute_predictions` (`models/lm.py`), and transformers' `MusicgenForCausalLM` with labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is trained: the language model and the projection of its text, as one network with one forward pass."""
+"""What is trained: the language model and the projection of its text, as one network."""
 
 from __future__ import annotations
 
