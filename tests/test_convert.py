@@ -797,7 +797,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 sys.exit(main(["demo", "-o", {str(tmp_path / "made")!r}]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    # -B: a module that is imported behind the limit would leave a damaged .pyc.
+    done = subprocess.run([sys.executable, "-B", "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"musicgen-mlx-convert: error: {tmp_path / 'made'} can't be written: ")
     assert done.stderr.endswith("; free some space\n")

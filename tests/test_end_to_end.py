@@ -62,6 +62,8 @@ class User:
         """Start the command; `limit` is the most that its files may hold, in `ulimit`'s blocks."""
         command = [sys.executable, "-m", "audiocraft_mlx", *arguments]
         if limit is not None:
+            # -B: a module that is imported behind the limit would leave a damaged .pyc.
+            command[1:1] = ["-B"]
             command = ["/bin/sh", "-c", f'ulimit -f {limit} && exec "$@"', "sh", *command]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen(

@@ -231,7 +231,8 @@ try:
 except OutputError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    # -B: a module that is imported behind the limit would leave a damaged .pyc.
+    done = subprocess.run([sys.executable, "-B", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / 'a.wav'} can't be written: File too large; free some space\n"
     assert names(tmp_path) == []
 
@@ -307,13 +308,16 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("audio_format", FORMATS)
 def test_a_disk_that_fills_up_is_one_error_and_no_noise(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], audio_format: AudioFormat
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    audio_format: AudioFormat,
 ) -> None:
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # a module imported below the limit would be damaged
     noise = np.random.default_rng(0).uniform(-1, 1, (2, 200_000)).astype(np.float32)
-    for limit in (
-        5_000,
-        70_000,
-    ):
+    for limit in (5_000, 70_000):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
