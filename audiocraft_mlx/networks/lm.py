@@ -316,7 +316,7 @@ class LM(nn.Module):
         are the next steps of sequences whose conditions `make_cache` was given, and the cache is advanced.
         Prepended conditions go before the first steps. Unless `causal`, each step attends to all.
         """
-        state = cache or self._state(conditions or ConditionTensors(), codes.shape[0], codes.shape[2])
+        state = cache or self.make_state(conditions or ConditionTensors(), codes.shape[0], codes.shape[2])
         x, position = self.embed_steps(codes, state, causal)
         return self.predict(self.run_layers(x, position, state), codes.shape[2])
 
@@ -333,7 +333,7 @@ class LM(nn.Module):
         (None: the weights'); with `bits` 8 these are int8.
         """
         config = self.config
-        state = self._state(conditions, conditions.batch, steps)
+        state = self.make_state(conditions, conditions.batch, steps)
         mx.eval(state.cross_kv, state.cross_mask)
         state.caches = [
             KVCache(
@@ -348,8 +348,8 @@ class LM(nn.Module):
         ]
         return state
 
-    def _state(self, conditions: ConditionTensors, batch: int, steps: int) -> DecoderState:
-        """A state without caches."""
+    def make_state(self, conditions: ConditionTensors, batch: int, steps: int) -> DecoderState:
+        """The state of whole sequences of `steps` steps: without caches, and lazy."""
         capacity = conditions.prefix_length + steps
         cross = None if conditions.cross is None else conditions.cross.astype(self.dtype)
         return DecoderState(
