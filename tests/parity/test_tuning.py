@@ -21,10 +21,12 @@ from transformers import (
     T5Config,
 )
 
+from audiocraft_mlx.checkpoints.adapter_places import LayerModules, lm_places
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.weights import load_strict
-from audiocraft_mlx.tuning.lora import LoRAConfig, LoRALinear, Place, add_lora, lm_places
+from audiocraft_mlx.tuning.lora import LoRALinear, add_lora
 from audiocraft_mlx.tuning.network import TrainedNetwork, make_batch
+from audiocraft_mlx.tuning.options import LoRAConfig
 
 CARD, DIM, LAYERS = 32, 24, 2
 
@@ -73,7 +75,7 @@ def array(tensor: torch.Tensor) -> mx.array:
     return mx.array(tensor.detach().numpy())
 
 
-def ours(wrapped: Any, lora: LoRAConfig, channels: int) -> tuple[TrainedNetwork, list[Place]]:
+def ours(wrapped: Any, lora: LoRAConfig, channels: int) -> tuple[TrainedNetwork, list[LayerModules]]:
     base = {
         name.replace(".base_layer.", ".").removeprefix("base_model.model."): array(tensor)
         for name, tensor in wrapped.state_dict().items()
@@ -111,14 +113,14 @@ def ours(wrapped: Any, lora: LoRAConfig, channels: int) -> tuple[TrainedNetwork,
     return network, places
 
 
-def layer_at(lm: LM, place: Place) -> LoRALinear:
+def layer_at(lm: LM, place: LayerModules) -> LoRALinear:
     layer: Any = lm
     for part in place.path.split("."):
         layer = layer[int(part)] if isinstance(layer, list) else layer[part]
     return layer
 
 
-def adapted_modules(place: Place, layer: LoRALinear) -> list[str]:
+def adapted_modules(place: LayerModules, layer: LoRALinear) -> list[str]:
     return [module for module, wanted in zip(place.modules, layer.adapted, strict=True) if wanted]
 
 
