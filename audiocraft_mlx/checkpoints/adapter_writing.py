@@ -1,4 +1,4 @@
-"""Adapters as a training leaves them: in PEFT's format, or all weights in mlx-lm's, and read again exactly."""
+"""What a training leaves: an adapter in PEFT's format, or all weights in mlx-lm's; and read again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 
 from audiocraft_mlx.checkpoints.adapters import CONFIG_FILE, MLX_LM_FILE, PEFT_FILES
-from audiocraft_mlx.files import write_file
+from audiocraft_mlx.files import write_file, write_text
 from audiocraft_mlx.networks.weights import Weights
 
 PEFT_FILE = PEFT_FILES[0]
@@ -137,5 +137,4 @@ def read_tensors(path: Path) -> Weights:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=2) + "\n"
-    write_file(path, lambda stream: stream.write(text.encode()) and None)
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -14,6 +14,7 @@ from audiocraft_mlx.checkpoints.adapter_writing import LowRankMatrices
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.tuning.options import ALL_TARGETS, HEADS, LoRAConfig
 
+
 class LoRALinear(nn.Module):
     """A linear layer plus `scale * B(A(dropout(x)))`, of each of its parts that is adapted.
 
