@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from audiocraft_mlx.checkpoints.model_files import released_condition_types
 from audiocraft_mlx.cli.arguments import number
 from audiocraft_mlx.cli.common import Parser, print_stderr, print_stdout, run_command
 from audiocraft_mlx.clips.defaults import MUSICGEN
@@ -93,11 +94,14 @@ def _train(argv: list[str] | None) -> None:
     if not dataset.files:
         raise UsageError(f"{command.data} has no file to train on; the lines above say why")
 
-    from audiocraft_mlx.tuning.trainable import load_for_training
+    from audiocraft_mlx.tuning.trainable import load_for_training, make_trainable, weights_digest
 
+    options = command.options
     try:
         model, bundle = load_for_training(command.model, command.revision)
         crop = _crop_seconds(command, model)
+        digest = weights_digest(bundle)
+        trainable = make_trainable(model, bundle, options, command.revision)
         encoded = _encode(command, dataset, model, crop)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -110,21 +114,15 @@ def _train(argv: list[str] | None) -> None:
     from audiocraft_mlx.tuning.card import DataSummary
     from audiocraft_mlx.tuning.checkpoint import Identity, data_identity, options_as_json
     from audiocraft_mlx.tuning.estimate import estimate_step
-    from audiocraft_mlx.tuning.trainable import make_trainable, weights_digest
     from audiocraft_mlx.tuning.training import Training, sample_prompt
 
-    digest = weights_digest(bundle)
-    options = command.options
-    trainable = make_trainable(model, bundle, options, command.revision)
-    crops = [*encoded.train, *encoded.validation]
     estimate = estimate_step(
         trainable,
         options,
-        max(example.codes.shape[1] for example in crops),
+        max(example.codes.shape[1] for example in (*encoded.train, *encoded.validation)),
         max((len(text) for text in encoded.texts), default=1),
     )
-    all_values = sum(weight.size for _, weight in _flat(bundle.lm))
-    _print_lines(_describe_step(options, encoded, estimate, crop, all_values))
+    _print_lines(_describe_step(options, encoded, estimate, crop))
     if command.dry_run:
         return
     captions = [file.caption for split in ("validation", "train") for file in dataset.of_split(split)]
@@ -155,12 +153,6 @@ def _train(argv: list[str] | None) -> None:
         if not is_out_of_memory(error):
             raise
         raise MusicGenError(_out_of_memory(options, crop, estimate)) from error
-
-
-def _flat(network: Any) -> Any:
-    from audiocraft_mlx.networks.weights import flat_parameters
-
-    return flat_parameters(network).items()
 
 
 def _crop_seconds(command: TrainCommand, model: MusicGen) -> float:
@@ -209,14 +201,14 @@ def _print_lines(lines: list[str]) -> None:
 
 
 def _describe_step(
-    options: TrainingOptions, encoded: EncodedDataset, estimate: StepEstimate, crop: float, all_values: int
+    options: TrainingOptions, encoded: EncodedDataset, estimate: StepEstimate, crop: float
 ) -> list[str]:
     lora = options.lora
     how = "all weights" if lora is None else f"LoRA of rank {lora.rank} on {', '.join(lora.targets)}"
     rounds = options.iters * options.batch_size / len(encoded.train)
     rows = min(options.micro_batch, options.batch_size)
     lines = [
-        f"to train: {how}: {estimate.trained / 1e6:.2f} of {all_values / 1e6:.1f} million values",
+        f"to train: {how}: {estimate.trained / 1e6:.2f} million values",
         f"a step: {options.batch_size} crops of up to {crop:g} s, {rows} at a time,"
         f" {_operations(estimate.flops)}; {options.iters} steps are {rounds:.1f} times all crops",
         f"memory: about {_gigabytes(estimate.memory)}, {_gigabytes(estimate.step)} of it for a step"
@@ -358,6 +350,8 @@ def parse(argv: list[str] | None) -> TrainCommand:
         parser.error("--sample-prompt needs --sample-every N")
     if arguments.resume and arguments.dry_run:
         parser.error("--dry-run trains nothing; leave --resume out")
+    if "style" in (released_condition_types(arguments.model) or ()):
+        parser.error(f"{arguments.model} is a style model, which can't be trained here")
     for prompt in (arguments.prompt, arguments.sample_prompt):
         if prompt is not None:
             validate_prompt(prompt)
