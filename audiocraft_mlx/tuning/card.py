@@ -120,11 +120,7 @@ def training_card(
         *([f"![The losses of training and validation]({CURVES_FILE})", ""] if has_curves else []),
         "| Option | |",
         "|---|---|",
-        *(
-            f"| `{option_name(key)}` | {_cell(value)} |"
-            for key, value in options.items()
-            if value is not None
-        ),
+        *(f"| {_option(key)} | {_cell(value)} |" for key, value in options.items() if value is not None),
         "",
         "## Licence",
         "",
@@ -152,6 +148,10 @@ def _results(history: History) -> list[str]:
         f" was lowest after step {best.step}: {best.loss:.3f}.",
         "",
     ]
+
+
+def _option(name: str) -> str:
+    return name if name.startswith("beta") else f"`{option_name(name)}`"  # AdamW's are fixed
 
 
 def _cell(value: Any) -> str:

@@ -194,7 +194,8 @@ class Training:
                 break
             if step > self._saved and _is_due(step, options.save_every):
                 yield self._save()
-            yield self._add(trainer.train_step())
+            if not self._stopping:
+                yield self._add(trainer.train_step())
         yield self._finish()
 
     def _is_evaluation_due(self, step: int) -> bool:
