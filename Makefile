@@ -6,7 +6,7 @@ DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/musicgen-mlx
 VENV := $(DATA)/venv
 BIN  := $(HOME)/.local/bin
 COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench musicgen-mlx-doctor \
-  musicgen-mlx-serve
+  musicgen-mlx-serve musicgen-mlx-train
 
 .PHONY: help demo serve train-demo install uninstall test native native-wheel sanitize lint fuzz parity python
 

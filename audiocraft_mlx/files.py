@@ -120,6 +120,15 @@ def write_file(path: Path, write_fn: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_file` with `text`, in UTF-8. Raises `OutputError`."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(text.encode())
+
+    write_file(path, write)
+
+
 def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
     """Make `folder` atomically, with what `write_fn` writes into the (temporary) folder that it is given.
 
@@ -146,6 +155,27 @@ def write_folder(folder: Path, write_fn: Callable[[Path], None]) -> None:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def write_into_folder(folder: Path, write_fn: Callable[[Path], None], last: str) -> None:
+    """Replace files in `folder` by those that `write_fn` writes into the (temporary) folder that it is given.
+
+    They come there together, after all are written, and the one called `last` after the others.
+
+    Raises `OutputError` if they can't be written.
+    """
+    remove_stale_parts(folder)
+    inner = _temporary_beside(folder.resolve() / last)
+    try:
+        write_folder(inner, write_fn)
+        for path in sorted(inner.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, folder / path.name)
+        inner.rmdir()
+    except BaseException as error:
+        shutil.rmtree(inner, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise write_error(folder, error) from error
+        raise
 
 
 def follow_links(path: Path) -> Path:

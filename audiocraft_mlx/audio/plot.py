@@ -176,8 +176,8 @@ def check_plotting(title: str) -> None:
     """
     require_matplotlib()
     try:
-        with _drawing():
-            _save(_figure(title, 1), io.BytesIO())
+        with drawing():
+            save_figure(_figure(title, 1), io.BytesIO())
     except Exception as error:  # whatever is wrong with its installation or its configuration
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
@@ -218,7 +218,7 @@ def save_plot(
         OutputError: the file can't be written.
     """
     require_matplotlib()
-    with _drawing():
+    with drawing():
         figure = _figure(title, 2 if condition is None else 3)
         wave, spectrogram, *rest = figure.axes
         spectrogram.sharex(wave)
@@ -231,11 +231,11 @@ def save_plot(
             excerpt.add(condition.audio)
             _draw_spectrogram(rest[0], excerpt, condition.start)
             rest[0].set(ylabel="style excerpt (Hz)", xlabel="time in the style's file (s)")
-        write_file(Path(path), lambda file: _save(figure, file))
+        write_file(Path(path), lambda file: save_figure(figure, file))
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """For drawing: without those of the user's settings that it may fail with, and without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -320,7 +320,8 @@ def _characters(families: list[str]) -> set[int]:
         return set()
 
 
-def _save(figure: Any, file: BinaryIO) -> None:
+def save_figure(figure: Any, file: BinaryIO) -> None:
+    """Write a figure as PNG."""
     # Not `savefig`, which draws a figure twice, the first time for its size.
     figure.canvas.print_png(file, pil_kwargs={"compress_level": _COMPRESSION})
 

@@ -66,7 +66,7 @@ from audiocraft_mlx.configs import (
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.files import write_folder
+from audiocraft_mlx.files import write_folder, write_into_folder
 from audiocraft_mlx.networks.encodec import (
     DILATION_BASE,
     FEW_LAYERS,
@@ -246,6 +246,16 @@ def save_model(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> int:
 
     write_folder(folder, write_files)
     return size
+
+
+def save_model_into(bundle: ModelBundle, folder: Path, dtype: mx.Dtype) -> None:
+    """`save_model` into a folder that has other things in it, each file atomically and `config.json` last."""
+    bundle.require_file_layout("saving")
+    write_into_folder(
+        folder,
+        lambda temporary: _write_files(bundle, temporary, folder.resolve().name, dtype),
+        last=CONFIG_FILE,
+    )
 
 
 def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) -> None:

@@ -98,7 +98,7 @@ class Trainer:
         options, network = self.options, self.network
         network.train()
         # Of dropout.
-        mx.random.seed(_seed(options.seed, "dropout", self.step))
+        mx.random.seed(seed_of(options.seed, "dropout", self.step))
         gradients: Any = None
         loss = 0.0
         batches = list(self._batches(self.step))
@@ -112,11 +112,16 @@ class Trainer:
             raise MusicGenError(
                 f"the loss is {loss} at step {self.step + 1}: it diverged; try a lower --learning-rate"
             )
-        rate = float(self.optimizer.learning_rate)
         gradients, norm = optim.clip_grad_norm(gradients, options.max_grad_norm)
+        if not math.isfinite(norm.item()):
+            raise MusicGenError(
+                f"the gradients are {norm.item()} at step {self.step + 1}: it diverged; try a lower"
+                " --learning-rate"
+            )
         self.optimizer.update(network, gradients)
         mx.eval(network.trainable_parameters(), self.optimizer.state, norm)
         self.step += 1
+        rate = self.optimizer.learning_rate.item()
         return Step(self.step, loss, norm.item(), rate, time.perf_counter() - start)
 
     def evaluate(self) -> Evaluation:
@@ -147,7 +152,7 @@ class Trainer:
     def _batches(self, step: int) -> Iterator[tuple[Batch, float]]:
         """Parts of a step's batch that pass through the network by themselves, with their shares of it."""
         options = self.options
-        random = np.random.default_rng(_seed(options.seed, "conditions", step))
+        random = np.random.default_rng(seed_of(options.seed, "conditions", step))
         crops = [self._train[index] for index in self._order(step)]
         with_text = list(random.random(len(crops)) >= options.condition_dropout)
         for start in range(0, len(crops), options.micro_batch):
@@ -160,7 +165,7 @@ class Trainer:
         indices = []
         for number in range(step * size, (step + 1) * size):
             epoch, place = divmod(number, count)
-            order = np.random.default_rng(_seed(self.options.seed, "order", epoch)).permutation(count)
+            order = np.random.default_rng(seed_of(self.options.seed, "order", epoch)).permutation(count)
             indices.append(int(order[place]))
         return indices
 
@@ -183,5 +188,6 @@ def learning_rate(options: TrainingOptions) -> Any:
     return optim.join_schedules([line, cosine], [warmup])
 
 
-def _seed(seed: int, use: str, number: int) -> int:
+def seed_of(seed: int, use: str, number: int) -> int:
+    """A seed for one of the uses of random numbers, of a step's number for example."""
     return int(np.random.SeedSequence([seed, *use.encode(), number]).generate_state(1, np.uint64)[0])

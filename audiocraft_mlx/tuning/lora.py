@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from audiocraft_mlx.checkpoints.adapter_places import LayerModules
+from audiocraft_mlx.checkpoints.adapter_writing import LowRankMatrices
 from audiocraft_mlx.errors import UsageError
-
-TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-"""What is adapted by default, in the names of transformers and PEFT: attention and feed-forward."""
-PROJECTION, HEADS = "enc_to_dec_proj", "lm_heads"
-ALL_TARGETS = (*TARGETS, PROJECTION, HEADS)
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """`rank`, `alpha` and `dropout` as in PEFT: the product is scaled by `alpha / rank`."""
-
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.05
-    targets: tuple[str, ...] = TARGETS
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+from audiocraft_mlx.tuning.options import ALL_TARGETS, HEADS, LoRAConfig
 
 
 class LoRALinear(nn.Module):
@@ -81,68 +65,93 @@ def _num_inputs(layer: nn.Module) -> int:
     return int(layer.weight.shape[1])
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a linear layer of ours has parts, and what these are in transformers' model.
+def adapted_parts(place: LayerModules, targets: Sequence[str]) -> list[bool]:
+    """Of each of the modules at `place`, whether it is a target.
 
-    Attributes:
-        path: of our layer, in its network.
-        modules: of the reference, one for each part; their last names are what targets name.
+    As in PEFT a target is a module's name, or its end behind a dot; `lm_heads` is all of them.
     """
-
-    path: str
-    modules: tuple[str, ...]
-
-    def is_adapted(self, targets: Sequence[str]) -> list[bool]:
-        # As PEFT: a target is a module's name, or its end behind a dot. Of the heads it is their list's.
-        return [
-            any(f".{module}".endswith(f".{target}") or f".{target}." in f".{module}" for target in targets)
-            for module in self.modules
-        ]
+    return [
+        any(
+            f".{module}".endswith(f".{target}") or (target == HEADS and f".{HEADS}." in f".{module}")
+            for target in targets
+        )
+        for module in place.modules
+    ]
 
 
-def lm_places(num_layers: int, num_codebooks: int, cross_attention: bool) -> Iterator[Place]:
-    """The linear layers of a `networks.lm.LM`."""
-    for index in range(num_layers):
-        ours, theirs = f"layers.{index}", f"decoder.model.decoder.layers.{index}"
-        attention = f"{theirs}.self_attn"
-        yield Place(f"{ours}.self_attn.qkv_proj", tuple(f"{attention}.{part}_proj" for part in "qkv"))
-        yield Place(f"{ours}.self_attn.out_proj", (f"{attention}.out_proj",))
-        if cross_attention:
-            attention = f"{theirs}.encoder_attn"
-            yield Place(f"{ours}.cross_attn.q_proj", (f"{attention}.q_proj",))
-            yield Place(f"{ours}.cross_attn.kv_proj", tuple(f"{attention}.{part}_proj" for part in "kv"))
-            yield Place(f"{ours}.cross_attn.out_proj", (f"{attention}.out_proj",))
-        yield Place(f"{ours}.linear1", (f"{theirs}.fc1",))
-        yield Place(f"{ours}.linear2", (f"{theirs}.fc2",))
-    yield Place("lm_heads", tuple(f"decoder.lm_heads.{k}" for k in range(num_codebooks)))
-
-
-def add_lora(network: nn.Module, places: Iterable[Place], config: LoRAConfig) -> list[Place]:
+def add_lora(network: nn.Module, places: Iterable[LayerModules], config: LoRAConfig) -> list[LayerModules]:
     """Freeze `network`, and put LoRA beside its layers at those `places` that are targets; which ones.
 
-    Raises `UsageError` for a target that is nowhere.
+    The paths of `places` are those in `network`. Raises `UsageError` for a target that is at none of them.
     """
+    places = list(places)
+    validate_targets(config.targets, places)
     network.freeze()
     found = []
     for place in places:
-        adapted = place.is_adapted(config.targets)
+        adapted = adapted_parts(place, config.targets)
         if any(adapted):
-            *parents, name = place.path.split(".")
-            parent = network
-            for part in parents:
-                parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+            parent, name = _parent(network, place.path)
             base = parent[name]
-            outputs = (base.weight if isinstance(base, nn.Module) else base).shape[0]
-            layer = LoRALinear(base, outputs // len(adapted), adapted, config)
+            layer = LoRALinear(base, base.weight.shape[0] // len(adapted), adapted, config)
             layer.base.freeze()
             parent[name] = layer
             found.append(place)
     return found
 
 
-def validate_targets(targets: Sequence[str], places: Sequence[Place]) -> None:
+def validate_targets(targets: Sequence[str], places: Sequence[LayerModules]) -> None:
     """Raise `UsageError` for a target that is at none of `places`."""
     for target in targets:
-        if not any(any(place.is_adapted([target])) for place in places):
-            raise UsageError(f"--targets: the model has no {target}; it has {', '.join(ALL_TARGETS)}")
+        if not any(any(adapted_parts(place, [target])) for place in places):
+            there = [known for known in ALL_TARGETS if any(any(adapted_parts(p, [known])) for p in places)]
+            raise UsageError(f"--targets: the model has no {target!r}; it has {', '.join(there)}")
+
+
+def lora_matrices(network: nn.Module, places: Iterable[LayerModules]) -> dict[str, LowRankMatrices]:
+    """A and B of each adapted module, by transformers' names: those of `add_lora`'s layers at `places`."""
+    matrices = {}
+    for place in places:
+        parent, name = _parent(network, place.path)
+        layer = parent[name]
+        adapted = [module for module, wanted in zip(place.modules, layer.adapted, strict=True) if wanted]
+        for index, module in enumerate(adapted):
+            matrices[module] = LowRankMatrices(layer.lora_a[index], layer.lora_b[index])
+    return matrices
+
+
+def set_lora_matrices(
+    network: nn.Module, places: Iterable[LayerModules], matrices: Mapping[str, LowRankMatrices]
+) -> None:
+    """The inverse of `lora_matrices`. Raises `KeyError` for one that is missing."""
+    for place in places:
+        parent, name = _parent(network, place.path)
+        layer = parent[name]
+        own = [
+            matrices[module] for module, wanted in zip(place.modules, layer.adapted, strict=True) if wanted
+        ]
+        layer.lora_a = mx.stack([each.a for each in own])
+        layer.lora_b = mx.stack([each.b for each in own])
+
+
+def peft_targets(config: LoRAConfig, matrices: Mapping[str, LowRankMatrices]) -> tuple[str, ...]:
+    """The targets as PEFT takes them, of exactly the modules that `matrices` has.
+
+    It doesn't know the heads by the name of their list. And what is none of `ALL_TARGETS` could be the end of
+    other modules' names, too.
+    """
+    if not set(config.targets) <= set(ALL_TARGETS):
+        return tuple(matrices)
+    targets = [target for target in config.targets if target != HEADS]
+    if HEADS in config.targets:
+        targets += [module[module.index(HEADS) :] for module in matrices if f".{HEADS}." in module]
+    return tuple(targets)
+
+
+def _parent(network: nn.Module, path: str) -> tuple[Any, str]:
+    """What holds the layer at `path`, and the layer's name there."""
+    *parents, name = path.split(".")
+    parent: Any = network
+    for part in parents:
+        parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+    return parent, name

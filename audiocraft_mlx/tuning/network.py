@@ -71,6 +71,11 @@ class TrainedNetwork(nn.Module):
         self._prefix = prefix
         self._checkpointing = checkpointing
 
+    @property
+    def prefix_length(self) -> int:
+        """Tokens in front of the text."""
+        return 0 if self._prefix is None else len(self._prefix)
+
     def losses(self, batch: Batch) -> mx.array:
         """The loss of each codebook, float32 `[K]`; see `codebook_losses`."""
         inputs, targets = shift_codes(batch.codes, self.lm.config.delays, self.lm.special_token_id)

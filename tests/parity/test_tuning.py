@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,10 +23,19 @@ from transformers import (
     T5Config,
 )
 
+from audiocraft_mlx.checkpoints.adapter_places import LayerModules, lm_places
+from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.weights import load_strict
-from audiocraft_mlx.tuning.lora import LoRAConfig, LoRALinear, Place, add_lora, lm_places
+from audiocraft_mlx.tuning.checkpoint import write_weights
+from audiocraft_mlx.tuning.lora import LoRALinear, add_lora
+from audiocraft_mlx.tuning.loss import shift_codes
 from audiocraft_mlx.tuning.network import TrainedNetwork, make_batch
+from audiocraft_mlx.tuning.options import ALL_TARGETS, LoRAConfig, TrainingOptions
+from audiocraft_mlx.tuning.trainable import load_for_training, make_trainable
+
+from .pair import LONG_PROMPT, SHORT_PROMPT, Pair
+from .test_adapters import MODELS, build_model
 
 CARD, DIM, LAYERS = 32, 24, 2
 
@@ -60,7 +71,7 @@ def adapted(model: Any, lora: LoRAConfig) -> Any:
     )
     wrapped = peft.get_peft_model(model, config)
     # B is zero at birth: then A has no gradient.
-    torch.manual_seed(7)
+    torch.manual_seed(8)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name and "text_encoder" not in name:
             parameter.data = 0.3 * torch.randn_like(parameter)
@@ -73,7 +84,7 @@ def array(tensor: torch.Tensor) -> mx.array:
     return mx.array(tensor.detach().numpy())
 
 
-def ours(wrapped: Any, lora: LoRAConfig, channels: int) -> tuple[TrainedNetwork, list[Place]]:
+def ours(wrapped: Any, lora: LoRAConfig, channels: int) -> tuple[TrainedNetwork, list[LayerModules]]:
     base = {
         name.replace(".base_layer.", ".").removeprefix("base_model.model."): array(tensor)
         for name, tensor in wrapped.state_dict().items()
@@ -111,14 +122,14 @@ def ours(wrapped: Any, lora: LoRAConfig, channels: int) -> tuple[TrainedNetwork,
     return network, places
 
 
-def layer_at(lm: LM, place: Place) -> LoRALinear:
+def layer_at(lm: LM, place: LayerModules) -> LoRALinear:
     layer: Any = lm
     for part in place.path.split("."):
         layer = layer[int(part)] if isinstance(layer, list) else layer[part]
     return layer
 
 
-def adapted_modules(place: Place, layer: LoRALinear) -> list[str]:
+def adapted_modules(place: LayerModules, layer: LoRALinear) -> list[str]:
     return [module for module, wanted in zip(place.modules, layer.adapted, strict=True) if wanted]
 
 
@@ -217,3 +228,90 @@ def test_ten_adamw_steps() -> None:
             for index, module in enumerate(adapted_modules(place, layer)):
                 expected_values = lora_parameter(wrapped, module, part).detach().numpy()
                 np.testing.assert_allclose(np.array(layer[f"lora_{part}"][index]), expected_values, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "targets", [ALL_TARGETS, ("q_proj", "lm_heads"), ("self_attn.out_proj", "fc1")], ids=str
+)
+def test_a_written_adapter_is_one_of_pefts(
+    kind: str, targets: tuple[str, ...], tmp_path: Path, goldens: Path
+) -> None:
+    """With its loss, gradients and logits; of a melody model without a melody."""
+    build_model(kind, seed=3).save_pretrained(tmp_path / "base")
+    shutil.copy(goldens / "goldens" / "t5" / "tokenizer.json", tmp_path / "base")
+    model, bundle = load_for_training(str(tmp_path / "base"))
+    options = TrainingOptions(lora=LoRAConfig(rank=3, alpha=4.5, dropout=0.05, targets=targets))
+    trainable = make_trainable(model, bundle, options)
+    network = trainable.network
+    mx.random.seed(1)
+    for module in network.modules():
+        if isinstance(module, LoRALinear):  # B is zero at birth
+            module.lora_b = 0.3 * mx.random.normal(module.lora_b.shape)
+            module.dropout.eval()
+    write_weights(tmp_path, trainable, options)
+
+    theirs = build_model(kind, seed=3)
+    special = theirs.config.decoder.vocab_size
+    for config in (theirs.config, theirs.config.decoder):
+        config.decoder_start_token_id = config.pad_token_id = config.bos_token_id = special
+    wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path, is_trainable=True).eval()
+    rng = np.random.default_rng(2)
+    channels = theirs.config.decoder.audio_channels
+    codes = [rng.integers(0, special, (4 * channels, 23)) for _ in range(2)]
+    labels = np.full((2, 23, 4 * channels), -100)
+    for row, one in enumerate(codes):
+        for k, code in enumerate(one):
+            labels[row, k // channels :, k] = code[: 23 - k // channels]
+    # Texts of one length: theirs attends to a melody model's padding.
+    ids = model.text_conditioner.token_ids([SHORT_PROMPT])[0]
+    expected = wrapped(
+        input_ids=torch.tensor([ids, ids]),
+        attention_mask=torch.ones(2, len(ids), dtype=torch.long),
+        labels=torch.from_numpy(labels),
+    )
+    expected.loss.backward()
+
+    text = np.array(model.text_conditioner.unprojected_states(ids))
+    batch = make_batch(codes, [text, text], text.shape[1])
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    loss, gradients = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())(batch)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    gradients = dict(tree_flatten(gradients))
+    compared = 0
+    for place in trainable.places:
+        layer = layer_at(network, place)
+        for part in ("a", "b"):
+            own = np.array(gradients[f"{place.path}.lora_{part}"])
+            for index, module in enumerate(adapted_modules(place, layer)):
+                grad = lora_parameter(wrapped, module, part).grad.numpy()
+                np.testing.assert_allclose(own[index], grad, rtol=1e-3, atol=1e-5 * abs(grad).max())
+                compared += 1
+    assert compared == sum(p.requires_grad for p in wrapped.parameters())
+    inputs, _ = shift_codes(batch.codes, network.lm.config.delays, special)
+    logits = np.array(network(inputs, network.conditions(batch)))
+    theirs_logits = expected.logits.unflatten(0, (2, -1))[:, :, -23:].detach().numpy()
+    np.testing.assert_allclose(logits, theirs_logits, atol=1e-5 * abs(theirs_logits).max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_written_adapter_is_merged_as_peft_applies_it(kind: str, tmp_path: Path, goldens: Path) -> None:
+    tokenizer = goldens / "goldens" / "t5" / "tokenizer.json"
+    build_model(kind, seed=4).save_pretrained(tmp_path / "base")
+    shutil.copy(tokenizer, tmp_path / "base")
+    options = TrainingOptions(lora=LoRAConfig(rank=2, alpha=3, targets=ALL_TARGETS))
+    trainable = make_trainable(*load_for_training(str(tmp_path / "base")), options)
+    mx.random.seed(1)
+    for module in trainable.network.modules():
+        if isinstance(module, LoRALinear):
+            module.lora_b = 0.3 * mx.random.normal(module.lora_b.shape)
+    (tmp_path / "adapter").mkdir()
+    write_weights(tmp_path / "adapter", trainable, options)
+    theirs = build_model(kind, seed=4)
+    pair = Pair(theirs, tmp_path / "base", tokenizer)
+    peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    pair.ours = MusicGen.get_pretrained(str(tmp_path / "base"), lora=tmp_path / "adapter")
+    pair.check_logits([LONG_PROMPT, SHORT_PROMPT], 20)

@@ -1,0 +1,88 @@
+"""What a step of a training takes: memory and operations, computed beforehand.
+
+Measured on a CPU with float32 (`mx.get_peak_memory`, blocks of 512 and 1024 channels, 500 and 1000 frames): a
+block keeps some 39 values of each channel for each position, with four times as many in its feed-forward
+layers, and the scores of its attention; with checkpointing it keeps 4. The logits and their gradients take
+six times their size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from audiocraft_mlx.machine import PROGRAM_BYTES
+from audiocraft_mlx.networks.weights import flat_parameters
+from audiocraft_mlx.tuning.options import TrainingOptions
+from audiocraft_mlx.tuning.trainable import Trainable
+
+_KEPT, _KEPT_CHECKPOINTED, _LOGITS = 39, 4, 6
+# Of each trained value: itself, AdamW's two averages, its gradient, and what is added to it.
+_COPIES = 5
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """What a step of the optimizer takes.
+
+    Attributes:
+        positions: of a row: its frames, and the tokens in front of them.
+        weights: bytes that stay.
+        step: bytes that are taken besides.
+        trained: how many values are trained.
+        flops: floating-point operations.
+    """
+
+    positions: int
+    weights: int
+    step: int
+    trained: int
+    flops: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes, with the program."""
+        return PROGRAM_BYTES + self.weights + self.step
+
+
+def estimate_step(
+    trainable: Trainable, options: TrainingOptions, frames: int, text_tokens: int
+) -> StepEstimate:
+    """Of crops of `frames` frames, with texts of `text_tokens` tokens."""
+    config = trainable.network.lm.config
+    prefix = trainable.network.prefix_length
+    positions = frames if config.cross_attention else frames + prefix + text_tokens
+    size = _FLOAT_BYTES if trainable.network.lm.dtype == mx.float32 else _FLOAT_BYTES // 2
+    trained = sum(weight.size for weight in trainable.trained_weights.values())
+    base = sum(
+        weight.nbytes
+        for network in trainable.bundle.networks.values()
+        for weight in flat_parameters(network).values()
+    )
+    scores = config.num_heads * positions * (positions + (text_tokens if config.cross_attention else 0))
+    block = size * (_KEPT * positions * (4 * config.dim + config.hidden_dim) // 8 + scores)
+    logits = _LOGITS * _FLOAT_BYTES * frames * config.num_codebooks * config.cardinality
+    if options.grad_checkpoint:
+        row = config.num_layers * size * _KEPT_CHECKPOINTED * positions * config.dim + max(block, logits)
+    else:
+        row = config.num_layers * block + logits
+    rows = min(options.micro_batch, options.batch_size)
+    # Forwards, backwards to the inputs, and to the weights if all are trained.
+    passes = 2 + options.grad_checkpoint + (options.lora is None)
+    per_position = (
+        2
+        * config.num_layers
+        * (4 * config.dim**2 * (1 + config.cross_attention / 2) + 2 * config.dim * config.hidden_dim)
+        + 2 * config.dim * config.num_codebooks * config.cardinality
+    )
+    attention = 4 * config.num_layers * config.dim * positions
+    flops = options.batch_size * passes * positions * (per_position + attention)
+    return StepEstimate(
+        positions,
+        weights=base + (_COPIES - 1) * _FLOAT_BYTES * trained,
+        step=rows * row,
+        trained=trained,
+        flops=flops,
+    )
