@@ -85,10 +85,10 @@ def fill_masks(
     """Codes int32 `[1, K, T]`: those of `codes`, int `[1, K, T]`, where `known`, bool `[T]`, and new ones.
 
     Args:
-        conditions: of one row: rows are filled one after the other, so that each is as if it were alone. More
-            at a time would hardly be faster: one has work for the whole machine.
-        keys: random keys for the iterations, uint32 `[1, iterations, 2]` (`sampling.row_keys`); greedy decoding
-            needs none.
+        conditions: of one row. Rows are filled one after the other, so that each is as if it were alone; more
+            at a time would hardly be faster, as one has work for the whole machine.
+        keys: random keys for the iterations, uint32 `[1, iterations, 2]` (`sampling.row_keys`); greedy
+            decoding needs none.
         on_step: called with the iterations done, after each.
 
     Raises:
@@ -143,8 +143,8 @@ def fill_masks(
 def _draw(logits: mx.array, sampling: SamplingParams, noise: mx.array | None) -> tuple[mx.array, mx.array]:
     """A code int32 `[n]` for each of `logits` float32 `[n, card]`, and its probability.
 
-    That of the distribution without top-p, but with top-k, as in audiocraft (which zeroes the probabilities of
-    other codes in place).
+    That of the distribution without top-p, but with top-k, as in audiocraft (which zeroes the probabilities
+    of other codes in place).
     """
     scaled = logits / sampling.temperature
     if noise is None:

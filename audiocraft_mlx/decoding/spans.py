@@ -1,4 +1,4 @@
-"""Which frames are masked in an iteration of masked decoding: spans of neighbouring frames, least probable first.
+"""Which frames an iteration of masked decoding masks: spans of neighbouring frames, least probable first.
 
 audiocraft's `MagnetLMModel._generate_stage` and `_least_probable_span_masking` (`models/lm_magnet.py`), for
 codes that are given anywhere, not only in front. Where scores tie, the lowest frame counts as the highest.
@@ -85,7 +85,7 @@ class SeparateSpans(Spans):
 
 
 class OverlappingSpans(Spans):
-    """Spans that begin at any frame (`stride1`): the units are frames, spans are scored by all their codes."""
+    """Spans that begin at any frame (`stride1`): the units are frames, spans are scored by all codes."""
 
     def __init__(self, known: np.ndarray, length: int) -> None:
         """There are at least `length` frames."""

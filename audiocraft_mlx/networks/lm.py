@@ -221,9 +221,9 @@ class SelfAttention(nn.Module):
         if position.rotary_periods is not None:
             keys = position.apply_rope(kv[:, :heads])
             q, kv = position.apply_rope(q), mx.concatenate([keys, kv[:, heads:]], axis=1)
-        k, v = (kv[:, :heads], kv[:, heads:]) if cache is None else cache.update_and_fetch(kv)
         if position.reach is not None:
-            return banded_attention(q, k, v, position.reach, training=self.training)
+            return banded_attention(q, kv[:, :heads], kv[:, heads:], position.reach, self.training)
+        k, v = (kv[:, :heads], kv[:, heads:]) if cache is None else cache.update_and_fetch(kv)
         return attention(q, k, v, position.mask, training=self.training)
 
 
@@ -353,8 +353,8 @@ class LM(nn.Module):
     ) -> mx.array:
         """MAGNeT's logits `[B, n, card]` of codebook `stage` at `frames` (int `[n]`; None: at all).
 
-        `codes`, int `[B, K, T]`, are whole sequences, with `special_token_id` where they are masked. `state` is
-        left as it is.
+        `codes`, int `[B, K, T]`, are whole sequences, with `special_token_id` where they are masked. `state`
+        is left as it is.
         """
         x, position = self.embed_steps(codes, replace(state), causal=False)
         if stage and self.config.subcodes_context >= 0:
