@@ -134,7 +134,7 @@ def fill_masks(
             sequence[stage, drawn[used]] = np.array(new)[used]
             probabilities = np.zeros(frames, np.float32)
             probabilities[drawn] = np.array(probability)
-            scores = spans.score(selected, probabilities)
+            scores = spans.score(selected, masked, probabilities)
             if on_step is not None:
                 on_step(done)
     return mx.array(sequence)[None]

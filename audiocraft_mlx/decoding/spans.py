@@ -55,10 +55,14 @@ class Spans(ABC):
         """The frames of the `count` units with the highest scores, bool `[T]`; given codes may be in it."""
 
     @abstractmethod
-    def score(self, selected: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    def score(self, selected: np.ndarray, masked: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """The next iteration's scores.
 
-        `probabilities` float32 `[T]` are those of the codes that were drawn, where `selected`.
+        Args:
+            selected: what `select` returned.
+            masked: bool `[T]`, where the network got masks: in the first iteration everywhere but at the
+                given codes, then where `selected` and not given.
+            probabilities: of the codes that were drawn where either is true, float32 `[T]`.
         """
 
 
@@ -79,7 +83,7 @@ class SeparateSpans(Spans):
         spans[_highest_first(scores)[:count]] = True
         return np.repeat(spans, self._length)
 
-    def score(self, selected: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    def score(self, selected: np.ndarray, masked: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         best = probabilities.reshape(-1, self._length).max(axis=1)
         return np.where(selected[:: self._length], 1 - best, _KEPT)
 
@@ -117,8 +121,7 @@ class OverlappingSpans(Spans):
             middle = round(0.5 * (fewest + most))
         return mask
 
-    def score(self, selected: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        masked = selected & ~self.known
+    def score(self, selected: np.ndarray, masked: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         return np.where(masked, -np.log(np.where(masked, probabilities, 1), dtype=np.float32), _KEPT)
 
     def _union(self, starts: np.ndarray) -> np.ndarray:
