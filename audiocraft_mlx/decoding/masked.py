@@ -67,10 +67,6 @@ class MaskedParams:
                 f"decoding_steps must have {codebooks} integers, one for each codebook, not {given}"
             )
 
-    def whole_spans(self, frames: int, span_len: int) -> int:
-        """How many of `frames` frames are generated: whole spans, if these lie side by side."""
-        return frames // span_len * span_len if self.span_arrangement == "nonoverlap" else frames
-
 
 def fill_masks(
     lm: LM,
