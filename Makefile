@@ -64,7 +64,8 @@ serve: .venv-demo/native ## the page and the server, with the demo model
 	@.venv-demo/bin/musicgen-mlx-serve -m demo
 
 test: .venv/installed ## run the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone"
+	.venv/bin/python -m pytest -m alone
 
 # Each step continues from its checkpoint in training/work; about an hour and a half on 2 cores.
 train-demo: .venv-parity/installed ## train the demo model: music, codec, language model, evaluation

@@ -170,6 +170,10 @@ class ConfigSection:
             raise self.error(key, "is missing")
         return self.section(key)
 
+    def value(self, key: str) -> Any:
+        """Of any type; None for an absent key."""
+        return self._get(key, None)
+
     def integer(self, key: str, default: Any = _REQUIRED, within: Range = _POSITIVE) -> int:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value not in within:

@@ -18,10 +18,17 @@ transformer_lm:
     hidden_scale: {scale}, n_q: {num_codebooks}, card: {vocab_size}, norm_first: true,
     activation: gelu, causal: true, bias_attn: false, bias_ff: false, bias_proj: false}}
 codebooks_pattern: {{modeling: delay, delay: {{delays: {delays}}}}}
-conditioners: {{description: {{model: t5, t5: {{name: {t5}}}}}}}
-fuser: {{cross: [description], sum: [], prepend: [], input_interpolate: []}}
+conditioners: {{description: {{model: t5, t5: {{name: {t5}}}}}{self_wav}}}
+fuser: {{cross: {cross}, sum: [], prepend: {prepend}, input_interpolate: []}}
 dataset: {{segment_duration: {seconds}}}
 """
+MELODY = {
+    "self_wav": ", self_wav: {model: chroma_stem, chroma_stem:"
+    " {sample_rate: 32000, n_chroma: 12, radix2_exp: 14, argmax: true}}",
+    "cross": "[]",
+    "prepend": "[self_wav, description]",
+}
+TEXT_ONLY = {"self_wav": "", "cross": "[description]", "prepend": "[]"}
 CODEC_CONFIG = """
 compression_model: encodec
 encodec:
@@ -50,6 +57,7 @@ def write_audiocraft_release(
         delays=list(range(decoder["num_codebooks"])),
         t5=t5_name,
         seconds=seconds,
+        **(MELODY if config["model_type"] == "musicgen_melody" else TEXT_ONLY),
     )
     write_torch_file(release / "state_dict.bin", {"xp.cfg": lm_config, "best_state": lm_weights(weights)})
     codec_config = CODEC_CONFIG.format(**codec, num_codebooks=decoder["num_codebooks"])
@@ -69,6 +77,9 @@ def lm_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     result = {
         f"condition_provider.conditioners.description.output_proj.{part}": value
         for part, value in with_prefix(weights, "enc_to_dec_proj.").items()
+    } | {
+        f"condition_provider.conditioners.self_wav.output_proj.{part}": value
+        for part, value in with_prefix(weights, "audio_enc_to_dec_proj.").items()
     }
     projections: dict[str, dict[str, np.ndarray]] = {}
     for name, value in with_prefix(weights, "decoder.").items():

@@ -27,7 +27,7 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"
 
 @pytest.fixture(scope="session")
 def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `goldens/` and `goldens_hf/` (see `pack_goldens.py`)."""
+    """A folder with `goldens/`, `goldens_hf/` and `goldens_lora/` (see `pack_goldens.py`)."""
     given = os.environ.get("MUSICGEN_MLX_GOLDENS")
     if given:
         return Path(given)

@@ -1,4 +1,4 @@
-"""Fuzzes what reads a checkpoint's other files: xp.cfg, JSON configurations, tokenizers, safetensors.
+"""Fuzzes what reads a checkpoint's other files: xp.cfg, JSON, tokenizers, safetensors, adapters.
 
     python tests/fuzz_checkpoints.py [--runs 100000] [--seed 0] [--jobs 2]
 
@@ -233,6 +233,25 @@ YAML_VALUES = [
 ]
 
 
+ADAPTER = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "facebook/musicgen-small",
+    "r": 2,
+    "lora_alpha": 4,
+    "use_rslora": False,
+    "use_dora": False,
+    "init_lora_weights": True,
+    "fan_in_fan_out": False,
+    "rank_pattern": {"fc1": 2, r".*\.(q|k)_proj": 2},
+    "alpha_pattern": {r"^decoder\.model\.decoder\.layers\.\d+\.fc[12]": 8},
+    "target_modules": ["q_proj", "fc1", "embed_tokens.0"],
+    "modules_to_save": ["lm_heads.1"],
+    "layer_replication": None,
+    "loftq_config": {},
+    "trainable_token_indices": None,
+}
+
+
 class Violation(Exception):
     """A rule that was broken with an input."""
 
@@ -434,6 +453,8 @@ class Worker:
             ("safetensors", 12, self._vary_safetensors, self._load_model("model.safetensors")),
             ("MERT's config.json", 6, lambda: vary_json_text(MERT, self.random), self._load_mert),
             ("HTDemucs' arguments", 4, lambda: vary_json_text(DEMUCS, self.random), self._load_demucs),
+            ("adapter_config.json", 8, lambda: vary_json_text(ADAPTER, self.random), self._load_adapter),
+            ("adapter's tensors", 6, self._vary_adapter, self._load_adapter),
         ]
 
     def run(self, runs: int, current: Path) -> None:
@@ -522,6 +543,27 @@ class Worker:
         # The small files of another kind needn't be read again and again.
         self.text_encoder = load(str(self.own_folder)).text_conditioner
 
+        self._write_adapter(weights)
+
+    def _write_adapter(self, weights: dict[str, Any]) -> None:
+        import mlx.core as mx
+
+        self.adapter_folder = self.folder / "adapter"
+        self.adapter_folder.mkdir()
+        self._write(self.adapter_folder / "adapter_config.json", ADAPTER)
+        inner = "decoder.model.decoder"
+        tensors = {"decoder.lm_heads.1.weight": weights["decoder.lm_heads.1.weight"]}
+        for module in (f"{inner}.layers.0.self_attn.q_proj", f"{inner}.layers.0.fc1"):
+            rows, columns = weights[f"{module}.weight"].shape
+            tensors[f"{module}.lora_A.weight"] = mx.random.normal((2, columns))
+            tensors[f"{module}.lora_B.weight"] = mx.random.normal((rows, 2))
+        rows, columns = weights[f"{inner}.embed_tokens.0.weight"].shape
+        tensors[f"{inner}.embed_tokens.0.lora_embedding_A"] = mx.random.normal((2, rows))
+        tensors[f"{inner}.embed_tokens.0.lora_embedding_B"] = mx.random.normal((columns, 2))
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+        mx.save_safetensors(str(self.adapter_folder / "adapter_model.safetensors"), tensors)
+        self.adapter = (self.adapter_folder / "adapter_model.safetensors").read_bytes()
+
     @staticmethod
     def _write(path: Path, value: Any) -> None:
         path.write_text(json.dumps(value))
@@ -544,6 +586,9 @@ class Worker:
 
     def _vary_safetensors(self) -> bytes:
         return vary_safetensors(self.weights, self.random)
+
+    def _vary_adapter(self) -> bytes:
+        return vary_safetensors(self.adapter, self.random)
 
     def _vary_tokenizer(self) -> bytes:
         if self.random.random() < 0.5:
@@ -582,6 +627,22 @@ class Worker:
                 kept.replace(place)
 
         return load_with
+
+    def _load_adapter(self, path: Path) -> None:
+        """Load the tiny model with an adapter of which the input is a file."""
+        from audiocraft_mlx.checkpoints.load import load
+        from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
+
+        name = "adapter_config.json" if "config" in path.name else "adapter_model.safetensors"
+        place = self.adapter_folder / name
+        kept = place.with_suffix(".kept")
+        place.rename(kept)
+        try:
+            shutil.copy(path, place)
+            lora = LoraSpec(str(self.adapter_folder), self.random.choice((1.0, 0.5)))
+            self._generate(load(str(self.model_folder), lora=[lora]))
+        finally:
+            kept.replace(place)
 
     def _load_own(self, path: Path) -> None:
         from audiocraft_mlx.checkpoints.load import load

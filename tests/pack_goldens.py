@@ -1,8 +1,9 @@
 """Pack the reference goldens that the tests use: `python tests/pack_goldens.py FOLDER`.
 
 FOLDER holds `goldens/` and `goldens_hf/`: random models in the released formats, with inputs and outputs of
-audiocraft and of transformers. The archive is written next to this script; `tests/conftest.py` unpacks it. To
-run the tests with another such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
+audiocraft and of transformers; and `goldens_lora/`: random adapters for them, with outputs of PEFT.
+The archive is written next to this script; `tests/conftest.py` unpacks it. To run the tests with another
+such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ FILES = [
         )
     ),
     *(f"goldens_hf/{name}" for name in ("mono.npz", "stereo.npz", "melody.npz", "meta.json")),
+    *(
+        f"goldens_lora/{adapter}/{name}"
+        for adapter in ("everything", "rslora", "dora", "melody")
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    ),
+    *(f"goldens_lora/patterns_bin/{name}" for name in ("adapter_config.json", "adapter_model.bin")),
+    *(f"goldens_lora/{name}" for name in ("codes.npz", "meta.json")),
 ]
 # Files of which only some arrays, or parts of arrays, are packed.
 TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {

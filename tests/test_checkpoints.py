@@ -724,7 +724,6 @@ def test_an_adapter_as_the_weights_of_a_model_is_named(published: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], ["PEFT adapter", "merge_and_unload"]),
         (["lm_final.pt"], ["lm_final.pt", "state_dict.bin"]),
         (["lm.th", "history.json"], ["lm.th", "-m FILE", "-m BASE --weights FILE"]),
         (["model.ckpt"], ["model.ckpt"]),

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 import audiocraft_mlx
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.cli import audiogen, bench, convert, doctor
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.errors import CheckpointError, DownloadError
@@ -50,6 +51,7 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeModel) -> None:
         "int8_activations": False,
         "cache_bits": None,
         "weights": None,
+        "lora": (),
         "duration": 8.0,
         "top_k": None,
         "top_p": None,
@@ -61,7 +63,7 @@ def test_what_is_not_given_is_left_to_the_model(fake: FakeModel) -> None:
 
 def test_every_option_reaches_the_model(fake: FakeModel) -> None:
     options = "-m stereo-small --revision abc -q 8 --fast --cache-bits 8 --weights tuned.pt -o clip.wav"
-    options += " -d 0.25 --top-k 0 --top-p 0.9 --temperature 0"
+    options += " -d 0.25 --top-k 0 --top-p 0.9 --temperature 0 --lora mine --lora somebody/theirs@0.5"
     assert main(["piano", *options.split(), "--cfg-coef", "-1.5", "--seed", "4294967295", "--no-open"]) == 0
     assert {**fake.load_options, **fake.params[0]} == {
         "name": "stereo-small",
@@ -70,6 +72,7 @@ def test_every_option_reaches_the_model(fake: FakeModel) -> None:
         "int8_activations": True,
         "cache_bits": 8,
         "weights": "tuned.pt",
+        "lora": (LoraSpec("mine"), LoraSpec("somebody/theirs", 0.5)),
         "duration": 0.25,
         "top_k": 0,
         "top_p": 0.9,

@@ -183,7 +183,7 @@ def test_extras_are_named_with_their_versions(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(program_facts, "version", versions({"av": "18.1", "mutagen": "1.4"}))
     finding = program_facts.extras()
     assert finding.verdict is Verdict.OK
-    assert finding.text == "no plot, no play, tags (mutagen 1.4), formats (av 18.1)"
+    assert finding.text == "no plot, no play, tags (mutagen 1.4), formats (av 18.1), no serve"
     assert finding.values["play"] is None
 
 

@@ -20,6 +20,8 @@ import soundfile
 from audiocraft_mlx.server import schema
 from tests.page_server import PAGE, RATE, FakeServer, running, tone
 
+pytestmark = pytest.mark.alone
+
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 

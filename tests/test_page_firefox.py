@@ -17,6 +17,8 @@ import pytest
 
 from tests.page_server import RATE, FakeServer, free_port, running
 
+pytestmark = pytest.mark.alone
+
 FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
 if FIREFOX is None and not os.environ.get("REQUIRE_BROWSERS"):
     pytest.skip("no Firefox: apt install firefox-esr", allow_module_level=True)

@@ -36,6 +36,8 @@ from tests.test_page import (
 )
 from tests.test_server_command import end, started
 
+pytestmark = pytest.mark.alone
+
 MODELS = {
     "facebook/musicgen-melody": "melody",
     "facebook/musicgen-style": "style",

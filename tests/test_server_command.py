@@ -23,6 +23,8 @@ import soundfile
 from audiocraft_mlx.cli import generate, serve
 from tests.live_server import eventually
 
+pytestmark = pytest.mark.alone
+
 PROGRAM = "import sys; from audiocraft_mlx.cli.serve import main; sys.exit(main())"
 UNINTERRUPTIBLE = f"""
 import mlx.core as mx

@@ -12,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import soundfile
 
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.server.folder import split_clip_name
 from audiocraft_mlx.server.schema import Job, JobRequest, Status
 from audiocraft_mlx.server.service import Limits, NotFoundError, ServerSettings, Service
+
+pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "3"))

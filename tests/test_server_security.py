@@ -18,6 +18,8 @@ from audiocraft_mlx.server.security import LOOPBACK_NAMES, SecuritySettings
 from tests.fake_service import FakeService
 from tests.live_server import eventually, running
 
+pytestmark = pytest.mark.alone
+
 TOKEN = "a-token-of-the-tests"
 HTTP = httpx.Client(timeout=20)
 JOB = {"prompt": "a piano", "duration": 1.0}

@@ -67,9 +67,17 @@ class ContainerDecoder:
     """Headers have the length of the container at best, and those of browsers' recordings none."""
 
     def __init__(
-        self, path: Path, stream: BinaryIO, files: Sequence[range], first: AudioFrame, codec: str
+        self,
+        path: Path,
+        stream: BinaryIO,
+        files: Sequence[range],
+        first: AudioFrame,
+        codec: str,
+        seconds: float | None,
     ) -> None:
         self._path, self._stream, self._files = path, stream, files
+        self.seconds = seconds
+        """What the header states, about the length of the audio; None if it states nothing."""
         self.rate, self.channels = first.sample_rate, first.layout.nb_channels
         wide = first.format.name.removesuffix("p") != "s16" and codec.startswith(_LOSSLESS)
         self.bits = 32 if wide else 16
@@ -89,7 +97,10 @@ class ContainerDecoder:
                 first = next(_decode(container), None)
                 if first is None:
                     return None
-                return cls(path, stream, files, first, container.streams.audio[0].codec_context.name)
+                codec = container.streams.audio[0].codec_context.name
+                known = container.duration is not None and len(files) == 1
+                seconds = container.duration / av.time_base if known else None
+                return cls(path, stream, files, first, codec, seconds)
         except (av.FFmpegError, ValueError):
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ _BLOCK = 1 << 18
 _UNKNOWN_FRAMES = 2**63 - 1
 # The bits that keep a file's samples unchanged; other subtypes fit into 16.
 _BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
+# The first two bytes of a frame of layer 3, in MPEG 1, 2 and 2.5, with a checksum and without.
+_MP3_STARTS = (b"\xff\xfa", b"\xff\xfb", b"\xff\xf2", b"\xff\xf3", b"\xff\xe2", b"\xff\xe3")
 _BIT_LABELS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}
 
 _T = TypeVar("_T")
@@ -94,6 +97,24 @@ def _open_decoder(path: Path, stream: BinaryIO) -> Decoder:
         # Perhaps its header was never completed; for WAV see `find_wav_files`.
         return _open_container(path, stream) or decoder
     return decoder
+
+
+def read_header_seconds(path: Path, stream: BinaryIO) -> float | None:
+    """The length in seconds that the header of the file states, without decoding; None if it states none.
+
+    Of joined MP3 and FLAC files that of the first. Raises `UsageError` as `open_decoder`.
+    """
+    start = os.pread(stream.fileno(), 4, 0)  # libsndfile reads on where the descriptor is
+    if start[:3] == b"ID3" or start == b"fLaC" or start[:2] in _MP3_STARTS:
+        # Their parts are found by a look at all of the file: 25 ms for each song.
+        with suppress(soundfile.LibsndfileError):
+            header = LibsndfileDecoder(path, stream)
+            if header.frames:
+                return header.frames / header.rate
+    decoder = open_decoder(path, stream)
+    if isinstance(decoder, ContainerDecoder):
+        return decoder.seconds
+    return None if decoder.frames is None else decoder.frames / decoder.rate
 
 
 def _find_parts(path: Path, stream: BinaryIO, search: bool = False) -> list[Part]:

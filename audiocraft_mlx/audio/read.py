@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from audiocraft_mlx.audio.decoders import Decoder, open_decoder
+from audiocraft_mlx.audio.decoders import Decoder, open_decoder, read_header_seconds
 from audiocraft_mlx.audio.level import require_float_scale
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import StrPath, read_error
@@ -71,15 +73,60 @@ def read_info(path: StrPath) -> AudioInfo:
         return AudioInfo(decoder.description, decoder.rate, decoder.channels, _length(decoder))
 
 
+def read_duration(path: StrPath) -> float:
+    """Seconds of audio in the file at `path`, as its header states them: right for files that are whole.
+
+    Only a file whose header doesn't state it is decoded. Raises `UsageError` if it can't be read.
+    """
+    path = Path(path)
+    with _opened_file(path) as stream:
+        seconds = read_header_seconds(path, stream)
+    if seconds is not None:
+        return seconds
+    info = read_info(path)
+    return info.frames / info.rate
+
+
+def read_pieces(path: StrPath, seconds: float) -> Iterator[DecodedAudio]:
+    """All of the audio file at `path`, in pieces of `seconds`; memory is needed for one of them.
+
+    Each has `seconds * rate` samples per channel, rounded up, and the last one those that are left.
+
+    Raises `UsageError` as `decode_audio`, in the midst of a damaged file.
+    """
+    validate_number("seconds", seconds, "more than 0", lambda length: length > 0)
+    path = Path(path)
+    with _opened(path) as decoder:
+        size = math.ceil(seconds * decoder.rate)
+        blocks: list[np.ndarray] = []
+        missing = size
+        for block in decoder.blocks():
+            while len(block):
+                blocks.append(block[:missing])
+                block = block[missing:]
+                missing -= len(blocks[-1])
+                if not missing:
+                    yield _joined(path, decoder, blocks)
+                    blocks, missing = [], size
+        if blocks:
+            yield _joined(path, decoder, blocks)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Decoder]:
+    with _opened_file(path) as stream:
+        yield open_decoder(path, stream)
+
+
+@contextmanager
+def _opened_file(path: Path) -> Iterator[BinaryIO]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "not a regular file"
             raise UsageError(f"{path} is {kind}; give the name of an audio file")
         # Opened here: libsndfile doesn't report why it can't open a file.
         with path.open("rb") as stream:
-            yield open_decoder(path, stream)
+            yield stream
     except OSError as error:
         raise read_error(path, error) from error
 
@@ -102,9 +149,13 @@ def _decode(path: Path, decoder: Decoder, offset: float, seconds: float | None) 
             )
     if not blocks:
         raise UsageError(f"{path} is damaged: it is shorter than its header says; convert it to WAV")
+    return _joined(path, decoder, blocks)
+
+
+def _joined(path: Path, decoder: Decoder, blocks: list[np.ndarray]) -> DecodedAudio:
     audio = np.concatenate([np.ascontiguousarray(block.T) for block in blocks], axis=1)
     require_float_scale(audio, str(path))
-    return DecodedAudio(audio, rate, decoder.bits)
+    return DecodedAudio(audio, decoder.rate, decoder.bits)
 
 
 def _length(decoder: Decoder) -> int:

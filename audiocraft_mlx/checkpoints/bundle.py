@@ -12,6 +12,7 @@ import mlx.nn as nn
 from audiocraft_mlx.checkpoints.build import StoredTensors, load_network_weights
 from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, evaluate_together, second_stream
 from audiocraft_mlx.checkpoints.finite import is_finite, not_finite_error
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.tensors import read_json
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
@@ -65,6 +66,14 @@ class ModelBundle:
     """The Hub repository that the weights come from, `demo`, or None for a folder that doesn't name one."""
     weights_file: str | None = None
     """The name of the file whose weights took the place of those, for people."""
+
+    lora: tuple[LoraSpec, ...] = ()
+    """The adapters whose changes are in the weights."""
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """By their names in messages: lm, t5, output_proj, melody or mert and style, codec."""
+        return dict(self._named_networks())
 
     @property
     def mono_codec(self) -> Encodec:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from audiocraft_mlx.checkpoints.adapters import (
+    adapter_alone,
+    merge_adapters,
+    resolve_adapter,
+    resolve_base,
+)
 from audiocraft_mlx.checkpoints.bundle import CONFIG_FILE, ModelBundle, lm_dtype, read_config
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import LocalFile, ModelFiles, resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantize
-from audiocraft_mlx.checkpoints.tensors import MERGE
 from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
@@ -34,17 +42,20 @@ def load(
     quantize_to: int | None = None,
     lazy: bool = False,
     weights: str | Path | None = None,
+    lora: Sequence[LoraSpec] = (),
 ) -> ModelBundle:
     """Load a model from the Hub or from a folder.
 
     Args:
-        name: a repository on the Hub, one of our short names, or a folder.
+        name: a repository on the Hub, one of our short names, or a folder. Of an adapter the model that it
+            names is loaded, with the adapter merged into it.
         revision: a branch, tag or commit on the Hub; None for its main branch.
         quantize_to: 4 or 8: quantize the linear layers to that many bits while they are read.
         lazy: leave the weights lazy and precise, for a conversion: each is read and computed when it is first
             used, so that it takes only the memory of the result, and the language model's are float32 on a
             GPU too. `ModelBundle.materialize` computes them.
         weights: a file whose weights take the place of the model's (`weights_file`).
+        lora: adapters that are merged into the weights, one after the other.
 
     Raises:
         CheckpointError, DownloadError, UsageError: one line that says what is wrong.
@@ -53,18 +64,29 @@ def load(
     require_mlx_threads()
     if not lazy:
         patch_mlx_blas()
-    # float32 holds all that a file may have; what is converted or quantized isn't rounded before.
-    precise = lazy or quantize_to is not None
-    dtype = mx.float32 if precise else lm_dtype()
     trained = None if weights is None else _read_weights(Path(weights))
-    bundle = _load_files(resolve_model(name, revision), dtype, lazy)
+    model_files = resolve_model(name, revision)
+    adapters = [(resolve_adapter(spec), spec) for spec in lora]
+    alone = adapter_alone(model_files)
+    if alone is not None:
+        model_files = resolve_base(alone)
+        warnings.warn(
+            f"{name} is a LoRA adapter; it is merged into its model, {model_files.name}", stacklevel=2
+        )
+        adapters.insert(0, (alone, LoraSpec(name)))
+    # float32 holds all that a file may have; what is converted, merged or quantized isn't rounded before.
+    precise = lazy or quantize_to is not None or bool(adapters)
+    dtype = mx.float32 if precise else lm_dtype()
+    bundle = _load_files(model_files, dtype, lazy)
     if trained is not None:
-        trained.load_into(bundle, name, dtype)
+        trained.load_into(bundle, model_files.name, dtype)
         bundle = replace(bundle, weights_file=shown_text(trained.path.name))
+    if adapters:
+        bundle = merge_adapters(bundle, adapters, keep_halves=not lazy and quantize_to is None)
     if quantize_to is not None:
         quantize(bundle, quantize_to)
-        if not lazy and lm_dtype() != mx.float32:
-            bundle.lm.set_dtype(lm_dtype())
+    if precise and not lazy and lm_dtype() != mx.float32:
+        bundle.lm.set_dtype(lm_dtype())
     if lazy:
         bundle.use_plain_layout()
     else:
@@ -119,8 +141,6 @@ def _audiocraft_file(model_files: ModelFiles) -> str | None:
 
 def _describe_others(files: frozenset[str]) -> str:
     """What a folder without a checkpoint has instead, and what to do about it: the end of a sentence."""
-    if "adapter_config.json" in files:
-        return f"; it is a PEFT adapter: {MERGE}"
     inside = sorted(
         {
             name.partition("/")[0]

@@ -36,6 +36,7 @@ from audiocraft_mlx.checkpoints.bundle import (
 )
 from audiocraft_mlx.checkpoints.evaluation import evaluate_beside, second_stream
 from audiocraft_mlx.checkpoints.finite import all_finite, not_finite_error
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_card import model_card
 from audiocraft_mlx.checkpoints.model_files import ModelFiles
 from audiocraft_mlx.checkpoints.quantization import quantization_of, use_quantized_layers
@@ -114,6 +115,8 @@ CODEC_FILE = "codec.safetensors"
 AUDIO_CONDITIONER_FILE = "audio_conditioner.safetensors"
 SOURCE_REPO_KEY = "source_repo"
 WEIGHTS_FILE_KEY = "weights_file"
+LORA_KEY = "lora"
+"""The adapters whose changes are in the weights."""
 README_FILE = "README.md"
 
 _UNSIGNED = {2: mx.uint16, 4: mx.uint32}
@@ -199,7 +202,15 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, 
         style_params=style_params,
         source_repo=config.name(source_repo_key) if source_repo_key in config else model_files.source_repo,
         weights_file=config.name(WEIGHTS_FILE_KEY) if WEIGHTS_FILE_KEY in config else None,
+        lora=_read_lora(config),
     )
+
+
+def _read_lora(config: ConfigSection) -> tuple[LoraSpec, ...]:
+    try:
+        return tuple(LoraSpec.parse(text) for text in config.strings(LORA_KEY, ()))
+    except UsageError as error:
+        raise config.error(LORA_KEY, f"is wrong: {error}") from error
 
 
 def _read_audio_conditioner(
@@ -266,7 +277,9 @@ def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) 
     if bundle.audio_conditioner is not None:
         _save(folder / AUDIO_CONDITIONER_FILE, _audio_conditioner_weights(bundle.audio_conditioner, dtype))
     (folder / TOKENIZER_FILE).write_text(text_conditioner.tokenizer.to_str(), encoding="utf-8")
-    card = model_card(name, bundle.source_repo, quantization_of(bundle.lm), dtype, bundle.weights_file)
+    card = model_card(
+        name, bundle.source_repo, quantization_of(bundle.lm), dtype, bundle.weights_file, bundle.lora
+    )
     (folder / README_FILE).write_text(card, encoding="utf-8")
     (folder / CONFIG_FILE).write_text(json.dumps(_config(bundle), indent=2) + "\n", encoding="utf-8")
 
@@ -279,6 +292,8 @@ def _config(bundle: ModelBundle) -> dict[str, Any]:
         config[SOURCE_REPO_KEY] = bundle.source_repo
     if bundle.weights_file is not None:
         config[WEIGHTS_FILE_KEY] = bundle.weights_file
+    if bundle.lora:
+        config[LORA_KEY] = [str(spec.without_folder()) for spec in bundle.lora]
     if quantization is not None:
         config["quantization"] = dataclasses.asdict(quantization)
     if bundle.masked is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
 from audiocraft_mlx.checkpoints.quantization_config import Quantization
 from audiocraft_mlx.networks.weights import dtype_name
@@ -43,6 +46,7 @@ def model_card(
     quantization: Quantization | None,
     dtype: mx.Dtype,
     weights_file: str | None = None,
+    lora: Sequence[LoraSpec] = (),
 ) -> str:
     """Markdown with a header for the Hub.
 
@@ -52,6 +56,7 @@ def model_card(
         quantization: how the linear layers are stored, None if as `dtype`.
         dtype: how the other weights are stored.
         weights_file: the file whose weights took the place of those of the repository, if there was one.
+        lora: the adapters that were merged into the weights.
     """
     header = ["library_name: mlx", "pipeline_tag: text-to-audio", "tags: [mlx, musicgen, musicgen-mlx]"]
     if source_repo == DEMO:
@@ -106,5 +111,18 @@ def model_card(
             "",
             provenance,
             "",
+            *_adapters(lora),
         ]
     )
+
+
+def _adapters(lora: Sequence[LoraSpec]) -> list[str]:
+    if not lora:
+        return []
+    return [
+        "LoRA adapters were merged into them: they are no longer those of the model above. The adapters have"
+        " authors and licences of their own:",
+        "",
+        *(f"- {spec.without_folder().name}, weight {spec.weight:g}" for spec in lora),
+        "",
+    ]

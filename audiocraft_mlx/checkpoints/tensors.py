@@ -50,8 +50,11 @@ _WRAPPERS = {
 }
 
 
-MERGE = "merge it into its model (`merge_and_unload`, then `save_pretrained`) and give that folder"
-"""What to do with an adapter."""
+MERGE = (
+    "give its folder, with adapter_config.json and adapter_model.safetensors, to --lora, or merge it into its"
+    " model (`merge_and_unload`, then `save_pretrained`) and give that folder"
+)
+"""What to do with an adapter in place of a model."""
 
 
 def read_transformers_weights(
@@ -82,13 +85,28 @@ def read_transformers_weights(
 
 
 def read_state_dict(state: Any, source: str) -> StoredTensors:
-    """The tensors of a state dict from `read_torch_file`. Raises `CheckpointError` for any other value."""
+    """The tensors of a network's state dict from `read_torch_file`.
+
+    Raises `CheckpointError` for any other value.
+    """
+    tensors = _tensors_of(state, source)
+    _check_not_wrapped(tensors, source)
+    return tensors
+
+
+def read_adapter_tensors(path: Path) -> StoredTensors:
+    """All tensors of an adapter's file, safetensors or torch's. Raises `CheckpointError`."""
+    if path.suffix == ".safetensors":
+        return {**read_safetensors(path)}
+    return _tensors_of(read_torch_file(path), str(path))
+
+
+def _tensors_of(state: Any, source: str) -> StoredTensors:
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{source} doesn't hold a state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise CheckpointError(f"{source}: {shown(str(name))} in its state dict is not a tensor")
-    _check_not_wrapped(state, source)
     return dict(state)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_condition_types
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
@@ -161,6 +162,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             arguments.int8_activations,
             arguments.cache_bits,
             arguments.weights,
+            tuple(arguments.lora),
         ),
         requests,
         output,
@@ -293,6 +295,7 @@ def _add_model(parser: Parser, program: CommandDefaults) -> None:
     )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
     add_weights(add)
+    add_lora(add)
     add_quantization(add)
 
 
@@ -304,6 +307,26 @@ def add_weights(add: Callable[..., object]) -> None:
         help="the weights of a fine-tuned model, in place of those of the model that it was trained from: a "
         "torch or safetensors file of a training",
     )
+
+
+def add_lora(add: Callable[..., object], what: str = "merge a LoRA adapter into the model") -> None:
+    """The option for adapters, which the commands that load a model share."""
+    add(
+        "--lora",
+        metavar="NAME[@WEIGHT]",
+        action="append",
+        type=_lora,
+        default=[],
+        help=f"{what}: its folder or its name on the Hub, and how strongly it counts, 1 if that isn't said; "
+        "may be given more than once",
+    )
+
+
+def _lora(text: str) -> LoraSpec:
+    try:
+        return LoraSpec.parse(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_quantization(add: Callable[..., object]) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from audiocraft_mlx.checkpoints.quantization_config import BITS, DEFAULT_GROUP_SIZE, GROUP_SIZES
-from audiocraft_mlx.cli.arguments import add_weights
+from audiocraft_mlx.cli.arguments import add_lora, add_weights
 from audiocraft_mlx.cli.common import Parser, print_stdout, run_command
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.files import check_new_folder
@@ -35,7 +35,9 @@ def _convert(argv: list[str] | None) -> None:
         from audiocraft_mlx.checkpoints.quantization import quantize
 
         check_new_folder(folder)
-        bundle = load(arguments.model, arguments.revision, lazy=True, weights=arguments.weights)
+        bundle = load(
+            arguments.model, arguments.revision, lazy=True, weights=arguments.weights, lora=arguments.lora
+        )
         if arguments.quantize is not None:
             quantize(bundle, arguments.quantize, arguments.group_size or DEFAULT_GROUP_SIZE)
         size = save_model(bundle, folder, getattr(mx, arguments.dtype))
@@ -84,6 +86,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default="float16",
         help="the precision of all weights that are not quantized (default: %(default)s)",
     )
+    add_lora(parser.add_argument)
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
     add_weights(parser.add_argument)
     arguments = parser.parse_args(argv)

@@ -142,5 +142,6 @@ def _load_model(command: GenerateClips) -> GenModel:
         int8_activations=options.int8_activations,
         cache_bits=options.cache_bits,
         weights=options.weights,
+        lora=options.lora,
     )
     return model

@@ -38,7 +38,8 @@ def show_info(path: Path) -> None:
     }
     for name, value in shown.items():
         if value is not None:  # else the model's own default, or nothing
-            print_stdout(f"  {_shown(name)}: {_shown(str(value))}")
+            text = ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
+            print_stdout(f"  {_shown(name)}: {_shown(text)}")
     print_stdout(f"make it again: {metadata.to_command()}")
 
 

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.checkpoints.model_files import DEMO
-from audiocraft_mlx.cli.arguments import add_quantization, number
+from audiocraft_mlx.cli.arguments import add_lora, add_quantization, number
 from audiocraft_mlx.cli.common import Parser, print_stderr, print_stdout, run_command
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.requests import ModelOptions
@@ -106,6 +106,7 @@ def _serve(argv: list[str] | None) -> None:
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
     import platformdirs
 
+    from audiocraft_mlx.checkpoints.hub_client import is_repo_name
     from audiocraft_mlx.checkpoints.model_files import cached_bytes
     from audiocraft_mlx.server.service import Limits, ServerSettings
 
@@ -119,7 +120,12 @@ def _settings(arguments: argparse.Namespace) -> ServerSettings:
     data = arguments.data or platformdirs.user_data_path("musicgen-mlx", appauthor=False) / "server"
     limits = replace(Limits(), duration=arguments.max_duration)
     hint = HINT if name == DEMO else None
-    return ServerSettings(data, model, hint, arguments.allow_downloads, limits)
+    for spec in arguments.lora:
+        if not Path(spec.name).expanduser().is_dir() and not is_repo_name(spec.name):
+            raise UsageError(
+                f"--lora: {spec.name} is neither a folder nor a repository on the Hub; try {PROGRAM} --help"
+            )
+    return ServerSettings(data, model, hint, arguments.allow_downloads, limits, tuple(arguments.lora))
 
 
 def _run(
@@ -307,6 +313,7 @@ def _add_model(parser: Parser) -> None:
         help="the default model: a short name, a repository on the Hugging Face Hub, a local folder, or demo "
         f"(default: {MUSICGEN.model} if it has been downloaded, else demo)",
     )
+    add_lora(add, "add the default model with this LoRA adapter to the list of models")
     add_quantization(add)
     add(
         "--allow-downloads",

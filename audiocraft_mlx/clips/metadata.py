@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
 
 
-OptionValue = str | int | float | bool
+OptionValue = str | int | float | bool | Sequence[str]
+"""A sequence is of an option that is given several times."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class GenerationMetadata:
         if self.program not in PROGRAMS:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
-            if not _is(value, (str, int, float, bool)):
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if not all(_is(each, (str,) if values is value else (str, int, float, bool)) for each in values):
                 raise ValueError(f"the option {option!r} is not a string, a number, true or false")
 
     def to_command(self) -> str:
@@ -127,8 +129,11 @@ def describe_request(
 ) -> GenerationMetadata:
     """The metadata of a clip that is generated as these say."""
     values = request.to_dict()
+    lora = [str(spec) for spec in model.lora]
     options: dict[str, OptionValue | None] = {
         "revision": model.revision,
+        # One alone as a string: versions before this option read it, too.
+        "lora": (lora[0] if len(lora) == 1 else lora) or None,
         "quantize": model.quantize,
         "int8-activations": model.int8_activations or None,
         "cache-bits": model.cache_bits,
@@ -187,6 +192,8 @@ def _flag(name: str, value: OptionValue | None) -> list[str]:
         return []
     if value is True:
         return [f"--{name}"]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [word for each in value for word in _flag(name, each)]
     text = _text(value)
     return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
@@ -218,6 +219,7 @@ class ModelOptions:
     cache_bits: int | None = None
     weights: str | None = None
     """A file whose weights take the place of the model's."""
+    lora: tuple[LoraSpec, ...] = ()
 
 
 def draw_seed() -> int:

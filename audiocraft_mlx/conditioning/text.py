@@ -36,6 +36,23 @@ class TextConditioner:
         Raises `CheckpointError` if the tokenizer fails, or gives a token that T5 has no embedding for: a
         look-up beyond a table's end reads whatever is there.
         """
+        encodings = self.token_ids(prompts)
+        length = max(len(ids) for ids in encodings)
+        if length > TRAINED_TOKENS:
+            warnings.warn(
+                f"a prompt has {length} tokens, and the text encoder was trained with up to {TRAINED_TOKENS}:"
+                " what is beyond may count for little; a shorter one is followed more closely",
+                stacklevel=2,
+            )
+        tokens = np.zeros((len(encodings), length), np.int32)
+        mask = np.zeros((len(encodings), length), bool)
+        for row, ids in enumerate(encodings):
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
+        return tokens, mask
+
+    def token_ids(self, prompts: Sequence[str | None]) -> list[list[int]]:
+        """Of each prompt, at least one. Raises `CheckpointError` as `tokenize`."""
         try:
             encodings = [encoding.ids for encoding in self.tokenizer.encode_batch([p or "" for p in prompts])]
         except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -51,19 +68,7 @@ class TextConditioner:
                 f"the model's tokenizer.json gives token {highest} for a prompt, and its text encoder has"
                 f" {self.t5.config.vocab_size} embeddings; download it again"
             )
-        length = max(len(ids) for ids in encodings)
-        if length > TRAINED_TOKENS:
-            warnings.warn(
-                f"a prompt has {length} tokens, and the text encoder was trained with up to {TRAINED_TOKENS}:"
-                " what is beyond may count for little; a shorter one is followed more closely",
-                stacklevel=2,
-            )
-        tokens = np.zeros((len(encodings), length), np.int32)
-        mask = np.zeros((len(encodings), length), bool)
-        for row, ids in enumerate(encodings):
-            tokens[row, : len(ids)] = ids
-            mask[row, : len(ids)] = True
-        return tokens, mask
+        return encodings
 
     def hidden_states(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
         """T5's hidden states of `prompts`, projected, float32 `[B, L, dim]`, and their mask bool `[B, L]`.
@@ -76,6 +81,17 @@ class TextConditioner:
             hidden = self.output_proj(hidden)
         nonzero = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
         return mx.where(mx.array(nonzero)[..., None], hidden, 0), mask
+
+    def unprojected_states(self, ids: Sequence[int]) -> mx.array:
+        """T5's hidden states of one prompt's tokens without the projection, float32 `[L, t5_dim]`.
+
+        For training. Of more than `TRAINED_TOKENS` those before the limit, and the last: the end of the text.
+        """
+        used = ids if len(ids) <= TRAINED_TOKENS else [*ids[: TRAINED_TOKENS - 1], ids[-1]]
+        tokens = mx.array([used], mx.int32)
+        states = self.t5(tokens, mx.ones(tokens.shape, mx.bool_))[0].astype(mx.float32)
+        mx.eval(states)
+        return states
 
     def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
         """Conditions for cross-attention, a row for each prompt."""

@@ -96,7 +96,8 @@ def fill_masks(
     guide = conditions.unconditional is not None and params.guided
     if guide:
         conditions = conditions.concat_batch(conditions.unconditional)  # type: ignore[arg-type]
-    state = lm.make_state(conditions, frames)
+    state = lm.make_state(conditions, conditions.batch, frames)
+    mx.eval(state.positions, state.cross_kv, state.cross_mask)
     spans = make_spans(params.span_arrangement, known, lm.config.span_len)
     done, total = 0, sum(params.decoding_steps)
     for stage, iterations in enumerate(params.decoding_steps):

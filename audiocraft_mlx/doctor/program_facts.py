@@ -16,7 +16,13 @@ from audiocraft_mlx.machine import num_cpus
 from audiocraft_mlx.ops.cpu import blas, extension
 from audiocraft_mlx.version import __version__
 
-EXTRAS = {"plot": "matplotlib", "play": "sounddevice", "tags": "mutagen", "formats": "av"}
+EXTRAS = {
+    "plot": "matplotlib",
+    "play": "sounddevice",
+    "tags": "mutagen",
+    "formats": "av",
+    "serve": "fastapi",
+}
 """The extras that a user may want, and the package that each brings."""
 _DISTRIBUTION = "musicgen-mlx"
 _BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")

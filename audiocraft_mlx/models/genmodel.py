@@ -17,6 +17,7 @@ from audiocraft_mlx.audio.level import require_float_scale, require_non_silent, 
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
+from audiocraft_mlx.checkpoints.lora_spec import LoraArgument, lora_specs
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
@@ -146,6 +147,7 @@ class GenModel:
         int8_activations: bool = False,
         cache_bits: int | None = None,
         weights: str | Path | None = None,
+        lora: LoraArgument = None,
     ) -> Self:
         """Load a model.
 
@@ -162,11 +164,14 @@ class GenModel:
                 native extension reads them.
             weights: a file with the weights of a fine-tuned model, in place of those of `name`, which it was
                 trained from: a torch or safetensors file, as trainings leave them.
+            lora: LoRA adapters to merge into the weights: a folder or a Hub repository, a pair `(name,
+                weight)`, or a list of these. PEFT's format, and mlx-lm's with the names of our networks. If
+                `name` is an adapter itself, the model that it names is loaded with it.
 
         Raises:
-            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already (with
-                `weights`, too), or `int8_activations` is asked of one that isn't; or it is a MAGNeT (for
-                `MAGNeT`: it isn't).
+            UsageError: `quantize` or `cache_bits` is another number, the model is quantized already (so that
+                no adapter can be merged either), or `int8_activations` is asked of one that isn't; or it
+                is a MAGNeT (for `MAGNeT`: it isn't).
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
             MemoryError: a limit of `ulimit` is too low for the model.
@@ -175,7 +180,7 @@ class GenModel:
         if cache_bits not in (None, 8):
             raise UsageError(f"cache_bits must be 8 or None, not {cache_bits!r}")
         name = cls.default_name if name is None else name
-        bundle = load(name, revision, quantize, weights=weights)
+        bundle = load(name, revision, quantize, weights=weights, lora=lora_specs(lora))
         if int8_activations:
             enable_int8_activations(bundle.lm)
         if bundle.lm.config.causal == cls.fills_masks:

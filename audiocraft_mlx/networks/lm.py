@@ -338,15 +338,9 @@ class LM(nn.Module):
         are the next steps of sequences whose conditions `make_cache` was given, and the cache is advanced.
         Prepended conditions go before the first steps. Unless `causal`, each step attends to all.
         """
-        state = cache or self._state(conditions or ConditionTensors(), codes.shape[0], codes.shape[2])
+        state = cache or self.make_state(conditions or ConditionTensors(), codes.shape[0], codes.shape[2])
         x, position = self.embed_steps(codes, state, causal)
         return self.predict(self.run_layers(x, position, state), codes.shape[2])
-
-    def make_state(self, conditions: ConditionTensors, frames: int) -> DecoderState:
-        """What `predict_masked` takes: `conditions` of sequences of `frames` frames, without caches."""
-        state = self._state(conditions, conditions.batch, frames)
-        mx.eval(state.positions, state.cross_kv, state.cross_mask)
-        return state
 
     def predict_masked(
         self, codes: mx.array, state: DecoderState, stage: int, frames: mx.array | None = None
@@ -354,7 +348,7 @@ class LM(nn.Module):
         """MAGNeT's logits `[B, n, card]` of codebook `stage` at `frames` (int `[n]`; None: at all).
 
         `codes`, int `[B, K, T]`, are whole sequences, with `special_token_id` where they are masked. `state`
-        is left as it is.
+        (`make_state`) is left as it is.
         """
         x, position = self.embed_steps(codes, replace(state), causal=False)
         if stage and self.config.subcodes_context >= 0:
@@ -376,7 +370,7 @@ class LM(nn.Module):
         (None: the weights'); with `bits` 8 these are int8.
         """
         config = self.config
-        state = self._state(conditions, conditions.batch, steps)
+        state = self.make_state(conditions, conditions.batch, steps)
         mx.eval(state.cross_kv, state.cross_mask)
         state.caches = [
             KVCache(
@@ -391,8 +385,8 @@ class LM(nn.Module):
         ]
         return state
 
-    def _state(self, conditions: ConditionTensors, batch: int, steps: int) -> DecoderState:
-        """A state without caches."""
+    def make_state(self, conditions: ConditionTensors, batch: int, steps: int) -> DecoderState:
+        """The state of whole sequences of `steps` steps: without caches, and lazy."""
         capacity = conditions.prefix_length + steps
         cross = None if conditions.cross is None else conditions.cross.astype(self.dtype)
         return DecoderState(

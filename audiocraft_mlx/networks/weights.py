@@ -16,7 +16,8 @@ from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 
 Weights = dict[str, mx.array]
 _Tensor = TypeVar("_Tensor")
-_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+"""Of weights that aren't quantized."""
 # torch's two spellings of a weight norm: gain and direction.
 _WEIGHT_NORMS = (
     (".weight_g", ".weight_v"),
@@ -93,7 +94,7 @@ def check_tensor(weights: Weights, name: str, shape: Sequence[int | None]) -> No
 
 def _check_floats(weights: Weights, name: str) -> None:
     dtype = weights[name].dtype
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         raise CheckpointError(f"{shown_text(name)} is of type {dtype_name(dtype)} instead of float32")
 
 
@@ -147,7 +148,7 @@ def check_weights(
     faults += [f"{shown_text(name)} is unexpected" for name in weights if name not in expected]
     for name in expected:
         if name in weights:
-            value, allowed = weights[name], quantized.get(name, _FLOATS)
+            value, allowed = weights[name], quantized.get(name, FLOATS)
             if value.shape != expected[name].shape:
                 faults.append(f"{name} has shape {list(value.shape)} instead of {list(expected[name].shape)}")
             elif value.dtype not in allowed:

@@ -15,11 +15,13 @@ import numpy as np
 
 from audiocraft_mlx.audio.decoders import open_decoder
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
+from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 from audiocraft_mlx.files import remove_stale_parts, write_error
 from audiocraft_mlx.server.folder import DataFolder, is_id, split_clip_name
-from audiocraft_mlx.server.models import display_name
+from audiocraft_mlx.server.models import adapted_name, display_name
 from audiocraft_mlx.server.peaks import peaks_of
 from audiocraft_mlx.server.recipes import request_of
 from audiocraft_mlx.server.schema import Id, Status
@@ -134,7 +136,7 @@ def _adopt(folder: DataFolder, store: Store, id: Id) -> bool:
     first = next((seed for seed in sorted(seeds) if (seed - 1) % 2**32 not in seeds), min(seeds))
     found.sort(key=lambda each: (each[0].seed - first) % 2**32)
     record, _, metadata, audio_format = found[0]
-    request = request_of(metadata, audio_format, display_name(metadata.model)).model_copy(
+    request = request_of(metadata, audio_format, _model_name(metadata)).model_copy(
         update={"takes": len(found), "stems": bool(stems), **_audio_ids(folder, metadata)}
     )
     job = JobRecord(
@@ -192,6 +194,15 @@ def _adopt_uploads(folder: DataFolder, store: Store) -> None:
             continue
         # As if new: which jobs they were used by is lost, too.
         store.add_audio(AudioRecord(id, time.time(), None, shape))
+
+
+def _model_name(metadata: GenerationMetadata) -> str:
+    """As the list of models has it."""
+    lora = metadata.options.get("lora")
+    if isinstance(lora, str) and lora.strip():
+        with suppress(UsageError):
+            return adapted_name(ModelOptions(metadata.model), LoraSpec.parse(lora))
+    return display_name(metadata.model)
 
 
 def _remove_old_uploads(folder: DataFolder, store: Store) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from audiocraft_mlx.checkpoints import hub_client
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import (
     DEMO,
     SHORT_NAMES,
@@ -50,18 +52,30 @@ _State = Literal["loaded", "loading", "on disk", "to download"]
 
 
 class Models:
-    """The default model, the released ones and the demo model, by name.
+    """The default model, it with each adapter, the released ones and the demo model, by name.
 
     `load` is for the thread that generates; the other methods are thread-safe.
     """
 
     def __init__(
-        self, default: ModelOptions, allow_downloads: bool, on_change: Callable[[list[ModelInfo]], None]
+        self,
+        default: ModelOptions,
+        allow_downloads: bool,
+        on_change: Callable[[list[ModelInfo]], None],
+        lora: Sequence[LoraSpec] = (),
     ) -> None:
-        """`on_change` gets the list of models when one is loaded, or dropped."""
+        """`on_change` gets the list of models when one is loaded, or dropped.
+
+        Raises `UsageError`: two adapters have the same name.
+        """
         self._default_options, self._allow_downloads, self._on_change = default, allow_downloads, on_change
         self.default = display_name(default.name)
-        self.names = tuple(dict.fromkeys((self.default, *SHORT_NAMES, DEMO)))
+        self._adapted = {
+            adapted_name(default, spec): replace(default, lora=(*default.lora, spec)) for spec in lora
+        }
+        if len(self._adapted) < len(lora):
+            raise UsageError("--lora: two adapters have the same name; rename the folder of one")
+        self.names = tuple(dict.fromkeys((self.default, *self._adapted, *SHORT_NAMES, DEMO)))
         self._lock = Lock()
         self._loaded: dict[str, GenModel] = {}
         """The least recently used first."""
@@ -81,8 +95,16 @@ class Models:
             )
         return short
 
-    def known_name(self, name: str) -> str | None:
-        """A name in the list for the model that a file's tags name; None: another one. Reads no disk."""
+    def known_name(self, name: str, lora: object = None) -> str | None:
+        """A name in the list for the model and adapter that a file's tags name; None: another one.
+
+        Reads no disk.
+        """
+        if lora is not None:
+            for adapted, options in self._adapted.items():
+                if name == options.name and lora == str(options.lora[-1]):
+                    return adapted
+            return None
         if name == self._default_options.name:
             return self.default
         short = SHORT_OF.get(name, name)
@@ -92,6 +114,8 @@ class Models:
         """How a model of the list is loaded."""
         if name == self.default:
             return self._default_options
+        if name in self._adapted:
+            return self._adapted[name]
         return ModelOptions(SHORT_NAMES.get(name, name))
 
     def program(self, name: str) -> CommandDefaults:
@@ -196,6 +220,7 @@ class Models:
                 quantize=options.quantize,
                 int8_activations=options.int8_activations,
                 cache_bits=options.cache_bits,
+                lora=options.lora,
             )
         except DownloadError as error:
             if self._allow_downloads:
@@ -251,6 +276,11 @@ def display_name(name: str) -> str:
         own = folder.resolve().name
         return own if own not in SHORT_NAMES and own != DEMO else f"{own} (folder)"
     return name
+
+
+def adapted_name(model: ModelOptions, spec: LoraSpec) -> str:
+    """The name in the list of a model with an adapter: as `display_name`."""
+    return f"{display_name(model.name)} + {spec.without_folder()}"
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -85,6 +85,7 @@ class Service:
             settings.model,
             settings.allow_downloads,
             lambda models: self._events.publish("models", [model.model_dump() for model in models]),
+            settings.lora,
         )
         self._jobs = Jobs(self._store, self._events, settings.limits)
         self._engine = Engine(self._jobs, self._models, self._folder, self._tidy)
@@ -262,7 +263,7 @@ class Service:
                 return AudioRecipe(recipe=None, command=None)
         except UsageError as error:
             raise UsageError(str(error).replace(str(path), "the file")) from error
-        model = self._models.known_name(metadata.model)
+        model = self._models.known_name(metadata.model, metadata.options.get("lora"))
         try:
             request = request_of(metadata, _format_of(path), model)
             found = AudioRecipe(recipe=request, command=metadata.to_command())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.requests import ModelOptions
 
 
@@ -32,3 +33,5 @@ class ServerSettings:
     hint: str | None = None
     allow_downloads: bool = False
     limits: Limits = Limits()
+    lora: tuple[LoraSpec, ...] = ()
+    """Adapters of `model`: with each it is one more model of the list."""

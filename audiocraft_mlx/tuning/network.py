@@ -1,0 +1,122 @@
+"""What is trained: the language model and the projection of its text, as one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.lm import LM
+from audiocraft_mlx.tuning.loss import codebook_losses, shift_codes, target_mask
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a step, padded behind their ends.
+
+    Attributes:
+        codes: int32 `[B, K, T]`.
+        lengths: the frames of each row.
+        text: T5's hidden states before their projection, float32 `[B, L, t5_dim]`.
+        text_lengths: the tokens of each row; 0 for a row without text.
+    """
+
+    codes: mx.array
+    lengths: tuple[int, ...]
+    text: mx.array
+    text_lengths: tuple[int, ...]
+
+
+def make_batch(codes: Sequence[np.ndarray], texts: Sequence[np.ndarray | None], text_dim: int) -> Batch:
+    """Rows of int `[K, T]` codes, and of their texts, float32 `[L, text_dim]` or None."""
+    frames = max(row.shape[1] for row in codes)
+    tokens = max([1, *(len(text) for text in texts if text is not None)])
+    padded_codes = np.zeros((len(codes), codes[0].shape[0], frames), np.int32)
+    padded_text = np.zeros((len(texts), tokens, text_dim), np.float32)
+    for row, (one, text) in enumerate(zip(codes, texts, strict=True)):
+        padded_codes[row, :, : one.shape[1]] = one
+        if text is not None:
+            padded_text[row, : len(text)] = text
+    return Batch(
+        mx.array(padded_codes),
+        tuple(row.shape[1] for row in codes),
+        mx.array(padded_text),
+        tuple(0 if text is None else len(text) for text in texts),
+    )
+
+
+class TrainedNetwork(nn.Module):
+    """`lm`, and the projection of T5's hidden states (None where there is none).
+
+    `prefix` is what a melody model has in front of the text, float32 `[length, dim]`: no melody's tokens.
+    `checkpointing` computes a block's activations once more in the backward pass, instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        output_proj: nn.Module | None,
+        prefix: mx.array | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        if output_proj is not None:
+            self.output_proj = output_proj
+        # Not parameters.
+        self._prefix = prefix
+        self._checkpointing = checkpointing
+
+    def losses(self, batch: Batch) -> mx.array:
+        """The loss of each codebook, float32 `[K]`; see `codebook_losses`."""
+        inputs, targets = shift_codes(batch.codes, self.lm.config.delays, self.lm.special_token_id)
+        mask = target_mask(batch.lengths, self.lm.config.delays, targets.shape[2])
+        return codebook_losses(self(inputs, self.conditions(batch)), targets, mx.array(mask))
+
+    def __call__(self, inputs: mx.array, conditions: ConditionTensors) -> mx.array:
+        """Logits `[B, K, T, card]` for the step after each of `inputs`, int `[B, K, T]`."""
+        state = self.lm.make_state(conditions, inputs.shape[0], inputs.shape[2])
+        x, position = self.lm.embed_steps(inputs, state)
+        for index, block in enumerate(self.lm.layers):
+            kv = state.cross_kv[index] if state.cross_kv else None
+
+            def run(x: mx.array, *kv: mx.array, block: nn.Module = block) -> mx.array:
+                return block(x, position, None, kv or None, state.cross_mask)
+
+            x = (_checkpointed(block, run) if self._checkpointing else run)(x, *(kv or ()))
+        return self.lm.predict(x, inputs.shape[2])
+
+    def conditions(self, batch: Batch) -> ConditionTensors:
+        """Those of `conditioning.text` and `conditioning.prepend`, differentiable."""
+        hidden = batch.text
+        if "output_proj" in self:
+            hidden = self.output_proj(hidden)
+        tokens, lengths = hidden.shape[1], np.array(batch.text_lengths)
+        filled = np.arange(tokens) < lengths[:, None]
+        hidden = mx.where(mx.array(filled)[..., None], hidden, 0)
+        # A row without text has a single token of zeros.
+        lengths = np.maximum(lengths, 1)
+        if self.lm.config.cross_attention:
+            visible = np.arange(tokens) < lengths[:, None]
+            return ConditionTensors(cross=hidden, cross_mask=None if visible.all() else mx.array(visible))
+        rows = []
+        for row, length in enumerate(lengths):
+            text = hidden[row, : int(length)]
+            parts = [text] if self._prefix is None else [self._prefix, text]
+            rows.append(mx.pad(mx.concatenate(parts), [(tokens - int(length), 0), (0, 0)]))
+        prefix = mx.stack(rows)
+        padding = tokens - lengths
+        return ConditionTensors(prefix=prefix, prefix_padding=mx.array(padding) if padding.any() else None)
+
+
+def _checkpointed(block: nn.Module, run: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def with_parameters(parameters: dict, *arrays: mx.array) -> mx.array:
+        block.update(parameters)
+        return run(*arrays)
+
+    checkpointed = mx.checkpoint(with_parameters)
+    return lambda *arrays: checkpointed(block.trainable_parameters(), *arrays)
