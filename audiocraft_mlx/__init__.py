@@ -1,4 +1,4 @@
-"""MusicGen and AudioGen on Apple's MLX, with the released weights and without PyTorch."""
+"""MusicGen, AudioGen and MAGNeT on Apple's MLX, with the released weights and without PyTorch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,12 +8,14 @@ from audiocraft_mlx.version import __version__
 
 if TYPE_CHECKING:
     from audiocraft_mlx.models.audiogen import AudioGen
+    from audiocraft_mlx.models.magnet import MAGNeT
     from audiocraft_mlx.models.musicgen import MusicGen
 
 __all__ = [
     "AudioGen",
     "CheckpointError",
     "DownloadError",
+    "MAGNeT",
     "MusicGen",
     "MusicGenError",
     "OutputError",
@@ -22,7 +24,11 @@ __all__ = [
 ]
 
 
-_MODELS = {"AudioGen": "audiocraft_mlx.models.audiogen", "MusicGen": "audiocraft_mlx.models.musicgen"}
+_MODELS = {
+    "AudioGen": "audiocraft_mlx.models.audiogen",
+    "MAGNeT": "audiocraft_mlx.models.magnet",
+    "MusicGen": "audiocraft_mlx.models.musicgen",
+}
 
 
 # Imported on first use: they bring MLX along, which `musicgen-mlx --help` shouldn't wait for.

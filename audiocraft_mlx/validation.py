@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -48,6 +48,12 @@ def validate_prompt(prompt: str) -> None:
         ) from error
 
 
+def validate_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise `UsageError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
 def _is_number(value: Any, kind: type[Integral] | type[Real]) -> bool:
     # Python's own first: an abstract class takes ten times as long to answer.
     if type(value) is int or type(value) is float:
@@ -83,6 +89,7 @@ SEED = NumberRange(int, "an integer from 0 to 4294967295", lambda seed: 0 <= see
 TOP_K = NumberRange(int, "an integer, 0 or more", lambda k: 0 <= k < 2**31)
 TOP_P = NumberRange(float, "a number from 0 to 1", lambda p: 0 <= p <= 1)
 TEMPERATURE = NumberRange(float, "a number, 0 or more", lambda temperature: temperature >= 0)
+DECODING_STEPS = NumberRange(int, "an integer from 1 to 10000", lambda steps: 1 <= steps <= 10_000)
 CFG_COEF = NumberRange(float, "a number", lambda coef: True)
 DURATION = NumberRange(float, "a number of seconds above 0 and below 1000000", lambda s: 0 < s < 1e6)
 SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seconds > 0)

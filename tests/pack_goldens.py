@@ -22,14 +22,15 @@ ARCHIVE = Path(__file__).with_name("goldens.tar.xz")
 FILES = [
     *(
         f"goldens/{model}/state_dict.bin"
-        for model in ("mono", "stereo", "rope", "melody", "style", "audiogen")
+        for model in ("mono", "stereo", "rope", "melody", "style", "audiogen", "magnet")
     ),
     *(f"goldens/{model}/compression_state_dict.bin" for model in ("mono", "stereo", "rope", "audiogen")),
     *(f"goldens/t5/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
     *(f"goldens/encodec_32khz/{name}" for name in ("config.json", "model.safetensors")),
     *(f"goldens/mert/{name}" for name in ("config.json", "pytorch_model.bin")),
     "goldens/htdemucs/955717e8.safetensors",
-    *(f"goldens/{name}.npz" for name in ("mono", "stereo", "rope", "audiogen", "t5", "codec", "codec_16khz")),
+    *(f"goldens/{name}.npz" for name in ("mono", "stereo", "rope", "audiogen", "magnet")),
+    *(f"goldens/{name}.npz" for name in ("t5", "codec", "codec_16khz")),
     *(f"goldens/{name}" for name in ("patterns.npz", "sampling.npz", "meta.json")),
     *(
         f"goldens_hf/{model}/{name}"

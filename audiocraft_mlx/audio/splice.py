@@ -1,4 +1,7 @@
-"""Joins a source clip and the music that continues it. Audio is float32 `[channels, samples]`."""
+"""Joins a source clip and the music that continues it or replaces a part of it.
+
+Audio is float32 `[channels, samples]`.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,36 @@ def append_continuation(
     new = resample(new, new_rate, rate)
     before = broadcast_channels(resample(source, source_rate, rate), len(new))
     return np.concatenate([before, smooth_joint(before, broadcast_channels(new, len(before)), rate)], axis=1)
+
+
+def replace_part(
+    source: np.ndarray,
+    source_rate: int,
+    start: float,
+    end: float,
+    new: np.ndarray,
+    new_rate: int,
+    new_start: float,
+    rate: int,
+) -> np.ndarray:
+    """`source` with the music `new` from second `start` to second `end`, in one array at `rate`.
+
+    `new` begins at second `new_start` of the source, `start` or a little before. As `append_continuation`
+    otherwise, and there is a joint at either end.
+    """
+    new = new / max(1.0, float(np.abs(new).max()))
+    new = resample(new, new_rate, rate)
+    source = broadcast_channels(resample(source, source_rate, rate), len(new))
+    first, last = round(start * rate), min(round(end * rate), source.shape[1])
+    skipped = max(0, round((start - new_start) * rate))
+    part = broadcast_channels(new, len(source))[:, skipped : skipped + last - first]
+    last = first + part.shape[1]
+    before, after = source[:, :first], source[:, last:]
+    if before.shape[1]:
+        part = smooth_joint(before, part, rate)
+    if after.shape[1]:
+        part = smooth_joint(after[:, ::-1], part[:, ::-1], rate)[:, ::-1]
+    return np.concatenate([before, part, after], axis=1)
 
 
 def smooth_joint(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:

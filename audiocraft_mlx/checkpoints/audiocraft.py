@@ -37,8 +37,9 @@ from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.prepend import AudioConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
-from audiocraft_mlx.configs import CODEBOOKS, LAYERS, SEGMENT_SECONDS, ConfigSection, shown
+from audiocraft_mlx.configs import CODEBOOKS, LAYERS, SEGMENT_SECONDS, ConfigSection, Range, shown
 from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.masked import MaskedParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
@@ -83,6 +84,7 @@ def load_model(model_files: ModelFiles, dtype: mx.Dtype, file: str = LM_FILE) ->
     source = str(path)
     config, weights = _parse_package(read_training_file(path), source, _NEEDS_BASE)
     lm_config = LMConfig.from_audiocraft(config)
+    sampling, masked = _generation_defaults(config, lm_config)
     t5_weights = pop_prefix(weights, T5_PREFIX)
     # The parts first: it takes a while to load the weights, and that is for nothing if a part is missing.
     t5_files = _resolve(
@@ -116,12 +118,43 @@ def load_model(model_files: ModelFiles, dtype: mx.Dtype, file: str = LM_FILE) ->
         max_duration=config.section("dataset").number(
             "segment_duration", RELEASED_MAX_DURATION, SEGMENT_SECONDS
         ),
-        sampling=SamplingParams(),
+        sampling=sampling,
         guidance=GuidanceParams(two_step=config.section("transformer_lm").boolean("two_step_cfg", False)),
+        masked=masked,
         audio_conditioner=audio_conditioner,
         style_params=style_params,
         source_repo=model_files.source_repo,
     )
+
+
+def _generation_defaults(config: ConfigSection, lm: LMConfig) -> tuple[SamplingParams, MaskedParams | None]:
+    """How codes are drawn by default, and how a MAGNeT's masks are filled.
+
+    A MAGNeT's are those of its own evaluation, `generate.lm`, where it has some, else those of audiocraft's
+    class. (That class has the same for all models.)
+    """
+    if lm.causal:
+        return SamplingParams(), None
+    if "self_wav" in config.section("conditioners"):
+        raise config.error("lm_model", "is a MAGNeT with a melody or style; only text is supported there")
+    own, masked = config.section("generate").section("lm"), MaskedParams()
+    try:
+        sampling = SamplingParams(
+            use_sampling=own.boolean("use_sampling", True),
+            top_k=own.integer("top_k", 0, Range(0, 2**31 - 1)),
+            top_p=own.number("top_p", 0.9),
+            temperature=own.number("temp", 3.0),
+        )
+        masked = MaskedParams(
+            max_cfg_coef=own.number("max_cfg_coef", masked.max_cfg_coef),
+            min_cfg_coef=own.number("min_cfg_coef", masked.min_cfg_coef),
+            decoding_steps=own.integers("decoding_steps", masked.decoding_steps),
+            span_arrangement=own.string("span_arrangement", masked.span_arrangement),
+        )
+        masked.require_codebooks(lm.num_codebooks)
+    except UsageError as error:
+        raise config.error("generate.lm", f"is invalid: {error}") from error
+    return sampling, masked
 
 
 def _parse_package(package: Any, source: str, remedy: str) -> tuple[ConfigSection, StoredTensors]:

@@ -22,6 +22,7 @@ from audiocraft_mlx.conditioning.style import StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.masked import MaskedParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.machine import require_memory, trim_heap
@@ -56,6 +57,8 @@ class ModelBundle:
     """Seconds of audio that the model was trained to generate in one window."""
     sampling: SamplingParams
     guidance: GuidanceParams
+    masked: MaskedParams | None = None
+    """Of a MAGNeT, which fills masks, in place of `guidance`; None for all others."""
     audio_conditioner: AudioConditioner | None = None
     """Of a model that is conditioned on melody or style; None for one that takes text only."""
     style_params: StyleParams = _DEFAULT_STYLE_PARAMS

@@ -7,8 +7,10 @@ or style, `audio_conditioner.safetensors` hold the weights; `tokenizer.json` is 
 possible 16 of their outputs lie side by side (`TiledQuantizedLinear`): as the extension for CPUs reads them,
 so that it can use the file's own memory.
 
-In version 2 no outputs lie side by side. Version 1 also differs in three names, which are mapped when it is
-read: the file `listener.safetensors`, the key `origin`, and the LM's layer `heads`.
+Version 4 is that of models which fill masks (MAGNeT), with `masked` in the configuration; others are still
+written as version 3, which programs before it read. In version 2 no outputs lie side by side. Version 1 also
+differs in three names, which are mapped when it is read: the file `listener.safetensors`, the key `origin`,
+and the LM's layer `heads`.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ from audiocraft_mlx.configs import (
     Range,
 )
 from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.masked import MaskedParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import write_folder, write_into_folder
@@ -77,7 +80,16 @@ from audiocraft_mlx.networks.encodec import (
     read_pad_mode,
     read_ratios,
 )
-from audiocraft_mlx.networks.lm import DELAYS, DIM, LM, LMConfig, read_delays, read_num_heads
+from audiocraft_mlx.networks.lm import (
+    DELAYS,
+    DIM,
+    LM,
+    SPAN_LENGTH,
+    SUBCODES_CONTEXT,
+    LMConfig,
+    read_delays,
+    read_num_heads,
+)
 from audiocraft_mlx.networks.t5 import BUCKETS, HEAD_DIM, MAX_DISTANCE, T5Config, T5Encoder, read_buckets
 from audiocraft_mlx.networks.weights import (
     Weights,
@@ -95,7 +107,8 @@ if TYPE_CHECKING:
     from audiocraft_mlx.networks.style_encoder import StyleConfig
 
 FORMAT = "musicgen-mlx"
-VERSION = 3
+VERSION = 4
+_VERSION_WITHOUT_MASKS = 3
 LM_FILE = "lm.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 CODEC_FILE = "codec.safetensors"
@@ -167,6 +180,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, 
         t5_weights = pop_prefix(text, _T5_PREFIX)
         load_strict(t5, t5_weights | text, mx.float32, str(text_path))
         output_proj = load_projection(t5_config, lm_config, {**projection}, str(text_path))
+    masked = None if lm_config.causal else _read_masked_params(config.required_section("masked"), lm_config)
     selected = select_codebooks(codec, lm_config, config.boolean("stereo"), None, model_files.name)
     audio_conditioner, style_params = _read_audio_conditioner(
         model_files,
@@ -183,6 +197,7 @@ def load_model(model_files: ModelFiles, config: ConfigSection, dtype: mx.Dtype, 
         max_duration=max_duration,
         sampling=_read_dataclass(SamplingParams, config.section("sampling")),
         guidance=_read_dataclass(GuidanceParams, config.section("guidance")),
+        masked=masked,
         audio_conditioner=audio_conditioner,
         style_params=style_params,
         source_repo=config.name(source_repo_key) if source_repo_key in config else model_files.source_repo,
@@ -281,7 +296,8 @@ def _write_files(bundle: ModelBundle, folder: Path, name: str, dtype: mx.Dtype) 
 
 def _config(bundle: ModelBundle) -> dict[str, Any]:
     quantization = quantization_of(bundle.lm)
-    config: dict[str, Any] = {"format": FORMAT, "format_version": VERSION}
+    version = _VERSION_WITHOUT_MASKS if bundle.masked is None else VERSION
+    config: dict[str, Any] = {"format": FORMAT, "format_version": version}
     if bundle.source_repo is not None:
         config[SOURCE_REPO_KEY] = bundle.source_repo
     if bundle.weights_file is not None:
@@ -290,6 +306,8 @@ def _config(bundle: ModelBundle) -> dict[str, Any]:
         config[LORA_KEY] = [str(spec.without_folder()) for spec in bundle.lora]
     if quantization is not None:
         config["quantization"] = dataclasses.asdict(quantization)
+    if bundle.masked is not None:
+        config["masked"] = dataclasses.asdict(bundle.masked)
     conditioner = bundle.audio_conditioner
     if isinstance(conditioner, MelodyConditioner):
         config["melody"] = dataclasses.asdict(conditioner.config)
@@ -304,10 +322,16 @@ def _config(bundle: ModelBundle) -> dict[str, Any]:
         "sampling": dataclasses.asdict(bundle.sampling),
         "guidance": _without_none(bundle.guidance),
         "stereo": isinstance(bundle.codec, InterleavedStereoCodec),
-        "lm": dataclasses.asdict(bundle.lm.config),
+        "lm": _lm_config(bundle.lm.config),
         "text_encoder": dataclasses.asdict(bundle.text_conditioner.t5.config),
         "codec": dataclasses.asdict(bundle.mono_codec.config),
     }
+
+
+def _lm_config(config: LMConfig) -> dict[str, Any]:
+    """Without what only models that fill masks have, for the others."""
+    own = {"causal", "subcodes_context", "span_len"} if config.causal else set()
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in own}
 
 
 def _without_none(params: GuidanceParams | StyleParams) -> dict[str, Any]:
@@ -388,6 +412,15 @@ def _read_lm_config(section: ConfigSection) -> LMConfig:
     return config
 
 
+def _read_masked_params(section: ConfigSection, lm: LMConfig) -> MaskedParams:
+    params = _read_dataclass(MaskedParams, section)
+    try:
+        params.require_codebooks(lm.num_codebooks)
+    except UsageError as error:
+        raise section.error("decoding_steps", f"is invalid: {error}") from error
+    return params
+
+
 def _read_t5_config(section: ConfigSection) -> T5Config:
     config = _read_dataclass(T5Config, section)
     read_buckets(section, "num_buckets", "max_distance")
@@ -415,6 +448,8 @@ def _read_style_config(section: ConfigSection, feature_dim: int, output_dim: int
     return config
 
 
+# MaskedParams has the same, and checks them; here they are read.
+_DECODING_STEPS = Range(1, 10_000)
 # The range of each field, in all of the networks' configurations. The classes of parameters check theirs.
 _RANGES = {
     "num_codebooks": CODEBOOKS,
@@ -424,6 +459,9 @@ _RANGES = {
     "num_layers": LAYERS,
     "hidden_dim": HIDDEN_WIDTH,
     "delays": DELAYS,
+    "subcodes_context": SUBCODES_CONTEXT,
+    "span_len": SPAN_LENGTH,
+    "decoding_steps": _DECODING_STEPS,
     "vocab_size": VOCABULARY,
     "head_dim": HEAD_DIM,
     "num_buckets": BUCKETS,

@@ -42,6 +42,13 @@ SHORT_NAMES = {
         "style",
     )
 } | {"audiogen-medium": "facebook/audiogen-medium"}
+MAGNET_NAMES = {
+    f"magnet-{size}-{seconds}s": f"facebook/magnet-{size}-{seconds}secs"
+    for seconds in (10, 30)
+    for size in ("small", "medium")
+} | {f"audio-magnet-{size}": f"facebook/audio-magnet-{size}" for size in ("small", "medium")}
+"""Models that fill masks."""
+SHORT_NAMES |= MAGNET_NAMES
 _KNOWN = f"known short names: {', '.join(SHORT_NAMES)}, demo"
 
 # The small model in this package.
@@ -217,6 +224,12 @@ def released_condition_types(name: str) -> frozenset[str] | None:
     if released is None:
         return None
     return frozenset({"text", *(kind for kind in ("melody", "style") if kind in released)})
+
+
+def released_as_magnet(name: str) -> bool | None:
+    """Whether a released model fills masks, which needn't be downloaded for that; None for others."""
+    released = DEMO if name == DEMO else released_repository(name)
+    return None if released is None else released in MAGNET_NAMES.values()
 
 
 def _parse_url(name: str) -> tuple[str, str | None] | None:

@@ -103,7 +103,9 @@ def generate_frames(
             first_bad = _first_non_finite(sums)
             if first_bad is not None:
                 done = steps_before + step - start + 1
-                raise _non_finite_error(lm, guidance, done - len(sums) + first_bad + 1, total)
+                rows = [guidance] if isinstance(guidance, GuidanceParams) else guidance
+                coefs = [coef for row in rows for coef in (row.coef, row.beta or 0)]
+                raise non_finite_error(lm, coefs, done - len(sums) + first_bad + 1, total)
             yield chunk
             del pending[:size]
             sums.clear()
@@ -129,14 +131,12 @@ def _first_non_finite(sums: Sequence[mx.array]) -> int | None:
     return int(bad.argmax()) if bad.any() else None
 
 
-def _non_finite_error(
-    lm: LM, guidance: GuidanceParams | Sequence[GuidanceParams], step: int, total: int
-) -> MusicGenError:
+def non_finite_error(lm: LM, coefs: Sequence[float], step: int, total: int) -> MusicGenError:
+    """For logits that are NaN or infinite; `coefs` are the coefficients of the guidance."""
     advice = ["its weights are damaged, or its training diverged; use another checkpoint"]
     if lm.dtype == mx.float16:
         advice.append("or half precision overflows: convert it with musicgen-mlx-convert --dtype float32")
-    rows = [guidance] if isinstance(guidance, GuidanceParams) else guidance
-    if any(max(abs(row.coef), abs(row.beta or 0)) > _LARGE_COEF for row in rows):
+    if any(abs(coef) > _LARGE_COEF for coef in coefs):
         advice.append("or the guidance coefficient is too large: try 3")
     return MusicGenError(
         f"the model's logits are NaN or infinite at step {step} of {total}: {', '.join(advice)}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from audiocraft_mlx.decoding.guidance import GuidanceParams
+from audiocraft_mlx.decoding.masked import MaskedParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.errors import UsageError
 
@@ -22,11 +23,16 @@ class GenerationParams:
     """Seconds by which each window moves on, where `duration` is beyond `max_duration`."""
     sampling: SamplingParams
     guidance: GuidanceParams
+    masked: MaskedParams | None = None
+    """Of a model that fills masks, in place of `guidance`."""
 
     @property
     def batch_key(self) -> tuple[object, ...]:
         """Rows whose keys are equal can share a batch: the same steps, through the same branches."""
-        return (self.duration, self.max_duration, self.extend_stride, self.guidance.branches)
+        key = (self.duration, self.max_duration, self.extend_stride, self.guidance.branches)
+        if self.masked is None:
+            return key
+        return (*key, self.masked.decoding_steps, self.masked.span_arrangement)
 
 
 def params_of_rows(

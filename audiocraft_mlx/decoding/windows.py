@@ -44,6 +44,24 @@ def plan_windows(frames: int, longest: int, stride: int, prompt: int = 0) -> lis
     return windows
 
 
+def infill_region(
+    frames: int, holes: Sequence[tuple[int, int]], longest: int, stride: int
+) -> tuple[int, int]:
+    """Where the part of a clip of `frames` frames begins and ends that is seen when `holes` in it are filled.
+
+    `holes` are the frames from the first to before the second of each. One window of `longest` frames with
+    the holes in its middle, or if they don't fit, the holes and a window's context on either side.
+    """
+    first, last = min(start for start, _ in holes), max(end for _, end in holes)
+    if frames <= longest:
+        return 0, frames
+    if last - first <= longest:
+        start = min(max(0, (first + last - longest) // 2), frames - longest)
+        return start, start + longest
+    context = longest - stride
+    return max(0, first - context), min(frames, last + context)
+
+
 def generate_windows(
     decoder: LMDecoder,
     conditions: Callable[[Window], ConditionTensors],

@@ -48,6 +48,22 @@ WavInputs = AudioArray | Sequence[AudioArray | None]
 
 
 @dataclass(frozen=True)
+class Infill:
+    """A part of a clip with holes, which a model that fills masks fills.
+
+    Attributes:
+        codes: of the part, int32 `[B, K, F]`; in the holes they don't count.
+        known: bool `[F]`, False in the holes.
+        start, end: the frames that are wanted as audio, from the first hole to the end of the last one.
+    """
+
+    codes: mx.array
+    known: np.ndarray
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class GenerationInputs:
     """What the rows of a batch are generated from. `GenModel.prepare_inputs` makes them.
 
@@ -59,6 +75,7 @@ class GenerationInputs:
         style_params: how a style is used.
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
         separate_melody: source separation before a melody's chroma.
+        infill: a part of a clip whose holes are filled, or None.
     """
 
     descriptions: tuple[str | None, ...]
@@ -68,10 +85,23 @@ class GenerationInputs:
     style_params: StyleParams
     prompt: mx.array | None = None
     separate_melody: bool = True
+    infill: Infill | None = None
 
     @property
     def prompt_frames(self) -> int:
         return 0 if self.prompt is None else self.prompt.shape[2]
+
+
+class OtherModelClass(UsageError):
+    """A checkpoint is one of another class.
+
+    Attributes:
+        name, bundle, cache_bits: what that class is made of.
+    """
+
+    def __init__(self, message: str, name: str, bundle: ModelBundle, cache_bits: int | None) -> None:
+        super().__init__(message)
+        self.name, self.bundle, self.cache_bits = name, bundle, cache_bits
 
 
 class GenModel:
@@ -90,8 +120,10 @@ class GenModel:
     default_name: str
     """What is loaded without a name."""
     default_duration = 15.0
-    """`duration` of a new model, in seconds."""
+    """`duration` of a new model, in seconds; at most the trained length."""
     default_extend_stride = 18.0
+    fills_masks = False
+    """Whether it is for models that fill masks (MAGNeT), or for those that go on step by step."""
 
     def __init__(self, name: str, bundle: ModelBundle, cache_bits: int | None = None) -> None:
         self.name = name
@@ -138,7 +170,8 @@ class GenModel:
 
         Raises:
             UsageError: `quantize` or `cache_bits` is another number, the model is quantized already (so that
-                no adapter can be merged either), or `int8_activations` is asked of one that isn't.
+                no adapter can be merged either), or `int8_activations` is asked of one that isn't; or it
+                is a MAGNeT (for `MAGNeT`: it isn't).
             CheckpointError: there is no such model, or its files are damaged or not supported.
             DownloadError: the Hub can't be reached, or refuses.
             MemoryError: a limit of `ulimit` is too low for the model.
@@ -150,6 +183,12 @@ class GenModel:
         bundle = load(name, revision, quantize, weights=weights, lora=lora_specs(lora))
         if int8_activations:
             enable_int8_activations(bundle.lm)
+        if bundle.lm.config.causal == cls.fills_masks:
+            kind, others = (
+                ("no MAGNeT", "MusicGen or AudioGen") if cls.fills_masks else ("a MAGNeT", "MAGNeT")
+            )
+            message = f"{name} is {kind}; load it with {others}.get_pretrained"
+            raise OtherModelClass(message, name, bundle, cache_bits)
         return cls(name, bundle, cache_bits)
 
     @property
@@ -240,6 +279,9 @@ class GenModel:
             two_step_cfg=two_step_cfg,
             extend_stride=extend_stride,
         )
+        self._set_defaults(params, seed)
+
+    def _set_defaults(self, params: GenerationParams, seed: int | None) -> None:
         if seed is not None:
             SEED.validate("seed", seed)
             seed = int(seed)
@@ -299,6 +341,14 @@ class GenModel:
             guidance=guidance,
         )
 
+    def clip_frames(self, params: GenerationParams) -> int:
+        """Frames of a clip with these parameters, its prompt included."""
+        return self._frames(params, params.duration)
+
+    def _frames(self, params: GenerationParams, seconds: float) -> int:
+        """How many frames of `seconds` are generated."""
+        return int(seconds * self.frame_rate)
+
     @property
     def params(self) -> GenerationParams:
         """The default parameters, as `set_generation_params` left them."""
@@ -354,7 +404,7 @@ class GenModel:
         Raises:
             UsageError: also if the prompt is empty, or as long as `duration`.
         """
-        prompts = _clips_of(prompt, "the prompt")
+        prompts = clips_of(prompt, "the prompt")
         inputs = self._inputs(
             [None] * len(prompts) if descriptions is None else descriptions,
             prompt=prompts,
@@ -386,7 +436,7 @@ class GenModel:
             descriptions,
             melody_wavs=melody_wavs,
             melody_sample_rate=melody_sample_rate,
-            prompt=None if prompt is None else _clips_of(prompt, "the prompt"),
+            prompt=None if prompt is None else clips_of(prompt, "the prompt"),
             prompt_sample_rate=prompt_sample_rate,
             melody_separation=melody_separation,
         )
@@ -521,11 +571,9 @@ class GenModel:
         melody_separation: str = "auto",
     ) -> GenerationInputs:
         """`prepare_inputs` with the default seed and duration."""
-        seed = secrets.randbits(32) if self.seed is None else self.seed
-        count = len(descriptions) if isinstance(descriptions, Sequence) else 0
         return self.prepare_inputs(
             descriptions,
-            [(seed + row) % 2**32 for row in range(count)],
+            self._seeds(descriptions),
             melody_wavs=melody_wavs,
             melody_sample_rate=melody_sample_rate,
             prompt=prompt,
@@ -533,6 +581,12 @@ class GenModel:
             duration=self.duration,
             melody_separation=melody_separation,
         )
+
+    def _seeds(self, descriptions: Sequence[str | None]) -> list[int]:
+        """Each row's, of the default one."""
+        seed = secrets.randbits(32) if self.seed is None else self.seed
+        count = len(descriptions) if isinstance(descriptions, Sequence) else 0
+        return [(seed + row) % 2**32 for row in range(count)]
 
     def _prepare_conditions(
         self, wavs: WavInputs, rate: int | None, rows: int, longest: float | None
@@ -543,7 +597,7 @@ class GenModel:
                 f"{self.name} is conditioned on text only; give a melody to a melody model (melody,"
                 " stereo-melody, ...), a style to style"
             )
-        wavs = _clips_of(wavs, "the melody or style")
+        wavs = clips_of(wavs, "the melody or style")
         if len(wavs) != rows:
             raise UsageError(f"there are {rows} descriptions, but {len(wavs)} melodies")
         unique, index_of_row = _unique(wavs)
@@ -597,17 +651,24 @@ class GenModel:
 
     def _encode_prompt(self, prompts: Sequence[AudioArray], rate: int | None, rows: int) -> mx.array:
         """Codes int32 `[B, K, F]` of what each row continues."""
-        unique, index_of_row = _unique(list(prompts))
-        audio = [self._prepare_audio(clip, rate, "the prompt") for clip in unique]
-        if not audio:
-            raise UsageError("the prompt is empty")
-        if len(prompts) != rows:
-            raise UsageError(f"there are {rows} descriptions, but {len(prompts)} prompts")
-        if len({clip.shape[1] for clip in audio}) > 1:
-            raise UsageError("the prompts of a batch must be of the same length")
-        codes = self.compression_model.encode(mx.stack(audio))[mx.array(index_of_row)]
+        audio, index_of_row = self._prepare_clips(prompts, rate, rows, "prompt")
+        codes = self.compression_model.encode(audio)[mx.array(index_of_row)]
         mx.eval(codes)  # another thread may use it
         return codes
+
+    def _prepare_clips(
+        self, clips: Sequence[AudioArray], rate: int | None, rows: int, name: str
+    ) -> tuple[mx.array, list[int]]:
+        """The clips `[N, C, T]` without repetition, as `_prepare_audio` makes them, and which each row has."""
+        unique, index_of_row = _unique(list(clips))
+        audio = [self._prepare_audio(clip, rate, f"the {name}") for clip in unique]
+        if not audio:
+            raise UsageError(f"the {name} is empty")
+        if len(clips) != rows:
+            raise UsageError(f"there are {rows} descriptions, but {len(clips)} {name}s")
+        if len({clip.shape[1] for clip in audio}) > 1:
+            raise UsageError(f"the {name}s of a batch must be of the same length")
+        return mx.stack(audio), [index or 0 for index in index_of_row]
 
     def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         tokens, audio = [], []
@@ -650,9 +711,9 @@ class GenModel:
         """The windows of a generation. Raises `UsageError` if there is nothing to generate, or no way to."""
         if inputs.prompt is not None:
             self._check_codes("the prompt's codes", inputs.prompt)
-        frames = int(params.duration * self.frame_rate)
-        longest = int(params.max_duration * self.frame_rate)
-        stride = int(params.extend_stride * self.frame_rate)
+        frames = self.clip_frames(params)
+        longest = self._frames(params, params.max_duration)
+        stride = self._frames(params, params.extend_stride)
         if inputs.prompt_frames >= frames:
             raise UsageError(
                 f"the prompt has {inputs.prompt_frames / self.frame_rate:g} s and {params.duration:g} s are"
@@ -686,7 +747,7 @@ class GenModel:
             for start in range(0, inputs.prompt_frames, CHUNK_FRAMES):
                 codes = inputs.prompt[:, :, start : start + CHUNK_FRAMES]
                 audio = decoder.step(codes, is_last=False)
-                _evaluate(codes, audio, decoder)
+                evaluate_chunk(codes, audio, decoder)
                 yield codes, audio
         left = windows[-1].start + windows[-1].frames - inputs.prompt_frames
         if without_prompt:
@@ -695,7 +756,7 @@ class GenModel:
         for codes in self._code_frames(inputs, rows, windows, chunk_frames, on_step):
             left -= codes.shape[2]
             audio = decoder.step(codes, is_last=left == 0)
-            _evaluate(codes, audio, decoder)
+            evaluate_chunk(codes, audio, decoder)
             yield codes, audio
 
     def _code_frames(
@@ -745,7 +806,9 @@ class GenModel:
         )
 
 
-def _evaluate(codes: mx.array, audio: mx.array | None, decoder: DecoderStream | StereoDecoderStream) -> None:
+def evaluate_chunk(
+    codes: mx.array, audio: mx.array | None, decoder: DecoderStream | StereoDecoderStream
+) -> None:
     """Evaluate a chunk and all that `decoder` goes on with, so that any thread can go on with them.
 
     Raises `MusicGenError` for audio that is NaN or infinite.
@@ -780,7 +843,7 @@ def _float32_array(audio: AudioArray, name: str) -> np.ndarray:
     raise UsageError(f"{name} must be float samples, nominally in [-1, 1], not {array.dtype}{hint}")
 
 
-def _clips_of(audio: Any, name: str) -> list[Any]:
+def clips_of(audio: Any, name: str) -> list[Any]:
     """The clips of `[batch, channels, samples]` or of a list, or the one of `[channels, samples]`.
 
     Raises `UsageError` for what is neither.

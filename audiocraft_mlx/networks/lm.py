@@ -1,12 +1,14 @@
-"""The code transformer: embeddings of K codebooks → causal transformer → K heads.
+"""The code transformer: embeddings of K codebooks → transformer → K heads.
 
 Copet et al. 2023, "Simple and Controllable Music Generation"; equal to audiocraft's `LMModel`
-(`models/lm.py`, `modules/transformer.py`) and transformers' `MusicgenForCausalLM`.
+(`models/lm.py`, `modules/transformer.py`) and transformers' `MusicgenForCausalLM`. Not causal: Ziv et al.
+2024, "Masked Audio Generation using a Single Non-Autoregressive Transformer"; audiocraft's `MagnetLMModel`
+(`models/lm_magnet.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,12 +30,14 @@ from audiocraft_mlx.networks.cache import DecoderState, KVCache
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
-from audiocraft_mlx.ops.attention import attention
+from audiocraft_mlx.ops.attention import attention, banded_attention
 from audiocraft_mlx.ops.linear import linear
 
 DIM = Range(4, WIDTH.maximum)
 """Of the LM: sinusoidal positions need four channels."""
 DELAYS = Range(0, 1024)
+SUBCODES_CONTEXT = Range(-1, 2**20)
+SPAN_LENGTH = Range(1, 1024)
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,24 @@ class LMConfig:
     bias_attention: bool = False
     bias_ff: bool = False
     bias_heads: bool = False
+    causal: bool = True
+    """False: MAGNeT, which sees all positions, those with masked codes too, and predicts the codes there."""
+    subcodes_context: int = -1
+    """Of MAGNeT: how many frames on either side self-attention sees at the codebooks after the first; -1:
+    all."""
+    span_len: int = 1
+    """Of MAGNeT: neighbouring frames that are masked together, as in training."""
 
     @classmethod
     def from_audiocraft(cls, config: ConfigSection) -> LMConfig:
         """Read `xp.cfg` of a release file; absent keys take the defaults of audiocraft's builders."""
-        config.require("lm_model", "transformer_lm")
+        causal = config.choice("lm_model", ("transformer_lm", "transformer_lm_magnet")) == "transformer_lm"
         lm = config.section("transformer_lm")
         for key, supported, default in (
             ("norm_first", True, False),
             ("norm", "layer_norm", "layer_norm"),
             ("activation", "gelu", "relu"),
-            ("causal", True, False),
+            ("causal", causal, False),
             ("past_context", None, None),
             ("layer_scale", None, None),
             ("xpos", False, False),
@@ -92,13 +103,17 @@ class LMConfig:
             num_heads=read_num_heads(lm, "num_heads", 8, dim),
             num_layers=lm.integer("num_layers", within=LAYERS),
             hidden_dim=hidden_dim,
-            delays=_audiocraft_delays(config.section("codebooks_pattern"), num_codebooks),
+            delays=_audiocraft_delays(config.section("codebooks_pattern"), num_codebooks, causal),
             cross_attention=bool(config.section("fuser").strings("cross", ())),
             sinusoidal_positions=positions != "rope",
             rotary_positions=positions != "sin",
             bias_attention=lm.boolean("bias_attn", True),
             bias_ff=lm.boolean("bias_ff", True),
             bias_heads=lm.boolean("bias_proj", True),
+            causal=causal,
+            subcodes_context=-1 if causal else lm.integer("subcodes_context", 5, SUBCODES_CONTEXT),
+            # `transformer_lm.span_len` is a placeholder.
+            span_len=1 if causal else config.section("masking").integer("span_len", within=SPAN_LENGTH),
         )
 
     @classmethod
@@ -143,10 +158,13 @@ def read_delays(config: ConfigSection, key: str, num_codebooks: int) -> tuple[in
     return delays
 
 
-def _audiocraft_delays(config: ConfigSection, num_codebooks: int) -> tuple[int, ...]:
+def _audiocraft_delays(config: ConfigSection, num_codebooks: int, causal: bool) -> tuple[int, ...]:
+    if not causal:
+        config.require("modeling", "parallel")
     modeling = config.string("modeling")
     if modeling == "parallel":
-        config.section("parallel").require("empty_initial", 0, 0)
+        # -1: no step in front, so that the logits at a frame are that frame's.
+        config.section("parallel").require("empty_initial", 0 if causal else -1, 0)
         return (0,) * num_codebooks
     if modeling != "delay":
         raise config.error("modeling", f"is {shown(modeling)}; only delay and parallel are supported")
@@ -164,11 +182,13 @@ class PositionInfo:
         offset: the first position, int `[B]` where rows differ.
         mask: bool `[B, 1, S, T]`, "causal", or None: every step attends to every position.
         rotary_periods: RoPE's, `[head_dim / 2]`; None without RoPE.
+        reach: how many positions on either side a step attends to, without a cache; None: as `mask` says.
     """
 
     offset: mx.array | int
     mask: mx.array | str | None
     rotary_periods: mx.array | None
+    reach: int | None = None
 
     def apply_rope(self, x: mx.array) -> mx.array:
         """RoPE on interleaved pairs of `[B, heads, S, head_dim]` (audiocraft's `modules/rope.py`)."""
@@ -201,6 +221,8 @@ class SelfAttention(nn.Module):
         if position.rotary_periods is not None:
             keys = position.apply_rope(kv[:, :heads])
             q, kv = position.apply_rope(q), mx.concatenate([keys, kv[:, heads:]], axis=1)
+        if position.reach is not None:
+            return banded_attention(q, kv[:, :heads], kv[:, heads:], position.reach, self.training)
         k, v = (kv[:, :heads], kv[:, heads:]) if cache is None else cache.update_and_fetch(kv)
         return attention(q, k, v, position.mask, training=self.training)
 
@@ -296,7 +318,7 @@ class LM(nn.Module):
 
     @property
     def special_token_id(self) -> int:
-        """The code that stands where the delay pattern has none; it is never predicted."""
+        """The code that stands where the delay pattern has none, or where it is masked; never predicted."""
         return self.config.cardinality
 
     @property
@@ -319,6 +341,21 @@ class LM(nn.Module):
         state = cache or self.make_state(conditions or ConditionTensors(), codes.shape[0], codes.shape[2])
         x, position = self.embed_steps(codes, state, causal)
         return self.predict(self.run_layers(x, position, state), codes.shape[2])
+
+    def predict_masked(
+        self, codes: mx.array, state: DecoderState, stage: int, frames: mx.array | None = None
+    ) -> mx.array:
+        """MAGNeT's logits `[B, n, card]` of codebook `stage` at `frames` (int `[n]`; None: at all).
+
+        `codes`, int `[B, K, T]`, are whole sequences, with `special_token_id` where they are masked. `state`
+        (`make_state`) is left as it is.
+        """
+        x, position = self.embed_steps(codes, replace(state), causal=False)
+        if stage and self.config.subcodes_context >= 0:
+            position = replace(position, reach=self.config.subcodes_context)
+        x = self.run_layers(x, position, state)
+        x = x if frames is None else x[:, frames]
+        return self.predict(x, x.shape[1])[:, stage]
 
     def make_cache(
         self,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import mlx.core as mx
 
 from audiocraft_mlx.ops.cpu import extension
+from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.int8_rows import Int8Rows
 
 KVArray = mx.array | Int8Rows
+
+_BAND_BLOCK = 64
+"""Queries that are computed together with the keys around them; measured."""
 
 
 def attention(
@@ -39,4 +43,31 @@ def attention(
         full: mx.array = kernels.attention_full(q, k, v, scale)
         return full
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    return out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+
+
+def banded_attention(q: mx.array, k: mx.array, v: mx.array, reach: int, training: bool = False) -> mx.array:
+    """`attention` where each position attends to those at most `reach` before or after it.
+
+    All are float `[B, heads, S, head_dim]`. Returns `[B, S, heads * head_dim]`.
+    """
+    batch, heads, length, head_dim = q.shape
+    blocks, width = -(-length // _BAND_BLOCK), _BAND_BLOCK + 2 * reach
+    if on_gpu() or training or width >= length:
+        position = mx.arange(length)
+        return attention(q, k, v, mx.abs(position[:, None] - position) <= reach, training)
+    # A CPU would compute all scores, and few count: each block of queries gets the keys that it reaches.
+    padding = blocks * _BAND_BLOCK - length
+    ends = [(0, 0), (0, 0), (reach, padding + reach), (0, 0)]
+    index = mx.arange(blocks)[:, None] * _BAND_BLOCK + mx.arange(width)  # in the padded keys
+    q = mx.pad(q, [(0, 0), (0, 0), (0, padding), (0, 0)])
+    q = q.reshape(batch * heads, blocks, _BAND_BLOCK, head_dim)
+    k, v = (mx.pad(x, ends)[:, :, index].reshape(batch * heads, blocks, width, head_dim) for x in (k, v))
+    query = mx.arange(blocks)[:, None, None] * _BAND_BLOCK + mx.arange(_BAND_BLOCK)[:, None]
+    key = index[:, None] - reach
+    # Padding sees padding, so that its (unused) softmax has something to normalize.
+    is_there = ((key >= 0) & (key < length)) | (query >= length)
+    mask = (mx.abs(query - key) <= reach) & is_there
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5, mask=mask[None])
+    out = out.reshape(batch, heads, -1, head_dim)[:, :, :length]
     return out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
