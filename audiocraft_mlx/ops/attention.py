@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from audiocraft_mlx.ops import training as training_ops
 from audiocraft_mlx.ops.cpu import extension
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.ops.int8_rows import Int8Rows
@@ -22,6 +23,8 @@ def attention(
     `mask` is bool, broadcast to `[B, 1, S, T]` and False where a query may not attend to a position, or
     "causal". With `training` it is differentiable. Returns `[B, S, heads * head_dim]`.
     """
+    if training and not isinstance(k, Int8Rows) and not isinstance(v, Int8Rows):
+        return training_ops.attention(q, k, v, mask)
     batch, _, length, head_dim = q.shape
     scale = head_dim**-0.5
     kernels = None if training else extension.cpu_extension()

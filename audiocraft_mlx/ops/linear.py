@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from audiocraft_mlx.ops import activations
+from audiocraft_mlx.ops import activations, training
 from audiocraft_mlx.ops.cpu import extension
 from audiocraft_mlx.ops.cpu.tiled_linear import TiledLinear
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
@@ -32,13 +32,13 @@ def linear(
     if fused is not None:
         return fused
     if norm is not None:
-        x = norm(x)
+        x = training.layer_norm(norm, x) if layer.training else norm(x)
     if type(layer) is nn.Linear and residual is not None and not gelu:
         bias = layer.get("bias")
         return mx.addmm(residual if bias is None else residual + bias, x, layer.weight.T)
     y = layer(x)
     if gelu:
-        y = nn.gelu(y) if layer.training else activations.gelu(y)
+        y = training.gelu(y) if layer.training else activations.gelu(y)
     return y if residual is None else residual + y
 
 

@@ -12,7 +12,29 @@ import mlx.nn as nn
 from audiocraft_mlx.checkpoints.adapter_places import LayerModules
 from audiocraft_mlx.checkpoints.adapter_writing import LowRankMatrices
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.ops.training import dropout, random_key
 from audiocraft_mlx.tuning.options import ALL_TARGETS, HEADS, LoRAConfig
+
+
+class KeyedDropout(nn.Dropout):
+    """Dropout whose key is set before it is used, so that a block that is computed twice has the same."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self._p = p
+        self._key: mx.array | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self.training or self._p == 0:
+            return x
+        return dropout(x, self._p, random_key() if self._key is None else self._key)
+
+
+def seed_dropout(network: nn.Module, key: mx.array) -> None:
+    """Give each dropout within `network` a key of its own, made of `key`: uint32 `[2]`."""
+    dropouts = [module for _, module in network.named_modules() if isinstance(module, KeyedDropout)]
+    for module, own in zip(dropouts, mx.random.split(key, len(dropouts)) if dropouts else (), strict=True):
+        module._key = own
 
 
 class LoRALinear(nn.Module):
@@ -35,7 +57,7 @@ class LoRALinear(nn.Module):
         self.adapted = tuple(adapted)
         self.part_outputs = part_outputs
         self.scale = config.scale
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = KeyedDropout(config.dropout)
         inputs, parts = _num_inputs(base), sum(adapted)
         # As PEFT (`kaiming_uniform_` with a = sqrt(5)).
         bound = 1 / math.sqrt(inputs)
@@ -45,18 +67,27 @@ class LoRALinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`[..., inputs]` → `[..., outputs]`."""
         parts, rank, inputs = self.lora_a.shape
-        hidden = self.dropout(x) @ self.lora_a.reshape(parts * rank, inputs).T
-        products = iter(
-            hidden[..., index * rank : (index + 1) * rank] @ self.lora_b[index].T for index in range(parts)
-        )
-        if all(self.adapted):
-            update = mx.concatenate(list(products), axis=-1)
-        else:
-            nothing = mx.zeros((*x.shape[:-1], self.part_outputs), hidden.dtype)
-            update = mx.concatenate(
-                [next(products) if adapted else nothing for adapted in self.adapted], axis=-1
-            )
-        return self.base(x) + (self.scale * update).astype(x.dtype)
+        hidden = self.scale * (self.dropout(x) @ self.lora_a.reshape(parts * rank, inputs).T)
+        y: mx.array = self.base(x)
+        return mx.addmm(y, hidden.astype(y.dtype), self._joined_b().astype(y.dtype).T)
+
+    def _joined_b(self) -> mx.array:
+        """B of all parts, `[outputs, parts * rank]`: each part has its own rows and columns.
+
+        The product with its zeros takes less time than to put the parts' products beside each other.
+        """
+        parts, outputs, rank = self.lora_b.shape
+        if len(self.adapted) == 1:
+            return self.lora_b[0]
+        rows, index = [], 0
+        for adapted in self.adapted:
+            if adapted:
+                before, behind = index * rank, (parts - 1 - index) * rank
+                rows.append(mx.pad(self.lora_b[index], [(0, 0), (before, behind)]))
+                index += 1
+            else:
+                rows.append(mx.zeros((outputs, parts * rank), self.lora_b.dtype))
+        return mx.concatenate(rows)
 
 
 def _num_inputs(layer: nn.Module) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from audiocraft_mlx.decoding.pattern import DelayPattern
+from audiocraft_mlx.ops.training import cross_entropy
 
 
 def shift_codes(codes: mx.array, delays: Sequence[int], special: int) -> tuple[mx.array, mx.array]:
@@ -43,6 +43,8 @@ def codebook_losses(logits: mx.array, targets: mx.array, mask: mx.array) -> mx.a
         targets: int `[B, K, T]`.
         mask: bool `[B, K, T]`, where there is a target.
     """
+    # As the logits are in memory: the codebooks of a step beside each other.
+    logits, targets, mask = (array.swapaxes(1, 2) for array in (logits, targets, mask))
     # The special code has no logit.
-    entropy = nn.losses.cross_entropy(logits.astype(mx.float32), mx.where(mask, targets, 0))
-    return mx.where(mask, entropy, 0).sum(axis=(0, 2)) / mx.maximum(mask.sum(axis=(0, 2)), 1)
+    entropy = cross_entropy(logits, mx.where(mask, targets, 0))
+    return mx.where(mask, entropy, 0).sum(axis=(0, 1)) / mx.maximum(mask.sum(axis=(0, 1)), 1)

@@ -10,7 +10,11 @@ import mlx.nn as nn
 import numpy as np
 
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
-from audiocraft_mlx.networks.lm import LM
+from audiocraft_mlx.networks.lm import LM, PositionInfo
+from audiocraft_mlx.ops.attention import attention
+from audiocraft_mlx.ops.linear import linear
+from audiocraft_mlx.ops.training import random_key
+from audiocraft_mlx.tuning.lora import seed_dropout
 from audiocraft_mlx.tuning.loss import codebook_losses, shift_codes, target_mask
 
 
@@ -89,10 +93,12 @@ class TrainedNetwork(nn.Module):
         for index, block in enumerate(self.lm.layers):
             kv = state.cross_kv[index] if state.cross_kv else None
 
-            def run(x: mx.array, *kv: mx.array, block: nn.Module = block) -> mx.array:
-                return block(x, position, None, kv or None, state.cross_mask)
+            def run(key: mx.array, x: mx.array, *kv: mx.array, block: nn.Module = block) -> mx.array:
+                seed_dropout(block, key)
+                return run_block(block, x, position, kv or None, state.cross_mask)
 
-            x = (_checkpointed(block, run) if self._checkpointing else run)(x, *(kv or ()))
+            run_once = _checkpointed(block, run) if self._checkpointing else run
+            x = run_once(random_key(), x, *(kv or ()))
         return self.lm.predict(x, inputs.shape[2])
 
     def conditions(self, batch: Batch) -> ConditionTensors:
@@ -116,6 +122,25 @@ class TrainedNetwork(nn.Module):
         prefix = mx.stack(rows)
         padding = tokens - lengths
         return ConditionTensors(prefix=prefix, prefix_padding=mx.array(padding) if padding.any() else None)
+
+
+def run_block(
+    block: nn.Module,
+    x: mx.array,
+    position: PositionInfo,
+    cross_kv: tuple[mx.array, ...] | None,
+    cross_mask: mx.array | None,
+) -> mx.array:
+    """A `networks.lm.Block`, whose queries, keys and values are parted so that their gradients aren't copied."""
+    heads = block.self_attn.num_heads
+    qkv = linear(block.self_attn.qkv_proj, x, norm=block.norm1)
+    q, k, v = (
+        part.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for part in mx.split(qkv, 3, axis=-1)
+    )
+    if position.rotary_periods is not None:
+        q, k = position.apply_rope(q), position.apply_rope(k)
+    attn_out = attention(q, k, v, position.mask, training=True)
+    return block.post_attention(x, attn_out, cross_kv, cross_mask)
 
 
 def _checkpointed(block: nn.Module, run: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -14,6 +14,7 @@
 #include "linear.h"
 #include "mapped_file.h"
 #include "rows.h"
+#include "training.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -47,6 +48,17 @@ NB_MODULE(_extension, m) {
   m.def("glu", &glu, "x"_a);
   m.def("group_norm", &group_norm, "x"_a, "gain"_a, "bias"_a, "eps"_a);
   m.def("lstm", &lstm, "projected"_a, "w"_a, "h"_a, "c"_a);
+  m.def("attention_forward", &attention_forward, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false,
+        "mask"_a = nb::none());
+  m.def("attention_backward", &attention_backward, "q"_a, "k"_a, "v"_a, "out"_a, "log_sum"_a, "d_out"_a, "scale"_a,
+        "causal"_a = false, "mask"_a = nb::none());
+  m.def("gelu_forward", &gelu_forward, "x"_a);
+  m.def("gelu_gradient", &gelu_gradient, "x"_a, "dy"_a);
+  m.def("layer_norm", &layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a);
+  m.def("layer_norm_gradient", &layer_norm_gradient, "x"_a, "weight"_a, "dy"_a, "eps"_a);
+  m.def("cross_entropy", &cross_entropy, "logits"_a, "targets"_a);
+  m.def("cross_entropy_gradient", &cross_entropy_gradient, "logits"_a, "targets"_a, "log_sum"_a, "d_losses"_a);
+  m.def("dropout", &dropout, "x"_a, "key"_a, "p"_a);
   m.def("map_tensors", &map_tensors, "path"_a, "places"_a);
   m.def("empty", &empty, "shape"_a, "dtype"_a);
   m.def("instruction_set", [] { return std::string(kernels().name); });

@@ -65,6 +65,36 @@ constexpr size_t attention_full_workspace(int dim) {
   return static_cast<size_t>(kQueryChunk) * (2 * dim + kKeyBlock) + kKeyBlock * dim;
 }
 
+// A head in training: queries over keys and values, all float32. Strides are in elements. Each query should attend to a
+// key: otherwise it gets the mean of the values, which has no gradient.
+struct TrainedAttentionArgs {
+  int queries, length, dim;
+  size_t q_stride, k_stride, v_stride, out_stride, d_stride;
+  bool causal;  // query i attends to keys 0 to length - queries + i
+  float scale;
+  const float* q;
+  const float* k;
+  const float* v;
+  const uint8_t* mask;  // [queries, length] at these strides, 0: masked out; or null
+  int64_t mask_query_stride, mask_key_stride;
+  // Written forwards, read backwards. log_sum [queries]: of the exponentials of the scaled scores.
+  float* out;
+  float* log_sum;
+  // Backwards only. The gradient d_out has the stride of out, the others d_stride.
+  const float* d_out;
+  float* d_q;
+  float* d_k;
+  float* d_v;
+  float* workspace;  // attention_{forward,backward}_workspace floats
+};
+constexpr size_t attention_forward_workspace(int dim) {
+  return static_cast<size_t>(kQueryChunk) * (2 * dim + kKeyBlock) + kKeyBlock * dim + 16;  // 16: to align it
+}
+constexpr size_t attention_backward_workspace(int dim, int length) {
+  const size_t padded = (dim + kQueryChunk - 1) / kQueryChunk * kQueryChunk;
+  return kQueryChunk * (3 * dim + 2 * kKeyBlock + 2 * padded) + 2 * length * (padded + dim) + 16;
+}
+
 // One time step of an LSTM layer. Gates are in PyTorch's order: input, forget, cell, output.
 struct LstmArgs {
   int dim;
@@ -102,6 +132,19 @@ struct Kernels {
   void (*gelu)(const float* x, float* y, size_t rows, int size);
   void (*glu)(const float* x, float* y, size_t rows, int size);  // a row of x: `size` values, then `size` gates
   void (*lstm)(const LstmArgs& args, int first, int last);       // units [first, last)
+  // Training. Gradients may be in place of dy.
+  void (*attention_forward)(const TrainedAttentionArgs& args, int first, int last);  // queries [first, last)
+  void (*attention_backward)(const TrainedAttentionArgs& args);
+  void (*gelu_forward)(const float* x, float* y, size_t size);
+  void (*gelu_gradient)(const float* x, const float* dy, float* dx, size_t size);
+  void (*layer_norm_gradient)(const float* x, const float* weight, const float* dy, float* dx, int dim, float eps);
+  float (*log_sum_exp)(const float* x, int size);
+  // Of factor * (lse - x[target]), with lse from log_sum_exp. May be in place of x.
+  void (*cross_entropy_gradient)(const float* x, int size, float lse, int target, float factor, float* dx);
+  // y = x times `factor`, or 0 where a hash of the element's place is below `threshold`. The places begin at `first`;
+  // key [2]. May be in place.
+  void (*dropout)(const float* x, float* y, size_t size, size_t first, const uint32_t* key, uint32_t threshold,
+                  float factor);
 };
 
 // The fastest table that this processor supports, or the one named by MUSICGEN_MLX_CPU (for tests). Throws
