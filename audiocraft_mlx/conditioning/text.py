@@ -36,15 +36,7 @@ class TextConditioner:
         Raises `CheckpointError` if the tokenizer fails, or gives a token that T5 has no embedding for: a
         look-up beyond a table's end reads whatever is there.
         """
-        try:
-            encodings = [encoding.ids for encoding in self.tokenizer.encode_batch([p or "" for p in prompts])]
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        # The library raises bare `Exception`, and where it panics a `BaseException`.
-        except BaseException as error:
-            raise CheckpointError(
-                "the model's tokenizer.json fails on a prompt; download it again"
-            ) from error
+        encodings = self._encode([prompt or "" for prompt in prompts])
         highest = max((max(ids, default=0) for ids in encodings), default=0)
         if highest >= self.t5.config.vocab_size:
             raise CheckpointError(
@@ -65,17 +57,45 @@ class TextConditioner:
             mask[row, : len(ids)] = True
         return tokens, mask
 
+    def _encode(self, prompts: list[str]) -> list[list[int]]:
+        """The tokens of each."""
+        try:
+            return [encoding.ids for encoding in self.tokenizer.encode_batch(prompts)]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        # The library raises bare `Exception`, and where it panics a `BaseException`.
+        except BaseException as error:
+            raise CheckpointError(
+                "the model's tokenizer.json fails on a prompt; download it again"
+            ) from error
+
+    def count_tokens(self, prompt: str) -> int:
+        """Raises `CheckpointError` as `tokenize` does."""
+        return len(self._encode([prompt])[0])
+
     def hidden_states(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
         """T5's hidden states of `prompts`, projected, float32 `[B, L, dim]`, and their mask bool `[B, L]`.
 
         None and "" have a single token, of zeros. The states are zero where the mask is False.
         """
         ids, mask = self.tokenize(prompts)
-        hidden = self.t5(mx.array(ids), mx.array(mask))
+        hidden = self._t5_states(ids, mask)
         if self.output_proj is not None:
             hidden = self.output_proj(hidden)
         nonzero = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
         return mx.where(mx.array(nonzero)[..., None], hidden, 0), mask
+
+    def _t5_states(self, ids: np.ndarray, mask: np.ndarray) -> mx.array:
+        batch, length = ids.shape
+        if length <= TRAINED_TOKENS or batch == 1:
+            return self.t5(mx.array(ids), mx.array(mask))
+        # T5 takes memory with the square of a text's length: one at a time, and none at another one's length.
+        rows = []
+        for row, count in zip(ids, mask.sum(axis=1).clip(1).tolist(), strict=True):
+            hidden = self.t5(mx.array(row[None, :count]), mx.ones((1, count), mx.bool_))
+            rows.append(mx.pad(hidden, [(0, 0), (0, length - count), (0, 0)]))
+            mx.eval(rows[-1])
+        return mx.concatenate(rows)
 
     def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
         """Conditions for cross-attention, a row for each prompt."""
