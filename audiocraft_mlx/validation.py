@@ -14,6 +14,9 @@ TRAINED_TOKENS = 512
 """Tokens of the longest texts that T5 was trained with (Raffel et al. 2020, section 3.1.1)."""
 MAX_PROMPT_CHARACTERS = 10_000
 """T5's attention takes memory with the square of a text's length."""
+MAX_PROMPT_TOKENS = 4096
+"""Of clips that are planned. English has a quarter as many tokens as characters, other texts up to some 18
+times as many: the tokenizer spells out ligatures and symbols (Unicode's NFKC)."""
 
 
 def validate_number(name: str, value: Any, expected: str, is_valid: Callable[[float], bool]) -> None:

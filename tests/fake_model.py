@@ -93,6 +93,9 @@ class FakeModel:
             raise audiocraft_mlx.UsageError("duration must be at least one frame")
         return FakeParams(options)
 
+    def count_tokens(self, prompt: str) -> int:
+        return len(prompt)
+
     def prepare_inputs(
         self,
         descriptions: Sequence[str | None],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -135,6 +136,15 @@ def test_an_unknown_codec_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.caf").write_bytes(data.replace(b"alac", b"alax"))
     with pytest.raises(UsageError, match="is not audio that can be read"):
         read_audio(tmp_path / "a.caf")
+
+
+def test_integers_of_64_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wide.wav"
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 32000, 256000, 8, 64)
+    body = b"WAVE" + fmt + struct.pack("<4sI", b"data", 8000) + bytes(8000)
+    path.write_bytes(struct.pack("<4sI", b"RIFF", len(body)) + body)
+    with pytest.raises(UsageError, match=r"wide\.wav is not audio that can be read"):
+        read_audio(path)
 
 
 def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -123,10 +123,21 @@ def test_batches_are_as_large_as_memory_allows(fake: FakeModel, monkeypatch: pyt
     assert len(names()) == 5
 
 
+def test_a_batch_has_memory_for_its_longest_prompt(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(memory, "max_batch_size", lambda *values: asked.append(values[3]) or 8)
+    assert main(["piano", "drums " * 100, "strings " * 9, "guitar " * 200, "-d", "0.1"]) == 0
+    # What is longer than most is made apart, and makes no other one as long.
+    assert fake.batches == [2, 2]
+    assert asked == [72, 1400]
+
+
 def test_memory_is_shared_out(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     row = memory.bytes_per_clip(fake, 10, 2)
     assert row == 2 * 2 * 2 * 8 * (500 + 512) * 4 + 2 * (208 << 20)
     assert memory.bytes_per_clip(fake, 1000, 2) == memory.bytes_per_clip(fake, 30, 2) > row
+    assert memory.bytes_per_clip(fake, 10, 2, 2000) == 2 * 2 * 2 * 8 * (500 + 2000) * 4 + 2 * (208 << 20)
+    assert memory.bytes_per_clip(fake, 10, 2, 100) == row
     monkeypatch.setattr(mx, "get_active_memory", lambda: 1000)
     for room, rows in ((0, 1), (2.9, 2), (8.5, 8), (50, 8)):
         total = 2 * int(room * row + 1000)

@@ -701,6 +701,24 @@ def test_a_wrong_field_is_marked(page: Any, server: FakeServer) -> None:
     page.problems.clear()  # Chromium reports each answer 422
 
 
+def test_what_is_no_number_is_marked(page: Any, server: FakeServer) -> None:
+    page.click("#more summary")
+    page.fill("#seed", "abc")
+    make(page, "piano")
+    expect(page.locator("#make-error")).to_contain_text("seed")
+    expect(page.locator("#seed")).to_be_focused()
+    page.fill("#seed", "7")
+    page.locator("#temperature").press_sequentially("1e")  # whose value is ""
+    page.click("#make-button")
+    expect(page.locator("#make-error")).to_have_text("temperature: this is no number")
+    expect(page.locator("#temperature")).to_be_focused()
+    page.fill("#temperature", "1")
+    make(page, "piano")
+    expect(page.locator(DONE)).to_have_count(1)
+    assert [(body["seed"], body.get("temperature")) for body in server.requests[-1:]] == [(7, 1)]
+    page.problems.clear()  # Chromium reports each answer 422
+
+
 def test_the_keyboard_is_enough(page: Any, server: FakeServer) -> None:
     server.speed = 3
     page.keyboard.press("m")

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from audiocraft_mlx.clips.making import Started, generate_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.t5 import T5Encoder
 from audiocraft_mlx.validation import MAX_PROMPT_CHARACTERS
 from tests.fake_model import FakeModel, install
 
@@ -99,6 +101,39 @@ def test_beyond_what_the_text_encoder_was_trained_with_there_is_a_warning(
     with pytest.warns(UserWarning, match="trained with up to 512") as caught:
         tokens, _ = text_conditioner.tokenize([fits, long])
     assert f"a prompt has {tokens.shape[1]} tokens" in str(caught[0].message)
+
+
+@pytest.mark.filterwarnings("ignore:a prompt has")
+def test_a_long_prompt_takes_the_memory_of_its_own_length_only(
+    text_conditioner: TextConditioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a tune " * 600, "a tune", None, "strings " * 8]
+    alone = [text_conditioner.hidden_states([prompt])[0] for prompt in prompts]
+    shapes = []
+    encode = T5Encoder.__call__
+
+    def noting(self: T5Encoder, tokens: mx.array, mask: mx.array) -> mx.array:
+        shapes.append(tokens.shape)
+        return encode(self, tokens, mask)
+
+    monkeypatch.setattr(T5Encoder, "__call__", noting)
+    together, mask = text_conditioner.hidden_states(prompts)
+    assert shapes == [(1, states.shape[1]) for states in alone]
+    assert mask.sum(axis=1).tolist() == [states.shape[1] for states in alone]
+    for row, states in zip(np.array(together), alone, strict=True):
+        assert np.allclose(row[: states.shape[1]], np.array(states[0]), atol=1e-5)
+        assert not np.any(row[states.shape[1] :])
+
+
+def test_a_prompt_of_too_many_tokens_is_refused_before_anything_is_made(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the tokenizer spells out, with many tokens for a character.
+    monkeypatch.setattr(fake, "count_tokens", lambda prompt: 18 * len(prompt))
+    assert main(["\ufdfa" * 230, "-d", "0.1"]) == 2
+    assert "the prompt has 4140 tokens; give a shorter one, of at most 4096" in capsys.readouterr().err
+    assert fake.batches == []
+    assert main(["\ufdfa" * 220, "-d", "0.1"]) == 0
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\f", "\v", "\x1c", "\x1d", "\x1e", "\x85"])

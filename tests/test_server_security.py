@@ -385,6 +385,30 @@ def test_headers_that_stop_hold_no_connection_for_ever(url: str, monkeypatch: py
         assert 0.3 < time.monotonic() - begin < 4  # uvicorn's own limit between two requests is 5
 
 
+def test_idle_connections_keep_nobody_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimedProtocol, "most", 20)
+    address = ("127.0.0.1", int(port_of(url)))
+    with socket.create_connection(address, timeout=10) as busy:
+        busy.sendall(b"POST /api/audio HTTP/1.0\r\nHost: localhost\r\nContent-Type: audio/wav\r\n")
+        busy.sendall(b"Content-Length: 4\r\n\r\nRI")
+        idle = [socket.create_connection(address, timeout=10) for _ in range(5)]
+        for connection in idle:
+            connection.sendall(b"GET /health HTTP/1.1\r\n")  # the beginning of a request is none
+        assert HTTP.get(f"{url}/health").status_code == 200
+        idle += [socket.create_connection(address, timeout=10) for _ in range(55)]
+        for _ in range(5):
+            with httpx.Client() as client:
+                assert client.get(f"{url}/health").status_code == 200
+        # The oldest ones were closed, but none with a request.
+        assert all(_until_closed(connection) == b"" for connection in idle[:40])
+        idle[-1].sendall(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert _until_closed(idle[-1]).startswith(b"HTTP/1.1 200")
+        busy.sendall(b"FF")
+        assert _until_closed(busy).startswith(b"HTTP/1.1 422")
+    for connection in idle:
+        connection.close()
+
+
 def test_headers_that_drip_are_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TimedProtocol, "header_seconds", 0.5)
     with socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10) as connection:

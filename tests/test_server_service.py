@@ -23,6 +23,7 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.audio.formats import AudioFormat
+from audiocraft_mlx.audio.read import decode_audio
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import AudioTags
 from audiocraft_mlx.audio.write import write_audio
@@ -30,7 +31,7 @@ from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
-from audiocraft_mlx.errors import CheckpointError, OutputError, UsageError
+from audiocraft_mlx.errors import CheckpointError, MusicGenError, OutputError, UsageError
 from audiocraft_mlx.models import memory
 from audiocraft_mlx.server import converting, engine, history, recipes, service
 from audiocraft_mlx.server.answers import _of_ours
@@ -974,6 +975,34 @@ def test_a_job_that_cannot_be_finished_fails_alone(
     assert states == [Status.DONE, Status.DONE, Status.FAILED, Status.DONE]
     assert held.model.batches == [1, 3]
     assert "Traceback" in caplog.text
+
+
+def test_a_row_that_fails_its_batch_fails_its_job_alone(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = held.model.generate_stream
+
+    def generate_stream(inputs: Any, params: Any, **options: Any) -> Any:
+        chunks = stream(inputs, params, **options)
+        yield next(chunks)
+        if any(row.options["cfg_coef"] == 1e38 for row in params):
+            raise MusicGenError("the logits are infinite")
+        yield from chunks
+
+    monkeypatch.setattr(held.model, "generate_stream", generate_stream)
+    first = held.occupy()
+    asked = ((3.0, 2), (1e38, 1), (2.0, 1))
+    shared = [submit(held.service, cfg_coef=coef, takes=takes) for coef, takes in asked]
+    held.gate.set()
+    jobs = [run(held.service.wait(job.id)) for job in (first, *shared)]
+    assert [job.status for job in jobs] == [Status.DONE, Status.DONE, Status.FAILED, Status.DONE]
+    assert jobs[2].error == "the logits are infinite"
+    assert held.model.batches == [1, 4, 2, 1, 1]
+    # What had been made of them comes once.
+    whole, peaks = (get(jobs[0].clips[0].id) for get in (held.service.clip_file, held.service.peaks))
+    for clip in (*jobs[1].clips, *jobs[3].clips):
+        made = decode_audio(held.service.clip_file(clip.id)).audio
+        assert np.array_equal(made, decode_audio(whole).audio)
+        assert held.service.peaks(clip.id) == peaks
+    assert not (held.folder / "clips" / jobs[2].id).exists()
 
 
 def test_stems_without_their_network_fail_before_anything_is_made(

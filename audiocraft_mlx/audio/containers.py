@@ -26,7 +26,7 @@ _FORMATS = (
     ",mpegts,ogg,tak,truehd,tta,w64,wav,webm,wv"
 )
 # The range of integer samples, by the name of their format.
-_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
+_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31}
 # Lossless codecs whose samples 16 bits may not hold; others fit into 16.
 _LOSSLESS = ("alac", "flac", "ape", "tak", "tta", "truehd", "mlp", "wavpack", "wmalossless", "pcm_")
 # More boxes than this at the top of an MP4 file aren't looked at.
@@ -95,7 +95,8 @@ class ContainerDecoder:
         try:
             with _open(stream, files[0]) as container:
                 first = next(_decode(container), None)
-                if first is None:
+                # PyAV has no arrays of others: 64-bit integers.
+                if first is None or first.format.name.removesuffix("p") not in (*_SCALES, "flt", "dbl"):
                     return None
                 codec = container.streams.audio[0].codec_context.name
                 known = container.duration is not None and len(files) == 1

@@ -47,6 +47,9 @@ _LOOPBACK = "127.0.0.1"
 _PACKAGES = ("fastapi", "uvicorn", "platformdirs")
 _HEAPS = 2
 """Of some 30 threads: with one each, memory grows until all of them have had work."""
+_FILES = 2048
+"""That the process may have open, where the system lets it."""
+_BACKLOG = 128
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~")
 _MIN_TOKEN = 8
 # For answers, after Ctrl-C: streams end by themselves, and who stopped sending or reading isn't waited for.
@@ -97,10 +100,22 @@ def _serve(argv: list[str] | None) -> None:
         )
     require_memory(PROGRAM_BYTES)  # else the imports below crash
     limit_heaps(_HEAPS)
+    _allow_files()
     settings = _settings(arguments)
     listener = _listen(access.host, access.port)
     with listener:
         _run(listener, access, settings, arguments.open, arguments.rebuild)
+
+
+def _allow_files() -> None:
+    """A Mac gives a process 256 files, which connections, streams and the history share."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
@@ -170,6 +185,7 @@ def _run(
         http=TimedProtocol,
         ws="none",
         lifespan="on",
+        backlog=_BACKLOG,  # asyncio accepts as many before the first of them can be closed
     )
     # uvicorn declares whole seconds, and hands it to asyncio, which knows fractions.
     config.timeout_graceful_shutdown = _GRACE_SECONDS  # type: ignore[assignment]
@@ -244,7 +260,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(128)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

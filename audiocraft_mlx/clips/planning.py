@@ -11,11 +11,16 @@ import numpy as np
 from audiocraft_mlx.clips.inputs import load_inputs
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
+from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models import memory
+from audiocraft_mlx.validation import MAX_PROMPT_TOKENS, TRAINED_TOKENS
 
 if TYPE_CHECKING:
     from audiocraft_mlx.decoding.params import GenerationParams
     from audiocraft_mlx.models.genmodel import GenModel
+
+# A character has up to some 18 tokens.
+_SHORT_CHARACTERS = TRAINED_TOKENS // 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,8 @@ class ClipPlan:
     """The end of the source, float32 `[channels, samples]` at the model's rate."""
     seconds: float
     """Of the new music: whole frames."""
+    tokens: int
+    """Of its text, if that may be a long one."""
 
     @property
     def condition(self) -> AudioInput | None:
@@ -51,6 +58,7 @@ class ClipPlan:
             None if self.prompt is None else self.prompt.shape,
             None if self.condition is None else self.condition.rate,
             self.request.melody_separation,
+            self.tokens > TRAINED_TOKENS,  # all prompts of a batch have the length of its longest
         )
 
 
@@ -58,13 +66,18 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     """The plan of each request; audio files that haven't been read are read.
 
     Raises:
-        UsageError: the model can't do what a request asks for, or an audio file can't be used.
+        UsageError: the model can't do what a request asks for, a prompt has more than `MAX_PROMPT_TOKENS`
+            tokens, or an audio file can't be used.
     """
     loaded = load_inputs(requests)
     prompts: dict[tuple[SourceClip, float], np.ndarray] = {}
     params_of: dict[Hashable, tuple[GenerationParams, float]] = {}
+    tokens: dict[str, int] = {}
     plans = []
     for index, request in enumerate(loaded):
+        text = request.description or ""
+        if text not in tokens:
+            tokens[text] = _count_tokens(model, text)
         request.require_supported(model.condition_types)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
@@ -98,7 +111,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
                 cfg_coef_beta=request.style_coef,
             )
             params_of[same] = params, new_samples(model, request) / model.sample_rate
-        plans.append(ClipPlan(index, request, params_of[same][0], prompt, params_of[same][1]))
+        plans.append(ClipPlan(index, request, params_of[same][0], prompt, params_of[same][1], tokens[text]))
     return plans
 
 
@@ -118,7 +131,18 @@ def plan_batches(
 def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
     """How many clips like `plans`, which may share a batch, fit into memory at a time."""
     seconds = max(plan.request.duration for plan in plans)
-    return memory.max_batch_size(model, seconds, _branches(plans))
+    return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
+
+
+def _count_tokens(model: GenModel, text: str) -> int:
+    """0 for a text that is short in any case."""
+    count = 0 if len(text) <= _SHORT_CHARACTERS else model.count_tokens(text)
+    if count > MAX_PROMPT_TOKENS:
+        raise UsageError(
+            f"the prompt has {count} tokens; give a shorter one, of at most {MAX_PROMPT_TOKENS}"
+            f" (the text encoder was trained with up to {TRAINED_TOKENS})"
+        )
+    return count
 
 
 def _branches(plans: Sequence[ClipPlan]) -> int:

@@ -70,13 +70,17 @@ class TextConditioner:
             )
         return encodings
 
+    def count_tokens(self, prompt: str) -> int:
+        """Raises `CheckpointError` as `tokenize` does."""
+        return len(self.token_ids([prompt])[0])
+
     def hidden_states(self, prompts: Sequence[str | None]) -> tuple[mx.array, np.ndarray]:
         """T5's hidden states of `prompts`, projected, float32 `[B, L, dim]`, and their mask bool `[B, L]`.
 
         None and "" have a single token, of zeros. The states are zero where the mask is False.
         """
         ids, mask = self.tokenize(prompts)
-        hidden = self.t5(mx.array(ids), mx.array(mask))
+        hidden = self._t5_states(ids, mask)
         if self.output_proj is not None:
             hidden = self.output_proj(hidden)
         nonzero = mask & np.array([bool(prompt) for prompt in prompts])[:, None]
@@ -92,6 +96,18 @@ class TextConditioner:
         states = self.t5(tokens, mx.ones(tokens.shape, mx.bool_))[0].astype(mx.float32)
         mx.eval(states)
         return states
+
+    def _t5_states(self, ids: np.ndarray, mask: np.ndarray) -> mx.array:
+        batch, length = ids.shape
+        if length <= TRAINED_TOKENS or batch == 1:
+            return self.t5(mx.array(ids), mx.array(mask))
+        # T5 takes memory with the square of a text's length: one at a time, and none at another one's length.
+        rows = []
+        for row, count in zip(ids, mask.sum(axis=1).clip(1).tolist(), strict=True):
+            hidden = self.t5(mx.array(row[None, :count]), mx.ones((1, count), mx.bool_))
+            rows.append(mx.pad(hidden, [(0, 0), (0, length - count), (0, 0)]))
+            mx.eval(rows[-1])
+        return mx.concatenate(rows)
 
     def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
         """Conditions for cross-attention, a row for each prompt."""

@@ -199,6 +199,10 @@ class GenModel:
         is_melody = isinstance(self.audio_conditioner, MelodyConditioner)
         return frozenset({"text", "melody" if is_melody else "style"})
 
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens a text has for T5. Raises `CheckpointError`: the tokenizer fails."""
+        return self.text_conditioner.count_tokens(prompt)
+
     @property
     def sample_rate(self) -> int:
         """Samples per second of the audio."""

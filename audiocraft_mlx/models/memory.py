@@ -11,7 +11,7 @@ from audiocraft_mlx.networks.lm import LM
 
 MAX_BATCH_SIZE = 8
 """Larger batches make a step longer and are hardly faster."""
-# Positions in front of the codes: a melody's frames and a long text.
+# Positions in front of the codes: a melody's frames and a text, unless it is longer.
 _PREFIX = 512
 # Measured: the released codec decoding a second of one channel.
 _CODEC_BYTES = 208 << 20
@@ -40,13 +40,14 @@ _granted = 0
 """Bytes that the largest batch of this process had: what it gave back the next one gets."""
 
 
-def max_batch_size(model: _Model, seconds: float, branches: int) -> int:
+def max_batch_size(model: _Model, seconds: float, branches: int, tokens: int = 0) -> int:
     """How many clips of `seconds` fit into memory beside the loaded model, 1 to 8.
 
-    Each needs the keys and values of one window, for each of the `branches` of guidance, and the codec's
-    activations. Generated audio waits on disk.
+    Each needs the keys and values of one window and of the `tokens` of the longest prompt, for each of the
+    `branches` of guidance, and the codec's activations. Generated audio waits on disk.
     """
-    return max(1, min(MAX_BATCH_SIZE, available_memory() // bytes_per_clip(model, seconds, branches)))
+    size = bytes_per_clip(model, seconds, branches, tokens)
+    return max(1, min(MAX_BATCH_SIZE, available_memory() // size))
 
 
 def available_memory() -> int:
@@ -73,10 +74,13 @@ def require_memory_for(size: int) -> None:
         _granted = size
 
 
-def bytes_per_clip(model: _Model, seconds: float, branches: int) -> int:
-    """The memory that a clip needs beside the weights while it is generated."""
+def bytes_per_clip(model: _Model, seconds: float, branches: int, tokens: int = 0) -> int:
+    """The memory that a clip needs beside the weights while it is generated.
+
+    `tokens` are those of the longest prompt of its batch.
+    """
     config = model.lm.config
-    positions = int(min(seconds, model.max_duration) * model.frame_rate) + _PREFIX
+    positions = int(min(seconds, model.max_duration) * model.frame_rate) + max(_PREFIX, tokens)
     cache = branches * config.num_layers * 2 * config.dim * positions * model.lm.dtype.size
     return cache + model.audio_channels * _CODEC_BYTES
 

@@ -25,6 +25,8 @@ from audiocraft_mlx.server.saving import save_files
 from audiocraft_mlx.server.store import AudioShape
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from audiocraft_mlx.models.genmodel import GenModel
     from audiocraft_mlx.networks.htdemucs import HTDemucs
 
@@ -198,7 +200,15 @@ class Engine:
         try:
             self._jobs.size(jobs[0].model, model, jobs)
             self._jobs.start([(job, take) for job, take, _ in batch])
-            self._generate(model, batch, jobs)
+            try:
+                self._generate(model, batch)
+            except Exception as error:
+                if len(jobs) == 1 or isinstance(error, _Cancelled):
+                    raise
+                # One of them may be at fault: guidance that makes the logits infinite, for example.
+                _log.warning("a batch of %d jobs failed (%s): each is made alone", len(jobs), error)
+                for job in jobs:
+                    self._make_alone(model, job, [each for each in batch if each[0] is job])
         except _Cancelled:
             pass
         except Exception as error:
@@ -209,11 +219,28 @@ class Engine:
             self._begun.update(jobs)
             self._remove_unwanted()
 
-    def _generate(
-        self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]], jobs: list[LiveJob]
-    ) -> None:
+    def _make_alone(self, model: GenModel, job: LiveJob, takes: list[tuple[LiveJob, int, ClipPlan]]) -> None:
+        """Make the takes of a job of a batch that failed, if it is live."""
+        if not job.is_live:
+            return
+        _give_back_memory()
+        try:
+            self._generate(model, takes)
+        except _Cancelled:
+            if self._stopping:
+                raise
+        except Exception as error:
+            if _traceback(error) and not self._stopping:
+                _log.exception("an unexpected error while clips were made")
+            self._fail([job], error)
+
+    def _generate(self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]]) -> None:
+        """Make the clips of a batch, those that have begun already from where their audio ends."""
+        jobs = list(dict.fromkeys(job for job, _, _ in batch))
         begun = told = time.perf_counter()
         seconds = sum(plan.seconds for _, _, plan in batch)
+        # Samples of each that are there: equal ones come again.
+        there = [0 if (new := job.clips[take].new) is None else new.samples for job, take, _ in batch]
 
         def on_progress(progress: Progress) -> None:
             nonlocal told
@@ -246,7 +273,11 @@ class Engine:
                 elif isinstance(event, Chunk | Finished):
                     job, take, plan = batch[event.index]
                     if isinstance(event, Chunk):
-                        self._attempt(job, lambda: self._append(job, take, event))  # noqa: B023, called at once
+                        known = min(there[event.index], event.audio.shape[1])
+                        there[event.index] -= known
+                        audio = event.audio[:, known:]
+                        if audio.shape[1]:
+                            self._attempt(job, lambda: self._append(job, take, audio))  # noqa: B023, called at once
                     else:
                         self._attempt(job, lambda: self._finish(model, job, take, plan, event))  # noqa: B023
 
@@ -264,16 +295,19 @@ class Engine:
             self._fail([job], error)
 
     def _begin(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan) -> None:
+        clip = job.clips[take]
+        if clip.new is not None:
+            return
         new = AudioShape(model.sample_rate, model.audio_channels, new_samples(model, plan.request))
         source = None
         if plan.source is not None:
             source = plan.source.resampled(model.sample_rate, model.audio_channels)
-        clip = job.clips[take]
         clip.begin(self._folder.making, new, source)
         self._jobs.tell_peaks(job.record.clips[take].id, 0, clip.peaks)
 
-    def _append(self, job: LiveJob, take: int, chunk: Chunk) -> None:
-        start, peaks = job.clips[take].append(chunk.audio)
+    def _append(self, job: LiveJob, take: int, audio: np.ndarray) -> None:
+        """`audio` is float32 `[channels, n]`."""
+        start, peaks = job.clips[take].append(audio)
         self._jobs.tell_peaks(job.record.clips[take].id, start, peaks)
 
     def _finish(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan, event: Finished) -> None:

@@ -83,7 +83,7 @@ class Make extends EventTarget {
       if (field.value !== "" && !this.#unused(field)) recipe[name] = name === "bit_depth" ? Number(field.value) : field.value;
     }
     const seed = byId("seed").value.trim();
-    if (seed !== "") recipe.seed = Number(seed);
+    if (seed !== "") recipe.seed = Number.isNaN(Number(seed)) ? seed : Number(seed); // the server refuses a text
     if (byId("stems").checked) recipe.stems = true;
     for (const [kind, audio] of references.used) {
       recipe[kind] = audio.id;
@@ -123,6 +123,9 @@ class Make extends EventTarget {
     const button = byId("make-button");
     if (button.disabled) return;
     this.#fault(null);
+    // What is no number has no value: it would be left to the model.
+    const wrong = NUMBERS.map(byId).find((field) => field.validity.badInput && !this.#unused(field));
+    if (wrong) return this.#fault({ message: `${wrong.name}: this is no number`, param: wrong.name });
     const recipe = this.read();
     button.disabled = true;
     const asked = makeJob(recipe);
