@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
 
 
-OptionValue = str | int | float | bool
+OptionValue = str | int | float | bool | Sequence[str]
+"""Several texts: of an option that is given as often."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class GenerationMetadata:
         if self.program not in PROGRAMS:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
-            if not _is(value, (str, int, float, bool)):
-                raise ValueError(f"the option {option!r} is not a string, a number, true or false")
+            if not _is(value, (str, int, float, bool)) and not _are_strings(value):
+                raise ValueError(f"the option {option!r} is not a string, a number, true, false or strings")
 
     def to_command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
@@ -139,6 +140,8 @@ def describe_request(
         "style-coef": request.style_coef,
         "continue": values.get("source"),
         "prompt-seconds": request.prompt_seconds,
+        "section": [str(section) for section in request.sections] or None,
+        "negative": request.negative,
         "format": None if output.audio_format == "wav" else output.audio_format,
         "bit-depth": output.bit_depth,
         "normalize": None if output.normalize == "none" else output.normalize,
@@ -182,7 +185,13 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
 
 
+def _are_strings(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
+
+
 def _flag(name: str, value: OptionValue | None) -> list[str]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [word for each in value for word in _flag(name, each)]
     if value is None or value is False:
         return []
     if value is True:
