@@ -1,7 +1,8 @@
 """Pack the reference goldens that the tests use: `python tests/pack_goldens.py FOLDER`.
 
 FOLDER holds `goldens/` and `goldens_hf/`: random models in the released formats, with inputs and outputs of
-audiocraft and of transformers. The archive is written next to this script; `tests/conftest.py` unpacks it. To
+audiocraft and of transformers; and `goldens_control/`, codes of the same models with a negative prompt and
+with a text that changes. The archives are written next to this script; `tests/conftest.py` unpacks them. To
 run the tests with another such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
 """
 
@@ -47,6 +48,8 @@ FILES = [
     ),
     *(f"goldens_hf/{name}" for name in ("mono.npz", "stereo.npz", "melody.npz", "meta.json")),
 ]
+CONTROL_ARCHIVE = ARCHIVE.with_name("goldens_control.tar.xz")
+CONTROL_FILES = ["goldens_control/control.json", "goldens_control/control.npz"]
 # Files of which only some arrays, or parts of arrays, are packed.
 TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {
     "goldens/melody.npz": {
@@ -117,6 +120,13 @@ def pack(folder: Path) -> None:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **{key: values[key][part] for key, part in keys.items()})
             add(archive, name, buffer.getvalue())
+    pack_control(folder)
+
+
+def pack_control(folder: Path) -> None:
+    with lzma.open(CONTROL_ARCHIVE, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in CONTROL_FILES:
+            add(archive, name, (folder / name).read_bytes())
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
