@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -783,20 +782,9 @@ class GenModel:
         on_step: OnStep | None,
     ) -> Iterator[mx.array]:
         """Codes `[B, K, n]` after the prompt, of `chunk_frames` each."""
-        frames = windows[-1].start + windows[-1].frames
-        sections = self._sections(inputs, frames) if inputs.sections else None
-        conditions: Callable[[Window], ConditionTensors | SectionConditions]
-        if self.audio_conditioner is not None:
-            conditions = partial(self._prefix, inputs, params[0], sections=sections, several=len(windows) > 1)
-        elif sections is None:
-            text = self.text_conditioner.encode(inputs.descriptions, inputs.negative)
-            conditions = lambda window: text  # noqa: E731
-        else:
-            changing = encode_sections(self.text_conditioner, sections, inputs.negative)
-            conditions = lambda window: changing.window(window.start, window.frames)  # noqa: E731
         return generate_windows(
             LMDecoder(self.lm, self._cache_bits),
-            conditions,
+            self._conditions_by_window(inputs, params[0], windows),
             windows,
             [row.sampling for row in params],
             [row.guidance for row in params],
@@ -806,13 +794,28 @@ class GenModel:
             chunk_frames=chunk_frames,
         )
 
-    def _prefix(
+    def _conditions_by_window(
+        self, inputs: GenerationInputs, params: GenerationParams, windows: Sequence[Window]
+    ) -> Callable[[Window], ConditionTensors | SectionConditions]:
+        """A function that makes those of a window."""
+        frames = windows[-1].start + windows[-1].frames
+        sections = self._sections(inputs, frames) if inputs.sections else None
+        if self.audio_conditioner is not None:
+            several = len(windows) > 1
+            return lambda window: self._conditions(inputs, params, window, several, sections)
+        if sections is None:
+            text = self.text_conditioner.encode(inputs.descriptions, inputs.negative)
+            return lambda window: text
+        changing = encode_sections(self.text_conditioner, sections, inputs.negative)
+        return lambda window: changing.window(window.start, window.frames)
+
+    def _conditions(
         self,
         inputs: GenerationInputs,
         params: GenerationParams,
         window: Window,
-        sections: Sequence[Sequence[FrameSection]] | None,
         several: bool,
+        sections: Sequence[Sequence[FrameSection]] | None = None,
     ) -> ConditionTensors:
         """For one window: each of several has its own part of the audio, which is repeated."""
         assert self.audio_conditioner is not None
