@@ -27,14 +27,15 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"
 
 @pytest.fixture(scope="session")
 def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `goldens/`, `goldens_hf/` and `goldens_lora/` (see `pack_goldens.py`)."""
+    """A folder with what `pack_goldens.py` packs: `goldens/`, `goldens_hf/` and so on."""
     given = os.environ.get("MUSICGEN_MLX_GOLDENS")
     if given:
         return Path(given)
     folder = tmp_path_factory.mktemp("goldens")
-    archive = Path(__file__).with_name("goldens.tar.xz")
-    with lzma.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
-        tar.extractall(folder, filter="data")
+    for archive in ("goldens.tar.xz", "goldens_control.tar.xz"):
+        path = Path(__file__).with_name(archive)
+        with lzma.open(path) as stream, tarfile.open(fileobj=stream) as tar:
+            tar.extractall(folder, filter="data")
     return folder
 
 

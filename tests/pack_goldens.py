@@ -1,9 +1,10 @@
 """Pack the reference goldens that the tests use: `python tests/pack_goldens.py FOLDER`.
 
 FOLDER holds `goldens/` and `goldens_hf/`: random models in the released formats, with inputs and outputs of
-audiocraft and of transformers; and `goldens_lora/`: random adapters for them, with outputs of PEFT.
-The archive is written next to this script; `tests/conftest.py` unpacks it. To run the tests with another
-such folder: `MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
+audiocraft and of transformers; `goldens_lora/`: random adapters for them, with outputs of PEFT; and
+`goldens_control/`: codes of the same models with a negative prompt and with a text that changes. The archives
+are written next to this script; `tests/conftest.py` unpacks them. To run the tests with another such folder:
+`MUSICGEN_MLX_GOLDENS=FOLDER pytest`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ FILES = [
     *(f"goldens_lora/patterns_bin/{name}" for name in ("adapter_config.json", "adapter_model.bin")),
     *(f"goldens_lora/{name}" for name in ("codes.npz", "meta.json")),
 ]
+CONTROL_ARCHIVE = ARCHIVE.with_name("goldens_control.tar.xz")
+CONTROL_FILES = ["goldens_control/control.json", "goldens_control/control.npz"]
 # Files of which only some arrays, or parts of arrays, are packed.
 TRIMMED: dict[str, dict[str, tuple[slice | EllipsisType, ...]]] = {
     "goldens/melody.npz": {
@@ -126,6 +129,13 @@ def pack(folder: Path) -> None:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **{key: values[key][part] for key, part in keys.items()})
             add(archive, name, buffer.getvalue())
+    pack_control(folder)
+
+
+def pack_control(folder: Path) -> None:
+    with lzma.open(CONTROL_ARCHIVE, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in CONTROL_FILES:
+            add(archive, name, (folder / name).read_bytes())
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -119,6 +119,50 @@ def test_the_samples_are_those_of_the_command(demo: Service, tmp_path: Path) -> 
     assert job.command == "musicgen-mlx 'warm piano' --model demo --duration 1.5 --seed 4294967295 --takes 2"
 
 
+def test_sections_and_a_negative_prompt_are_those_of_the_command(demo: Service, tmp_path: Path) -> None:
+    options = ["--section", "0.2: fast sad guitar", "--section", "0.4~0.3: marimba", "--negative", "strings"]
+    options += ["-m", "demo", "-d", "1", "--seed", "5"]
+    assert main(["slow piano", *options, "-o", str(tmp_path / "a.wav")]) == 0
+    sections = [
+        {"start": 0.0, "text": "slow piano"},
+        {"start": 0.2, "text": "fast sad guitar"},
+        {"start": 0.4, "text": "marimba", "fade": 0.3},
+    ]
+    job = made(demo, prompt="", duration=1.0, seed=5, sections=sections, negative="strings")
+    path = demo.clip_file(job.clips[0].id)
+    assert np.array_equal(read(path), read(tmp_path / "a.wav"))
+    # What begins at 0 is the prompt.
+    assert job.recipe.prompt == "slow piano"
+    assert [section.model_dump() for section in job.recipe.sections] == [
+        {"start": 0.2, "text": "fast sad guitar", "fade": 0.0},
+        {"start": 0.4, "text": "marimba", "fade": 0.3},
+    ]
+    metadata = read_metadata(path)
+    assert metadata == read_metadata(tmp_path / "a.wav")
+    assert metadata is not None
+    assert recipes.request_of(metadata, "wav", "demo") == job.recipe
+    assert [found.id for found in demo.jobs(query="marimba").jobs] == [job.id]
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"sections": [{"start": 9, "text": "a"}]}, "sections", "beyond the end of the clip"),
+        ({"sections": [{"start": 0, "text": "a"}]}, "sections", "the prompt is what is played from 0 on"),
+        ({"sections": [{"start": 0.1, "text": " "}]}, "sections", "one has no text"),
+        ({"negative": "a", "cfg_coef": 1.0}, "negative", "negative can't work with cfg_coef 1"),
+        ({"negative": "a" * 10_001}, "negative", "10001 characters are too many"),
+        ({"sections": [{"start": 0.1, "text": "a" * 10_001}]}, "sections", "10001 characters are too many"),
+    ],
+)
+def test_sections_and_negative_prompts_that_do_not_fit_name_their_field(
+    demo: Service, values: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(service.InvalidFieldError, match=message) as error:
+        submit(demo, **values)
+    assert error.value.param == field
+
+
 def test_everything_that_a_file_can_be_is_as_the_command_makes_it(demo: Service, tmp_path: Path) -> None:
     first = made(demo, duration=0.5, format="flac", bit_depth=24)
     source = demo.clip_file(first.clips[0].id)

@@ -16,6 +16,7 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_fo
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_condition_types
 from audiocraft_mlx.cli.common import Parser
+from audiocraft_mlx.cli.control import add_control
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
     DEFAULT_LUFS,
@@ -118,7 +119,7 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> Genera
 
 def option_name(field: str) -> str:
     """The option of a request's field, as messages call it."""
-    return "--continue" if field == "source" else f"--{field.replace('_', '-')}"
+    return {"source": "--continue", "sections": "--section"}.get(field, f"--{field.replace('_', '-')}")
 
 
 def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:
@@ -148,6 +149,8 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             source=arguments.source,
             prompt_seconds=arguments.prompt_seconds,
             melody_separation=arguments.melody_separation,
+            sections=tuple(arguments.sections or ()),
+            negative=arguments.negative,
         )
         for index, prompt in enumerate(prompts)
     )
@@ -202,7 +205,8 @@ def _all_prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompts_file is not None:
         most = max(0, _MAX_CLIPS // arguments.takes - len(prompts))
         prompts += _read_prompts(arguments.prompts_file, most)
-    if not prompts and not any((arguments.melody, arguments.style, arguments.source)):
+    instead = (arguments.melody, arguments.style, arguments.source, arguments.sections)
+    if not prompts and not any(instead):
         raise UsageError("the prompt is missing; say what to play")
     prompts = prompts or [""]
     clips = len(prompts) * arguments.takes
@@ -400,6 +404,7 @@ def _add_conditioning_args(parser: Parser) -> None:
         type=number(SECONDS),
         help=f"how much of the end of that file the model continues (default: {DEFAULT_PROMPT_SECONDS:g})",
     )
+    add_control(add)
 
 
 def _add_output(parser: Parser, program: CommandDefaults) -> None:

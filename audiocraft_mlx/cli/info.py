@@ -37,9 +37,10 @@ def show_info(path: Path) -> None:
         **metadata.options,
     }
     for name, value in shown.items():
-        if value is not None:  # else the model's own default, or nothing
-            text = ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
-            print_stdout(f"  {_shown(name)}: {_shown(text)}")
+        if value is None:  # the model's own default, or nothing
+            continue
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            print_stdout(f"  {_shown(name)}: {_shown(str(each))}")
     print_stdout(f"make it again: {metadata.to_command()}")
 
 

@@ -136,8 +136,11 @@ def _start(
     prompts = [plan.prompt for plan in batch if plan.prompt is not None]
     if prompts:
         given |= {"prompt": prompts, "prompt_sample_rate": model.sample_rate}
+    negative = [plan.request.negative for plan in batch]
+    if any(negative):
+        given["negative"] = negative
     inputs = model.prepare_inputs(
-        [plan.request.description for plan in batch], [plan.request.seed for plan in batch], **given
+        [plan.description for plan in batch], [plan.request.seed for plan in batch], **given
     )
     params = [plan.params for plan in batch]
     usual, first = chunk_seconds

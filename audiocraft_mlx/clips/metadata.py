@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 OptionValue = str | int | float | bool | Sequence[str]
-"""A sequence is of an option that is given several times."""
+"""Several texts: of an option that is given as often."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ class GenerationMetadata:
         if self.program not in PROGRAMS:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            if not all(_is(each, (str,) if values is value else (str, int, float, bool)) for each in values):
-                raise ValueError(f"the option {option!r} is not a string, a number, true or false")
+            if not _is(value, (str, int, float, bool)) and not _are_strings(value):
+                raise ValueError(f"the option {option!r} is not a string, a number, true, false or strings")
 
     def to_command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
@@ -144,6 +143,8 @@ def describe_request(
         "style-coef": request.style_coef,
         "continue": values.get("source"),
         "prompt-seconds": request.prompt_seconds,
+        "section": [str(section) for section in request.sections] or None,
+        "negative": request.negative,
         "format": None if output.audio_format == "wav" else output.audio_format,
         "bit-depth": output.bit_depth,
         "normalize": None if output.normalize == "none" else output.normalize,
@@ -185,6 +186,10 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _are_strings(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
 
 
 def _flag(name: str, value: OptionValue | None) -> list[str]:

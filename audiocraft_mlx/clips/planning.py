@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +11,14 @@ import numpy as np
 from audiocraft_mlx.clips.inputs import load_inputs
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
+from audiocraft_mlx.conditioning.sections import Section, frame_sections
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models import memory
 from audiocraft_mlx.validation import MAX_PROMPT_TOKENS, TRAINED_TOKENS
 
 if TYPE_CHECKING:
     from audiocraft_mlx.decoding.params import GenerationParams
-    from audiocraft_mlx.models.genmodel import GenModel
+    from audiocraft_mlx.models.genmodel import Description, GenModel
 
 # A character has up to some 18 tokens.
 _SHORT_CHARACTERS = TRAINED_TOKENS // 18
@@ -37,7 +38,16 @@ class ClipPlan:
     seconds: float
     """Of the new music: whole frames."""
     tokens: int
-    """Of its text, if that may be a long one."""
+    """Of its longest text, if that may be a long one."""
+    sections: tuple[Section, ...] = ()
+    """What follows the prompt, in seconds that count a source."""
+    window_borders: tuple[int, ...] = ()
+    """The frames of the new music where sections make a window begin, with a model that has a prefix."""
+
+    @property
+    def description(self) -> Description:
+        text = self.request.description
+        return [Section(0.0, text or ""), *self.sections] if self.sections else text
 
     @property
     def condition(self) -> AudioInput | None:
@@ -59,6 +69,7 @@ class ClipPlan:
             None if self.condition is None else self.condition.rate,
             self.request.melody_separation,
             self.tokens > TRAINED_TOKENS,  # all prompts of a batch have the length of its longest
+            self.window_borders,
         )
 
 
@@ -75,8 +86,8 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     tokens: dict[str, int] = {}
     plans = []
     for index, request in enumerate(loaded):
-        text = request.description or ""
-        if text not in tokens:
+        texts = {request.description or "", request.negative or "", *(s.text or "" for s in request.sections)}
+        for text in texts - tokens.keys():
             tokens[text] = _count_tokens(model, text)
         request.require_supported(model.condition_types)
         if isinstance(request.condition, AudioInput):
@@ -111,8 +122,24 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
                 cfg_coef_beta=request.style_coef,
             )
             params_of[same] = params, new_samples(model, request) / model.sample_rate
-        plans.append(ClipPlan(index, request, params_of[same][0], prompt, params_of[same][1], tokens[text]))
+        params, seconds = params_of[same]
+        plan = ClipPlan(index, request, params, prompt, seconds, max(map(tokens.__getitem__, texts)))
+        plans.append(_with_sections(model, plan) if request.sections else plan)
     return plans
+
+
+def _with_sections(model: GenModel, plan: ClipPlan) -> ClipPlan:
+    """`plan` with its request's sections. Raises `UsageError` if they don't fit."""
+    request = plan.request
+    of_frames = frame_sections(
+        request.description, request.sections, model.frame_rate, int(request.duration * model.frame_rate)
+    )
+    before = 0.0 if plan.prompt is None else _prompt_frames(model, plan.prompt) / model.frame_rate
+    return replace(
+        plan,
+        sections=tuple(replace(section, start=section.start + before) for section in request.sections),
+        window_borders=tuple(s.frame for s in of_frames[1:]) if model.audio_conditioner is not None else (),
+    )
 
 
 def plan_batches(
@@ -146,8 +173,9 @@ def _count_tokens(model: GenModel, text: str) -> int:
 
 
 def _branches(plans: Sequence[ClipPlan]) -> int:
-    """How many branches of guidance a batch of `plans` has at most."""
-    return 2 if all(plan.request.style_coef is None for plan in plans) else 3
+    """How many branches of guidance a batch of `plans` has at most, one that fades out included."""
+    branches = 2 if all(plan.request.style_coef is None for plan in plans) else 3
+    return branches + any(section.fade for plan in plans for section in plan.sections)
 
 
 def new_samples(model: GenModel, request: ClipRequest) -> int:
@@ -160,9 +188,12 @@ def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None)
     frames = int(duration * model.frame_rate)
     if prompt is None or not frames:
         return duration
-    prompt_frames = -(-prompt.shape[1] // _hop_length(model))
     # Half a frame keeps rounding errors away.
-    return (prompt_frames + frames + 0.5) / model.frame_rate
+    return (_prompt_frames(model, prompt) + frames + 0.5) / model.frame_rate
+
+
+def _prompt_frames(model: GenModel, prompt: np.ndarray) -> int:
+    return -(-prompt.shape[1] // _hop_length(model))
 
 
 def _hop_length(model: GenModel) -> int:

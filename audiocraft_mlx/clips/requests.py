@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.defaults import MUSICGEN
+from audiocraft_mlx.conditioning.sections import Section, require_order, require_within
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
     CFG_COEF,
@@ -87,12 +88,24 @@ class ClipRequest:
     """How much of the end of `source` the model continues. Default: `DEFAULT_PROMPT_SECONDS`."""
     melody_separation: str | None = None
     """One of `MELODY_SEPARATIONS`: whether drums and bass are removed from `melody`. Default: `auto`."""
+    sections: tuple[Section, ...] = ()
+    """What follows `prompt`, in order; a source isn't counted. One that begins at 0 becomes the prompt."""
+    negative: str | None = None
+    """What the music is not to be: guidance leads away from it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise UsageError(f"prompt must be a string, not {self.prompt!r}")
         validate_prompt(self.prompt)
         _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
+        self._check_sections()
+        if self.negative is not None:
+            if not isinstance(self.negative, str):
+                raise UsageError(f"negative must be a string, not {self.negative!r}")
+            validate_prompt(self.negative)
+            object.__setattr__(self, "negative", self.negative if self.negative.strip() else None)
+        if self.negative is not None and self.cfg_coef == 1:
+            raise FieldError("{negative} can't work with {cfg_coef} 1, which is no guidance; 3 is usual")
         for kind in _AUDIO_FIELDS:
             if isinstance(getattr(self, kind), str):
                 object.__setattr__(self, kind, Path(getattr(self, kind)))
@@ -113,6 +126,27 @@ class ClipRequest:
                 raise FieldError("{melody_separation} needs {melody}")
         if self.description is None and self.melody is None and self.style is None and self.source is None:
             raise UsageError("the prompt is empty; say what to play")
+
+    def _check_sections(self) -> None:
+        given: Any = self.sections
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise UsageError(f"sections must be a list of sections, not {given!r}")
+        try:
+            sections = [Section.of(section) for section in given]
+            if any(not section.text.strip() for section in sections):
+                raise UsageError("one has no text; say what to play")
+            if sections and not sections[0].start:
+                first = sections.pop(0)
+                if self.prompt.strip():
+                    raise UsageError("the prompt is what is played from 0 on; begin the first one later")
+                if first.fade:
+                    raise UsageError("the first one can't cross-fade: there is nothing before it")
+                object.__setattr__(self, "prompt", first.text)
+            require_order(sections)
+            require_within(sections, self.duration)
+        except UsageError as error:
+            raise FieldError("{sections}: {error}", error=str(error)) from error
+        object.__setattr__(self, "sections", tuple(sections))
 
     @property
     def description(self) -> str | None:
@@ -136,11 +170,19 @@ class ClipRequest:
                     f"{{{kind}}}: {{model}} can't be conditioned on a {kind}; choose one that can: {models}",
                     model=name,
                 )
+        if condition_types != {"text"} and any(section.fade for section in self.sections):
+            raise FieldError(
+                "{sections}: {model} begins anew at a section and can't cross-fade; omit the cross-fade",
+                model=name,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON takes it: audio by name, fields with None left out."""
         values = {name: getattr(self, name) for name in _field_names(ClipRequest)}
-        names = {key: _audio_name(values[key]) for key in _AUDIO_FIELDS if values[key] is not None}
+        names: dict[str, Any] = {
+            key: _audio_name(values[key]) for key in _AUDIO_FIELDS if values[key] is not None
+        }
+        names["sections"] = [dataclasses.asdict(section) for section in self.sections] or None
         return {key: value for key, value in (values | names).items() if value is not None}
 
     @classmethod

@@ -30,6 +30,7 @@ def build_prepended_conditions(
     window: int,
     separate_null: bool,
     separate_melody: bool = True,
+    negative: Sequence[str | None] | None = None,
 ) -> ConditionTensors:
     """Conditions of `prompts` with `audios`.
 
@@ -39,10 +40,9 @@ def build_prepended_conditions(
         separate_null: the null conditions are not for one batch with the others. They have as few tokens as
             possible then, else as many as the others.
         separate_melody: source separation before the chroma, as in the reference.
+        negative: texts that stand in the null conditions, one for each row; None: no text.
     """
-    hidden, mask = text_conditioner.hidden_states(prompts)
-    lengths = [int(row.sum()) for row in mask]
-    text = [row[:length] for row, length in zip(hidden, lengths, strict=True)]
+    text = _text_rows(text_conditioner, prompts)
     null_text = [mx.zeros_like(row) for row in text]
     if isinstance(audio_conditioner, MelodyConditioner):
         audio = audio_conditioner.encode(audios, separate_melody)
@@ -55,12 +55,14 @@ def build_prepended_conditions(
         null_audio = [mx.zeros_like(row) for row in audio]
         minimal_null = [row[:1] for row in null_audio]
     null = None
-    if any(prompts) or any(clip is not None for clip in audios):
-        null = (
-            _concat_rows(minimal_null, [row[:1] for row in null_text])
-            if separate_null
-            else _concat_rows(null_audio, null_text)
-        )
+    if any(prompts) or any(clip is not None for clip in audios) or any(negative or ()):
+        away_from = [row[:1] for row in null_text] if separate_null else null_text
+        if negative is not None and any(negative):
+            encoded = _text_rows(text_conditioner, negative)
+            away_from = [
+                own if text else null for own, text, null in zip(encoded, negative, away_from, strict=True)
+            ]
+        null = _concat_rows(minimal_null if separate_null else null_audio, away_from)
     conditions = _concat_rows(audio, text)
     return ConditionTensors(
         prefix=conditions.prefix,
@@ -68,6 +70,12 @@ def build_prepended_conditions(
         unconditional=null,
         audio_only=_concat_rows(audio, null_text),
     )
+
+
+def _text_rows(conditioner: TextConditioner, prompts: Sequence[str | None]) -> list[mx.array]:
+    """The hidden states `[n, dim]` of each prompt, without padding."""
+    hidden, mask = conditioner.hidden_states(prompts)
+    return [row[: int(own.sum())] for row, own in zip(hidden, mask, strict=True)]
 
 
 def _concat_rows(first: list[mx.array], second: list[mx.array]) -> ConditionTensors:

@@ -109,14 +109,25 @@ class TextConditioner:
             mx.eval(rows[-1])
         return mx.concatenate(rows)
 
-    def encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
-        """Conditions for cross-attention, a row for each prompt."""
+    def encode(
+        self, prompts: Sequence[str | None], negative: Sequence[str | None] | None = None
+    ) -> ConditionTensors:
+        """Conditions for cross-attention, a row for each prompt.
+
+        `negative` has the texts that guidance leads away from, one for each prompt; None: no text.
+        """
+        conditions = self._encode(prompts)
+        unconditional = None
+        if negative is not None and any(negative):
+            unconditional = self._encode(negative)
+        elif any(prompts):
+            assert conditions.cross is not None
+            unconditional = ConditionTensors(cross=mx.zeros_like(conditions.cross))
+        return ConditionTensors(conditions.cross, conditions.cross_mask, unconditional=unconditional)
+
+    def _encode(self, prompts: Sequence[str | None]) -> ConditionTensors:
         hidden, mask = self.hidden_states(prompts)
         # The zeros of an empty prompt can be attended to: they add nothing, and the softmax of a row that is
         # masked everywhere is NaN.
         mask |= np.array([not prompt for prompt in prompts])[:, None]
-        return ConditionTensors(
-            cross=hidden,
-            cross_mask=None if mask.all() else mx.array(mask),
-            unconditional=ConditionTensors(cross=mx.zeros_like(hidden)) if any(prompts) else None,
-        )
+        return ConditionTensors(cross=hidden, cross_mask=None if mask.all() else mx.array(mask))

@@ -11,6 +11,7 @@ import numpy as np
 from audiocraft_mlx.decoding.guidance import GuidanceParams, GuidedDecoder
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, gumbel_noise, sample_codes
+from audiocraft_mlx.decoding.sections import SectionConditions
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
@@ -28,7 +29,7 @@ OnStep = Callable[[int, int], None]
 
 def generate_frames(
     decoder: LMDecoder,
-    conditions: ConditionTensors,
+    conditions: ConditionTensors | SectionConditions,
     frames: int,
     sampling: SamplingParams | Sequence[SamplingParams],
     guidance: GuidanceParams | Sequence[GuidanceParams],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from audiocraft_mlx.decoding.sections import SectionConditions, SectionedSteps
 from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
@@ -56,11 +57,14 @@ class GuidedDecoder:
     def __init__(
         self,
         decoder: LMDecoder,
-        conditions: ConditionTensors,
+        conditions: ConditionTensors | SectionConditions,
         steps: int,
         guidance: GuidanceParams | Sequence[GuidanceParams],
     ) -> None:
         """`guidance` is that of all rows, or one for each, with the same branches."""
+        sections = conditions if isinstance(conditions, SectionConditions) else None
+        if isinstance(conditions, SectionConditions):
+            conditions = conditions.at_beginning()
         rows = [guidance] if isinstance(guidance, GuidanceParams) else list(guidance)
         first = rows[0]
         if any(row.branches != first.branches for row in rows):
@@ -80,9 +84,16 @@ class GuidedDecoder:
                 batch = batch.concat_batch(branch)
             branches = [batch]
         self._steps = [decoder.start(branch, steps) for branch in branches]
+        self._sections = None
+        if sections is not None:
+            self._sections = SectionedSteps(decoder.lm, sections, self._steps[0])
 
     def __call__(self, codes: mx.array) -> mx.array:
         """Logits float32 `[B, K, card]` of the step after the next steps `codes` `[B, K, S]`."""
+        if self._sections is not None:
+            first, *others = mx.split(self._sections(codes), 1 if self._two_step else self._branches)
+            others += [self._last(codes, step) for step in self._steps[1:]]
+            return self._guide(first, *others) if others else first
         if self._branches == 1:
             return self._last(codes, self._steps[0])
         if self._two_step:

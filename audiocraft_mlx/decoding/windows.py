@@ -15,6 +15,7 @@ from audiocraft_mlx.decoding.frames import OnStep, generate_frames
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, row_keys
+from audiocraft_mlx.decoding.sections import SectionConditions
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 
@@ -29,18 +30,25 @@ class Window:
     context_frames: int
 
 
-def plan_windows(frames: int, longest: int, stride: int, prompt: int = 0) -> list[Window]:
+def plan_windows(
+    frames: int, longest: int, stride: int, prompt: int = 0, borders: Sequence[int] = ()
+) -> list[Window]:
     """The windows that make `frames` frames, `prompt` of them given: each starts `stride` after the last.
 
-    A prompt that leaves no room in a window is treated as if windows before had made it.
+    A prompt that leaves no room in a window is treated as if windows before had made it. At each of
+    `borders`, in order, a window ends, and the next one has as much context as it can, up to that of others.
     """
     start = 0
     while prompt - start >= longest:
         start += stride
-    windows = [Window(0, start, min(frames - start, longest), prompt - start)]
-    while (last := windows[-1]).start + last.frames < frames:
-        start = last.start + stride
-        windows.append(Window(last.index + 1, start, min(frames - start, longest), last.frames - stride))
+    ends = [*(border for border in borders if prompt < border < frames), frames]
+    known, windows = prompt, list[Window]()
+    while known < frames:
+        if windows:
+            start = max(start, known - (longest - stride))
+        end = min(start + longest, next(border for border in ends if border > known))
+        windows.append(Window(len(windows), start, end - start, known - start))
+        known = end
     return windows
 
 
@@ -64,7 +72,7 @@ def infill_region(
 
 def generate_windows(
     decoder: LMDecoder,
-    conditions: Callable[[Window], ConditionTensors],
+    conditions: Callable[[Window], ConditionTensors | SectionConditions],
     windows: Sequence[Window],
     sampling: Sequence[SamplingParams],
     guidance: Sequence[GuidanceParams],

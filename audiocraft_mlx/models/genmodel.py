@@ -21,17 +21,26 @@ from audiocraft_mlx.checkpoints.lora_spec import LoraArgument, lora_specs
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
+from audiocraft_mlx.conditioning.sections import (
+    FrameSection,
+    Section,
+    frame_sections,
+    split_description,
+    text_at,
+)
 from audiocraft_mlx.conditioning.style import StyleParams
 from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
 from audiocraft_mlx.decoding.sampling import SamplingParams
+from audiocraft_mlx.decoding.sections import SectionConditions
 from audiocraft_mlx.decoding.step import LMDecoder
 from audiocraft_mlx.decoding.stream import chunk_sizes, rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.models.memory import bytes_per_clip, require_memory_for
+from audiocraft_mlx.models.text_sections import encode_sections
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
 from audiocraft_mlx.ops.device import require_mlx_threads
@@ -45,6 +54,10 @@ if TYPE_CHECKING:
 GenerationOutput = mx.array | tuple[mx.array, mx.array]
 AudioArray = mx.array | np.ndarray
 WavInputs = AudioArray | Sequence[AudioArray | None]
+Description = str | None | Sequence[tuple[float, str | None] | tuple[float, str | None, float] | Section]
+"""A text; or sections: `(seconds, text)` from 0 on, or `(seconds, text, seconds of the cross-fade)`."""
+Negative = str | Sequence[str | None] | None
+"""What the music is not to be: one text for all rows, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class GenerationInputs:
     """What the rows of a batch are generated from. `GenModel.prepare_inputs` makes them.
 
     Attributes:
-        descriptions: each row's text, or None.
+        descriptions: each row's text, or None; with sections, at its beginning.
         seeds: of each row.
         audios: melodies or styles, float32 `[C, T]` at the model's rate.
         audio_of_row: which of them each row is conditioned on; None for none.
@@ -76,6 +89,8 @@ class GenerationInputs:
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
         separate_melody: source separation before a melody's chroma.
         infill: a part of a clip whose holes are filled, or None.
+        sections: of each row, what follows its description; empty if none has any.
+        negative: the text that guidance leads each row away from, or None; None if none has any.
     """
 
     descriptions: tuple[str | None, ...]
@@ -86,6 +101,8 @@ class GenerationInputs:
     prompt: mx.array | None = None
     separate_melody: bool = True
     infill: Infill | None = None
+    sections: tuple[tuple[Section, ...], ...] = ()
+    negative: tuple[str | None, ...] | None = None
 
     @property
     def prompt_frames(self) -> int:
@@ -365,14 +382,22 @@ class GenModel:
         self._progress_callback = progress_callback
 
     def generate(
-        self, descriptions: Sequence[str | None], progress: bool = False, return_tokens: bool = False
+        self,
+        descriptions: Sequence[Description],
+        progress: bool = False,
+        return_tokens: bool = False,
+        negative: Negative = None,
     ) -> GenerationOutput:
         """Music for each of `descriptions`; None or "" is unconditional.
 
         Args:
-            descriptions: one prompt for each clip.
+            descriptions: one prompt for each clip. A prompt that changes is a list of sections: `(seconds,
+                text)`, the first one at 0, or `(seconds, text, fade)`, whose guided logits cross-fade with
+                those of the section before over `fade` seconds. See docs/CONTROL.md.
             progress: show a progress bar, or call the callback that was set.
             return_tokens: return the codes too.
+            negative: what the music is not to be, one text for all clips or one for each (None: no text).
+                It stands where the null condition stands, so guidance leads away from it.
 
         Returns:
             Audio float32 `[batch, channels, samples]`, nominally in [-1, 1], of exactly
@@ -380,30 +405,37 @@ class GenModel:
             `[batch, codebooks, frames]`.
 
         Raises:
-            UsageError: `descriptions` is empty or not a list of strings.
+            UsageError: `descriptions` is empty or no list of texts or sections; sections are out of order or
+                don't fit into `duration`; or there is a negative text, and `cfg_coef` is 1.
         """
-        return self._generate(self._inputs(descriptions), progress, return_tokens)
+        return self._generate(self._inputs(descriptions, negative=negative), progress, return_tokens)
 
     def generate_unconditional(
-        self, num_samples: int, progress: bool = False, return_tokens: bool = False
+        self,
+        num_samples: int,
+        progress: bool = False,
+        return_tokens: bool = False,
+        negative: Negative = None,
     ) -> GenerationOutput:
         """`num_samples` clips without a description. See `generate`."""
         validate_int("num_samples", num_samples, "an integer of at least 1", lambda n: n >= 1)
-        return self.generate([None] * int(num_samples), progress, return_tokens)
+        return self.generate([None] * int(num_samples), progress, return_tokens, negative)
 
     def generate_continuation(
         self,
         prompt: AudioArray,
         prompt_sample_rate: int,
-        descriptions: Sequence[str | None] | None = None,
+        descriptions: Sequence[Description] | None = None,
         progress: bool = False,
         return_tokens: bool = False,
+        negative: Negative = None,
     ) -> GenerationOutput:
         """Music that continues `prompt`, float `[batch, channels, samples]`, or `[channels, samples]`.
 
         The result begins with the prompt as the codec reconstructs it, and has `duration` seconds in all. The
         codec pads a prompt to whole frames, as in audiocraft: of less than one frame little is left. See
-        `generate`; `descriptions` has one text for each prompt, None is none at all.
+        `generate`; `descriptions` has one text for each prompt, None is none at all. The seconds of sections
+        count the prompt.
 
         Raises:
             UsageError: also if the prompt is empty, or as long as `duration`.
@@ -413,12 +445,13 @@ class GenModel:
             [None] * len(prompts) if descriptions is None else descriptions,
             prompt=prompts,
             prompt_sample_rate=prompt_sample_rate,
+            negative=negative,
         )
         return self._generate(inputs, progress, return_tokens)
 
     def stream(
         self,
-        descriptions: Sequence[str | None],
+        descriptions: Sequence[Description],
         melody_wavs: WavInputs | None = None,
         melody_sample_rate: int | None = None,
         prompt: AudioArray | None = None,
@@ -427,6 +460,7 @@ class GenModel:
         first_chunk_seconds: float | None = None,
         progress: bool = False,
         melody_separation: str = "auto",
+        negative: Negative = None,
     ) -> Iterator[mx.array]:
         """`generate_stream` with the default parameters as they are now, of what `generate` and others take.
 
@@ -443,13 +477,14 @@ class GenModel:
             prompt=None if prompt is None else clips_of(prompt, "the prompt"),
             prompt_sample_rate=prompt_sample_rate,
             melody_separation=melody_separation,
+            negative=negative,
         )
         generate = self._start(inputs, self.params, chunk_seconds, first_chunk_seconds)
         return _with_progress(generate, self._progress_callback, progress)
 
     def prepare_inputs(
         self,
-        descriptions: Sequence[str | None],
+        descriptions: Sequence[Description],
         seeds: Sequence[int],
         *,
         melody_wavs: WavInputs | None = None,
@@ -458,11 +493,12 @@ class GenModel:
         prompt_sample_rate: int | None = None,
         duration: float | None = None,
         melody_separation: str = "auto",
+        negative: Negative = None,
     ) -> GenerationInputs:
         """What a batch is generated from, checked and at the model's rate.
 
         Args:
-            descriptions, seeds: one for each row; None is no text.
+            descriptions, seeds: one for each row; None is no text. For sections see `generate`.
             melody_wavs: melodies or styles, float `[batch, channels, samples]`, `[channels, samples]` for one
                 row, or a list with `[channels, samples]` or None for each row.
             prompt: what each row continues, float `[channels, samples]`, all of one length.
@@ -470,6 +506,7 @@ class GenModel:
             duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
             melody_separation: one of `MELODY_SEPARATIONS`: whether drums and bass are removed from a melody
                 first. `auto`: as audiocraft does, which always removes them: the same as `on` today.
+            negative: one text for all rows, or one for each; None is no text.
 
         Raises:
             UsageError: one of them is of another type, shape or length, or audio is silent, NaN or infinite.
@@ -478,10 +515,7 @@ class GenModel:
             raise UsageError(f"descriptions must be a list of strings, not {type(descriptions).__name__}")
         if not descriptions:
             raise UsageError("descriptions is empty; give at least one string")
-        for description in descriptions:
-            if description is not None and not isinstance(description, str):
-                raise UsageError(f"a description must be a string or None, not {description!r}")
-            validate_prompt(description or "")
+        texts, sections = zip(*map(split_description, descriptions), strict=True)
         if melody_separation not in MELODY_SEPARATIONS:
             raise UsageError(
                 f"melody_separation must be one of {', '.join(MELODY_SEPARATIONS)}, not {melody_separation!r}"
@@ -499,7 +533,7 @@ class GenModel:
                 melody_wavs, melody_sample_rate, len(descriptions), longest
             )
         return GenerationInputs(
-            descriptions=tuple(descriptions),
+            descriptions=texts,
             seeds=tuple(int(seed) for seed in seeds),
             audios=tuple(audios),
             audio_of_row=tuple(audio_of_row),
@@ -508,6 +542,8 @@ class GenModel:
             if prompt is None
             else self._encode_prompt(prompt, prompt_sample_rate, len(descriptions)),
             separate_melody=melody_separation != "off",
+            sections=sections if any(sections) else (),
+            negative=_negative_of_rows(negative, len(descriptions)),
         )
 
     def generate_stream(
@@ -566,13 +602,14 @@ class GenModel:
 
     def _inputs(
         self,
-        descriptions: Sequence[str | None],
+        descriptions: Sequence[Description],
         *,
         melody_wavs: WavInputs | None = None,
         melody_sample_rate: int | None = None,
         prompt: Sequence[AudioArray] | None = None,
         prompt_sample_rate: int | None = None,
         melody_separation: str = "auto",
+        negative: Negative = None,
     ) -> GenerationInputs:
         """`prepare_inputs` with the default seed and duration."""
         return self.prepare_inputs(
@@ -584,9 +621,10 @@ class GenModel:
             prompt_sample_rate=prompt_sample_rate,
             duration=self.duration,
             melody_separation=melody_separation,
+            negative=negative,
         )
 
-    def _seeds(self, descriptions: Sequence[str | None]) -> list[int]:
+    def _seeds(self, descriptions: Sequence[Description]) -> list[int]:
         """Each row's, of the default one."""
         seed = secrets.randbits(32) if self.seed is None else self.seed
         count = len(descriptions) if isinstance(descriptions, Sequence) else 0
@@ -699,7 +737,7 @@ class GenModel:
                 name, seconds, "a number of at least one frame", lambda s: s * self.frame_rate >= 1
             )
         rows = params_of_rows(params, len(inputs.descriptions))
-        self._plan(inputs, rows[0])
+        self._plan(inputs, rows)
         first, size = int(first_chunk_seconds * self.frame_rate), int(chunk_seconds * self.frame_rate)
         hop = round(self.sample_rate / self.frame_rate)
 
@@ -711,8 +749,15 @@ class GenModel:
 
         return generate
 
-    def _plan(self, inputs: GenerationInputs, params: GenerationParams) -> list[Window]:
+    def _plan(self, inputs: GenerationInputs, rows: Sequence[GenerationParams]) -> list[Window]:
         """The windows of a generation. Raises `UsageError` if there is nothing to generate, or no way to."""
+        params = rows[0]
+        for row, text in zip(rows, inputs.negative or (), strict=False):
+            if text and row.guidance.coef == 1:
+                raise UsageError(
+                    "a negative prompt can't work with guidance 1, which is none: set cfg_coef to 3, say, or"
+                    " omit the negative prompt"
+                )
         if inputs.prompt is not None:
             self._check_codes("the prompt's codes", inputs.prompt)
         frames = self.clip_frames(params)
@@ -728,7 +773,40 @@ class GenModel:
                 f"to generate {params.duration:g} s, extend_stride ({params.extend_stride:g} s) must be below"
                 f" max_duration ({params.max_duration:g} s)"
             )
-        return plan_windows(frames, longest, stride, inputs.prompt_frames)
+        return plan_windows(
+            frames, longest, stride, inputs.prompt_frames, self._window_borders(inputs, frames)
+        )
+
+    def _sections(self, inputs: GenerationInputs, frames: int) -> list[tuple[FrameSection, ...]]:
+        """Each row's sections. Raises `UsageError` if they don't fit into a clip of `frames` frames."""
+        sections = inputs.sections or ((),) * len(inputs.descriptions)
+        return [
+            frame_sections(first, later, self.frame_rate, frames)
+            for first, later in zip(inputs.descriptions, sections, strict=True)
+        ]
+
+    def _window_borders(self, inputs: GenerationInputs, frames: int) -> list[int]:
+        """Where sections make a new window begin: with a prefix, which can't change within one.
+
+        Raises:
+            UsageError: sections don't fit, or not to this model.
+        """
+        if not inputs.sections:
+            return []
+        sections = self._sections(inputs, frames)
+        if self.audio_conditioner is None:
+            return []
+        if any(section.fade for row in sections for section in row):
+            raise UsageError(
+                f"{self.name} begins a new window at a section and can't cross-fade there; omit that"
+            )
+        borders = {tuple(section.frame for section in row[1:]) for row in sections}
+        if len(borders) > 1:
+            raise UsageError(
+                f"{self.name} begins a new window at a section, so rows with different ones can't share a"
+                " batch; generate them one after the other"
+            )
+        return list(borders.pop())
 
     def _decode(
         self,
@@ -741,8 +819,10 @@ class GenModel:
         """Codes `[B, K, n]` and the audio `[B, C, m]` that is known after them, as they are generated."""
         require_mlx_threads()
         rows = params_of_rows(params, len(inputs.descriptions))
-        windows = self._plan(inputs, rows[0])
+        windows = self._plan(inputs, rows)
         branches = 2 if rows[0].guidance.beta is None else 3
+        if any(section.fade for row in inputs.sections for section in row):
+            branches += 1
         require_memory_for(len(rows) * bytes_per_clip(self, rows[0].duration, branches))
         decoder = self.compression_model.make_decoder_stream()
         if inputs.prompt is not None and without_prompt:
@@ -772,12 +852,9 @@ class GenModel:
         on_step: OnStep | None,
     ) -> Iterator[mx.array]:
         """Codes `[B, K, n]` after the prompt, of `chunk_frames` each."""
-        text = None
-        if self.audio_conditioner is None:
-            text = self.text_conditioner.encode(inputs.descriptions)
         return generate_windows(
             LMDecoder(self.lm, self._cache_bits),
-            lambda window: text or self._conditions(inputs, params[0], window, len(windows) > 1),
+            self._conditions_by_window(inputs, params[0], windows),
             windows,
             [row.sampling for row in params],
             [row.guidance for row in params],
@@ -787,8 +864,28 @@ class GenModel:
             chunk_frames=chunk_frames,
         )
 
+    def _conditions_by_window(
+        self, inputs: GenerationInputs, params: GenerationParams, windows: Sequence[Window]
+    ) -> Callable[[Window], ConditionTensors | SectionConditions]:
+        """A function that makes those of a window."""
+        frames = windows[-1].start + windows[-1].frames
+        sections = self._sections(inputs, frames) if inputs.sections else None
+        if self.audio_conditioner is not None:
+            several = len(windows) > 1
+            return lambda window: self._conditions(inputs, params, window, several, sections)
+        if sections is None:
+            text = self.text_conditioner.encode(inputs.descriptions, inputs.negative)
+            return lambda window: text
+        changing = encode_sections(self.text_conditioner, sections, inputs.negative)
+        return lambda window: changing.window(window.start, window.frames)
+
     def _conditions(
-        self, inputs: GenerationInputs, params: GenerationParams, window: Window, several: bool
+        self,
+        inputs: GenerationInputs,
+        params: GenerationParams,
+        window: Window,
+        several: bool,
+        sections: Sequence[Sequence[FrameSection]] | None = None,
     ) -> ConditionTensors:
         """For one window: each of several has its own part of the audio, which is repeated."""
         assert self.audio_conditioner is not None
@@ -797,17 +894,38 @@ class GenModel:
             start = int(window.start / self.frame_rate * self.sample_rate)
             positions = mx.arange(start, start + int(params.max_duration * self.sample_rate))
             audios = [audio[:, positions % audio.shape[1]] for audio in audios]
+        texts = inputs.descriptions
+        if sections is not None:
+            texts = tuple(text_at(row, window.start + window.context_frames) for row in sections)
         return build_prepended_conditions(
             self.text_conditioner,
             self.audio_conditioner,
-            inputs.descriptions,
+            texts,
             [None if index is None else audios[index] for index in inputs.audio_of_row],
             inputs.style_params,
             inputs.seeds,
             window.index,
             separate_null=params.guidance.two_step,
             separate_melody=inputs.separate_melody,
+            negative=inputs.negative,
         )
+
+
+def _negative_of_rows(negative: Negative, rows: int) -> tuple[str | None, ...] | None:
+    """The negative text of each row; None if none has any. Raises `UsageError`."""
+    if negative is None or isinstance(negative, str):
+        texts: tuple[str | None, ...] = (negative,) * rows
+    elif isinstance(negative, Sequence):
+        texts = tuple(negative)
+    else:
+        raise UsageError(f"negative must be a string or a list of strings, not {type(negative).__name__}")
+    if len(texts) != rows:
+        raise UsageError(f"there are {rows} descriptions, but {len(texts)} negative prompts")
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise UsageError(f"a negative prompt must be a string or None, not {text!r}")
+        validate_prompt(text or "")
+    return texts if any(texts) else None
 
 
 def evaluate_chunk(

@@ -262,9 +262,10 @@ class MAGNeT(GenModel):
         unit = self._unit(params)
         return super()._frames(params, seconds) // unit * unit
 
-    def _plan(self, inputs: GenerationInputs, params: GenerationParams) -> list[Window]:
+    def _plan(self, inputs: GenerationInputs, rows: Sequence[GenerationParams]) -> list[Window]:
         if inputs.infill is None:
-            return super()._plan(inputs, params)
+            return super()._plan(inputs, rows)
+        params = rows[0]
         longest = self._frames(params, params.max_duration)
         return plan_windows(len(inputs.infill.known), longest, self._frames(params, params.extend_stride))
 
@@ -282,7 +283,7 @@ class MAGNeT(GenModel):
             return
         require_mlx_threads()
         rows = params_of_rows(params, len(inputs.descriptions))
-        codes = self._fill(inputs, rows, self._plan(inputs, rows[0]), on_step)
+        codes = self._fill(inputs, rows, self._plan(inputs, rows), on_step)
         decoder, position = self.compression_model.make_decoder_stream(), 0
         hop = round(self.sample_rate / self.frame_rate)
         left = codes.shape[2]

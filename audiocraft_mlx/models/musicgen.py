@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.models.genmodel import GenerationOutput, GenModel, WavInputs
+from audiocraft_mlx.models.genmodel import Description, GenerationOutput, GenModel, Negative, WavInputs
 
 
 class MusicGen(GenModel):
@@ -16,12 +16,13 @@ class MusicGen(GenModel):
 
     def generate_with_chroma(
         self,
-        descriptions: Sequence[str | None],
+        descriptions: Sequence[Description],
         melody_wavs: WavInputs,
         melody_sample_rate: int,
         progress: bool = False,
         return_tokens: bool = False,
         melody_separation: str = "auto",
+        negative: Negative = None,
     ) -> GenerationOutput:
         """Music for each of `descriptions` with the melody, or for a style model in the style, of an audio.
 
@@ -44,6 +45,7 @@ class MusicGen(GenModel):
             melody_wavs=melody_wavs,
             melody_sample_rate=melody_sample_rate,
             melody_separation=melody_separation,
+            negative=negative,
         )
         return self._generate(inputs, progress, return_tokens)
 

@@ -40,28 +40,46 @@ class ConditionTensors:
         return 0 if self.prefix is None else self.prefix.shape[1]
 
     def concat_batch(self, other: ConditionTensors) -> ConditionTensors:
-        """The rows of both in one batch, these first; both have the same arrays of the same lengths."""
-        both = self, other
+        """The rows of both in one batch, these first; both have the same arrays.
+
+        The shorter ones are padded: a prefix in front, what cross-attention attends to at its end.
+        """
+        first, second = self._padded_like(other), other._padded_like(self)
+        both = first, second
         mask, padding = None, None
         if any(one.cross_mask is not None for one in both):
             mask = mx.concatenate(
                 [_full_mask(one) if one.cross_mask is None else one.cross_mask for one in both]
             )
         if any(one.prefix_padding is not None for one in both):
-            padding = mx.concatenate(
-                [
-                    mx.zeros(one.batch, mx.int32) if one.prefix_padding is None else one.prefix_padding
-                    for one in both
-                ]
-            )
+            padding = mx.concatenate([_full_padding(one) for one in both])
         return ConditionTensors(
-            _concat(self.cross, other.cross), mask, _concat(self.prefix, other.prefix), padding
+            _concat(first.cross, second.cross), mask, _concat(first.prefix, second.prefix), padding
         )
+
+    def _padded_like(self, other: ConditionTensors) -> ConditionTensors:
+        """These in arrays that are at least as long as those of `other`."""
+        cross, mask, prefix, padding = self.cross, self.cross_mask, self.prefix, self.prefix_padding
+        if cross is not None and other.cross is not None and cross.shape[1] < other.cross.shape[1]:
+            missing = other.cross.shape[1] - cross.shape[1]
+            mask = mx.pad(_full_mask(self) if mask is None else mask, [(0, 0), (0, missing)])
+            cross = mx.pad(cross, [(0, 0), (0, missing), (0, 0)])
+        if prefix is not None and self.prefix_length < other.prefix_length:
+            missing = other.prefix_length - self.prefix_length
+            padding = _full_padding(self) + missing
+            prefix = mx.pad(prefix, [(0, 0), (missing, 0), (0, 0)])
+        return ConditionTensors(cross, mask, prefix, padding)
 
 
 def _full_mask(conditions: ConditionTensors) -> mx.array:
     assert conditions.cross is not None
     return mx.ones(conditions.cross.shape[:2], mx.bool_)
+
+
+def _full_padding(conditions: ConditionTensors) -> mx.array:
+    if conditions.prefix_padding is not None:
+        return conditions.prefix_padding
+    return mx.zeros(conditions.batch, mx.int32)
 
 
 def _concat(first: mx.array | None, second: mx.array | None) -> mx.array | None:

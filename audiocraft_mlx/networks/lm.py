@@ -385,14 +385,18 @@ class LM(nn.Module):
         ]
         return state
 
+    def project_cross_attention(self, cross: mx.array) -> list[tuple[mx.array, mx.array]]:
+        """Each layer's keys and values `[B, heads, C, head_dim]` of conditions `[B, C, dim]`."""
+        cross = cross.astype(self.dtype)
+        return [layer.cross_attn.project_kv(cross) for layer in self.layers]
+
     def make_state(self, conditions: ConditionTensors, batch: int, steps: int) -> DecoderState:
         """The state of whole sequences of `steps` steps: without caches, and lazy."""
         capacity = conditions.prefix_length + steps
-        cross = None if conditions.cross is None else conditions.cross.astype(self.dtype)
         return DecoderState(
             caches=[],
             positions=sinusoidal_embedding(mx.arange(capacity), self.config.dim).astype(self.dtype),
-            cross_kv=[] if cross is None else [layer.cross_attn.project_kv(cross) for layer in self.layers],
+            cross_kv=[] if conditions.cross is None else self.project_cross_attention(conditions.cross),
             cross_mask=None if conditions.cross_mask is None else conditions.cross_mask[:, None, None, :],
             prefix=None if conditions.prefix is None else conditions.prefix.astype(self.dtype),
             left_padding=conditions.prefix_padding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from audiocraft_mlx.clips.requests import (
     draw_seed,
 )
 from audiocraft_mlx.clips.source import AudioInput, SourceClip, read_condition_audio, read_source
+from audiocraft_mlx.conditioning.sections import parse_section
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.server.errors import InvalidFieldError
-from audiocraft_mlx.server.schema import Id, JobRequest
+from audiocraft_mlx.server.schema import Id, JobRequest, JobSection
 from audiocraft_mlx.server.settings import Limits
 from audiocraft_mlx.server.store import AudioShape
 
@@ -35,6 +36,7 @@ _SAME = (
     "top_k",
     "top_p",
     "cfg_coef",
+    "negative",
 )
 """Fields of a `JobRequest` that a `ClipRequest` has, too."""
 _AUDIO = {"melody": "melody", "style": "style", "source": "continue"}
@@ -81,6 +83,7 @@ class Recipe:
             self._condition_rate,
             self._prompt_size,
             clip.melody_separation,
+            any(section.fade for section in clip.sections),
         )
 
     @property
@@ -158,6 +161,7 @@ def make_recipe(
         )
     values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
     values |= {field: Path(file.name) for field, file in audio.items()}
+    values["sections"] = [section.model_dump() for section in request.sections]
     try:
         seeds = [(request.seed or 0) + take for take in range(request.takes)]
         # The first one as it was given, so that one that is out of range is refused.
@@ -173,6 +177,10 @@ def make_recipe(
         )
     except UsageError as error:
         raise invalid_field(error) from error
+    # One that begins at 0 has become the prompt.
+    sections = [JobSection(**asdict(section)) for section in clips[0].sections]
+    if sections != request.sections:
+        request = request.model_copy(update={"prompt": clips[0].prompt, "sections": sections})
     metadata = describe_request(clips[0], output, model, program)
     more = {"takes": request.takes} if request.takes > 1 else {}
     stems = {"stems": True} if request.stems else {}
@@ -192,6 +200,7 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
         value = options.get(name)
         return value if isinstance(value, str) else None
 
+    sections = options.get("section", ())
     bits = number("bit-depth")
     return JobRequest.model_validate(
         {
@@ -206,6 +215,10 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "melody_separation": text("melody-separation"),
             "style_coef": number("style-coef"),
             "prompt_seconds": number("prompt-seconds"),
+            "sections": [asdict(parse_section(section)) for section in sections if isinstance(section, str)]
+            if isinstance(sections, (list, tuple))
+            else [],
+            "negative": text("negative"),
             "format": audio_format,
             "bit_depth": None if bits is None else int(bits),
             "normalize": text("normalize") or "none",
@@ -227,12 +240,14 @@ def invalid_field(error: UsageError) -> InvalidFieldError:
 
 
 def _check_limits(request: JobRequest, limits: Limits) -> None:
-    for field, value, most in (
-        ("prompt", len(request.prompt), limits.prompt_characters),
-        ("duration", request.duration, limits.duration),
-        ("takes", request.takes, limits.takes),
+    characters = limits.prompt_characters
+    for field, value, most, unit in (
+        ("prompt", len(request.prompt), characters, " characters"),
+        ("negative", len(request.negative or ""), characters, " characters"),
+        ("sections", sum(len(section.text) for section in request.sections), characters, " characters"),
+        ("duration", request.duration, limits.duration, " seconds"),
+        ("takes", request.takes, limits.takes, ""),
     ):
-        unit = {"prompt": " characters", "duration": " seconds", "takes": ""}[field]
         if value > most:
             # An integer of JSON may have more digits than a float can.
             given = f"{value:g}" if value < 1e15 else "more than 1e15"

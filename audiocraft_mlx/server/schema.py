@@ -26,6 +26,16 @@ class Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+class JobSection(Value):
+    """A text that follows the prompt."""
+
+    model_config = ConfigDict(strict=True)
+
+    start: float = Field(description="Seconds; audio that is continued isn't counted")
+    text: str
+    fade: float = Field(0.0, description="Seconds over which it cross-fades with the text before")
+
+
 class JobRequest(Value):
     """What a job is to make. None is the model's default.
 
@@ -46,6 +56,8 @@ class JobRequest(Value):
     source: Id | None = Field(None, alias="continue", description="Id of an audio or a clip to continue")
     continue_at: float | None = Field(None, description="Seconds of it to keep; default: all of it")
     prompt_seconds: float | None = None
+    sections: list[JobSection] = Field(default=[], description="In order; one that begins at 0 is the prompt")
+    negative: str | None = Field(None, description="What it shall not be")
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

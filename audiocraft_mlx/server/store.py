@@ -113,7 +113,7 @@ class Store:
                     job.speed,
                     job.title,
                     job.favourite,
-                    _words(job.recipe.prompt, job.title),
+                    _words(job.recipe, job.title),
                 ),
             )
             connection.executemany(
@@ -193,7 +193,7 @@ class Store:
             title = values.get("title", job.title)
             connection.execute(
                 "UPDATE jobs SET title = ?, favourite = ?, words = ? WHERE id = ?",
-                (title, values.get("favourite", job.favourite), _words(job.recipe.prompt, title), id),
+                (title, values.get("favourite", job.favourite), _words(job.recipe, title), id),
             )
 
     def set_trashed(self, id: Id, trashed: float | None) -> None:
@@ -338,8 +338,9 @@ def _key(id: Id) -> Id:
     return id if id.isascii() else ""
 
 
-def _words(prompt: str, title: str | None) -> str:
-    return f"{prompt}\n{title or ''}".casefold()
+def _words(recipe: JobRequest, title: str | None) -> str:
+    texts = [recipe.prompt, title or "", *(section.text for section in recipe.sections)]
+    return "\n".join(texts).casefold()
 
 
 def _cursor(text: str) -> tuple[float, Id]:

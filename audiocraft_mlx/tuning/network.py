@@ -131,7 +131,7 @@ def run_block(
     cross_kv: tuple[mx.array, ...] | None,
     cross_mask: mx.array | None,
 ) -> mx.array:
-    """A `networks.lm.Block`, whose queries, keys and values are parted so that their gradients aren't copied."""
+    """A `networks.lm.Block`; queries, keys and values are parted, so that their gradients aren't copied."""
     heads = block.self_attn.num_heads
     qkv = linear(block.self_attn.qkv_proj, x, norm=block.norm1)
     q, k, v = (
