@@ -208,7 +208,11 @@ class Service:
             return path
         assert format is not None
         self._check_disk()
-        converted = convert_file(path, self._folder.converted_file(id, format, stem), format)
+        try:
+            converted = convert_file(path, self._folder.converted_file(id, format, stem), format)
+        except UsageError as error:
+            _log.warning("%s", error)
+            raise NotFoundError(f"the clip {id} has no file that can be read: it is damaged") from error
         try:
             self._store.job_of_clip(id)
         except NotFoundError:  # removed meanwhile: nothing else would remove the file
@@ -341,6 +345,7 @@ class Service:
         raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}", field)
 
     def _check_disk(self) -> None:
+        self._folder.make_folders()
         if self._folder.free_bytes() < self._settings.limits.free_bytes:
             raise OutputError("the server's disk is almost full; free some space")
 
@@ -355,6 +360,8 @@ class Service:
 
     def _tidy(self) -> None:
         """Between batches."""
+        with suppress(OutputError):  # who needs one of them will say so
+            self._folder.make_folders()
         self._jobs.record_rest()
         empty_trash(self._folder, self._store, time.time() - TRASH_SECONDS)
 
