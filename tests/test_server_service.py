@@ -915,6 +915,16 @@ def test_a_full_disk_is_one_line_in_the_log_until_it_has_room(
         held.gate.clear()
 
 
+def test_a_prompt_of_too_many_tokens_is_refused(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held.model, "count_tokens", lambda prompt: 18 * len(prompt))
+    running = held.occupy()
+    with pytest.raises(InvalidFieldError, match="the prompt has 5400 tokens") as raised:
+        submit(held.service, prompt="\ufdfa" * 300)
+    assert raised.value.param == "prompt"
+    held.gate.set()
+    run(held.service.wait(running.id))
+
+
 def test_a_folder_that_is_removed_below_the_server_is_made_again(fake: FakeModel, tmp_path: Path) -> None:
     opened = open_service(tmp_path / "data")
     try:

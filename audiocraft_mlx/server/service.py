@@ -12,6 +12,7 @@ from threading import Lock
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.clips.metadata import read_metadata
+from audiocraft_mlx.clips.planning import count_tokens
 from audiocraft_mlx.clips.requests import FieldError
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 from audiocraft_mlx.files import write_error
@@ -321,6 +322,11 @@ class Service:
             raise InvalidFieldError(
                 f"duration must be at least one frame, {1 / model.frame_rate:g} s", "duration"
             )
+        if model is not None:
+            try:
+                count_tokens(model, recipe.request.prompt)
+            except UsageError as error:
+                raise InvalidFieldError(str(error), "prompt") from error
         types = self._models.condition_types(name)
         if types is not None:
             try:
