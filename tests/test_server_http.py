@@ -6,6 +6,7 @@ import asyncio
 import errno
 import io
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -137,9 +138,9 @@ def test_numbers_beyond_json_are_a_clients_error(client: httpx.Client) -> None:
 # Errors
 
 
-def full(message: str) -> OutputError:
+def full(message: str, cause: Exception | None = None) -> OutputError:
     error = OutputError(message)
-    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    error.__cause__ = cause or OSError(errno.ENOSPC, "No space left on device")
     return error
 
 
@@ -149,6 +150,8 @@ def full(message: str) -> OutputError:
         (BusyError("200 jobs wait", 7), 429, "rate_limit_error"),
         (OutputError("the disk is full"), 507, "server_error"),
         (full("/secret/a.wav can't be written"), 507, "server_error"),
+        (full("/secret/a can't be written: gone", FileNotFoundError(2, "gone")), 507, "server_error"),
+        (full("/secret/a.sqlite3 can't be written", sqlite3.OperationalError("locked")), 507, "server_error"),
         (ZeroDivisionError("secret"), 500, "server_error"),
     ],
 )

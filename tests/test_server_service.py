@@ -959,6 +959,47 @@ def test_a_full_disk_is_one_line_in_the_log_until_it_has_room(
         held.gate.clear()
 
 
+def test_a_prompt_of_too_many_tokens_is_refused(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held.model, "count_tokens", lambda prompt: 18 * len(prompt))
+    running = held.occupy()
+    with pytest.raises(InvalidFieldError, match="the prompt has 5400 tokens") as raised:
+        submit(held.service, prompt="\ufdfa" * 300)
+    assert raised.value.param == "prompt"
+    held.gate.set()
+    run(held.service.wait(running.id))
+
+
+def test_a_folder_that_is_removed_below_the_server_is_made_again(fake: FakeModel, tmp_path: Path) -> None:
+    opened = open_service(tmp_path / "data")
+    try:
+        for name in ("clips", "audio", "making", "converted"):
+            shutil.rmtree(tmp_path / "data" / name)
+        job = made(opened)
+        assert opened.clip_file(job.clips[0].id, "flac").is_file()
+        assert opened.add_audio(opened.clip_file(job.clips[0].id)).duration == job.clips[0].duration
+    finally:
+        opened.close()
+
+
+def test_a_file_that_is_damaged_below_the_server_is_said_without_its_place(
+    fake: FakeModel, tmp_path: Path
+) -> None:
+    opened = open_service(tmp_path / "data")
+    try:
+        clip = made(opened).clips[0].id
+        opened.clip_file(clip).write_bytes(b"garbage")
+        with pytest.raises(NotFoundError, match="is damaged") as raised:
+            opened.clip_file(clip, "mp3")
+        assert str(tmp_path) not in str(raised.value)
+
+        async def read() -> list[np.ndarray]:
+            return [block async for block in opened.clip_audio(clip).blocks()]
+
+        assert run(read()) == []
+    finally:
+        opened.close()
+
+
 @pytest.mark.parametrize("what", ["clips", "audio", "making", "converted", "history.sqlite3", "."])
 @pytest.mark.parametrize("mode", [0o555, 0o000])
 def test_a_folder_that_cant_be_written_is_said_at_the_start(what: str, mode: int) -> None:

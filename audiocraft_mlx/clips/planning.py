@@ -88,7 +88,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     for index, request in enumerate(loaded):
         texts = {request.description or "", request.negative or "", *(s.text or "" for s in request.sections)}
         for text in texts - tokens.keys():
-            tokens[text] = _count_tokens(model, text)
+            tokens[text] = count_tokens(model, text)
         request.require_supported(model.condition_types)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
@@ -161,8 +161,8 @@ def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
     return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
 
 
-def _count_tokens(model: GenModel, text: str) -> int:
-    """0 for a text that is short in any case."""
+def count_tokens(model: GenModel, text: str) -> int:
+    """Of a prompt; 0 for one that is short in any case. Raises `UsageError` beyond `MAX_PROMPT_TOKENS`."""
     count = 0 if len(text) <= _SHORT_CHARACTERS else model.count_tokens(text)
     if count > MAX_PROMPT_TOKENS:
         raise UsageError(

@@ -15,7 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
-from audiocraft_mlx.server.errors import DISK_FULL, is_disk_full
+from audiocraft_mlx.server.errors import public_message
 from audiocraft_mlx.server.schema import ErrorAnswer, ErrorBody, Job, Status
 from audiocraft_mlx.server.service import BusyError, InvalidFieldError, NotFoundError
 
@@ -138,7 +138,9 @@ def _of_ours(error: MusicGenError) -> JSONResponse:
         param = error.param if isinstance(error, InvalidFieldError) else None
         return error_answer(422, message, param, "invalid_value")
     if isinstance(error, OutputError):
-        return error_answer(507, DISK_FULL if is_disk_full(error) else message, code="disk")
+        if message != public_message(error):
+            _log.warning("%s", message)
+        return error_answer(507, public_message(error), code="disk")
     if isinstance(error, JobEndedError):
         return error_answer(409 if error.cancelled else 500, message, code="job_ended")
     return error_answer(500, message)

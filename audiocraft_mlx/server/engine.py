@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from audiocraft_mlx.errors import OutputError
 from audiocraft_mlx.machine import trim_heap
 from audiocraft_mlx.models.memory import MAX_BATCH_SIZE
 from audiocraft_mlx.server import schema
+from audiocraft_mlx.server.errors import DISK_FULL
 from audiocraft_mlx.server.folder import DataFolder
 from audiocraft_mlx.server.jobs import Jobs, LiveJob
 from audiocraft_mlx.server.models import Models, describe_failure
@@ -191,7 +193,7 @@ class Engine:
         takes = range(job.taken, len(job.recipe.clips))
         plans = plan_clips(model, job.recipe.load()[job.taken :])
         path = self._folder.clip_file(job.id, job.record.clips[0].id, job.recipe.output.audio_format)
-        check_size(path, plans[0].request, job.recipe.output, model)
+        check_size(Path(path.name), plans[0].request, job.recipe.output, model)
         return list(zip(takes, plans, strict=True))
 
     def _make(self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]]) -> None:
@@ -338,7 +340,7 @@ class Engine:
     def _fail(self, jobs: Sequence[LiveJob], error: Exception) -> None:
         message = describe_failure(error)
         if isinstance(error, OutputError):
-            self._jobs.warn(message)
+            self._jobs.warn(message if message == DISK_FULL else str(error))
         for job in jobs:
             self._jobs.fail(job, message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 
@@ -10,10 +11,16 @@ DISK_FULL = "the server's disk is full; free some space"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether it is an `OutputError` of a full disk. Its message names the file, which helps no client."""
+def public_message(error: MusicGenError) -> str:
+    """What clients are told. Where the server has its files is for its log only."""
     cause = error.__cause__
-    return isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _FULL
+    if isinstance(error, OutputError) and isinstance(cause, OSError):
+        if cause.errno in _FULL:
+            return DISK_FULL
+        return f"the server can't write its files ({cause.strerror or 'an error'}); its log says more"
+    if isinstance(error, OutputError) and isinstance(cause, sqlite3.Error) and str(error) != DISK_FULL:
+        return f"the server can't write its history ({cause}); its log says more"
+    return str(error)
 
 
 class NotFoundError(MusicGenError):

@@ -74,8 +74,7 @@ class DataFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for path in self.root.glob(f"{self.new_database.name}*"):
             path.unlink(missing_ok=True)
-        for folder in (self.clips, self.audio, self.making, self.converted):
-            folder.mkdir(exist_ok=True)
+        self.make_folders()
         for folder in (self.root, self.clips, self.audio, self.making, self.converted):
             check_writable(folder / "probe")
         for folder in (self.root, self.audio):
@@ -86,6 +85,14 @@ class DataFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def make_folders(self) -> None:
+        """Make those that aren't there: somebody may have removed one. Raises `OutputError`."""
+        for folder in (self.clips, self.audio, self.making, self.converted):
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise write_error(folder, error) from error
 
     def free_bytes(self) -> int:
         try:

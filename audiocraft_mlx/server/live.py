@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from audiocraft_mlx.server.peaks import PeakMeter
 from audiocraft_mlx.server.store import AudioShape
 from audiocraft_mlx.server.wakeup import Wakeup
 
+_log = logging.getLogger(__name__)
 # Samples per channel of a block that is read.
 _BLOCK = 1 << 15
 
@@ -157,7 +159,11 @@ class FileAudio(ClipAudio):
         import soundfile
 
         position = max(0, start)
-        file = await asyncio.to_thread(soundfile.SoundFile, self._path)
+        try:
+            file = await asyncio.to_thread(soundfile.SoundFile, self._path)
+        except soundfile.LibsndfileError as error:  # removed or damaged meanwhile: it ends early
+            _log.warning("%s", error)
+            return
         try:
             await asyncio.to_thread(file.seek, min(position, file.frames))
             while position < self.samples:

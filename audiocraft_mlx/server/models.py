@@ -21,7 +21,7 @@ from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import DownloadError, MusicGenError, UsageError
 from audiocraft_mlx.machine import is_out_of_memory
-from audiocraft_mlx.server.errors import DISK_FULL, NotFoundError, is_disk_full
+from audiocraft_mlx.server.errors import NotFoundError, public_message
 from audiocraft_mlx.server.schema import ModelInfo
 
 if TYPE_CHECKING:
@@ -258,10 +258,8 @@ class Models:
 
 def describe_failure(error: BaseException) -> str:
     """A sentence about why something couldn't be done."""
-    if is_disk_full(error):
-        return DISK_FULL
     if isinstance(error, MusicGenError):
-        return " ".join(str(error).split())
+        return " ".join(public_message(error).split())
     if is_out_of_memory(error):
         return "out of memory; try a shorter duration, fewer takes or a smaller model"
     return f"an unexpected error ({type(error).__name__}); the server's log has more"

@@ -12,6 +12,7 @@ from threading import Lock
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.clips.metadata import read_metadata
+from audiocraft_mlx.clips.planning import count_tokens
 from audiocraft_mlx.clips.requests import FieldError
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 from audiocraft_mlx.files import write_error
@@ -209,7 +210,11 @@ class Service:
             return path
         assert format is not None
         self._check_disk()
-        converted = convert_file(path, self._folder.converted_file(id, format, stem), format)
+        try:
+            converted = convert_file(path, self._folder.converted_file(id, format, stem), format)
+        except UsageError as error:
+            _log.warning("%s", error)
+            raise NotFoundError(f"the clip {id} has no file that can be read: it is damaged") from error
         try:
             self._store.job_of_clip(id)
         except NotFoundError:  # removed meanwhile: nothing else would remove the file
@@ -318,6 +323,11 @@ class Service:
             raise InvalidFieldError(
                 f"duration must be at least one frame, {1 / model.frame_rate:g} s", "duration"
             )
+        if model is not None:
+            try:
+                count_tokens(model, recipe.request.prompt)
+            except UsageError as error:
+                raise InvalidFieldError(str(error), "prompt") from error
         types = self._models.condition_types(name)
         if types is not None:
             try:
@@ -342,6 +352,7 @@ class Service:
         raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}", field)
 
     def _check_disk(self) -> None:
+        self._folder.make_folders()
         if self._folder.free_bytes() < self._settings.limits.free_bytes:
             raise OutputError("the server's disk is almost full; free some space")
 
@@ -356,6 +367,8 @@ class Service:
 
     def _tidy(self) -> None:
         """Between batches."""
+        with suppress(OutputError):  # who needs one of them will say so
+            self._folder.make_folders()
         self._jobs.record_rest()
         empty_trash(self._folder, self._store, time.time() - TRASH_SECONDS)
 
