@@ -382,6 +382,7 @@ def test_a_file_name_that_standard_output_cannot_show_is_escaped(
         ("convert", "musicgen-mlx-convert"),
         ("bench", "musicgen-mlx-bench"),
         ("doctor", "musicgen-mlx-doctor"),
+        ("train", "musicgen-mlx-train"),
     ],
 )
 @pytest.mark.parametrize("option", ["--help", "--version"])

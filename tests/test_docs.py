@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from audiocraft_mlx.cli import arguments, audiogen, bench, convert, doctor, generate, serve
+from audiocraft_mlx.cli import arguments, audiogen, bench, convert, doctor, generate, serve, train
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +38,7 @@ MAINS = {
     "musicgen-mlx-bench": bench.main,
     "musicgen-mlx-doctor": doctor.main,
     "musicgen-mlx-serve": serve.main,
+    "musicgen-mlx-train": train.main,
 }
 Options = dict[str, str]
 """From an option as the table writes it to its default."""

@@ -132,7 +132,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], N
 def test_an_adapter_is_merged_as_it_was_trained(run: Train, base: str, tmp_path: Path) -> None:
     result = run("--targets", ",".join(ALL_TARGETS), "--learning-rate", "0.01")
     assert result.status == 0, result.err
-    assert f'musicgen-mlx "your prompt" -m {base} --lora {tmp_path / "out"}' in result.out
+    assert f'musicgen-mlx "your prompt" -m {Path(base).resolve()} --lora {tmp_path / "out"}' in result.out
     assert "step 4: validation loss " in result.out
     matrices = read_peft_matrices(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -381,12 +381,24 @@ def test_a_quantized_model_is_trained_and_the_original_named(run: Train, base: s
     (folder / "config.json").write_text(json.dumps(config | {"source_repo": "facebook/musicgen-small"}))
     result = run("--learning-rate", "0.01", "--iters", "20", model=str(folder), output="adapter")
     assert result.status == 0, result.err
+    assert "-m facebook/musicgen-small --lora " in result.out
+    assert "facebook/musicgen-small) in 4 bits" in (tmp_path / "adapter" / "README.md").read_text()
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "facebook/musicgen-small"
     history = json.loads((tmp_path / "adapter" / "training.json").read_text())["history"]
     losses = [np.mean(values) for _, values in history["evaluations"]]
     assert losses[-1] < losses[0]
     assert MusicGen.get_pretrained(base, lora=tmp_path / "adapter")
+
+
+def test_a_quantized_model_that_names_no_original_says_what_to_use(
+    run: Train, base: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "q"
+    assert convert.main([base, "-o", str(folder), "-q", "8", "--group-size", "32"]) == 0
+    result = run(model=str(folder))
+    assert f"MODEL is the one that {folder} was quantized from" in result.out
+    assert f"-m MODEL --lora {tmp_path / 'out'}" in result.out
 
 
 def test_the_gradient_through_quantized_layers_is_that_through_their_values() -> None:

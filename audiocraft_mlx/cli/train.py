@@ -121,6 +121,7 @@ def _train(argv: list[str] | None) -> None:
         options,
         max(example.codes.shape[1] for example in (*encoded.train, *encoded.validation)),
         max((len(text) for text in encoded.texts), default=1),
+        sum(text.nbytes for text in encoded.texts),
     )
     _print_lines(_describe_step(options, encoded, estimate, crop))
     if command.dry_run:
@@ -312,8 +313,13 @@ def _print_end(event: Any, command: TrainCommand) -> None:
     folder = shlex.quote(str(event.folder))
     if command.options.lora is None:
         use = f"-m {folder}"
+    elif event.model is None:
+        print_stdout(
+            f"MODEL is the one that {command.model} was quantized from: an adapter is merged into that"
+        )
+        use = f"-m MODEL --lora {folder}"
     else:
-        use = f"-m {shlex.quote(command.model)} --lora {folder}"
+        use = f"-m {shlex.quote(event.model)} --lora {folder}"
     print_stdout(f'wrote {event.folder}; use it with: musicgen-mlx "your prompt" {use}')
 
 

@@ -17,6 +17,8 @@ COMMANDS = (
     "musicgen-mlx-convert",
     "musicgen-mlx-bench",
     "musicgen-mlx-doctor",
+    "musicgen-mlx-serve",
+    "musicgen-mlx-train",
 )
 _OURS = "audiocraft_mlx"
 _PACKAGES = {_OURS: "this program", "mlx_audiocraft": "the package mlx-audiocraft"}

@@ -67,6 +67,7 @@ def training_card(
     history: History,
     has_curves: bool,
     prompt: str | None,
+    bits: int | None = None,
 ) -> str:
     """Markdown with a header for the Hub.
 
@@ -77,6 +78,7 @@ def training_card(
         options: by their names on the command line.
         has_curves: whether there is a picture of them.
         prompt: a text that it was trained with, for the example.
+        bits: of the model's weights, if they were quantized while it was trained.
     """
     is_folder = base_model.startswith(("/", "~", "."))
     shown = "a local model" if is_folder else base_model
@@ -101,7 +103,7 @@ def training_card(
         "",
         f"# {name}",
         "",
-        f"{what}, trained from {link} with musicgen-mlx.",
+        f"{what}, trained from {link}{f' in {bits} bits' if bits else ''} with musicgen-mlx.",
         "",
         "```sh",
         f"musicgen-mlx {example} {use}",

@@ -48,9 +48,9 @@ class StepEstimate:
 
 
 def estimate_step(
-    trainable: Trainable, options: TrainingOptions, frames: int, text_tokens: int
+    trainable: Trainable, options: TrainingOptions, frames: int, text_tokens: int, data_bytes: int = 0
 ) -> StepEstimate:
-    """Of crops of `frames` frames, with texts of `text_tokens` tokens."""
+    """Of crops of `frames` frames, with texts of `text_tokens` tokens; all of both take `data_bytes`."""
     config = trainable.network.lm.config
     prefix = trainable.network.prefix_length
     positions = frames if config.cross_attention else frames + prefix + text_tokens
@@ -81,7 +81,7 @@ def estimate_step(
     flops = options.batch_size * passes * positions * (per_position + attention)
     return StepEstimate(
         positions,
-        weights=base + (_COPIES - 1) * _FLOAT_BYTES * trained,
+        weights=base + data_bytes + (_COPIES - 1) * _FLOAT_BYTES * trained,
         step=rows * row,
         trained=trained,
         flops=flops,

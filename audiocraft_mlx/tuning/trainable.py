@@ -42,8 +42,10 @@ class Trainable:
         bundle: its networks.
         network: the language model and the projection.
         places: its layers with LoRA, with their paths in `network`; empty if all weights are trained.
-        base_model: the name of the model for others: on the Hub if it is from there, else a folder.
+        base_model: the name of the model for others: on the Hub if it is from there, else a folder. Of a
+            quantized model the one that it was quantized from, if that is known.
         revision: a branch, tag or commit there.
+        bits: of a quantized model; None for another.
     """
 
     model: MusicGen
@@ -52,6 +54,7 @@ class Trainable:
     places: tuple[LayerModules, ...]
     base_model: str
     revision: str | None
+    bits: int | None
 
     @property
     def trained_weights(self) -> Weights:
@@ -121,7 +124,16 @@ def make_trainable(
         if "output_proj" in network:  # so that clips are made with its LoRA, too
             bundle.text_conditioner.output_proj = cast(nn.Linear, network.output_proj)
         mx.eval(network.trainable_parameters())
-    return Trainable(model, bundle, network, tuple(places), *_base_model(model.name, bundle, revision))
+    base_model, base_revision = _base_model(model.name, bundle, revision)
+    return Trainable(
+        model,
+        bundle,
+        network,
+        tuple(places),
+        base_model,
+        base_revision,
+        None if quantization is None else quantization.bits,
+    )
 
 
 def trained_places(network: TrainedNetwork) -> Iterator[LayerModules]:

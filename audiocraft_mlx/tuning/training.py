@@ -71,10 +71,17 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Finished:
-    """What was trained is in `folder`; `has_curves`: there was matplotlib to draw them."""
+    """What was trained is in `folder`.
+
+    Attributes:
+        has_curves: there was matplotlib to draw them.
+        model: what the adapter is used with; None for a model by itself, or if that isn't known: the one that
+            a quantized model was made from.
+    """
 
     folder: Path
     has_curves: bool
+    model: str | None
 
 
 Event = Step | Evaluation | Saved | Sampled | Interrupted | Finished
@@ -263,11 +270,13 @@ class Training:
             self.history,
             has_curves,
             self._sample.text,
+            trainable.bits,
         )
         write_text(self.folder / "README.md", card)
         # Last: it says that the training is complete.
         write_state(self.folder, self.trainer.step, self._identity, self.history)
-        return Finished(self.folder, has_curves)
+        is_known = trainable.bits is None or trainable.bundle.source_repo is not None
+        return Finished(self.folder, has_curves, trainable.base_model if is_known and not is_full else None)
 
 
 def sample_prompt(

@@ -71,7 +71,7 @@ def adapted(model: Any, lora: LoRAConfig) -> Any:
     )
     wrapped = peft.get_peft_model(model, config)
     # B is zero at birth: then A has no gradient.
-    torch.manual_seed(8)
+    torch.manual_seed(7)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name and "text_encoder" not in name:
             parameter.data = 0.3 * torch.randn_like(parameter)
@@ -206,8 +206,8 @@ def test_ten_adamw_steps() -> None:
     network, places = ours(wrapped, lora, 1)
     codes, texts = example(1)
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    theirs = torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
-    own = optim.AdamW(1e-2, betas=[0.9, 0.99], weight_decay=0.1, bias_correction=True)
+    theirs = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    own = optim.AdamW(1e-3, betas=[0.9, 0.99], weight_decay=0.1, bias_correction=True)
     loss_and_grad = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())
     batch = make_batch(codes, texts, 20)
     for _ in range(10):
@@ -227,7 +227,7 @@ def test_ten_adamw_steps() -> None:
         for part in ("a", "b"):
             for index, module in enumerate(adapted_modules(place, layer)):
                 expected_values = lora_parameter(wrapped, module, part).detach().numpy()
-                np.testing.assert_allclose(np.array(layer[f"lora_{part}"][index]), expected_values, atol=1e-5)
+                np.testing.assert_allclose(np.array(layer[f"lora_{part}"][index]), expected_values, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", MODELS)
