@@ -43,7 +43,9 @@ def gelu(x: mx.array) -> mx.array:
     kernels = extension.float32_extension(x)
     if kernels is None:
         return _with_gradient(_gelu, lambda inputs, dy, _: (dy * _gelu_derivative(*inputs),))(x)
-    return _with_gradient(kernels.gelu_forward, lambda inputs, dy, _: (kernels.gelu_gradient(*inputs, dy),))(x)
+    return _with_gradient(kernels.gelu_forward, lambda inputs, dy, _: (kernels.gelu_gradient(*inputs, dy),))(
+        x
+    )
 
 
 def layer_norm(norm: nn.LayerNorm, x: mx.array) -> mx.array:
@@ -76,8 +78,9 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     def gradient(inputs: Gradients, d_losses: Any, outputs: Any) -> Gradients:
         return (kernels.cross_entropy_gradient(*inputs, targets, outputs[1], d_losses[0]),)
 
-    pair = lambda logits: tuple(kernels.cross_entropy(logits, targets))  # noqa: E731
-    return _with_gradient(pair, gradient)(logits)[0]
+    function = _with_gradient(lambda logits: tuple(kernels.cross_entropy(logits, targets)), gradient)
+    losses: mx.array = function(logits)[0]
+    return losses
 
 
 def random_key() -> mx.array:
@@ -87,7 +90,7 @@ def random_key() -> mx.array:
 
 def dropout(x: mx.array, p: float, key: mx.array) -> mx.array:
     """`x / (1 - p)`, but 0 with the probability `p`; of which elements depends on `key`."""
-    kernels = extension.float32_extension(x)
+    kernels, key = extension.float32_extension(x), mx.stop_gradient(key)
     if kernels is None:
         return mx.where(mx.random.bernoulli(1 - p, x.shape, key), x * (1 / (1 - p)), 0)
 
@@ -109,7 +112,7 @@ def _with_gradient(function: Callable[..., Any], gradient: Callable[..., Gradien
         gradients = gradient(inputs, cotangents, outputs)
         return gradients[0] if len(inputs) == 1 else gradients
 
-    return own  # type: ignore[no-any-return]
+    return own
 
 
 @partial(mx.compile, shapeless=True)
@@ -139,8 +142,8 @@ _ERFC = (
     -0.133349374,
     0.0398381539,
 )
-"""erfc(z) is exp(-z^2) times the polynomial of t = 1 / (1 + 0.4 z) whose coefficients from t on these are: within
-2.3e-7 of its value in float32. MLX's own erf takes several times as long on CPUs."""
+"""erfc(z) is exp(-z^2) times the polynomial of t = 1 / (1 + 0.4 z) whose coefficients these are, from t on:
+within 2.3e-7 of its value in float32. MLX's own erf takes several times as long on CPUs."""
 
 
 def _cumulative_normal(x: mx.array, e: mx.array) -> mx.array:
@@ -168,6 +171,11 @@ def _native_attention(kernels: Any, mask: mx.array | str | None) -> tuple[Callab
     return forward, backward
 
 
+def _after(x: mx.array, others: list[mx.array]) -> mx.array:
+    """`x`, but not before the `others` are computed."""
+    return mx.depends([x], others)[0] if others else x
+
+
 def _blocked_attention(mask: mx.array | str | None) -> tuple[Callable, Callable]:
     """By blocks of queries, with the keys that they see: of causal attention half of the products.
 
@@ -178,9 +186,7 @@ def _blocked_attention(mask: mx.array | str | None) -> tuple[Callable, Callable]
 
     def blocks(queries: int, length: int) -> list[tuple[slice, slice]]:
         starts = range(0, queries, QUERY_BLOCK)
-        seen = [
-            min(length, length - queries + start + QUERY_BLOCK) if causal else length for start in starts
-        ]
+        seen = [min(length, length - queries + start + QUERY_BLOCK) if causal else length for start in starts]
         return [
             (slice(start, start + QUERY_BLOCK), slice(0, end))
             for start, end in zip(starts, seen, strict=True)
@@ -200,9 +206,11 @@ def _blocked_attention(mask: mx.array | str | None) -> tuple[Callable, Callable]
         return mx.where(visible, block, -math.inf)
 
     def forward(q: mx.array, k: mx.array, v: mx.array) -> Gradients:
-        outs, log_sums = [], []
+        outs: list[mx.array] = []
+        log_sums: list[mx.array] = []
         for rows, keys in blocks(q.shape[2], k.shape[2]):
-            block = scores(q, k, rows, keys)
+            # MLX would compute the scores of several blocks before it uses any.
+            block = scores(_after(q, outs), k, rows, keys)
             outs.append(mx.softmax(block, axis=-1).astype(v.dtype) @ v[:, :, keys])
             log_sums.append(mx.logsumexp(block, axis=-1, keepdims=True))
         out = mx.concatenate(outs, axis=2).transpose(0, 2, 1, 3)
@@ -215,8 +223,10 @@ def _blocked_attention(mask: mx.array | str | None) -> tuple[Callable, Callable]
         out = outputs[0].reshape(shape).transpose(0, 2, 1, 3)
         delta = (d_out * out).astype(mx.float32).sum(axis=-1, keepdims=True)
         scale = q.shape[-1] ** -0.5
-        d_q, d_k, d_v = [], mx.zeros(k.shape, mx.float32), mx.zeros(v.shape, mx.float32)
+        d_k, d_v = mx.zeros(k.shape, mx.float32), mx.zeros(v.shape, mx.float32)
+        d_q: list[mx.array] = []
         for rows, keys in blocks(q.shape[2], k.shape[2]):
+            q = _after(q, [*d_q[-1:], d_k, d_v])
             p = mx.exp(scores(q, k, rows, keys) - outputs[1][:, :, rows])
             d_p = (d_out[:, :, rows] @ v[:, :, keys].swapaxes(2, 3)).astype(mx.float32)
             d_s = (p * (d_p - delta[:, :, rows]) * scale).astype(q.dtype)

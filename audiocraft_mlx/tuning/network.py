@@ -82,6 +82,7 @@ class TrainedNetwork(nn.Module):
 
     def losses(self, batch: Batch) -> mx.array:
         """The loss of each codebook, float32 `[K]`; see `codebook_losses`."""
+        seed_dropout(self, random_key())
         inputs, targets = shift_codes(batch.codes, self.lm.config.delays, self.lm.special_token_id)
         mask = target_mask(batch.lengths, self.lm.config.delays, targets.shape[2])
         return codebook_losses(self(inputs, self.conditions(batch)), targets, mx.array(mask))
@@ -131,7 +132,7 @@ def run_block(
     cross_kv: tuple[mx.array, ...] | None,
     cross_mask: mx.array | None,
 ) -> mx.array:
-    """A `networks.lm.Block`; queries, keys and values are parted, so that their gradients aren't copied."""
+    """A `networks.lm.Block`; its queries, keys and values are parted so that the gradients aren't copied."""
     heads = block.self_attn.num_heads
     qkv = linear(block.self_attn.qkv_proj, x, norm=block.norm1)
     q, k, v = (

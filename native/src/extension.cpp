@@ -50,7 +50,7 @@ NB_MODULE(_extension, m) {
   m.def("lstm", &lstm, "projected"_a, "w"_a, "h"_a, "c"_a);
   m.def("attention_forward", &attention_forward, "q"_a, "k"_a, "v"_a, "scale"_a, "causal"_a = false,
         "mask"_a = nb::none());
-  m.def("attention_backward", &attention_backward, "q"_a, "k"_a, "v"_a, "out"_a, "log_sum"_a, "d_out"_a, "scale"_a,
+  m.def("attention_backward", &attention_backward, "q"_a, "k"_a, "v"_a, "out"_a, "softmax"_a, "d_out"_a, "scale"_a,
         "causal"_a = false, "mask"_a = nb::none());
   m.def("gelu_forward", &gelu_forward, "x"_a);
   m.def("gelu_gradient", &gelu_gradient, "x"_a, "dy"_a);

@@ -77,9 +77,10 @@ struct TrainedAttentionArgs {
   const float* v;
   const uint8_t* mask;  // [queries, length] at these strides, 0: masked out; or null
   int64_t mask_query_stride, mask_key_stride;
-  // Written forwards, read backwards. log_sum [queries]: of the exponentials of the scaled scores.
+  // Written forwards, read backwards. Of each query's softmax [queries, 2]: the largest score, and the sum of the
+  // exponentials of all less that one. Their logarithm as one number would round the probabilities.
   float* out;
-  float* log_sum;
+  float* softmax;
   // Backwards only. The gradient d_out has the stride of out, the others d_stride.
   const float* d_out;
   float* d_q;

@@ -33,12 +33,12 @@ class TrainedAttentionPrimitive : public CpuPrimitive {
       if (a.mask) a.mask += b * mask_row;
       const size_t queries = a.queries;
       a.out += b * queries * a.out_stride + static_cast<size_t>(h) * a.dim;
-      a.log_sum += (static_cast<size_t>(b) * heads + h) * queries;
+      a.softmax += 2 * (static_cast<size_t>(b) * heads + h) * queries;
       return a;
     }
   };
 
-  Heads heads_of(const std::vector<mx::array>& inputs, float* out, float* log_sum) const {
+  Heads heads_of(const std::vector<mx::array>& inputs, float* out, float* softmax) const {
     const mx::array &q = inputs[0], &k = inputs[1], &v = inputs[2];
     require(q.shape(3) == 1 || (q.strides(3) == 1 && k.strides(3) == 1 && v.strides(3) == 1),
             "queries, keys or values have an unsupported memory layout");
@@ -64,7 +64,7 @@ class TrainedAttentionPrimitive : public CpuPrimitive {
       a.mask_key_stride = mask.strides(3);
     }
     a.out = out;
-    a.log_sum = log_sum;
+    a.softmax = softmax;
     return heads;
   }
 
@@ -103,8 +103,8 @@ class AttentionBackwardPrimitive : public TrainedAttentionPrimitive {
     for (auto& out : outputs) out.set_data(mx::allocator::malloc(out.nbytes()));
     // The kernel only reads these.
     float* out = const_cast<float*>(inputs[3].data<float>());
-    float* log_sum = const_cast<float*>(inputs[4].data<float>());
-    const Heads heads = heads_of(inputs, out, log_sum);
+    float* softmax = const_cast<float*>(inputs[4].data<float>());
+    const Heads heads = heads_of(inputs, out, softmax);
     const float* d_out = inputs[5].data<float>();
     float *d_q = outputs[0].data<float>(), *d_k = outputs[1].data<float>(), *d_v = outputs[2].data<float>();
     mx::cpu::get_command_encoder(stream()).dispatch([=, batch = inputs[0].shape(0)]() {
@@ -316,7 +316,7 @@ inline void add_mask(const OptionalArray& mask, const mx::array& q, const mx::ar
 }
 
 // q [B, heads, S, dim], k and v [B, heads, T, dim], mask bool, broadcast to [B, 1, S, T], and/or causal → the output
-// [B, S, heads * dim], and the logarithms of the softmax's sums [B, heads, S].
+// [B, S, heads * dim], and what attention_backward needs of the softmax [B, heads, S, 2].
 inline std::vector<mx::array> attention_forward(const mx::array& q, const mx::array& k, const mx::array& v,
                                                 float scale, bool causal, const OptionalArray& mask) {
   check_trained_attention(q, k, v);
@@ -325,14 +325,14 @@ inline std::vector<mx::array> attention_forward(const mx::array& q, const mx::ar
   std::vector<mx::array> arrays{q, k, v};
   add_mask(mask, q, k, stream, arrays);
   return mx::array::make_arrays(
-      {{q.shape(0), q.shape(2), q.shape(1) * q.shape(3)}, {q.shape(0), q.shape(1), q.shape(2)}},
+      {{q.shape(0), q.shape(2), q.shape(1) * q.shape(3)}, {q.shape(0), q.shape(1), q.shape(2), 2}},
       {mx::float32, mx::float32},
       std::make_shared<AttentionForwardPrimitive>(stream, scale, causal, mask.has_value()), arrays);
 }
 
-// The gradients of q, k and v, in their shapes; `out`, `log_sum` from attention_forward, `d_out` in the shape of `out`.
+// The gradients of q, k and v, in their shapes; `out`, `softmax` from attention_forward, `d_out` in the shape of `out`.
 inline std::vector<mx::array> attention_backward(const mx::array& q, const mx::array& k, const mx::array& v,
-                                                 const mx::array& out, const mx::array& log_sum,
+                                                 const mx::array& out, const mx::array& softmax,
                                                  const mx::array& d_out, float scale, bool causal,
                                                  const OptionalArray& mask) {
   check_trained_attention(q, k, v);
@@ -343,9 +343,9 @@ inline std::vector<mx::array> attention_backward(const mx::array& q, const mx::a
   for (const auto& part : {out, d_out})
     require(part.dtype() == mx::float32 && part.shape() == mx::Shape({batch, q.shape(2), heads * dim}),
             "out and d_out must be float32 [B, S, heads * dim]");
-  require(log_sum.dtype() == mx::float32 && log_sum.shape() == mx::Shape({batch, heads, q.shape(2)}),
-          "log_sum must be float32 [B, heads, S]");
-  for (const auto& part : {out, log_sum, d_out}) arrays.push_back(row_contiguous(part, stream));
+  require(softmax.dtype() == mx::float32 && softmax.shape() == mx::Shape({batch, heads, q.shape(2), 2}),
+          "softmax must be float32 [B, heads, S, 2]");
+  for (const auto& part : {out, softmax, d_out}) arrays.push_back(row_contiguous(part, stream));
   add_mask(mask, q, k, stream, arrays);
   // Heads are the third axis in memory, as in the linear layers' outputs.
   auto gradients = mx::array::make_arrays(

@@ -149,7 +149,8 @@ void attention_forward(const TrainedAttentionArgs& a, int first, int last) {
     }
     for (int i = 0; i < block.count; i++) {
       for (int d = 0; d < a.dim; d++) a.out[(first + i) * a.out_stride + d] = acc[d][i] / total[i];
-      a.log_sum[first + i] = largest[i] + std::log(total[i]);
+      a.softmax[2 * (first + i)] = largest[i];
+      a.softmax[2 * (first + i) + 1] = total[i];
     }
   }
 }
@@ -186,13 +187,14 @@ void attention_backward(const TrainedAttentionArgs& a) {
           query_rows[c * kQueryBlock + i][lane] = there ? a.scale * a.q[(first + i) * a.q_stride + d] : 0;
           d_out_rows[c * kQueryBlock + i][lane] = there ? a.d_out[(first + i) * a.out_stride + d] : 0;
         }
-    QueryTile log_sum = {}, delta = {};
+    QueryTile largest = {}, inv_total = {}, delta = {};
     for (int i = 0; i < block.count; i++) {
       const float *out = a.out + (first + i) * a.out_stride, *d_out = a.d_out + (first + i) * a.out_stride;
       float dot = 0;
       for (int d = 0; d < a.dim; d++) dot += out[d] * d_out[d];
       delta[i] = dot;
-      log_sum[i] = a.log_sum[first + i];
+      largest[i] = a.softmax[2 * (first + i)];
+      inv_total[i] = 1 / a.softmax[2 * (first + i) + 1];
     }
     std::memset(d_queries, 0, a.dim * sizeof(QueryTile));
     for (int t = 0, end = block.last_key(); t < end; t += kKeyBlock) {
@@ -201,7 +203,8 @@ void attention_backward(const TrainedAttentionArgs& a) {
       multiply<false>(queries, a.dim, k, 1, a.dim, scores, count);
       multiply<false>(d_outs, a.dim, v, 1, a.dim, d_scores, count);
       for (int key = 0; key < count; key++)
-        for (int i = 0; i < kQueryBlock; i++) scores[key][i] = exp_below_zero(scores[key][i] - log_sum[i]);
+        for (int i = 0; i < kQueryBlock; i++)
+          scores[key][i] = exp_below_zero(scores[key][i] - largest[i]) * inv_total[i];
       block.mask(t, count, 0, scores);
       for (int key = 0; key < count; key++)
         for (int i = 0; i < kQueryBlock; i++) d_scores[key][i] = scores[key][i] * (d_scores[key][i] - delta[i]);

@@ -286,6 +286,144 @@ void test_elementwise_norm_and_lstm(const Kernels& k) {
   }
 }
 
+// Against finite sums in double precision: out, and the gradients of sum(out * d_out).
+void test_trained_attention(const Kernels& k) {
+  TrainedAttentionArgs a{};
+  a.queries = random_int(1, 100);
+  a.causal = random_int(0, 1);
+  a.length = a.causal ? a.queries + random_int(0, 20) : random_int(1, 90);
+  a.dim = random_int(1, 80);
+  a.q_stride = a.dim + random_int(0, 5);
+  a.k_stride = a.dim + random_int(0, 5);
+  a.v_stride = a.dim + random_int(0, 5);
+  a.out_stride = a.dim + random_int(0, 5);
+  a.d_stride = a.dim + random_int(0, 5);
+  a.scale = 0.3f;
+  // No longer than what may be read and written, so that sanitizers notice accesses past the end.
+  const auto size = [&](int count, size_t stride) { return stride * (count - 1) + a.dim; };
+  const auto q = random_floats(size(a.queries, a.q_stride)), keys = random_floats(size(a.length, a.k_stride)),
+             values = random_floats(size(a.length, a.v_stride)), d_out = random_floats(size(a.queries, a.out_stride));
+  std::vector<uint8_t> mask(static_cast<size_t>(a.queries) * a.length);
+  for (auto& visible : mask) visible = random_int(0, 3) > 0;
+  for (int i = 0; i < a.queries; i++) mask[i * a.length] = 1;
+  if (random_int(0, 1)) a.mask = mask.data();
+  a.mask_query_stride = a.length;
+  a.mask_key_stride = 1;
+  std::vector<float> out(size(a.queries, a.out_stride), NAN), softmax(2 * a.queries, NAN);
+  std::vector<float> d_q(size(a.queries, a.d_stride), NAN), d_k(size(a.length, a.d_stride), NAN), d_v(d_k);
+  std::vector<float> workspace(attention_forward_workspace(a.dim), NAN);
+  a.q = q.data();
+  a.k = keys.data();
+  a.v = values.data();
+  a.out = out.data();
+  a.softmax = softmax.data();
+  a.workspace = workspace.data();
+  for (int first = 0; first < a.queries;) {
+    const int last = std::min(a.queries, first + random_int(1, 70));
+    k.attention_forward(a, first, last);
+    first = last;
+  }
+  std::vector<float> larger(attention_backward_workspace(a.dim, a.length), NAN);
+  a.d_out = d_out.data();
+  a.d_q = d_q.data();
+  a.d_k = d_k.data();
+  a.d_v = d_v.data();
+  a.workspace = larger.data();
+  k.attention_backward(a);
+
+  const int dim = a.dim;
+  std::vector<double> expected_k(a.length * dim), expected_v(expected_k);
+  for (int i = 0; i < a.queries; i++) {
+    std::vector<double> p(a.length), d_p(a.length), o(dim), expected_q(dim);
+    double total = 0, delta = 0;
+    for (int t = 0; t < a.length; t++) {
+      double dot = 0;
+      for (int d = 0; d < dim; d++) dot += static_cast<double>(q[i * a.q_stride + d]) * keys[t * a.k_stride + d];
+      const bool visible = (!a.mask || mask[i * a.length + t]) && (!a.causal || t <= a.length - a.queries + i);
+      total += p[t] = visible ? std::exp(dot * a.scale) : 0;
+    }
+    for (int t = 0; t < a.length; t++) {
+      p[t] /= total;
+      for (int d = 0; d < dim; d++) {
+        const double g = d_out[i * a.out_stride + d], v = values[t * a.v_stride + d];
+        o[d] += p[t] * v;
+        d_p[t] += g * v;
+        expected_v[t * dim + d] += p[t] * g;
+      }
+      delta += p[t] * d_p[t];
+    }
+    for (int t = 0; t < a.length; t++)
+      for (int d = 0; d < dim; d++) {
+        const double d_score = a.scale * p[t] * (d_p[t] - delta);
+        expected_q[d] += d_score * keys[t * a.k_stride + d];
+        expected_k[t * dim + d] += d_score * q[i * a.q_stride + d];
+      }
+    for (int d = 0; d < dim; d++) {
+      check(k.name, "attention_forward", out[i * a.out_stride + d], o[d], 2e-5);
+      check(k.name, "d_q", d_q[i * a.d_stride + d], expected_q[d], 5e-5);
+    }
+  }
+  for (int t = 0; t < a.length; t++)
+    for (int d = 0; d < dim; d++) {
+      check(k.name, "d_k", d_k[t * a.d_stride + d], expected_k[t * dim + d], 5e-5);
+      check(k.name, "d_v", d_v[t * a.d_stride + d], expected_v[t * dim + d], 5e-5);
+    }
+}
+
+void test_other_gradients(const Kernels& k) {
+  const int size = random_int(1, 200);
+  auto x = random_floats(size);
+  for (auto& value : x) value *= 3;
+  const auto dy = random_floats(size), weight = random_floats(size);
+  std::vector<float> y(size, NAN), dx(dy);
+  k.gelu_forward(x.data(), y.data(), size);
+  k.gelu_gradient(x.data(), dx.data(), dx.data(), size);  // in place
+  for (int i = 0; i < size; i++) {
+    const double at = x[i], cumulative = 0.5 * std::erfc(-at / std::sqrt(2.0));
+    check(k.name, "gelu_forward", y[i], at * cumulative, 3e-7);
+    check(k.name, "gelu_gradient", dx[i], dy[i] * (cumulative + at * std::exp(-0.5 * at * at) / std::sqrt(2 * M_PI)), 1e-6);
+  }
+
+  dx = dy;
+  k.layer_norm_gradient(x.data(), weight.data(), dx.data(), dx.data(), size, 1e-5f);
+  const double mean = std::accumulate(x.begin(), x.end(), 0.0) / size;
+  double variance = 0, mean_g = 0, mean_gd = 0;
+  for (int i = 0; i < size; i++) {
+    variance += (x[i] - mean) * (x[i] - mean) / size;
+    mean_g += static_cast<double>(dy[i]) * weight[i] / size;
+    mean_gd += static_cast<double>(dy[i]) * weight[i] * (x[i] - mean) / size;
+  }
+  variance += 1e-5;
+  for (int i = 0; i < size; i++)
+    check(k.name, "layer_norm_gradient", dx[i],
+          (static_cast<double>(dy[i]) * weight[i] - mean_g - (x[i] - mean) * mean_gd / variance) / std::sqrt(variance),
+          2e-4);
+
+  double total = 0;
+  for (const float value : x) total += std::exp(static_cast<double>(value));
+  const float log_sum = k.log_sum_exp(x.data(), size);
+  check(k.name, "log_sum_exp", log_sum, std::log(total), 2e-6);
+  const int target = random_int(0, size - 1);
+  y = x;
+  k.cross_entropy_gradient(y.data(), size, log_sum, target, 0.7f, y.data());
+  for (int i = 0; i < size; i++)
+    check(k.name, "cross_entropy_gradient", y[i], 0.7 * (std::exp(static_cast<double>(x[i])) / total - (i == target)),
+          2e-6);
+
+  // The same elements are zero, whatever the pieces; and about as many as are wanted.
+  const std::vector<float> ones(20000, 1);
+  std::vector<float> whole(ones.size(), NAN), pieces(ones);
+  const uint32_t key[2] = {static_cast<uint32_t>(generator()), static_cast<uint32_t>(generator())};
+  k.dropout(ones.data(), whole.data(), ones.size(), 0, key, 1u << 30, 4.0f / 3);
+  for (size_t first = 0; first < ones.size();) {
+    const size_t count = std::min<size_t>(ones.size() - first, random_int(1, 3000));
+    k.dropout(&pieces[first], &pieces[first], count, first, key, 1u << 30, 4.0f / 3);
+    first += count;
+  }
+  check(k.name, "dropout in pieces", whole == pieces, 1, 0);
+  check(k.name, "dropout", std::accumulate(whole.begin(), whole.end(), 0.0) / ones.size(), 1, 0.02);
+}
+
 void test_pool() {
   Pool pool(4);
   auto caller = [&](int seed) {
@@ -316,6 +454,8 @@ int main() {
       test_attention<int8_t>(*tables[i]);
       test_attention_full(*tables[i]);
       test_elementwise_norm_and_lstm(*tables[i]);
+      test_trained_attention(*tables[i]);
+      test_other_gradients(*tables[i]);
     }
     std::printf("%s: checked\n", tables[i]->name);
   }
