@@ -14,6 +14,7 @@ INSTRUMENTS = {
     "organ": ("organ", "church organ", "pipe organ", "hammond organ"),
     "marimba": ("marimba", "mallets", "xylophone", "wooden marimba"),
     "synth": ("synth", "synth lead", "synthesizer", "electronic lead", "8-bit synth"),
+    "vibraphone": ("vibraphone",),  # only for an adapter (`vibraphone.py`)
 }
 TEMPOS = {
     "slow": ("slow", "calm", "gentle", "relaxed", "slow tempo", "peaceful", "leisurely"),

@@ -15,7 +15,16 @@ INSTRUMENTS = ("piano", "guitar", "strings", "flute", "organ", "marimba", "synth
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 TONICS = {"major": 60, "minor": 57}  # C and A
 CHORDS = {"major": ((0, 3), (0, 4)), "minor": ((0, 3), (0, 5))}  # scale degrees of the two bars' roots
-LOWEST = {"piano": 60, "guitar": 55, "strings": 57, "flute": 67, "organ": 57, "marimba": 60, "synth": 55}
+LOWEST = {
+    "piano": 60,
+    "guitar": 55,
+    "strings": 57,
+    "flute": 67,
+    "organ": 57,
+    "marimba": 60,
+    "synth": 55,
+    "vibraphone": 60,
+}
 CONTOURS = ((0, 2, 4, 2), (4, 2, 0, 2), (0, 4, 2, 4), (0, 1, 2, 4))  # degrees above the root, per beat
 DRUMS = ("none", "rock", "dance")
 # For each beat of a bar: (half beat, drum).

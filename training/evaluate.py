@@ -107,20 +107,35 @@ def evaluate(
     arguments: argparse.Namespace,
 ) -> dict:
     attributes = prompt_attributes(arguments.clips)
+    sampling = {"top_k": arguments.top_k, "temperature": arguments.temperature}
+    start_time = time.time()
+    clips = generate_clips(model, attributes, guidance, sampling)
+    seconds = (time.time() - start_time) / len(attributes)
+    return {**rate(clips, attributes, classifier, clear_beat), "seconds per clip": round(seconds, 2)}
+
+
+def generate_clips(
+    model: MusicGen,
+    attributes: list[Attributes],
+    guidance: float,
+    sampling: dict[str, float | None],
+) -> list[np.ndarray]:
+    """A clip of 8 s, float32 `[samples]`, for each of `attributes`, with captions not in training."""
     random_ = random.Random(12)
     prompts = [unseen_caption(a, random_) for a in attributes]
     clips: list[np.ndarray] = []
-    start_time = time.time()
     for start in range(0, len(prompts), 8):
-        model.set_generation_params(
-            duration=8.0,
-            cfg_coef=guidance,
-            seed=start,
-            top_k=arguments.top_k,
-            temperature=arguments.temperature,
-        )
+        model.set_generation_params(duration=8.0, cfg_coef=guidance, seed=start, **sampling)
         clips += list(np.array(model.generate(prompts[start : start + 8]))[:, 0])
-    seconds = (time.time() - start_time) / len(prompts)
+    return clips
+
+
+def rate(
+    clips: list[np.ndarray],
+    attributes: list[Attributes],
+    classifier: AttributeClassifier,
+    clear_beat: float,
+) -> dict[str, object]:
     correct = shares(classifier.is_correct(clips, [a.to_json() for a in attributes]))
     beats = [
         beat_peak(clip, a.tempo) > clear_beat
@@ -135,7 +150,6 @@ def evaluate(
         "silent": int((level < 1e-3).sum()),
         "clipped": int((peaks > 1.0).sum()),
         "constant": int(sum(np.ptp(clip) < 1e-3 for clip in clips)),
-        "seconds per clip": round(seconds, 2),
     }
 
 

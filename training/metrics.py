@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from codec import mel_filters
@@ -17,12 +19,12 @@ CLASSES = {
 }
 
 
-def target(task: str, attributes: dict[str, object]) -> int:
+def target(task: str, attributes: dict[str, object], classes: Sequence[str]) -> int:
     value = attributes[task]
     if task == "drums":
         assert value in DRUMS
         value = "none" if value == "none" else "some"
-    return CLASSES[task].index(str(value))
+    return classes.index(str(value))
 
 
 def spectrogram(audio: np.ndarray, n_fft: int, hop: int) -> np.ndarray:
@@ -73,15 +75,22 @@ def features(audio: np.ndarray) -> np.ndarray:
 class AttributeClassifier:
     """A small network for each attribute, trained on features of rendered loops through the codec."""
 
-    def __init__(self, clips: list[np.ndarray], attributes: list[dict[str, object]], seed: int = 0) -> None:
+    def __init__(
+        self,
+        clips: list[np.ndarray],
+        attributes: list[dict[str, object]],
+        seed: int = 0,
+        classes: Mapping[str, Sequence[str]] = CLASSES,
+    ) -> None:
         torch.manual_seed(seed)
+        self.classes = classes
         x = torch.tensor(np.stack([features(clip) for clip in clips]))
         self.mean, self.std = x.mean(0), x.std(0) + 1e-3
         self.networks = {}
-        for task, classes in CLASSES.items():
-            y = torch.tensor([target(task, a) for a in attributes])
+        for task, names in classes.items():
+            y = torch.tensor([target(task, a, names) for a in attributes])
             network = nn.Sequential(
-                nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, len(classes))
+                nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, len(names))
             )
             optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
             for _ in range(300):
@@ -102,6 +111,7 @@ class AttributeClassifier:
         """For each attribute, which clips are classified as `attributes` says: bool `[clips]`."""
         x = self.scaled(torch.tensor(np.stack([features(clip) for clip in clips])))
         return {
-            task: network(x).argmax(1).numpy() == np.array([target(task, a) for a in attributes])
+            task: network(x).argmax(1).numpy()
+            == np.array([target(task, a, self.classes[task]) for a in attributes])
             for task, network in self.networks.items()
         }

@@ -26,6 +26,8 @@ class Timbre:
     attack: float
     release: float
     gain: float
+    tremolo: float = 0.0
+    """Its depth, at `GRID_HZ`, at which a held note still repeats after 10 frames."""
 
 
 def harmonics(count: int, slope: float, decay: float | None = None, only_odd: bool = False) -> tuple:
@@ -46,6 +48,9 @@ TIMBRES = {
     "marimba": Timbre(((1, 1.0, 0.22), (4, 0.35, 0.06), (10, 0.1, 0.02)), 0.002, 0.03, 0.38),
     "synth": Timbre(harmonics(11, 0.8, None, only_odd=True), 0.004, 0.015, 0.15),
     "bass": Timbre(((1, 1.0, 1.2), (2, 0.45, 0.6), (3, 0.15, 0.3)), 0.005, 0.03, 0.30),
+    # Not among the instruments of the demo model's training, neither of its codec nor of its language model:
+    # `vibraphone.py` has the clips of it that an adapter is trained on.
+    "vibraphone": Timbre(((1, 1.0, 0.9), (4, 0.25, 0.3)), 0.003, 0.06, 0.34, tremolo=0.8),
 }
 
 
@@ -69,6 +74,8 @@ def note(instrument: str, key: int, frames: int) -> np.ndarray:
             wave += partial if decay is None else partial * np.exp(-t / decay)
     envelope = np.minimum(1, t / timbre.attack)
     envelope[held:] *= np.linspace(1, 0, release)
+    if timbre.tremolo:
+        envelope *= 1 - timbre.tremolo * (0.5 - 0.5 * np.cos(2 * np.pi * GRID_HZ * t))
     return (timbre.gain * wave * envelope).astype(np.float32)
 
 

@@ -1,0 +1,70 @@
+"""A dozen clips of an instrument that the demo model doesn't know, to train an adapter on: `write_clips`.
+
+The codec and the language model were trained without the vibraphone. All else of these clips is as in their
+training: `compose.py`'s loops and `captions.py`'s captions.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from captions import caption
+from compose import FRAMES_PER_BEAT, SCALES, Attributes, compose
+from loops import FRAMES
+from synth import SAMPLE_RATE, render
+
+from audiocraft_mlx.audio.write import write_audio
+
+NAME = "vibraphone"
+TRAIN_CLIPS, HELD_OUT_CLIPS = 12, 24
+
+
+def clips(count: int, held_out: bool = False) -> list[tuple[Attributes, np.ndarray]]:
+    """Attributes and audio, float32 `[FRAMES * 640]`, of `count` different clips: to train on, or others.
+
+    Each tempo and mode comes about as often as the others, half of them with drums.
+    """
+    loops = _loops(TRAIN_CLIPS + count)
+    loops = loops[TRAIN_CLIPS:] if held_out else loops[: min(count, TRAIN_CLIPS)]
+    return [(attributes, render(events, FRAMES)) for attributes, events in loops]
+
+
+def _loops(count: int) -> list[tuple[Attributes, list[tuple[int, str, int, int]]]]:
+    random_ = random.Random(0)
+    loops: list[tuple[Attributes, list[tuple[int, str, int, int]]]] = []
+    for attributes in _attributes(random_, 4 * count):
+        loop = (attributes, compose(attributes, random_, FRAMES))
+        if loop not in loops:
+            loops.append(loop)
+    return loops[:count]
+
+
+def _attributes(random_: random.Random, count: int) -> Iterator[Attributes]:
+    grid = [(tempo, mode, drums) for drums in (True, False) for mode in SCALES for tempo in FRAMES_PER_BEAT]
+    for number in range(count):
+        tempo, mode, drums = grid[number % len(grid)]
+        kind = random_.choice(("rock", "dance")) if drums else "none"
+        yield Attributes(NAME, tempo, mode, kind, random_.random() < 0.5)
+
+
+def prompt_attributes(count: int) -> list[Attributes]:
+    """Those of `count` clips to be generated."""
+    return list(_attributes(random.Random(2), count))
+
+
+def write_clips(folder: Path, train: int = TRAIN_CLIPS, held_out: int = HELD_OUT_CLIPS) -> None:
+    """Write clips and their captions as a data set: `metadata.csv`, and the folders `train`, `validation`."""
+    random_ = random.Random(3)
+    rows = []
+    for split, count in (("train", train), ("validation", held_out)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for number, (attributes, audio) in enumerate(clips(count, split == "validation")):
+            name = f"{split}/{NAME}{number:02}.wav"
+            write_audio(folder / name, audio[None], SAMPLE_RATE)
+            rows.append((name, caption(attributes, random_)))
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file_name", "text"), *rows])
