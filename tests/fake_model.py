@@ -120,6 +120,7 @@ class FakeModel:
         chunk_seconds: float,
         first_chunk_seconds: float | None,
         on_step: Callable[[int, int], None],
+        on_codes: Callable[[Any], None],
     ) -> Iterator[np.ndarray]:
         assert len(params) == len(inputs.descriptions)
         self.params += [row.options for row in params]

@@ -120,8 +120,9 @@ class FakeServer:
 
     def add(self, prompt: str, age: float = 0.0, takes: int = 1, **changes: Any) -> schema.Job:
         """A job that is done."""
+        control = {name: changes.pop(name) for name in ("sections", "negative") if name in changes}
         recipe = schema.JobRequest(
-            prompt=prompt, model="demo", takes=takes, seed=changes.pop("seed", len(self.jobs))
+            prompt=prompt, model="demo", takes=takes, seed=changes.pop("seed", len(self.jobs)), **control
         )
         job = self._job(recipe, created=time.time() - age)
         clips = self._clips(recipe)
@@ -305,6 +306,8 @@ def app(fake: FakeServer) -> FastAPI:
             return error(422, "the prompt is empty; say what to play", "prompt")
         if (recipe.temperature or 0) < 0:
             return error(422, "temperature must be at least 0, not -1", "temperature")
+        if any(section.start >= recipe.duration for section in recipe.sections):
+            return error(422, "sections: one begins beyond the end of the clip", "sections")
         seed = secrets.randbits(32) if recipe.seed is None else recipe.seed
         job = fake._job(
             recipe.model_copy(update={"seed": seed, "model": recipe.model or "demo"}), time.time()

@@ -719,6 +719,68 @@ def test_what_is_no_number_is_marked(page: Any, server: FakeServer) -> None:
     page.problems.clear()  # Chromium reports each answer 422
 
 
+def test_sections_and_what_it_shall_not_be_are_asked_for(page: Any, server: FakeServer) -> None:
+    page.click("#commands summary")
+    page.fill("#duration", "8")
+    page.fill("#prompt", "calm piano")
+    texts = page.get_by_label("What it plays then")
+    page.get_by_role("button", name="Then …").click()
+    expect(texts.first).to_be_focused()
+    page.keyboard.type("full orchestra")
+    page.get_by_label("From").first.fill("6")
+    page.get_by_label("fade").first.fill("1.5")
+    page.get_by_role("button", name="Then …").click()
+    # Half of what is left.
+    expect(page.get_by_label("From").nth(1)).to_have_value("7")
+    page.get_by_label("From").nth(1).fill("3")
+    texts.nth(1).fill("drums come in")
+    page.get_by_role("button", name="Then …").click()
+    page.get_by_role("button", name="Remove this section").nth(2).click()
+    expect(page.get_by_role("button", name="Then …")).to_be_focused()
+    page.click("#more summary")
+    page.get_by_label("Not", exact=True).fill("-vocals, noise")
+    expect(page.locator("#shell")).to_have_text(
+        "musicgen-mlx 'calm piano' -m demo --section '3: drums come in' --section '6~1.5: full orchestra'"
+        " '--negative=-vocals, noise' -n 2"
+    )
+    page.click("#make-button")
+    expect(page.locator(CARD)).to_have_count(1)
+    (request,) = server.requests
+    assert request["sections"] == [
+        {"start": 3, "text": "drums come in", "fade": 0},
+        {"start": 6, "text": "full orchestra", "fade": 1.5},
+    ]
+    assert request["negative"] == "-vocals, noise"
+    page.reload()
+    expect(page.get_by_label("What it plays then").nth(1)).to_have_value("full orchestra")
+    page.fill("#search", "ORCHESTRA")
+    expect(page.locator(CARD)).to_have_count(1)
+
+
+def test_a_section_that_does_not_fit_is_marked(page: Any, server: FakeServer) -> None:
+    page.get_by_role("button", name="Then …").click()
+    page.get_by_label("From").fill("50")
+    page.get_by_label("What it plays then").fill("drums")
+    make(page, "piano")
+    expect(page.locator("#make-error")).to_contain_text("beyond the end of the clip")
+    expect(page.get_by_label("What it plays then")).to_be_focused()
+    page.problems.clear()  # Chromium reports each answer 422
+
+
+def test_settings_of_a_clip_with_sections_are_used_again(page: Any, server: FakeServer) -> None:
+    sections = [schema.JobSection(start=2.0, text="drums come in", fade=0.5)]
+    job = server.add("slow piano", seed=40, sections=sections, negative="strings")
+    drop(page, "#list", server.clip_file(job.clips[0].id, "wav"))
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("2 s: drums come in")
+    expect(dialog).to_contain_text("strings")
+    dialog.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("What it plays then")).to_have_value("drums come in")
+    expect(page.get_by_label("From")).to_have_value("2")
+    expect(page.locator("#section-list [data-part=fade]")).to_have_value("0.5")
+    expect(page.locator("#negative")).to_have_value("strings")
+
+
 def test_the_keyboard_is_enough(page: Any, server: FakeServer) -> None:
     server.speed = 3
     page.keyboard.press("m")
@@ -798,6 +860,7 @@ def test_it_is_accessible_and_fits(browser: Any, server: FakeServer, scheme: str
     with opened(browser, server, viewport=viewport, color_scheme=scheme) as page:
         page.select_option("#model", "facebook/musicgen-melody")
         make(page, "slow piano", duration=20)
+        page.click("#add-section")
         page.click("#more summary")
         page.click("#commands summary")
         wait_until(page, "pieces.length > 0")

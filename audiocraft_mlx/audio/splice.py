@@ -14,17 +14,23 @@ _JOINT_SECONDS = 0.01
 
 
 def append_continuation(
-    source: np.ndarray, source_rate: int, new: np.ndarray, new_rate: int, rate: int
+    source: np.ndarray,
+    source_rate: int,
+    new: np.ndarray,
+    new_rate: int,
+    rate: int,
+    smooth: bool = True,
 ) -> np.ndarray:
     """`source` and the music `new` that continues it, in one array at `rate`.
 
     Where `rate` is the source's, its samples stay as they are. `new` alone is scaled down if it exceeds full
-    scale. Mono is repeated where the other one has more channels.
+    scale. Mono is repeated where the other one has more channels. `smooth`: see `smooth_joint`.
     """
     new = new / max(1.0, float(np.abs(new).max()))
     new = resample(new, new_rate, rate)
     before = broadcast_channels(resample(source, source_rate, rate), len(new))
-    return np.concatenate([before, smooth_joint(before, broadcast_channels(new, len(before)), rate)], axis=1)
+    new = broadcast_channels(new, len(before))
+    return np.concatenate([before, smooth_joint(before, new, rate) if smooth else new], axis=1)
 
 
 def replace_part(

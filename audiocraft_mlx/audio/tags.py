@@ -18,7 +18,7 @@ from audiocraft_mlx.files import read_error
 if TYPE_CHECKING:
     from mutagen import FileType
 
-_COMMENT, _DATA = "COMMENT", "MUSICGEN_MLX"
+_COMMENT, _DATA, _CODES = "COMMENT", "MUSICGEN_MLX", "MUSICGEN_MLX_CODES"
 # Also in the lower case and in the UTF-16 (of both orders) of other programs.
 _NAMES = tuple(
     name for text in (_DATA, _DATA.lower()) for name in (text.encode(), text.encode("utf-16-le")[:-1])
@@ -36,10 +36,13 @@ class AudioTags:
     Attributes:
         comment: for people; players show it.
         data: for programs: a JSON string, in ASCII.
+        codes: a checksum of the audio, and the codes that it was decoded from, in ASCII. Only mutagen writes
+            and reads them.
     """
 
     comment: str
     data: str
+    codes: str | None = None
 
 
 def has_mutagen() -> bool:
@@ -60,8 +63,12 @@ def add_tags(file: BinaryIO, tags: AudioTags) -> None:
     if isinstance(audio.tags, ID3):
         audio.tags.add(COMM(encoding=Encoding.UTF8, lang="eng", text=comment))
         audio.tags.add(TXXX(encoding=Encoding.UTF8, desc=_DATA, text=tags.data))
+        if tags.codes is not None:
+            audio.tags.add(TXXX(encoding=Encoding.UTF8, desc=_CODES, text=tags.codes))
     else:
         audio.update({_COMMENT: comment, _DATA: tags.data})
+        if tags.codes is not None:
+            audio[_CODES] = tags.codes
     file.seek(0)
     try:
         audio.save(file)
@@ -124,7 +131,10 @@ def _read_with_mutagen(path: Path) -> AudioTags | None:
         id3 = isinstance(audio.tags, ID3)
         data = audio.tags.get(f"TXXX:{_DATA}" if id3 else _DATA)
         comment = audio.tags.get("COMM::eng" if id3 else _COMMENT)
-        return AudioTags(comment[0] if comment else "", data[0]) if data else None
+        codes = audio.tags.get(f"TXXX:{_CODES}" if id3 else _CODES)
+        return (
+            AudioTags(comment[0] if comment else "", data[0], codes[0] if codes else None) if data else None
+        )
     # mutagen raises the last two, too: for instance IndexError for a damaged Ogg file.
     except (MutagenError, ValueError, IndexError) as error:
         raise damaged_tags(path, error) from error

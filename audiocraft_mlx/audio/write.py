@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from audiocraft_mlx.audio.checksum import audio_checksum
 from audiocraft_mlx.audio.formats import WAV, AudioFormat
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import AudioTags, add_tags, has_mutagen, libsndfile_comment
@@ -97,7 +99,10 @@ def write_audio(
                 f"{path}: {audio_format.name} can't hold this audio ({error}); try wav"
             ) from error
         if tags and with_mutagen:
-            add_tags(file, tags)
+            if tags.codes is not None:
+                add_tags(file, replace(tags, codes=f"{audio_checksum(file)} {tags.codes}"))
+            else:
+                add_tags(file, tags)
 
     write_file(path, write_fn)
     return peak

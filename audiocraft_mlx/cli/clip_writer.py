@@ -13,6 +13,7 @@ from audiocraft_mlx.cli.arguments import GenerateClips
 from audiocraft_mlx.cli.clip_files import ClipFiles
 from audiocraft_mlx.cli.common import print_stderr, print_stdout
 from audiocraft_mlx.cli.playing import Player
+from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
@@ -143,7 +144,7 @@ class ClipWriter:
         if clip is None or files.path is None:
             self._report(f"seed {seed}, {timing}")
         else:
-            saved = self._save(event.index, clip)
+            saved = self._save(event.index, clip, event.codes)
             # From here on an interruption finds it whole, though its plot or its stems may be missing.
             self._unfinished.discard(event.index)
             self.paths.append(saved.path)
@@ -174,10 +175,10 @@ class ClipWriter:
         command, plan = self._command, self._plans[index]
         return finish_audio(self._spools[index], self._model.sample_rate, command.output, plan.source)
 
-    def _save(self, index: int, clip: FinishedAudio) -> SavedFile:
+    def _save(self, index: int, clip: FinishedAudio, codes: ClipCodes | None = None) -> SavedFile:
         files = self._files[index]
         assert files.path is not None
-        return save_clip(files.resolve_path(files.path), clip, self._metadata(index))
+        return save_clip(files.resolve_path(files.path), clip, self._metadata(index), codes)
 
     def _save_stems(
         self, index: int, clip: FinishedAudio, saved: SavedFile, separator: HTDemucs

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from audiocraft_mlx.audio.read import read_info
 from audiocraft_mlx.cli.common import print_stdout
+from audiocraft_mlx.clips.codes import read_codes
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.metadata import read_metadata
 from audiocraft_mlx.errors import UsageError
@@ -41,6 +42,9 @@ def show_info(path: Path) -> None:
             continue
         for each in value if isinstance(value, (list, tuple)) else (value,):
             print_stdout(f"  {_shown(name)}: {_shown(str(each))}")
+    codes = read_codes(path)
+    if codes is not None:
+        print_stdout(f"  codes: {codes.frames} frames, to be continued from")
     print_stdout(f"make it again: {metadata.to_command()}")
 
 

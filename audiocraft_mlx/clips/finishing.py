@@ -29,6 +29,8 @@ class FinishedAudio:
     audio_format: AudioFormat
     keeps_level: bool = False
     """It begins with a source, whose samples stay as they are where the format can hold them."""
+    is_as_generated: bool = False
+    """Neither normalized, nor faded out, nor beyond full scale."""
 
     @property
     def channels(self) -> int:
@@ -56,13 +58,19 @@ def finish_audio(
     rate, audio_format = sample_rate, output.file_format(source)
     if source is not None:
         rate = source.output_rate(audio_format, sample_rate)
-        audio = append_continuation(source.audio, source.rate, _as_array(audio), sample_rate, rate)
+        smooth = not source.follows_exactly
+        audio = append_continuation(source.audio, source.rate, _as_array(audio), sample_rate, rate, smooth)
     if output.normalize != "none":
         lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)
     if output.fade_out is not None:
         audio = fade_out(_as_array(audio), rate, output.fade_out)
-    return FinishedAudio(audio, rate, audio_format, source is not None and output.normalize == "none")
+    as_made = output.normalize == "none" and output.fade_out is None
+    if as_made:
+        peak = audio.peak if isinstance(audio, AudioSpool) else float(np.abs(audio).max(initial=0))
+        as_made = peak <= 1
+    keeps_level = source is not None and output.normalize == "none"
+    return FinishedAudio(audio, rate, audio_format, keeps_level, as_made)
 
 
 def separate_stems(

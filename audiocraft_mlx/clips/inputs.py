@@ -34,7 +34,7 @@ def load_inputs(requests: Sequence[ClipRequest]) -> list[ClipRequest]:
             raise UsageError(f"a melody or style must be a path or an AudioInput, not {type(path).__name__}")
         if isinstance(request.source, Path):
             if request.source not in sources:
-                sources[request.source] = read_source(request.source)
+                sources[request.source] = read_source(request.source, with_codes=True)
             request = replace(request, source=sources[request.source])
         elif request.source is not None and not isinstance(request.source, SourceClip):
             raise UsageError(f"source must be a path or a SourceClip, not {type(request.source).__name__}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.planning import ClipPlan, plan_batches, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.errors import UsageError
@@ -49,6 +50,8 @@ class Finished:
     index: int
     elapsed: float
     """Seconds that its batch took."""
+    codes: ClipCodes | None = None
+    """Of the whole clip; None if it continues audio without any."""
 
 
 Event = Started | Progress | Chunk | Finished
@@ -101,7 +104,8 @@ def _generate(
             if on_progress is not None:
                 on_progress(progress)
 
-        stream = _start(model, batch, chunk_seconds, on_step)
+        codes: list[mx.array] = []
+        stream = _start(model, batch, chunk_seconds, on_step, codes.append)
         try:
             yield Started(batch)
             start = time.perf_counter()
@@ -113,8 +117,10 @@ def _generate(
         finally:
             if isinstance(stream, Generator):
                 stream.close()
-        for plan in batch:
-            yield Finished(plan.index, elapsed)
+        for row, plan in enumerate(batch):
+            yield Finished(
+                plan.index, elapsed, _codes_of_clip(model, plan, [np.array(each)[row] for each in codes])
+            )
 
 
 def _start(
@@ -122,6 +128,7 @@ def _start(
     batch: Sequence[ClipPlan],
     chunk_seconds: tuple[float, float | None],
     on_step: Callable[[int, int], None],
+    on_codes: Callable[[mx.array], None],
 ) -> Iterator[mx.array]:
     """The model's generator of audio `[B, C, n]` for the rows of a batch."""
     given: dict[str, Any] = {}
@@ -134,7 +141,10 @@ def _start(
         if batch[0].request.melody_separation is not None:
             given["melody_separation"] = batch[0].request.melody_separation
     prompts = [plan.prompt for plan in batch if plan.prompt is not None]
-    if prompts:
+    prompt_codes = [plan.prompt_codes for plan in batch if plan.prompt_codes is not None]
+    if prompt_codes:
+        given["prompt_codes"] = prompt_codes
+    elif prompts:
         given |= {"prompt": prompts, "prompt_sample_rate": model.sample_rate}
     negative = [plan.request.negative for plan in batch]
     if any(negative):
@@ -145,5 +155,17 @@ def _start(
     params = [plan.params for plan in batch]
     usual, first = chunk_seconds
     return model.generate_stream(
-        inputs, params, chunk_seconds=usual, first_chunk_seconds=first, on_step=on_step
+        inputs, params, chunk_seconds=usual, first_chunk_seconds=first, on_step=on_step, on_codes=on_codes
     )
+
+
+def _codes_of_clip(model: GenModel, plan: ClipPlan, new: list[np.ndarray]) -> ClipCodes | None:
+    before: list[np.ndarray] = []
+    if plan.source is not None:
+        if plan.prompt_codes is None or plan.source.codes is None:
+            return None
+        before = [plan.source.codes.codes]
+    if not new:
+        return None
+    codes = np.concatenate([*before, *new], axis=1)
+    return ClipCodes(codes, model.compression_model.cardinality, model.codec_id)

@@ -39,6 +39,8 @@ class ClipPlan:
     """Of the new music: whole frames."""
     tokens: int
     """Of its longest text, if that may be a long one."""
+    prompt_codes: np.ndarray | None = None
+    """Codes int32 `[K, F]` of `prompt`, of a source that has its own."""
     sections: tuple[Section, ...] = ()
     """What follows the prompt, in seconds that count a source."""
     window_borders: tuple[int, ...] = ()
@@ -66,6 +68,7 @@ class ClipPlan:
         return (
             self.params.batch_key,
             None if self.prompt is None else self.prompt.shape,
+            self.prompt_codes is None,
             None if self.condition is None else self.condition.rate,
             self.request.melody_separation,
             self.tokens > TRAINED_TOKENS,  # all prompts of a batch have the length of its longest
@@ -85,6 +88,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     params_of: dict[Hashable, tuple[GenerationParams, float]] = {}
     tokens: dict[str, int] = {}
     plans = []
+    own: dict[SourceClip, SourceClip] = {}
     for index, request in enumerate(loaded):
         texts = {request.description or "", request.negative or "", *(s.text or "" for s in request.sections)}
         for text in texts - tokens.keys():
@@ -92,8 +96,12 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         request.require_supported(model.condition_types)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
-        prompt = None
-        if isinstance(request.source, SourceClip):
+        prompt = prompt_codes = None
+        if isinstance(request.source, SourceClip) and _has_codes(model, request.source):
+            if request.source not in own:
+                own[request.source] = _without_end(model, request.source)
+            request, prompt, prompt_codes = _from_codes(model, request, own[request.source])
+        elif isinstance(request.source, SourceClip):
             # Rows with the same prompt share one array: it is encoded once.
             key = (request.source, request.prompt_seconds or DEFAULT_PROMPT_SECONDS)
             if key not in prompts:
@@ -123,9 +131,66 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             )
             params_of[same] = params, new_samples(model, request) / model.sample_rate
         params, seconds = params_of[same]
-        plan = ClipPlan(index, request, params, prompt, seconds, max(map(tokens.__getitem__, texts)))
+        plan = ClipPlan(
+            index, request, params, prompt, seconds, max(map(tokens.__getitem__, texts)), prompt_codes
+        )
         plans.append(_with_sections(model, plan) if request.sections else plan)
     return plans
+
+
+def _has_codes(model: GenModel, source: SourceClip) -> bool:
+    """Whether `source` has codes of this model's codec."""
+    codes = source.codes
+    return (
+        codes is not None
+        and codes.codec == model.codec_id
+        and codes.frames > _remade_frames(model)
+        and source.audio.shape[1] == codes.frames * _hop_length(model)
+        and (source.rate, len(source.audio)) == (model.sample_rate, model.audio_channels)
+    )
+
+
+def _remade_frames(model: GenModel) -> int:
+    """The last frames of a clip that would be others if it was longer.
+
+    The codebooks that lag behind were predicted without the frames after them, and the codec decoded what is
+    within its sight of these or of the end.
+    """
+    lookahead: int = model.compression_model.make_decoder_stream().lookahead_frames
+    return lookahead + max(0, max(model.lm.config.delays) - 1)
+
+
+def _without_end(model: GenModel, source: SourceClip) -> SourceClip:
+    """`source` without the frames that are made anew."""
+    assert source.codes is not None
+    frames = source.codes.frames - _remade_frames(model)
+    codes = replace(source.codes, codes=source.codes.codes[:, :frames])
+    return replace(source, audio=source.audio[:, : frames * _hop_length(model)], codes=codes)
+
+
+def _from_codes(
+    model: GenModel, request: ClipRequest, source: SourceClip
+) -> tuple[ClipRequest, np.ndarray, np.ndarray]:
+    """`request` with `source`, and the audio and the codes that are continued: by default all of them.
+
+    `source` lacks its last frames: they are a part of the new music.
+    """
+    assert source.codes is not None
+    codes, frames = source.codes.codes, source.codes.frames
+    if request.prompt_seconds is not None:
+        # The codec then doesn't know what comes before, and goes on at another level.
+        source = replace(source, codes=None, follows_exactly=False)
+        frames = max(1, min(frames, int(request.prompt_seconds * model.frame_rate)))
+    remade = _remade_frames(model)
+    more = remade / model.frame_rate
+    request = replace(
+        request,
+        source=source,
+        # Half a frame keeps rounding errors away.
+        duration=(int(request.duration * model.frame_rate) + remade + 0.5) / model.frame_rate,
+        sections=tuple(replace(section, start=section.start + more) for section in request.sections),
+    )
+    return request, source.audio[:, -frames * _hop_length(model) :], codes[:, -frames:]
 
 
 def _with_sections(model: GenModel, plan: ClipPlan) -> ClipPlan:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.audio.write import check_wav_size, write_audio
+from audiocraft_mlx.clips.codes import MAX_FRAMES, ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.clips.planning import new_samples
@@ -35,10 +36,20 @@ class SavedFile:
         return f"{self.path}: {layout}, {self.samples / self.sample_rate:.2f} s, {self.sample_rate} Hz"
 
 
-def save_clip(path: StrPath, clip: FinishedAudio, metadata: GenerationMetadata | None = None) -> SavedFile:
-    """Write `clip` to `path`, atomically. Raises `OutputError`."""
+def save_clip(
+    path: StrPath,
+    clip: FinishedAudio,
+    metadata: GenerationMetadata | None = None,
+    codes: ClipCodes | None = None,
+) -> SavedFile:
+    """Write `clip` to `path`, atomically, with its `codes` if they are those of its samples.
+
+    Raises `OutputError`.
+    """
     path = Path(path)
     tags = None if metadata is None else metadata.to_tags()
+    if tags is not None and codes is not None and codes.frames <= MAX_FRAMES and clip.is_as_generated:
+        tags = replace(tags, codes=codes.to_text())
     peak = write_audio(path, clip.audio, clip.sample_rate, clip.audio_format, tags, clip.keeps_level)
     return SavedFile(path, clip.channels, clip.samples, clip.sample_rate, peak)
 

@@ -11,6 +11,7 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS, AudioFormat
 from audiocraft_mlx.audio.level import require_non_silent, without_cancellation
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
+from audiocraft_mlx.clips.codes import ClipCodes, is_lossless, read_codes
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import StrPath
 
@@ -45,6 +46,10 @@ class SourceClip:
     """Per sample, that a file needs to keep it unchanged."""
     name: str | None = None
     """Its file, for the metadata."""
+    codes: ClipCodes | None = None
+    """What it was decoded from, if it is a clip of ours and unchanged."""
+    follows_exactly: bool = False
+    """Its samples and those that continue it are of one decoding: nothing is to be smoothed between them."""
 
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one.
@@ -94,14 +99,19 @@ def _require_samples(audio: np.ndarray, rate: int, model_rate: int, name: str) -
         )
 
 
-def read_source(path: StrPath) -> SourceClip:
-    """Raises `UsageError` if it can't be read, or has more than two channels."""
+def read_source(path: StrPath, with_codes: bool = False) -> SourceClip:
+    """Raises `UsageError` if it can't be read, or has more than two channels.
+
+    `with_codes` reads its tags, too, for the codes of a clip of ours.
+    """
     from audiocraft_mlx.audio.read import decode_audio
 
     decoded = decode_audio(path)
     if len(decoded.audio) > 2:
         raise UsageError(f"{path} has {len(decoded.audio)} channels; mix it to mono or stereo")
-    return SourceClip(decoded.audio, decoded.rate, decoded.bits, str(path))
+    codes = read_codes(path) if with_codes else None
+    lossless = codes is not None and is_lossless(path)
+    return SourceClip(decoded.audio, decoded.rate, decoded.bits, str(path), codes, lossless)
 
 
 def read_condition_audio(path: StrPath, duration: float) -> AudioInput:

@@ -33,7 +33,7 @@ class SectionConditions:
 
     Attributes:
         texts: float `[U, C, dim]`, for cross-attention: every text once.
-        lengths: the tokens of each text, of the C.
+        lengths: the tokens of each text, of the C; 0 for no text, which is zeros that all can be attended to.
         first: the text of each row at the beginning.
         unconditional: what guidance leads away from, a text for each row.
         changes: of each row, in order. A frame below 0 is before the sequence's beginning.
@@ -67,8 +67,8 @@ class SectionConditions:
     def mask(self, texts: Sequence[int]) -> tuple[int, mx.array | None]:
         """The tokens of the longest of `texts`, and which are its own, bool `[N, longest]`; None: all."""
         lengths = np.array([self.lengths[text] for text in texts])
-        longest = int(lengths.max())
-        own = np.arange(longest) < lengths[:, None]
+        longest = max(1, int(lengths.max()))
+        own = (np.arange(longest) < lengths[:, None]) | (lengths[:, None] == 0)
         return longest, None if own.all() else mx.array(own)
 
     def _of_rows(self, texts: Sequence[int]) -> ConditionTensors:

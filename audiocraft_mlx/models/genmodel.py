@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,12 @@ from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.models.memory import bytes_per_clip, require_memory_for
 from audiocraft_mlx.models.text_sections import encode_sections
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
-from audiocraft_mlx.networks.encodec import CHUNK_FRAMES, DecoderStream, StereoDecoderStream
+from audiocraft_mlx.networks.encodec import (
+    CHUNK_FRAMES,
+    DecoderStream,
+    InterleavedStereoCodec,
+    StereoDecoderStream,
+)
 from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.ops.wired_memory import with_wired_memory
 from audiocraft_mlx.progress import progress_bar
@@ -229,6 +236,15 @@ class GenModel:
     def frame_rate(self) -> float:
         """Frames of codes per second: the steps of the transformer."""
         return self.compression_model.frame_rate
+
+    @cached_property
+    def codec_id(self) -> str:
+        """Identifies the codec: of the entries of its codebooks, 16 hexadecimal digits."""
+        codec = self.compression_model
+        mono = codec.mono if isinstance(codec, InterleavedStereoCodec) else codec
+        codebooks = np.array(mono.quantizer.codebooks.astype(mx.float32))
+        kind = f"{codec.num_codebooks} {self.sample_rate}".encode()
+        return hashlib.sha256(kind + codebooks.tobytes()).hexdigest()[:16]
 
     @property
     def audio_channels(self) -> int:
@@ -494,6 +510,7 @@ class GenModel:
         duration: float | None = None,
         melody_separation: str = "auto",
         negative: Negative = None,
+        prompt_codes: Sequence[AudioArray] | None = None,
     ) -> GenerationInputs:
         """What a batch is generated from, checked and at the model's rate.
 
@@ -507,6 +524,7 @@ class GenModel:
             melody_separation: one of `MELODY_SEPARATIONS`: whether drums and bass are removed from a melody
                 first. `auto`: as audiocraft does, which always removes them: the same as `on` today.
             negative: one text for all rows, or one for each; None is no text.
+            prompt_codes: in place of `prompt`: what each row continues as codes int `[K, F]`.
 
         Raises:
             UsageError: one of them is of another type, shape or length, or audio is silent, NaN or infinite.
@@ -532,15 +550,20 @@ class GenModel:
             audios, audio_of_row = self._prepare_conditions(
                 melody_wavs, melody_sample_rate, len(descriptions), longest
             )
+        encoded = None
+        if prompt_codes is not None:
+            if prompt is not None or len(prompt_codes) != len(descriptions):
+                raise UsageError("prompt_codes must be one for each description, and without a prompt")
+            encoded = self._check_codes("prompt_codes", np.stack([np.asarray(c) for c in prompt_codes]))
+        elif prompt is not None:
+            encoded = self._encode_prompt(prompt, prompt_sample_rate, len(descriptions))
         return GenerationInputs(
             descriptions=texts,
             seeds=tuple(int(seed) for seed in seeds),
             audios=tuple(audios),
             audio_of_row=tuple(audio_of_row),
             style_params=self.style_params,
-            prompt=None
-            if prompt is None
-            else self._encode_prompt(prompt, prompt_sample_rate, len(descriptions)),
+            prompt=encoded,
             separate_melody=melody_separation != "off",
             sections=sections if any(sections) else (),
             negative=_negative_of_rows(negative, len(descriptions)),
@@ -554,6 +577,7 @@ class GenModel:
         chunk_seconds: float = 1.0,
         first_chunk_seconds: float | None = None,
         on_step: OnStep | None = None,
+        on_codes: Callable[[mx.array], None] | None = None,
     ) -> Iterator[mx.array]:
         """Generate audio in chunks float32 `[batch, channels, samples]`, without the prompt.
 
@@ -565,11 +589,12 @@ class GenModel:
         Args:
             params: of all rows, or one for each with equal `batch_key`; `duration` counts the prompt, too.
             on_step: called with the steps done and the steps in all, after each step of the transformer.
+            on_codes: called with the codes int32 `[batch, codebooks, n]` of the new music, as they come.
 
         Raises:
             UsageError: at once, for values that don't fit.
         """
-        return self._start(inputs, params, chunk_seconds, first_chunk_seconds)(on_step)
+        return self._start(inputs, params, chunk_seconds, first_chunk_seconds, on_codes)(on_step)
 
     def generate_audio(self, gen_tokens: AudioArray) -> mx.array:
         """Audio float32 `[batch, channels, samples]` of codes int `[batch, codebooks, frames]`.
@@ -729,6 +754,7 @@ class GenModel:
         params: GenerationParams | Sequence[GenerationParams],
         chunk_seconds: float,
         first_chunk_seconds: float | None,
+        on_codes: Callable[[mx.array], None] | None = None,
     ) -> Callable[[OnStep | None], Iterator[mx.array]]:
         """`generate_stream`, but for the callback; what can be wrong is found now."""
         first_chunk_seconds = chunk_seconds if first_chunk_seconds is None else first_chunk_seconds
@@ -744,6 +770,8 @@ class GenModel:
         def generate(on_step: OnStep | None) -> Iterator[mx.array]:
             frames = chunk_sizes(first, size)
             decoded = self._decode(inputs, rows, frames, without_prompt=True, on_step=on_step)
+            if on_codes is not None:
+                decoded = _tapped(decoded, on_codes)
             audio = (audio for _, audio in with_wired_memory(decoded) if audio is not None)
             return rechunk(audio, (frames * hop for frames in chunk_sizes(first, size)))
 
@@ -995,6 +1023,14 @@ def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list
             unique.append(value)
         indices.append(index)
     return unique, indices
+
+
+def _tapped(
+    decoded: Iterator[tuple[mx.array, mx.array | None]], on_codes: Callable[[mx.array], None]
+) -> Iterator[tuple[mx.array, mx.array | None]]:
+    for codes, audio in decoded:
+        on_codes(codes)
+        yield codes, audio
 
 
 def _with_progress(

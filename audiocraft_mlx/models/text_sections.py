@@ -24,8 +24,8 @@ def encode_sections(
     hidden, mask = conditioner.hidden_states([*texts])
     return SectionConditions(
         texts=hidden,
-        # An empty text has one token, of zeros: it can be attended to, and adds nothing.
-        lengths=tuple(int(row.sum()) for row in mask),
+        # So a row and its null condition need no mask.
+        lengths=tuple(int(row.sum()) if text else 0 for text, row in zip(texts, mask, strict=True)),
         first=tuple(index[row[0].text or None] for row in sections),
         unconditional=tuple(index[text or None] for text in negative),
         changes=tuple(

@@ -1,6 +1,13 @@
 // Every route that the page calls, and what it sends and gets: the types of server/schema.py, field for field.
 
 /**
+ * @typedef {Object} JobSection
+ * @property {number} start
+ * @property {string} text
+ * @property {number} fade
+ */
+
+/**
  * @typedef {Object} JobRequest
  * @property {string} prompt
  * @property {?string} model
@@ -14,6 +21,8 @@
  * @property {?string} continue
  * @property {?number} continue_at
  * @property {?number} prompt_seconds
+ * @property {JobSection[]} sections
+ * @property {?string} negative
  * @property {?number} temperature
  * @property {?number} top_k
  * @property {?number} top_p

@@ -37,6 +37,11 @@ export function shellCommand(recipe, names) {
     const value = recipe[field];
     if (value !== undefined && value !== DEFAULTS[field]) words.push(option, quote(String(value)));
   }
+  for (const { start, text, fade } of recipe.sections ?? []) {
+    words.push("--section", quote(`${start}${fade ? `~${fade}` : ""}: ${text}`));
+  }
+  // One that begins with a dash would be read as an option.
+  if (recipe.negative) words.push(recipe.negative.startsWith("-") ? quote(`--negative=${recipe.negative}`) : `--negative ${quote(recipe.negative)}`);
   if (recipe.takes > 1) words.push("-n", String(recipe.takes));
   for (const kind of ["melody", "style", "continue"]) {
     if (recipe[kind]) words.push(`--${kind}`, quote(names[kind] ?? `${kind}.wav`));

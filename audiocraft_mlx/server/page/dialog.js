@@ -21,6 +21,8 @@ const button = (label, onclick = () => {}, kind = null) => el("button", { type: 
 
 const NAMES = {
   prompt: "Prompt",
+  sections: "Then",
+  negative: "Not",
   model: "Model",
   duration: "Length",
   seed: "Seed",
@@ -53,6 +55,10 @@ export function showRecipe(file, made, use) {
   for (const [field, name] of Object.entries(NAMES)) {
     const value = recipe[field];
     if (value === null || value === undefined || value === "" || value === "none") continue;
+    if (field === "sections") {
+      for (const { start, text } of value) list.append(el("dt", {}, name), el("dd", {}, `${inSeconds(start)}: ${text}`));
+      continue;
+    }
     list.append(el("dt", {}, name), el("dd", {}, IN_SECONDS.has(field) ? inSeconds(value) : String(value)));
   }
   const content = [list];

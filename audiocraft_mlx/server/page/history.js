@@ -162,7 +162,8 @@ class History extends EventTarget {
 
   #matches(job) {
     const words = this.query.toLowerCase().split(/\s+/); // each of them, as the server does it
-    const text = `${job.title ?? ""}\n${job.recipe.prompt}`.toLowerCase();
+    const { prompt, sections } = job.recipe;
+    const text = [job.title ?? "", prompt, ...sections.map((section) => section.text)].join("\n").toLowerCase();
     return (!this.favourite || job.favourite) && words.every((word) => text.includes(word));
   }
 

@@ -5,6 +5,7 @@ import { curlCall, shellCommand } from "./command.js";
 import { byId, el, memory, setText } from "./dom.js";
 import { models } from "./models.js";
 import { references } from "./references.js";
+import { addSection, readSections, writeSections } from "./sections.js";
 import { copy, say } from "./toast.js";
 
 const EXAMPLES = [
@@ -43,6 +44,7 @@ class Make extends EventTarget {
         this.#changed();
       });
     }
+    byId("add-section").addEventListener("click", () => addSection(byId("duration").valueAsNumber || START.duration));
     byId("die").addEventListener("click", () => {
       byId("seed").value = Math.floor(Math.random() * LARGEST_SEED);
       this.#changed();
@@ -82,6 +84,10 @@ class Make extends EventTarget {
       const field = byId(name);
       if (field.value !== "" && !this.#unused(field)) recipe[name] = name === "bit_depth" ? Number(field.value) : field.value;
     }
+    const sections = readSections();
+    if (sections.length) recipe.sections = sections;
+    const negative = byId("negative").value.trim();
+    if (negative !== "") recipe.negative = negative;
     const seed = byId("seed").value.trim();
     if (seed !== "") recipe.seed = Number.isNaN(Number(seed)) ? seed : Number(seed); // the server refuses a text
     if (byId("stems").checked) recipe.stems = true;
@@ -113,7 +119,8 @@ class Make extends EventTarget {
   }
 
   #write(recipe) {
-    for (const name of ["prompt", "seed", ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    writeSections(recipe.sections);
+    for (const name of ["prompt", "negative", "seed", ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
     if (recipe.model) models.choose(recipe.model);
