@@ -190,8 +190,8 @@ def kept_bytes(shape: str, frames: int, batch: int, checkpointing: bool) -> tupl
 
     A block keeps its input; for the gradients of A what each adapted layer multiplied with it, after dropout
     (5 times the channels, and the feed-forward's 4); queries, keys, values, both attentions' outputs, the
-    inputs of the other two norms, cross-attention's queries, and what GELU takes: 22 values of each channel for
-    each position.
+    inputs of the other two norms, cross-attention's queries, and what GELU takes: 22 values of each channel
+    for each position.
     """
     dim, layers, _ = SIZES[shape]
     block_weights = 4 * dim * dim + 4 * dim * dim + 8 * dim * dim
