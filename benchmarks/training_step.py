@@ -6,8 +6,8 @@
     python benchmarks/training_step.py --compute        # what small, medium and large keep in memory
 
 Random weights in the shape of a released model, random codes, 20 tokens of text. LoRA of rank 16 on attention
-and feed-forward, float32. Seconds are the fewest of all runs: other work on the machine only adds to them. The
-comparison needs the extra `bench`, and peft.
+and feed-forward, float32. Seconds are the fewest of all runs: other work on the machine only adds to them.
+The comparison needs the extra `bench`, and peft.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.machine import num_cpus
 
 FRAME_RATE, CODEBOOKS, CARDINALITY, TEXT_TOKENS, TEXT_DIM, RANK = 50, 4, 2048, 20, 768, 16
@@ -188,15 +189,16 @@ def kept_bytes(shape: str, frames: int, batch: int, checkpointing: bool) -> tupl
     """Bytes of the weights, and of what a step keeps besides at its highest, in float32 on a CPU.
 
     A block keeps its input; for the gradients of A what each adapted layer multiplied with it, after dropout
-    (5 times the channels, and the feed-forward's 4); queries, keys, values, both attentions' outputs, the inputs
-    of the other two norms, cross-attention's queries, and what GELU takes: 22 values of each channel for each
-    position.
+    (5 times the channels, and the feed-forward's 4); queries, keys, values, both attentions' outputs, the
+    inputs of the other two norms, cross-attention's queries, and what GELU takes: 22 values of each channel
+    for each position.
     """
     dim, layers, _ = SIZES[shape]
     block_weights = 4 * dim * dim + 4 * dim * dim + 8 * dim * dim
     tables = CODEBOOKS * (2 * CARDINALITY + 1) * dim
-    # q, k, v, out, q, k, v, out: 2 dim each; fc1 and fc2: 5 dim each. With gradients and AdamW's averages: 4 times.
+    # q, k, v, out, q, k, v, out: 2 dim each; fc1 and fc2: 5 dim each.
     trained = layers * RANK * (8 * 2 * dim + 2 * 5 * dim)
+    # 4 times: with gradients and AdamW's averages.
     weights = 4 * (layers * block_weights + tables + TEXT_DIM * dim + 4 * trained)
     positions = batch * frames
     block, logits = 22 * dim * positions, CODEBOOKS * CARDINALITY * positions
@@ -254,7 +256,7 @@ def main() -> None:
     parser.add_argument("--compare", choices=("peft",), help="torch with transformers and peft, by turns")
     parser.add_argument("--compute", action="store_true", help="no measurement: the memory of all shapes")
     for row in rows(parser.parse_args()):
-        print(row, flush=True)
+        print_stdout(row)
 
 
 if __name__ == "__main__":
