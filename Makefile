@@ -8,7 +8,8 @@ BIN  := $(HOME)/.local/bin
 COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench musicgen-mlx-doctor \
   musicgen-mlx-serve musicgen-mlx-train
 
-.PHONY: help demo serve train-demo install uninstall test native native-wheel sanitize lint fuzz parity python
+.PHONY: help demo serve train-demo train-lora install uninstall test native native-wheel sanitize lint fuzz \
+  parity python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +77,10 @@ train-demo: .venv-parity/installed ## train the demo model: music, codec, langua
 	cd training && ../.venv-parity/bin/python write_checkpoint.py
 	cd training && ../.venv-parity/bin/python evaluate.py
 	cd training && ../.venv-parity/bin/python pictures.py
+
+train-lora: .venv-parity/installed ## teach the demo model an instrument that it doesn't know, and evaluate it
+	cd training && ../.venv-parity/bin/python train_adapter.py
+	cd training && ../.venv-parity/bin/python evaluate_adapter.py
 
 # Where it is built the tests use it.
 native: .venv/installed ## build the native extension for Linux CPUs into the development environment

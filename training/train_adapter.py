@@ -30,11 +30,11 @@ CROP_SECONDS = 8.0
 OPTIONS = TrainingOptions(
     # The heads too: some of the new sound's codes were in none of the sounds that the model was trained on.
     lora=LoRAConfig(rank=16, alpha=16, dropout=0.0, targets=(*TARGETS, "lm_heads")),
-    iters=60,
+    iters=40,
     batch_size=4,
     micro_batch=4,
     learning_rate=8e-3,
-    warmup=5,
+    warmup=4,
     condition_dropout=0.2,
     steps_per_eval=20,
 )

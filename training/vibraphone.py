@@ -20,7 +20,7 @@ from synth import SAMPLE_RATE, render
 from audiocraft_mlx.audio.write import write_audio
 
 NAME = "vibraphone"
-TRAIN_CLIPS, HELD_OUT_CLIPS = 12, 24
+TRAIN_CLIPS = HELD_OUT_CLIPS = 12
 
 
 def clips(count: int, held_out: bool = False) -> list[tuple[Attributes, np.ndarray]]:
