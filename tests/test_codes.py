@@ -164,3 +164,27 @@ def test_sections_begin_after_what_is_continued() -> None:
     make("sections.wav", "-d", "4", *options)
     make("continued.wav", "-d", "1.5", "--continue", "begin.wav", "--section", "0.5: fast sad guitar")
     np.testing.assert_array_equal(codes_in("continued.wav"), codes_in("sections.wav"))
+
+
+def test_in_stereo_too_and_of_another_codec_the_audio(
+    folder: Path, goldens: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    options = ["rock", "-m", str(goldens / "goldens" / "stereo"), "--seed", "7"]
+    assert main([*options, "-d", "0.8", "-o", "stereo.flac"]) == 0
+    assert main([*options, "-d", "0.5", "-o", "stereo-begin.flac"]) == 0
+    assert codes_in("stereo-begin.flac").shape == (8, 25)
+    assert main([*options, "-d", "0.3", "--continue", "stereo-begin.flac", "-o", "stereo-longer.flac"]) == 0
+    np.testing.assert_array_equal(codes_in("stereo-longer.flac"), codes_in("stereo.flac"))
+    assert np.abs(samples("stereo-longer.flac") - samples("stereo.flac")).max() <= 1
+    assert main([*options, "-d", "0.3", "--continue", "begin.wav", "-o", "other.flac"]) == 0
+    assert samples("other.flac").shape == (2, round(2.8 * 32000))
+    assert read_codes("other.flac") is None
+
+
+def test_nothing_to_add_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["piano", "-m", "demo", "-d", "0.01", "--continue", "begin.wav", "-o", "none.wav"]) == 2
+    assert "at least one frame" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from audiocraft_mlx.audio.tags import AudioTags
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.clips.codes import read_codes
 from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, MusicGenError, OutputError, UsageError
@@ -117,6 +118,28 @@ def test_the_samples_are_those_of_the_command(demo: Service, tmp_path: Path) -> 
         mine = read_metadata(demo.clip_file(job.clips[take].id))
         assert mine == read_metadata(tmp_path / f"a-{take + 1}.wav")
     assert job.command == "musicgen-mlx 'warm piano' --model demo --duration 1.5 --seed 4294967295 --takes 2"
+
+
+def test_a_clip_is_continued_from_its_codes_as_by_the_command(demo: Service, tmp_path: Path) -> None:
+    pytest.importorskip("mutagen")
+    whole = made(demo, duration=2.5, seed=3)
+    first = made(demo, duration=1.5, seed=3)
+    source = first.clips[0].id
+    longer = made(demo, duration=1.0, seed=3, **{"continue": source})
+    codes = [read_codes(demo.clip_file(job.clips[0].id)) for job in (whole, longer)]
+    assert codes[0] is not None
+    assert codes[1] is not None
+    assert np.array_equal(codes[0].codes, codes[1].codes)
+    options = ["-m", "demo", "-d", "1", "--seed", "3", "--continue", str(demo.clip_file(source))]
+    assert main(["piano", *options, "-o", str(tmp_path / "a.wav")]) == 0
+    assert np.array_equal(file(demo, longer), read(tmp_path / "a.wav"))
+    metadata = read_metadata(demo.clip_file(longer.clips[0].id))
+    assert metadata is not None
+    assert metadata.duration == 1
+    # Where only a part is kept, its audio is encoded.
+    part = made(demo, duration=0.5, seed=3, continue_at=1.0, **{"continue": source})
+    assert part.clips[0].duration == 1.5
+    assert read_codes(demo.clip_file(part.clips[0].id)) is None
 
 
 def test_sections_and_a_negative_prompt_are_those_of_the_command(demo: Service, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from audiocraft_mlx.files import read_error
 if TYPE_CHECKING:
     from mutagen import FileType
 
-_COMMENT, _DATA, _CODES = "COMMENT", "MUSICGEN_MLX", "MUSICGEN_MLX_CODES"
+_COMMENT, _DATA = "COMMENT", "MUSICGEN_MLX"
+_CODES = f"{_DATA}_CODES"
 # Also in the lower case and in the UTF-16 (of both orders) of other programs.
 _NAMES = tuple(
     name for text in (_DATA, _DATA.lower()) for name in (text.encode(), text.encode("utf-16-le")[:-1])

@@ -41,6 +41,8 @@ class ClipPlan:
     """Of its longest text, if that may be a long one."""
     prompt_codes: np.ndarray | None = None
     """Codes int32 `[K, F]` of `prompt`, of a source that has its own."""
+    begin: SourceClip | None = None
+    """Such a source without its last frames, which are made anew with the new music."""
     sections: tuple[Section, ...] = ()
     """What follows the prompt, in seconds that count a source."""
     window_borders: tuple[int, ...] = ()
@@ -59,7 +61,8 @@ class ClipPlan:
 
     @property
     def source(self) -> SourceClip | None:
-        source = self.request.source
+        """What the new music comes behind."""
+        source = self.request.source if self.begin is None else self.begin
         return source if isinstance(source, SourceClip) else None
 
     @property
@@ -96,11 +99,16 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         request.require_supported(model.condition_types)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
-        prompt = prompt_codes = None
+        prompt = prompt_codes = begin = None
+        remade = 0
         if isinstance(request.source, SourceClip) and _has_codes(model, request.source):
             if request.source not in own:
                 own[request.source] = _without_end(model, request.source)
-            request, prompt, prompt_codes = _from_codes(model, request, own[request.source])
+            begin, remade = own[request.source], _remade_frames(model)
+            prompt, prompt_codes = _prompt_of_codes(model, begin, request.prompt_seconds)
+            if request.prompt_seconds is not None:
+                # The codec then doesn't know what comes before, and goes on at another level.
+                begin = replace(begin, codes=None, follows_exactly=False)
         elif isinstance(request.source, SourceClip):
             # Rows with the same prompt share one array: it is encoded once.
             key = (request.source, request.prompt_seconds or DEFAULT_PROMPT_SECONDS)
@@ -119,22 +127,24 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             request.cfg_coef,
             request.style_coef,
             None if prompt is None else prompt.shape,
+            remade,
         )
         if same not in params_of:
             params = model.make_params(
-                duration=_total_duration(model, request.duration, prompt),
+                duration=_total_duration(model, request.duration, prompt, remade),
                 top_k=request.top_k,
                 top_p=request.top_p,
                 temperature=request.temperature,
                 cfg_coef=request.cfg_coef,
                 cfg_coef_beta=request.style_coef,
             )
-            params_of[same] = params, new_samples(model, request) / model.sample_rate
+            samples = new_samples(model, request) + remade * _hop_length(model)
+            params_of[same] = params, samples / model.sample_rate
         params, seconds = params_of[same]
         plan = ClipPlan(
-            index, request, params, prompt, seconds, max(map(tokens.__getitem__, texts)), prompt_codes
+            index, request, params, prompt, seconds, max(map(tokens.__getitem__, texts)), prompt_codes, begin
         )
-        plans.append(_with_sections(model, plan) if request.sections else plan)
+        plans.append(_with_sections(model, plan, remade) if request.sections else plan)
     return plans
 
 
@@ -168,38 +178,26 @@ def _without_end(model: GenModel, source: SourceClip) -> SourceClip:
     return replace(source, audio=source.audio[:, : frames * _hop_length(model)], codes=codes)
 
 
-def _from_codes(
-    model: GenModel, request: ClipRequest, source: SourceClip
-) -> tuple[ClipRequest, np.ndarray, np.ndarray]:
-    """`request` with `source`, and the audio and the codes that are continued: by default all of them.
-
-    `source` lacks its last frames: they are a part of the new music.
-    """
+def _prompt_of_codes(
+    model: GenModel, source: SourceClip, seconds: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The audio and the codes of the last `seconds` of `source`; None: of all of it."""
     assert source.codes is not None
-    codes, frames = source.codes.codes, source.codes.frames
-    if request.prompt_seconds is not None:
-        # The codec then doesn't know what comes before, and goes on at another level.
-        source = replace(source, codes=None, follows_exactly=False)
-        frames = max(1, min(frames, int(request.prompt_seconds * model.frame_rate)))
-    remade = _remade_frames(model)
-    more = remade / model.frame_rate
-    request = replace(
-        request,
-        source=source,
-        # Half a frame keeps rounding errors away.
-        duration=(int(request.duration * model.frame_rate) + remade + 0.5) / model.frame_rate,
-        sections=tuple(replace(section, start=section.start + more) for section in request.sections),
-    )
-    return request, source.audio[:, -frames * _hop_length(model) :], codes[:, -frames:]
+    frames = source.codes.frames
+    if seconds is not None:
+        frames = max(1, min(frames, int(seconds * model.frame_rate)))
+    return source.audio[:, -frames * _hop_length(model) :], source.codes.codes[:, -frames:]
 
 
-def _with_sections(model: GenModel, plan: ClipPlan) -> ClipPlan:
-    """`plan` with its request's sections. Raises `UsageError` if they don't fit."""
+def _with_sections(model: GenModel, plan: ClipPlan, remade: int) -> ClipPlan:
+    """`plan`, whose music begins with `remade` frames of the source, with its request's sections.
+
+    Raises `UsageError` if they don't fit."""
     request = plan.request
     of_frames = frame_sections(
         request.description, request.sections, model.frame_rate, int(request.duration * model.frame_rate)
     )
-    before = 0.0 if plan.prompt is None else _prompt_frames(model, plan.prompt) / model.frame_rate
+    before = 0.0 if plan.prompt is None else (_prompt_frames(model, plan.prompt) + remade) / model.frame_rate
     return replace(
         plan,
         sections=tuple(replace(section, start=section.start + before) for section in request.sections),
@@ -248,13 +246,13 @@ def new_samples(model: GenModel, request: ClipRequest) -> int:
     return int(request.duration * model.frame_rate) * _hop_length(model)
 
 
-def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None) -> float:
-    """Seconds as the model counts them: with the prompt."""
+def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None, remade: int) -> float:
+    """Seconds as the model counts them: with the prompt, and with frames of a source that are made anew."""
     frames = int(duration * model.frame_rate)
     if prompt is None or not frames:
         return duration
     # Half a frame keeps rounding errors away.
-    return (_prompt_frames(model, prompt) + frames + 0.5) / model.frame_rate
+    return (_prompt_frames(model, prompt) + remade + frames + 0.5) / model.frame_rate
 
 
 def _prompt_frames(model: GenModel, prompt: np.ndarray) -> int:

@@ -52,6 +52,8 @@ class AudioFile:
     name: str
     """For people, and for the tags of files."""
     shape: AudioShape
+    is_clip: bool = False
+    """Made here: its tags may be read in this process."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,11 @@ class Recipe:
             raise UsageError(f"{_AUDIO[field]}: {file.name} was deleted")
         if field != "source":
             return replace(read_condition_audio(file.path, self.request.duration), name=file.name)
-        source = read_source(file.path)
-        return replace(source, audio=source.audio[:, : self.kept_samples].copy(), name=file.name)
+        source = read_source(file.path, with_codes=file.is_clip)
+        if self.kept_samples < source.audio.shape[1]:
+            source = replace(source, audio=source.audio[:, : self.kept_samples].copy(), codes=None)
+            source = replace(source, follows_exactly=False)
+        return replace(source, name=file.name)
 
 
 def make_recipe(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
 from audiocraft_mlx.clips.planning import ClipPlan
 from audiocraft_mlx.clips.saving import save_clip
@@ -32,10 +33,11 @@ def save_files(
     rate: int,
     separator: HTDemucs | None,
     peaks: bytes,
+    codes: ClipCodes | None,
 ) -> tuple[ClipRecord, bytes]:
     """Write a clip and its stems; returns the clip's record and the peaks of its file.
 
-    `audio` is the model's, at `rate`, and `peaks` are those of the clip while it was made.
+    `audio` is the model's, at `rate`, `peaks` are those of the clip while it was made, and `codes` its codes.
 
     Raises `OutputError`.
     """
@@ -45,7 +47,7 @@ def save_files(
     metadata = recipe.metadata(plan.request)
     folder.make_job_folder(job)
     audio_format = recipe.output.audio_format
-    saved = save_clip(folder.clip_file(job, clip.id, audio_format), finished, metadata)
+    saved = save_clip(folder.clip_file(job, clip.id, audio_format), finished, metadata, codes)
     stems = []
     if separator is not None:
         for name, stem in separate_stems(finished, saved.peak, separator):

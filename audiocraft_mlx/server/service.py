@@ -348,7 +348,7 @@ class Service:
             path = self.clip_file(id)
             _, clip = self._store.job_of_clip(id)
             if clip.shape is not None:
-                return AudioFile(path, path.name, clip.shape)
+                return AudioFile(path, path.name, clip.shape, is_clip=True)
         raise NotFoundError(f"{field}: there is no audio and no finished clip {id[:40]!r}", field)
 
     def _check_disk(self) -> None:
