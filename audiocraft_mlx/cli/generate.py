@@ -66,7 +66,7 @@ def _generate(command: GenerateClips) -> None:
 
         requests = load_inputs(command.requests)
         model = _load_model(command)
-        command.require_supported(model.condition_types)
+        command.require_supported(model.condition_types, model.fills_masks)
         separator = None
         if command.output.stems:
             from audiocraft_mlx.checkpoints.demucs import load_htdemucs
@@ -133,9 +133,12 @@ def _check_sinks(command: GenerateClips) -> None:
 
 
 def _load_model(command: GenerateClips) -> GenModel:
+    from audiocraft_mlx.models.loading import load_model
+
     module, name = _CLASSES[command.program]
     options = command.model
-    model: GenModel = getattr(import_module(module), name).get_pretrained(
+    return load_model(
+        getattr(import_module(module), name),
         options.name,
         revision=options.revision,
         quantize=options.quantize,
@@ -144,4 +147,3 @@ def _load_model(command: GenerateClips) -> GenModel:
         weights=options.weights,
         lora=options.lora,
     )
-    return model

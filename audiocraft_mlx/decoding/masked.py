@@ -173,7 +173,14 @@ def generate_masked(
     row, and `on_step` counts the iterations of all rows and windows.
     """
     iterations = sum(params[0].decoding_steps)
-    total, done = len(conditions) * len(windows) * iterations, 0
+    parts = []
+    is_known = known.copy()
+    for window in windows:
+        part = slice(window.start, window.start + window.frames)
+        if not is_known[part].all():
+            parts.append((window.index, part, is_known[part].copy()))
+        is_known[part] = True
+    total, done = len(conditions) * len(parts) * iterations, 0
 
     def count(in_window: int) -> None:
         if on_step is not None:
@@ -181,26 +188,19 @@ def generate_masked(
 
     rows = []
     for row, condition in enumerate(conditions):
-        filled, is_filled = codes[row : row + 1].astype(mx.int32), known.copy()
-        for window in windows:
-            part = slice(window.start, window.start + window.frames)
-            if not is_filled[part].all():
-                keys = (
-                    None if sampling[row].greedy else row_keys(seeds[row : row + 1], iterations, window.index)
-                )
-                filled[:, :, part] = fill_masks(
-                    lm,
-                    condition,
-                    filled[:, :, part],
-                    is_filled[part],
-                    sampling[row],
-                    params[row],
-                    keys,
-                    count,
-                )
-                is_filled[part] = True
+        filled = codes[row : row + 1].astype(mx.int32)
+        for index, part, known_part in parts:
+            filled[:, :, part] = fill_masks(
+                lm,
+                condition,
+                filled[:, :, part],
+                known_part,
+                sampling[row],
+                params[row],
+                None if sampling[row].greedy else row_keys(seeds[row : row + 1], iterations, index),
+                count,
+            )
             done += iterations
-            count(0)
         rows.append(filled)
     result = mx.concatenate(rows)
     mx.eval(result)

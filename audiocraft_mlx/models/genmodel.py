@@ -659,7 +659,7 @@ class GenModel:
     def _prepare_clips(
         self, clips: Sequence[AudioArray], rate: int | None, rows: int, name: str
     ) -> tuple[mx.array, list[int]]:
-        """The clips `[N, C, T]` without repetition, as `_prepare_audio` makes them, and which each row has."""
+        """The clips `[N, C, T]` without repetition, as `_prepare_audio` makes them; which each row has."""
         unique, index_of_row = _unique(list(clips))
         audio = [self._prepare_audio(clip, rate, f"the {name}") for clip in unique]
         if not audio:

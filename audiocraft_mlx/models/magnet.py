@@ -124,7 +124,7 @@ class MAGNeT(GenModel):
         masked = MaskedParams(
             max_cfg_coef=own.max_cfg_coef if max_cfg_coef is None else max_cfg_coef,
             min_cfg_coef=own.min_cfg_coef if min_cfg_coef is None else min_cfg_coef,
-            decoding_steps=own.decoding_steps if decoding_steps is None else tuple(decoding_steps),
+            decoding_steps=own.decoding_steps if decoding_steps is None else decoding_steps,
             span_arrangement=own.span_arrangement if span_arrangement is None else span_arrangement,
         )
         masked.require_codebooks(self.lm.config.num_codebooks)
@@ -206,7 +206,7 @@ class MAGNeT(GenModel):
         holes: Sequence[Hole],
         params: GenerationParams,
     ) -> GenerationInputs:
-        """What `generate_stream` fills holes from: it yields what is from the first hole to the last one's end.
+        """What `generate_stream` fills holes from: it yields the audio from the first hole to the last.
 
         `audio` has float `[channels, samples]` for each row, all of one length; `params` are those of the
         generation, whose `duration` doesn't count. See `generate_infill` for the rest.

@@ -207,6 +207,7 @@ class Models:
 
     def _load(self, name: str) -> GenModel:
         from audiocraft_mlx.models.audiogen import AudioGen
+        from audiocraft_mlx.models.loading import load_model
         from audiocraft_mlx.models.musicgen import MusicGen
 
         self.require_available(name)
@@ -214,7 +215,8 @@ class Models:
         options = self.options(name)
         kind: type[GenModel] = AudioGen if self.program(name) is AUDIOGEN else MusicGen
         try:
-            return kind.get_pretrained(
+            return load_model(
+                kind,
                 options.name,
                 revision=options.revision,
                 quantize=options.quantize,
