@@ -57,6 +57,7 @@ class FakeModel:
     max_duration = 30.0
     audio_conditioner: Any = None
     style_params: Any = None
+    fills_masks = False
     lm = SimpleNamespace(config=SimpleNamespace(num_layers=2, dim=8), dtype=SimpleNamespace(size=4))
 
     def __init__(self) -> None:
@@ -92,6 +93,9 @@ class FakeModel:
         if int(options["duration"] * self.frame_rate) < 1:
             raise audiocraft_mlx.UsageError("duration must be at least one frame")
         return FakeParams(options)
+
+    def clip_frames(self, params: FakeParams) -> int:
+        return int(params.duration * self.frame_rate)
 
     def prepare_inputs(
         self,

@@ -136,10 +136,17 @@ def _start(
     prompts = [plan.prompt for plan in batch if plan.prompt is not None]
     if prompts:
         given |= {"prompt": prompts, "prompt_sample_rate": model.sample_rate}
-    inputs = model.prepare_inputs(
-        [plan.request.description for plan in batch], [plan.request.seed for plan in batch], **given
-    )
+    descriptions, seeds = [plan.request.description for plan in batch], [plan.request.seed for plan in batch]
     params = [plan.params for plan in batch]
+    replacement = batch[0].replacement
+    if replacement is None:
+        inputs = model.prepare_inputs(descriptions, seeds, **given)
+    else:
+        sources = [plan.source for plan in batch if plan.source is not None]
+        hole = (replacement.start, replacement.end)
+        inputs = model.prepare_infill(
+            descriptions, seeds, [source.audio for source in sources], sources[0].rate, [hole], params[0]
+        )
     usual, first = chunk_seconds
     return model.generate_stream(
         inputs, params, chunk_seconds=usual, first_chunk_seconds=first, on_step=on_step

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiocraft_mlx.clips.finishing import Replacement
 from audiocraft_mlx.clips.inputs import load_inputs
-from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
+from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest, FieldError
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
+from audiocraft_mlx.decoding.windows import end_frame, first_frame
 from audiocraft_mlx.models import memory
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class ClipPlan:
     """The end of the source, float32 `[channels, samples]` at the model's rate."""
     seconds: float
     """Of the new music: whole frames."""
+    replacement: Replacement | None = None
+    """What of the source the new music takes the place of; None: it follows the source."""
 
     @property
     def condition(self) -> AudioInput | None:
@@ -51,6 +55,10 @@ class ClipPlan:
             None if self.prompt is None else self.prompt.shape,
             None if self.condition is None else self.condition.rate,
             self.request.melody_separation,
+            self.replacement,
+            None
+            if self.replacement is None or self.source is None
+            else (self.source.rate, self.source.audio.shape),
         )
 
 
@@ -65,11 +73,14 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     params_of: dict[Hashable, tuple[GenerationParams, float]] = {}
     plans = []
     for index, request in enumerate(loaded):
-        request.require_supported(model.condition_types)
+        request.require_supported(model.condition_types, fills_masks=model.fills_masks)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
         prompt = None
-        if isinstance(request.source, SourceClip):
+        replacement = None
+        if isinstance(request.source, SourceClip) and request.replace is not None:
+            replacement = _replacement(model, request.source, request.replace)
+        elif isinstance(request.source, SourceClip):
             # Rows with the same prompt share one array: it is encoded once.
             key = (request.source, request.prompt_seconds or DEFAULT_PROMPT_SECONDS)
             if key not in prompts:
@@ -87,6 +98,11 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             request.cfg_coef,
             request.style_coef,
             None if prompt is None else prompt.shape,
+            request.replace,
+            request.max_cfg_coef,
+            request.min_cfg_coef,
+            request.decoding_steps,
+            request.span_arrangement,
         )
         if same not in params_of:
             params = model.make_params(
@@ -96,9 +112,15 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
                 temperature=request.temperature,
                 cfg_coef=request.cfg_coef,
                 cfg_coef_beta=request.style_coef,
+                **_masked_params(request),
             )
-            params_of[same] = params, new_samples(model, request) / model.sample_rate
-        plans.append(ClipPlan(index, request, params_of[same][0], prompt, params_of[same][1]))
+            if request.replace is None:
+                frames = model.clip_frames(params) - _frames(model, prompt)
+                seconds = frames * _hop_length(model) / model.sample_rate
+            else:
+                seconds = new_samples(model, request) / model.sample_rate
+            params_of[same] = params, seconds
+        plans.append(ClipPlan(index, request, params_of[same][0], prompt, params_of[same][1], replacement))
     return plans
 
 
@@ -126,8 +148,33 @@ def _branches(plans: Sequence[ClipPlan]) -> int:
     return 2 if all(plan.request.style_coef is None for plan in plans) else 3
 
 
+def _masked_params(request: ClipRequest) -> dict[str, Any]:
+    """The parameters of models that fill masks that are given."""
+    names = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
+
+
+def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float]) -> Replacement:
+    """Raises `FieldError` for a `part` that isn't in the source."""
+    start, end = part
+    # What a program shows as the length may be rounded.
+    if end > source.seconds + 0.01 or start >= source.seconds:
+        raise FieldError(
+            "{replace}: {name} has {seconds} s; give a part of it",
+            name=source.name or "the clip",
+            seconds=f"{source.seconds:.2f}",
+        )
+    return Replacement(
+        start, min(end, source.seconds), first_frame(start, model.frame_rate) / model.frame_rate
+    )
+
+
 def new_samples(model: GenModel, request: ClipRequest) -> int:
-    """Samples per channel of a request's new music: whole frames."""
+    """Samples per channel of a request's new music at most: whole frames."""
+    if request.replace is not None:
+        start, end = request.replace
+        frames = end_frame(end, model.frame_rate) - first_frame(start, model.frame_rate)
+        return frames * _hop_length(model)
     return int(request.duration * model.frame_rate) * _hop_length(model)
 
 
@@ -136,9 +183,14 @@ def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None)
     frames = int(duration * model.frame_rate)
     if prompt is None or not frames:
         return duration
-    prompt_frames = -(-prompt.shape[1] // _hop_length(model))
+    prompt_frames = _frames(model, prompt)
     # Half a frame keeps rounding errors away.
     return (prompt_frames + frames + 0.5) / model.frame_rate
+
+
+def _frames(model: GenModel, prompt: np.ndarray | None) -> int:
+    """Frames of codes of a prompt."""
+    return 0 if prompt is None else -(-prompt.shape[1] // _hop_length(model))
 
 
 def _hop_length(model: GenModel) -> int:

@@ -46,6 +46,10 @@ class SourceClip:
     name: str | None = None
     """Its file, for the metadata."""
 
+    @property
+    def seconds(self) -> float:
+        return self.audio.shape[1] / self.rate
+
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one.
 

@@ -16,12 +16,18 @@ import numpy as np
 from audiocraft_mlx.decoding.frames import OnStep, non_finite_error
 from audiocraft_mlx.decoding.guidance import apply_guidance
 from audiocraft_mlx.decoding.sampling import SamplingParams, filter_logits, gumbel_noise, row_keys
-from audiocraft_mlx.decoding.spans import SPAN_ARRANGEMENTS, make_spans, mask_rates
+from audiocraft_mlx.decoding.spans import make_spans, mask_rates
 from audiocraft_mlx.decoding.windows import Window
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
-from audiocraft_mlx.validation import CFG_COEF, DECODING_STEPS, use_python_numbers, validate_choice
+from audiocraft_mlx.validation import (
+    CFG_COEF,
+    SPAN_ARRANGEMENTS,
+    use_python_numbers,
+    validate_choice,
+    validate_decoding_steps,
+)
 
 _MIN_TEMPERATURE = 0.01
 
@@ -46,12 +52,7 @@ class MaskedParams:
         CFG_COEF.validate("max_cfg_coef", self.max_cfg_coef)
         CFG_COEF.validate("min_cfg_coef", self.min_cfg_coef)
         use_python_numbers(self, "max_cfg_coef", "min_cfg_coef")
-        steps = self.decoding_steps
-        if isinstance(steps, (str, bytes)) or not isinstance(steps, (Sequence, np.ndarray)) or not len(steps):
-            raise UsageError(f"decoding_steps must be a list of integers, not {steps!r}")
-        for count in steps:
-            DECODING_STEPS.validate("each of decoding_steps", count)
-        object.__setattr__(self, "decoding_steps", tuple(int(count) for count in steps))
+        object.__setattr__(self, "decoding_steps", validate_decoding_steps(self.decoding_steps))
         validate_choice("span_arrangement", self.span_arrangement, SPAN_ARRANGEMENTS)
 
     @property

@@ -506,6 +506,18 @@ class GenModel:
             separate_melody=melody_separation != "off",
         )
 
+    def prepare_infill(
+        self,
+        descriptions: Sequence[str | None],
+        seeds: Sequence[int],
+        audio: Sequence[AudioArray],
+        sample_rate: int,
+        holes: Sequence[tuple[float, float]],
+        params: GenerationParams,
+    ) -> GenerationInputs:
+        """Of a model that fills masks; see `MAGNeT`. Raises `UsageError` for others."""
+        raise UsageError(f"{self.name} can't fill holes; load a MAGNeT, such as magnet-small-10s")
+
     def generate_stream(
         self,
         inputs: GenerationInputs,

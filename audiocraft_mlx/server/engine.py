@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
 from audiocraft_mlx.clips.making import Chunk, Finished, Progress, Started, generate_clips
-from audiocraft_mlx.clips.planning import ClipPlan, most_in_batch, new_samples, plan_batches, plan_clips
+from audiocraft_mlx.clips.planning import ClipPlan, most_in_batch, plan_batches, plan_clips
 from audiocraft_mlx.clips.saving import check_size
 from audiocraft_mlx.errors import OutputError
 from audiocraft_mlx.machine import trim_heap
@@ -264,7 +264,7 @@ class Engine:
             self._fail([job], error)
 
     def _begin(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan) -> None:
-        new = AudioShape(model.sample_rate, model.audio_channels, new_samples(model, plan.request))
+        new = AudioShape(model.sample_rate, model.audio_channels, round(plan.seconds * model.sample_rate))
         source = None
         if plan.source is not None:
             source = plan.source.resampled(model.sample_rate, model.audio_channels)

@@ -15,6 +15,7 @@ from audiocraft_mlx.checkpoints.model_files import (
     DEMO,
     SHORT_NAMES,
     cached_bytes,
+    released_as_magnet,
     released_condition_types,
 )
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
@@ -130,6 +131,11 @@ class Models:
         """What a model can be conditioned on, if that is known."""
         model = self.loaded(name)
         return released_condition_types(self.options(name).name) if model is None else model.condition_types
+
+    def fills_masks(self, name: str) -> bool | None:
+        """Whether it is a MAGNeT, if that is known."""
+        model = self.loaded(name)
+        return released_as_magnet(self.options(name).name) if model is None else model.fills_masks
 
     def require_available(self, name: str) -> None:
         """Raise `UsageError` if it would have to be downloaded, and may not be."""
