@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 
+from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_as_magnet
+from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
+from audiocraft_mlx.cli.convert import main as convert
+from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.decoding.masked import MaskedParams, fill_masks
 from audiocraft_mlx.decoding.sampling import SamplingParams, row_keys
 from audiocraft_mlx.decoding.spans import OverlappingSpans, SeparateSpans, make_spans, mask_rates
 from audiocraft_mlx.decoding.windows import infill_region
-from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.magnet import MAGNeT
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.ops.attention import attention, banded_attention
 
 from .conftest import load_arrays
+from .torch_files import write_torch_file
 
 STEPS = (5, 3, 2, 2)
 GREEDY = SamplingParams(use_sampling=False, top_k=0, top_p=0.9, temperature=3.0)
@@ -397,3 +404,187 @@ def test_each_class_names_the_other_for_its_models(golden: SimpleNamespace, gold
         MusicGen.get_pretrained(str(goldens / "goldens" / "magnet"))
     with pytest.raises(UsageError, match=r"is no MAGNeT; load it with MusicGen or AudioGen.get_pretrained"):
         MAGNeT.get_pretrained("demo")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  subcodes_context: 5\n", "  subcodes_context: -2\n", "subcodes_context"),
+        ("  causal: false\n", "  causal: true\n", "causal"),
+        ("    empty_initial: -1\n", "    empty_initial: 0\n", "empty_initial"),
+        ("masking:\n  span_len: 3\n", "masking:\n  span_len: 0\n", "span_len"),
+        ("masking:\n  span_len: 3\n", "", "masking.span_len"),
+        ("    - 60\n", "", "decoding_steps must have 4 integers"),
+        ("    span_arrangement: nonoverlap\n", "    span_arrangement: stride9\n", "stride9"),
+        ("lm_model: transformer_lm_magnet\n", "lm_model: transformer_lm_other\n", "transformer_lm_other"),
+    ],
+)
+def test_a_configuration_that_is_none(
+    goldens: Path, hub_cache: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    package = read_torch_file(goldens / "goldens" / "magnet" / "state_dict.bin")
+    text = package["xp.cfg"]
+    assert old in text
+    package["xp.cfg"] = text.replace(old, new)
+    write_torch_file(
+        tmp_path / "state_dict.bin",
+        package | {"best_state": {name: np.array(t.load()) for name, t in package["best_state"].items()}},
+    )
+    with pytest.raises(CheckpointError, match=message):
+        MAGNeT.get_pretrained(str(tmp_path))
+
+
+# Converted
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_converted_model_is_the_model(
+    golden: SimpleNamespace, goldens: Path, tmp_path: Path, bits: int
+) -> None:
+    folder, source = tmp_path / "made", str(goldens / "goldens" / "magnet")
+    quantization = [] if bits is None else ["-q", str(bits)]
+    assert convert([source, "-o", str(folder), "--dtype", "float32", *quantization]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format_version"] == 4
+    made = MAGNeT.get_pretrained(str(folder))
+    assert made.lm.config == golden.model.lm.config
+    same = MAGNeT.get_pretrained(source, quantize=bits)
+    for model in (made, same):
+        model.set_generation_params(decoding_steps=STEPS, duration=0.6, seed=1)
+    assert made.params == same.params
+    np.testing.assert_array_equal(tokens(made, ["piano"]), tokens(same, ["piano"]))
+    fresh = MAGNeT("name", made._bundle)
+    assert fresh.masked.decoding_steps == (60, 10, 10, 10)
+    assert fresh.sampling.temperature == 3.0
+
+
+def test_folders_of_other_models_are_as_they_were(tmp_path: Path) -> None:
+    assert convert(["demo", "-o", str(tmp_path / "made")]) == 0
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["format_version"] == 3
+    assert not {"causal", "subcodes_context", "span_len"} & {*config["lm"]}
+    assert "masked" not in config
+
+
+# On the command line
+
+
+@pytest.fixture
+def folder(goldens: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    return str(goldens / "goldens" / "magnet")
+
+
+def test_a_file_and_the_command_that_makes_it_again(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--decoding-steps", "3,2,1,1", "--span-arrangement", "stride1", "--max-cfg-coef", "5"]
+    command = [
+        "piano",
+        "-m",
+        folder,
+        "-d",
+        "1",
+        *options,
+        "--min-cfg-coef",
+        "0.5",
+        "--seed",
+        "9",
+        "--no-open",
+    ]
+    assert main([*command, "-o", "one.wav"]) == 0
+    capsys.readouterr()
+    assert main(["--info", "one.wav"]) == 0
+    again = next(line for line in capsys.readouterr().out.splitlines() if "--seed 9" in line)
+    words = shlex.split(again[again.index("musicgen-mlx ") :])[1:]
+    assert {*options} <= {*words}
+    assert main([*words, "-o", "two.wav", "--no-open"]) == 0
+    first, second = (soundfile.read(name)[0] for name in ("one.wav", "two.wav"))
+    np.testing.assert_array_equal(first, second)
+    assert len(first) == 32000
+
+
+def test_a_part_of_a_file_is_made_anew(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = np.random.default_rng(0).integers(-9000, 9000, (44100 * 6, 2)).astype(np.int16)
+    soundfile.write("song.wav", source, 44100)
+    command = ["piano", "-m", folder, "--edit", "song.wav", "--replace", "2.01-0:02.99"]
+    assert main([*command, "--decoding-steps", "3,2,1,1", "-o", "new.wav", "--no-open", "--seed", "1"]) == 0
+    made, rate = soundfile.read("new.wav", dtype="int16")
+    assert (made.shape, rate) == (source.shape, 44100)
+    hole = slice(round(2.01 * 44100), round(2.99 * 44100))
+    np.testing.assert_array_equal(made[: hole.start], source[: hole.start])
+    np.testing.assert_array_equal(made[hole.stop :], source[hole.stop :])
+    assert (made[hole] != source[hole]).mean() > 0.9
+    capsys.readouterr()
+    assert main(["--info", "new.wav"]) == 0
+    assert "--edit song.wav --replace 2.01-2.99" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--cfg-coef", "3"],
+            "--cfg-coef: the model magnet-small-10s can't use it; a MAGNeT has --max-cfg-coef",
+        ),
+        (["--cache-bits", "8"], "--cache-bits: magnet-small-10s is a MAGNeT"),
+        (["--melody", "a.wav"], "--melody: the model magnet-small-10s can't be conditioned on a melody"),
+        (["--decoding-steps", "20"], "--decoding-steps must be 4 integers, one for each codebook"),
+        (["--decoding-steps", "20,x"], "argument --decoding-steps: must be integers with commas"),
+        (["--decoding-steps", "20,0,1,1"], "argument --decoding-steps: each of decoding_steps must be"),
+        (["--span-arrangement", "stride2"], "--span-arrangement"),
+        (["--edit", "a.wav"], "--edit needs --replace"),
+        (["--replace", "1-2"], "--replace needs --edit"),
+        (["--edit", "a.wav", "--replace", "2-1"], "must end after it begins"),
+        (["--edit", "a.wav", "--replace", "2"], "must be two times, such as 8-12"),
+        (["--edit", "a.wav", "--replace", "1-2", "-d", "4"], "--edit and --duration don't go together"),
+        (["--edit", "a.wav", "--replace", "1-2", "--continue", "b.wav"], "--edit and --continue don't"),
+        (["--edit", "a.wav", "--replace", "1-2", "-o", "-"], "--edit and standard output"),
+    ],
+)
+def test_options_that_are_refused_at_once(
+    options: list[str], message: str, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = folder if "20" in options else "magnet-small-10s"
+    assert main(["piano", "-m", name, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--decoding-steps", "1,1,1,1"],
+        ["--max-cfg-coef", "3"],
+        ["--min-cfg-coef", "3"],
+        ["--span-arrangement", "stride1"],
+    ],
+)
+@pytest.mark.parametrize("name", ["small", "demo"])
+def test_its_options_are_refused_for_other_models(
+    options: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["piano", "-m", name, *options]) == 2
+    message = f"{options[0]}: the model {name} can't use it; it is for a MAGNeT; choose one, such as"
+    assert message in capsys.readouterr().err
+
+
+def test_a_part_beyond_the_end_of_the_file(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("song.wav", np.full(64000, 0.1), 32000)
+    assert main(["piano", "-m", folder, "--edit", "song.wav", "--replace", "1-3"]) == 2
+    assert "--replace: song.wav has 2.00 s; give a part of it" in capsys.readouterr().err
+
+
+def test_short_names() -> None:
+    assert SHORT_NAMES["magnet-small-10s"] == "facebook/magnet-small-10secs"
+    assert SHORT_NAMES["magnet-medium-30s"] == "facebook/magnet-medium-30secs"
+    assert SHORT_NAMES["audio-magnet-medium"] == "facebook/audio-magnet-medium"
+    assert released_as_magnet("facebook/audio-magnet-small")
+    assert not released_as_magnet("small")
+    assert released_as_magnet("someone/else") is None
+
+
+def test_memory_stays_flat(model: MAGNeT) -> None:
+    model.set_generation_params(decoding_steps=(2, 1, 1, 1), duration=0.6, seed=1)
+    model.generate(["piano"])
+    before = mx.get_active_memory()
+    for _ in range(100):
+        model.generate(["piano"])
+    assert mx.get_active_memory() <= before + 2**16

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
+from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, option_name, parse
 from audiocraft_mlx.cli.common import run_command
 from audiocraft_mlx.clips.defaults import (
     AUDIOGEN,
@@ -22,7 +22,8 @@ from audiocraft_mlx.clips.defaults import (
     MUSICGEN,
     CommandDefaults,
 )
-from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.clips.requests import FieldError
+from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 
 if TYPE_CHECKING:
@@ -85,15 +86,18 @@ def _generate(command: GenerateClips) -> None:
     # What is played or streamed while it is generated is generated alone.
     batch_size = 1 if command.streaming or command.play else None
     with closing(ClipWriter(command, files, model, separator)) as writer:
-        events = generate_clips(
-            model,
-            requests,
-            batch_size=batch_size,
-            chunk_seconds=CHUNK_SECONDS,
-            # Of files too: the codec's rounding depends on where its chunks begin.
-            first_chunk_seconds=FIRST_CHUNK_SECONDS,
-            on_progress=writer.show_progress,
-        )
+        try:
+            events = generate_clips(
+                model,
+                requests,
+                batch_size=batch_size,
+                chunk_seconds=CHUNK_SECONDS,
+                # Of files too: the codec's rounding depends on where its chunks begin.
+                first_chunk_seconds=FIRST_CHUNK_SECONDS,
+                on_progress=writer.show_progress,
+            )
+        except FieldError as error:
+            raise UsageError(error.describe(option_name)) from None
         with closing(events):
             try:
                 for event in events:

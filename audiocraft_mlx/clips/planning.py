@@ -74,6 +74,8 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     plans = []
     for index, request in enumerate(loaded):
         request.require_supported(model.condition_types, fills_masks=model.fills_masks)
+        if request.decoding_steps is not None:
+            _require_codebooks(model.lm.config.num_codebooks, request.decoding_steps)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
         prompt = None
@@ -152,6 +154,15 @@ def _masked_params(request: ClipRequest) -> dict[str, Any]:
     """The parameters of models that fill masks that are given."""
     names = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
     return {name: value for name in names if (value := getattr(request, name)) is not None}
+
+
+def _require_codebooks(codebooks: int, steps: tuple[int, ...]) -> None:
+    if len(steps) != codebooks:
+        raise FieldError(
+            "{decoding_steps} must be {codebooks} integers, one for each codebook of the model, not {steps}",
+            codebooks=str(codebooks),
+            steps=",".join(map(str, steps)),
+        )
 
 
 def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float]) -> Replacement:

@@ -176,12 +176,12 @@ class ClipRequest:
                 )
 
         wrong = _ONLY_WITHOUT_MASKS if fills_masks else _ONLY_WITH_MASKS
-        for field in wrong if fills_masks is not None else ():
-            if getattr(self, field) is not None:
+        for key in wrong if fills_masks is not None else ():
+            if getattr(self, key) is not None:
                 kind = "a MAGNeT has {max_cfg_coef} and {min_cfg_coef} instead"
                 if not fills_masks:
                     kind = "it is for a MAGNeT; choose one, such as magnet-small-10s"
-                raise FieldError(f"{{{field}}}: {{model}} can't use it; {kind}", model=name)
+                raise FieldError(f"{{{key}}}: {{model}} can't use it; {kind}", model=name)
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON takes it: audio by name, fields with None left out."""
