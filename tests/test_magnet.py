@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,9 @@ from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_as_magn
 from audiocraft_mlx.checkpoints.torch_pickle import read_torch_file
 from audiocraft_mlx.cli.convert import main as convert
 from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.clips.making import Chunk, Started, generate_clips
+from audiocraft_mlx.clips.requests import ClipRequest
+from audiocraft_mlx.clips.source import SourceClip
 from audiocraft_mlx.decoding.masked import MaskedParams, fill_masks
 from audiocraft_mlx.decoding.sampling import SamplingParams, row_keys
 from audiocraft_mlx.decoding.spans import OverlappingSpans, SeparateSpans, make_spans, mask_rates
@@ -277,6 +281,30 @@ def test_a_stream_is_the_clip_and_counts_iterations(model: MAGNeT) -> None:
     assert [chunk.shape[2] for chunk in chunks] == [12800] * 3
     np.testing.assert_allclose(np.concatenate(chunks, axis=2), whole, atol=1e-5)
     assert steps == [(done, 24) for done in range(1, 25)]
+
+
+@pytest.mark.parametrize("arrangement", ["nonoverlap", "stride1"])
+def test_a_plan_knows_how_long_its_clip_is(model: MAGNeT, arrangement: str) -> None:
+    source = SourceClip(np.random.default_rng(0).normal(size=(1, 16000)).astype(np.float32) / 10, 32000)
+    steps = {"decoding_steps": (2, 1, 1, 1), "span_arrangement": arrangement}
+    requests = [
+        ClipRequest("piano", 1, 0.5, **steps),
+        ClipRequest("piano", 2, 0.5, **steps),
+        ClipRequest("piano", 1, 0.5, source=source, **steps),
+        ClipRequest.from_dict(
+            {"seed": 1, "replace": [0.1, 0.25], **steps, "source": "-"}, lambda name: source
+        ),
+    ]
+    plans, samples, batches = {}, Counter(), 0
+    for event in generate_clips(model, requests, chunk_seconds=0.2):
+        if isinstance(event, Started):
+            batches += 1
+            plans |= {plan.index: plan for plan in event.batch}
+        elif isinstance(event, Chunk):
+            samples[event.index] += event.audio.shape[1]
+    assert samples == {index: round(plan.seconds * 32000) for index, plan in plans.items()}
+    assert samples[3] == 8 * 640  # of 7.5 frames
+    assert batches == 4  # each is there as soon as it is done
 
 
 def test_given_codes_may_stand_anywhere(golden: SimpleNamespace) -> None:

@@ -140,7 +140,12 @@ def plan_batches(
 
 
 def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
-    """How many clips like `plans`, which may share a batch, fit into memory at a time."""
+    """How many clips like `plans`, which may share a batch, fit into memory at a time.
+
+    One, where the clips of a batch are made one after the other anyway, but come all at the end.
+    """
+    if model.fills_masks:
+        return 1
     seconds = max(plan.request.duration for plan in plans)
     return memory.max_batch_size(model, seconds, _branches(plans))
 
