@@ -94,9 +94,9 @@ def fill_masks(
     frames, special = codes.shape[2], lm.special_token_id
     given = np.array(codes[0], np.int32)
     sequence = np.where(known, given, special)
-    guide = conditions.unconditional is not None and params.guided
-    if guide:
-        conditions = conditions.concat_batch(conditions.unconditional)  # type: ignore[arg-type]
+    unconditional = conditions.unconditional if params.guided else None
+    if unconditional is not None:
+        conditions = conditions.concat_batch(unconditional)
     state = lm.make_state(conditions, conditions.batch, frames)
     mx.eval(state.positions, state.cross_kv, state.cross_mask)
     spans = make_spans(params.span_arrangement, known, lm.config.span_len)
@@ -108,10 +108,10 @@ def fill_masks(
             sequence[stage, selected & ~known] = special
             # Drawn are the codes that are used and those that are scored.
             masked = sequence[stage] == special
-            drawn = np.flatnonzero(masked | selected)
+            drawn = np.flatnonzero(masked | selected).astype(np.int32)
             inputs = mx.broadcast_to(mx.array(sequence), (state.batch, *sequence.shape))
             logits = lm.predict_masked(inputs, state, stage, mx.array(drawn)).astype(mx.float32)
-            if guide:
+            if unconditional is not None:
                 # As audiocraft's, which computes the coefficient in float64.
                 coef = float(rate) * params.max_cfg_coef + (1 - float(rate)) * params.min_cfg_coef
                 logits = apply_guidance(coef, None, *mx.split(logits, 2))
