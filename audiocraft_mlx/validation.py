@@ -57,6 +57,15 @@ def validate_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
+def validate_decoding_steps(steps: Any) -> tuple[int, ...]:
+    """The iterations of each codebook of a MAGNeT. Raises `UsageError` for what is no list of integers."""
+    if isinstance(steps, (str, bytes)) or not hasattr(steps, "__len__") or not len(steps):
+        raise UsageError(f"decoding_steps must be a list of integers, not {steps!r}")
+    for count in steps:
+        DECODING_STEPS.validate("each of decoding_steps", count)
+    return tuple(int(count) for count in steps)
+
+
 def _is_number(value: Any, kind: type[Integral] | type[Real]) -> bool:
     # Python's own first: an abstract class takes ten times as long to answer.
     if type(value) is int or type(value) is float:
@@ -97,5 +106,7 @@ CFG_COEF = NumberRange(float, "a number", lambda coef: True)
 DURATION = NumberRange(float, "a number of seconds above 0 and below 1000000", lambda s: 0 < s < 1e6)
 SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seconds > 0)
 LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)
+SPAN_ARRANGEMENTS = ("nonoverlap", "stride1")
+"""Of a MAGNeT's masks: spans side by side, or spans that begin at any frame."""
 MELODY_SEPARATIONS = ("auto", "on", "off")
 """Whether drums and bass are removed from a melody; auto: as audiocraft, which always does, so as on."""

@@ -57,6 +57,7 @@ class FakeModel:
     max_duration = 30.0
     audio_conditioner: Any = None
     style_params: Any = None
+    fills_masks = False
     lm = SimpleNamespace(config=SimpleNamespace(num_layers=2, dim=8), dtype=SimpleNamespace(size=4))
 
     def __init__(self) -> None:
@@ -95,6 +96,9 @@ class FakeModel:
 
     def count_tokens(self, prompt: str) -> int:
         return len(prompt)
+
+    def clip_frames(self, params: FakeParams) -> int:
+        return int(params.duration * self.frame_rate)
 
     def prepare_inputs(
         self,

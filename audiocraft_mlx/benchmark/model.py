@@ -23,6 +23,7 @@ from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.configs import ConfigSection
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.sampling import SamplingParams
+from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.encodec import Encodec, EncodecConfig
 from audiocraft_mlx.networks.lm import LM, LMConfig
 from audiocraft_mlx.networks.t5 import T5Config, T5Encoder
@@ -74,7 +75,7 @@ class BenchmarkModel:
 
         Raises:
             MusicGenError: the model can't be read or quantized, or isn't quantized though
-                `int8_activations` needs it.
+                `int8_activations` needs it; or it is a MAGNeT.
         """
         if self.random:
             patch_mlx_blas()
@@ -84,6 +85,8 @@ class BenchmarkModel:
             bundle.materialize()
         else:
             bundle = load(self.name, quantize_to=bits)
+            if not bundle.lm.config.causal:
+                raise UsageError(f"{self.name} is a MAGNeT; only step-by-step models are measured")
         if int8_activations:
             enable_int8_activations(bundle.lm)
         return bundle

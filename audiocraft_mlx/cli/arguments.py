@@ -14,9 +14,11 @@ from pathlib import Path
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
-from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_condition_types
+from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_as_magnet, released_condition_types
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.cli.control import add_control
+from audiocraft_mlx.cli.edit_options import add_edit_options, check_edit_options
+from audiocraft_mlx.cli.masked_options import add_masked_options
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
     DEFAULT_LUFS,
@@ -79,12 +81,16 @@ class GenerateClips:
     def streaming(self) -> bool:
         return self.path == STDOUT
 
-    def require_supported(self, condition_types: frozenset[str]) -> None:
-        """Raise `UsageError` if the model can't use the melody or the style."""
+    def require_supported(self, condition_types: frozenset[str], fills_masks: bool | None) -> None:
+        """Raise `UsageError` if the model can't use an option; see `ClipRequest.require_supported`."""
         try:
-            self.requests[0].require_supported(condition_types, self.model.name)
+            self.requests[0].require_supported(condition_types, self.model.name, fills_masks)
         except FieldError as error:
             raise UsageError(error.describe(option_name)) from None
+        if fills_masks and self.model.cache_bits is not None:
+            raise UsageError(
+                f"--cache-bits: {self.model.name} is a MAGNeT, which keeps no keys and values; leave it out"
+            )
 
 
 def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> GenerateClips | ShowInfo:
@@ -109,7 +115,7 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> Genera
         command = _to_command(arguments, program)
         condition_types = released_condition_types(arguments.model)
         if condition_types is not None:
-            command.require_supported(condition_types)
+            command.require_supported(condition_types, released_as_magnet(arguments.model))
     except FieldError as error:
         parser.error(error.describe(option_name))
     except UsageError as error:
@@ -123,6 +129,7 @@ def option_name(field: str) -> str:
 
 
 def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:
+    check_edit_options(arguments, program.duration)
     _check_stdout(arguments)
     output = OutputOptions(
         _format(arguments, program).name,
@@ -146,7 +153,12 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             melody=arguments.melody,
             style=arguments.style,
             style_coef=arguments.style_coef,
-            source=arguments.source,
+            max_cfg_coef=arguments.max_cfg_coef,
+            min_cfg_coef=arguments.min_cfg_coef,
+            decoding_steps=arguments.decoding_steps,
+            span_arrangement=arguments.span_arrangement,
+            source=arguments.edit or arguments.source,
+            replace=arguments.replace,
             prompt_seconds=arguments.prompt_seconds,
             melody_separation=arguments.melody_separation,
             sections=tuple(arguments.sections or ()),
@@ -205,7 +217,7 @@ def _all_prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompts_file is not None:
         most = max(0, _MAX_CLIPS // arguments.takes - len(prompts))
         prompts += _read_prompts(arguments.prompts_file, most)
-    instead = (arguments.melody, arguments.style, arguments.source, arguments.sections)
+    instead = (arguments.melody, arguments.style, arguments.source, arguments.edit, arguments.sections)
     if not prompts and not any(instead):
         raise UsageError("the prompt is missing; say what to play")
     prompts = prompts or [""]
@@ -288,7 +300,7 @@ def make_parser(program: CommandDefaults) -> Parser:
 def _add_model(parser: Parser, program: CommandDefaults) -> None:
     group = parser.add_argument_group("model")
     add = group.add_argument
-    short = [name for name in SHORT_NAMES if ("audiogen" in name) == (program is AUDIOGEN)]
+    short = [name for name in SHORT_NAMES if name.startswith("audio") == (program is AUDIOGEN)]
     add(
         "-m",
         "--model",
@@ -405,6 +417,7 @@ def _add_conditioning_args(parser: Parser) -> None:
         help=f"how much of the end of that file the model continues (default: {DEFAULT_PROMPT_SECONDS:g})",
     )
     add_control(add)
+    add_edit_options(add)
 
 
 def _add_output(parser: Parser, program: CommandDefaults) -> None:
@@ -500,6 +513,7 @@ def _add_sampling(parser: Parser) -> None:
         type=number(CFG_COEF),
         help="how closely to follow the prompt (default: the model's, 3.0 for the released ones)",
     )
+    add_masked_options(add, number(CFG_COEF))
     add(
         "--seed",
         metavar="N",

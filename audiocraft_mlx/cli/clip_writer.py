@@ -173,7 +173,9 @@ class ClipWriter:
 
     def _finished(self, index: int) -> FinishedAudio:
         command, plan = self._command, self._plans[index]
-        return finish_audio(self._spools[index], self._model.sample_rate, command.output, plan.source)
+        return finish_audio(
+            self._spools[index], self._model.sample_rate, command.output, plan.source, plan.replacement
+        )
 
     def _save(self, index: int, clip: FinishedAudio, codes: ClipCodes | None = None) -> SavedFile:
         files = self._files[index]

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
+from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, option_name, parse
 from audiocraft_mlx.cli.common import run_command
 from audiocraft_mlx.clips.defaults import (
     AUDIOGEN,
@@ -22,7 +22,8 @@ from audiocraft_mlx.clips.defaults import (
     MUSICGEN,
     CommandDefaults,
 )
-from audiocraft_mlx.errors import OutputError
+from audiocraft_mlx.clips.requests import FieldError
+from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _generate(command: GenerateClips) -> None:
 
         requests = load_inputs(command.requests)
         model = _load_model(command)
-        command.require_supported(model.condition_types)
+        command.require_supported(model.condition_types, model.fills_masks)
         separator = None
         if command.output.stems:
             from audiocraft_mlx.checkpoints.demucs import load_htdemucs
@@ -85,15 +86,18 @@ def _generate(command: GenerateClips) -> None:
     # What is played or streamed while it is generated is generated alone.
     batch_size = 1 if command.streaming or command.play else None
     with closing(ClipWriter(command, files, model, separator)) as writer:
-        events = generate_clips(
-            model,
-            requests,
-            batch_size=batch_size,
-            chunk_seconds=CHUNK_SECONDS,
-            # Of files too: the codec's rounding depends on where its chunks begin.
-            first_chunk_seconds=FIRST_CHUNK_SECONDS,
-            on_progress=writer.show_progress,
-        )
+        try:
+            events = generate_clips(
+                model,
+                requests,
+                batch_size=batch_size,
+                chunk_seconds=CHUNK_SECONDS,
+                # Of files too: the codec's rounding depends on where its chunks begin.
+                first_chunk_seconds=FIRST_CHUNK_SECONDS,
+                on_progress=writer.show_progress,
+            )
+        except FieldError as error:
+            raise UsageError(error.describe(option_name)) from None
         with closing(events):
             try:
                 for event in events:
@@ -133,9 +137,12 @@ def _check_sinks(command: GenerateClips) -> None:
 
 
 def _load_model(command: GenerateClips) -> GenModel:
+    from audiocraft_mlx.models.loading import load_model
+
     module, name = _CLASSES[command.program]
     options = command.model
-    model: GenModel = getattr(import_module(module), name).get_pretrained(
+    return load_model(
+        getattr(import_module(module), name),
         options.name,
         revision=options.revision,
         quantize=options.quantize,
@@ -144,4 +151,3 @@ def _load_model(command: GenerateClips) -> GenModel:
         weights=options.weights,
         lora=options.lora,
     )
-    return model

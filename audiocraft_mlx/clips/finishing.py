@@ -11,7 +11,7 @@ import numpy as np
 from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.audio.resample import convert_audio
-from audiocraft_mlx.audio.splice import append_continuation
+from audiocraft_mlx.audio.splice import append_continuation, replace_part
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.clips.requests import DEFAULT_LUFS, OutputOptions
 from audiocraft_mlx.clips.source import SourceClip
@@ -48,18 +48,48 @@ class FinishedAudio:
         return replace(self, audio=self.as_array())
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """The part of a source that new music takes the place of, in seconds."""
+
+    start: float
+    end: float
+    new_start: float
+    """Where the new music begins: in whole frames of codes, at `start` or a little before."""
+
+
 def finish_audio(
-    audio: AudioSpool | np.ndarray, sample_rate: int, output: OutputOptions, source: SourceClip | None = None
+    audio: AudioSpool | np.ndarray,
+    sample_rate: int,
+    output: OutputOptions,
+    source: SourceClip | None = None,
+    replacement: Replacement | None = None,
 ) -> FinishedAudio:
     """The clip with the new music `audio`, float32 `[channels, samples]` at the model's `sample_rate`.
+
+    It follows `source`, or is the `replacement` of a part of it.
 
     It may be the part of a clip that was generated before it was cancelled.
     """
     rate, audio_format = sample_rate, output.file_format(source)
     if source is not None:
         rate = source.output_rate(audio_format, sample_rate)
-        smooth = not source.follows_exactly
-        audio = append_continuation(source.audio, source.rate, _as_array(audio), sample_rate, rate, smooth)
+        new = _as_array(audio)
+        if replacement is None:
+            audio = append_continuation(
+                source.audio, source.rate, new, sample_rate, rate, not source.follows_exactly
+            )
+        else:
+            audio = replace_part(
+                source.audio,
+                source.rate,
+                replacement.start,
+                replacement.end,
+                new,
+                sample_rate,
+                replacement.new_start,
+                rate,
+            )
     if output.normalize != "none":
         lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)

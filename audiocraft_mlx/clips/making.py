@@ -149,10 +149,22 @@ def _start(
     negative = [plan.request.negative for plan in batch]
     if any(negative):
         given["negative"] = negative
-    inputs = model.prepare_inputs(
-        [plan.description for plan in batch], [plan.request.seed for plan in batch], **given
-    )
+    descriptions, seeds = [plan.description for plan in batch], [plan.request.seed for plan in batch]
     params = [plan.params for plan in batch]
+    replacement = batch[0].replacement
+    if replacement is None:
+        inputs = model.prepare_inputs(descriptions, seeds, **given)
+    else:
+        sources = [plan.source for plan in batch if plan.source is not None]
+        hole = (replacement.start, replacement.end)
+        inputs = model.prepare_infill(
+            [plan.request.description for plan in batch],
+            seeds,
+            [source.audio for source in sources],
+            sources[0].rate,
+            [hole],
+            params[0],
+        )
     usual, first = chunk_seconds
     return model.generate_stream(
         inputs, params, chunk_seconds=usual, first_chunk_seconds=first, on_step=on_step, on_codes=on_codes

@@ -60,7 +60,9 @@ class GenerationMetadata:
         program = PROGRAMS[self.program]
         flags: dict[str, OptionValue | None] = {
             "model": None if self.model == program.model else self.model,
-            "duration": None if self.duration == program.duration else self.duration,
+            "duration": None
+            if self.duration == program.duration or "replace" in self.options
+            else self.duration,
             "seed": self.seed,
             "top-k": self.top_k,
             "top-p": self.top_p,
@@ -128,6 +130,7 @@ def describe_request(
 ) -> GenerationMetadata:
     """The metadata of a clip that is generated as these say."""
     values = request.to_dict()
+    steps = request.decoding_steps
     lora = [str(spec) for spec in model.lora]
     options: dict[str, OptionValue | None] = {
         "revision": model.revision,
@@ -141,7 +144,12 @@ def describe_request(
         "melody-separation": request.melody_separation,
         "style": values.get("style"),
         "style-coef": request.style_coef,
-        "continue": values.get("source"),
+        "max-cfg-coef": request.max_cfg_coef,
+        "min-cfg-coef": request.min_cfg_coef,
+        "decoding-steps": None if steps is None else ",".join(map(str, steps)),
+        "span-arrangement": request.span_arrangement,
+        "edit" if request.replace else "continue": values.get("source"),
+        "replace": None if request.replace is None else "-".join(map(_text, request.replace)),
         "prompt-seconds": request.prompt_seconds,
         "section": [str(section) for section in request.sections] or None,
         "negative": request.negative,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiocraft_mlx.clips.finishing import Replacement
 from audiocraft_mlx.clips.inputs import load_inputs
-from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest
+from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest, FieldError
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
 from audiocraft_mlx.conditioning.sections import Section, frame_sections
+from audiocraft_mlx.decoding.windows import end_frame, first_frame
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models import memory
 from audiocraft_mlx.validation import MAX_PROMPT_TOKENS, TRAINED_TOKENS
@@ -43,6 +45,8 @@ class ClipPlan:
     """Codes int32 `[K, F]` of `prompt`, of a source that has its own."""
     begin: SourceClip | None = None
     """Such a source without its last frames, which are made anew with the new music."""
+    replacement: Replacement | None = None
+    """What of the source the new music takes the place of; None: it follows the source."""
     sections: tuple[Section, ...] = ()
     """What follows the prompt, in seconds that count a source."""
     window_borders: tuple[int, ...] = ()
@@ -76,6 +80,10 @@ class ClipPlan:
             self.request.melody_separation,
             self.tokens > TRAINED_TOKENS,  # all prompts of a batch have the length of its longest
             self.window_borders,
+            self.replacement,
+            None
+            if self.replacement is None or self.source is None
+            else (self.source.rate, self.source.audio.shape),
         )
 
 
@@ -96,12 +104,16 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         texts = {request.description or "", request.negative or "", *(s.text or "" for s in request.sections)}
         for text in texts - tokens.keys():
             tokens[text] = count_tokens(model, text)
-        request.require_supported(model.condition_types)
+        request.require_supported(model.condition_types, fills_masks=model.fills_masks)
+        if request.decoding_steps is not None:
+            _require_codebooks(model.lm.config.num_codebooks, request.decoding_steps)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
-        prompt = prompt_codes = begin = None
+        prompt = prompt_codes = begin = replacement = None
         remade = 0
-        if isinstance(request.source, SourceClip) and _has_codes(model, request.source):
+        if isinstance(request.source, SourceClip) and request.replace is not None:
+            replacement = _replacement(model, request.source, request.replace)
+        elif isinstance(request.source, SourceClip) and _has_codes(model, request.source):
             if request.source not in own:
                 own[request.source] = _without_end(model, request.source)
             begin, remade = own[request.source], _remade_frames(model)
@@ -128,6 +140,11 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             request.style_coef,
             None if prompt is None else prompt.shape,
             remade,
+            request.replace,
+            request.max_cfg_coef,
+            request.min_cfg_coef,
+            request.decoding_steps,
+            request.span_arrangement,
         )
         if same not in params_of:
             params = model.make_params(
@@ -137,13 +154,17 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
                 temperature=request.temperature,
                 cfg_coef=request.cfg_coef,
                 cfg_coef_beta=request.style_coef,
+                **_masked_params(request),
             )
-            samples = new_samples(model, request) + remade * _hop_length(model)
-            params_of[same] = params, samples / model.sample_rate
+            if request.replace is None:
+                frames = model.clip_frames(params) - _frames(model, prompt)
+                seconds = frames * _hop_length(model) / model.sample_rate
+            else:
+                seconds = new_samples(model, request) / model.sample_rate
+            params_of[same] = params, seconds
         params, seconds = params_of[same]
-        plan = ClipPlan(
-            index, request, params, prompt, seconds, max(map(tokens.__getitem__, texts)), prompt_codes, begin
-        )
+        longest = max(map(tokens.__getitem__, texts))
+        plan = ClipPlan(index, request, params, prompt, seconds, longest, prompt_codes, begin, replacement)
         plans.append(_with_sections(model, plan, remade) if request.sections else plan)
     return plans
 
@@ -197,7 +218,7 @@ def _with_sections(model: GenModel, plan: ClipPlan, remade: int) -> ClipPlan:
     of_frames = frame_sections(
         request.description, request.sections, model.frame_rate, int(request.duration * model.frame_rate)
     )
-    before = 0.0 if plan.prompt is None else (_prompt_frames(model, plan.prompt) + remade) / model.frame_rate
+    before = 0.0 if plan.prompt is None else (_frames(model, plan.prompt) + remade) / model.frame_rate
     return replace(
         plan,
         sections=tuple(replace(section, start=section.start + before) for section in request.sections),
@@ -219,7 +240,12 @@ def plan_batches(
 
 
 def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
-    """How many clips like `plans`, which may share a batch, fit into memory at a time."""
+    """How many clips like `plans`, which may share a batch, fit into memory at a time.
+
+    One, where the clips of a batch are made one after the other anyway, but come all at the end.
+    """
+    if model.fills_masks:
+        return 1
     seconds = max(plan.request.duration for plan in plans)
     return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
 
@@ -241,8 +267,42 @@ def _branches(plans: Sequence[ClipPlan]) -> int:
     return branches + any(section.fade for plan in plans for section in plan.sections)
 
 
+def _masked_params(request: ClipRequest) -> dict[str, Any]:
+    """The parameters of models that fill masks that are given."""
+    names = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
+
+
+def _require_codebooks(codebooks: int, steps: tuple[int, ...]) -> None:
+    if len(steps) != codebooks:
+        raise FieldError(
+            "{decoding_steps} must be {codebooks} integers, one for each codebook of the model, not {steps}",
+            codebooks=str(codebooks),
+            steps=",".join(map(str, steps)),
+        )
+
+
+def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float]) -> Replacement:
+    """Raises `FieldError` for a `part` that isn't in the source."""
+    start, end = part
+    # What a program shows as the length may be rounded.
+    if end > source.seconds + 0.01 or start >= source.seconds:
+        raise FieldError(
+            "{replace}: {name} has {seconds} s; give a part of it",
+            name=source.name or "the clip",
+            seconds=f"{source.seconds:.2f}",
+        )
+    return Replacement(
+        start, min(end, source.seconds), first_frame(start, model.frame_rate) / model.frame_rate
+    )
+
+
 def new_samples(model: GenModel, request: ClipRequest) -> int:
-    """Samples per channel of a request's new music: whole frames."""
+    """Samples per channel of a request's new music at most: whole frames."""
+    if request.replace is not None:
+        start, end = request.replace
+        frames = end_frame(end, model.frame_rate) - first_frame(start, model.frame_rate)
+        return frames * _hop_length(model)
     return int(request.duration * model.frame_rate) * _hop_length(model)
 
 
@@ -252,11 +312,12 @@ def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None,
     if prompt is None or not frames:
         return duration
     # Half a frame keeps rounding errors away.
-    return (_prompt_frames(model, prompt) + remade + frames + 0.5) / model.frame_rate
+    return (_frames(model, prompt) + remade + frames + 0.5) / model.frame_rate
 
 
-def _prompt_frames(model: GenModel, prompt: np.ndarray) -> int:
-    return -(-prompt.shape[1] // _hop_length(model))
+def _frames(model: GenModel, prompt: np.ndarray | None) -> int:
+    """Frames of codes of a prompt."""
+    return 0 if prompt is None else -(-prompt.shape[1] // _hop_length(model))
 
 
 def _hop_length(model: GenModel) -> int:

@@ -25,10 +25,14 @@ from audiocraft_mlx.validation import (
     MELODY_SEPARATIONS,
     SECONDS,
     SEED,
+    SPAN_ARRANGEMENTS,
     TEMPERATURE,
     TOP_K,
     TOP_P,
     NumberRange,
+    validate_choice,
+    validate_decoding_steps,
+    validate_number,
     validate_prompt,
 )
 
@@ -86,6 +90,13 @@ class ClipRequest:
     """A clip to continue. The result starts with it."""
     prompt_seconds: float | None = None
     """How much of the end of `source` the model continues. Default: `DEFAULT_PROMPT_SECONDS`."""
+    replace: tuple[float, float] | None = None
+    """The part of `source` that is generated anew, from second to second, in place of a continuation: the
+    `duration`. For models that fill masks (MAGNeT), as the next four."""
+    max_cfg_coef: float | None = None
+    min_cfg_coef: float | None = None
+    decoding_steps: tuple[int, ...] | None = None
+    span_arrangement: str | None = None
     melody_separation: str | None = None
     """One of `MELODY_SEPARATIONS`: whether drums and bass are removed from `melody`. Default: `auto`."""
     sections: tuple[Section, ...] = ()
@@ -97,6 +108,7 @@ class ClipRequest:
         if not isinstance(self.prompt, str):
             raise UsageError(f"prompt must be a string, not {self.prompt!r}")
         validate_prompt(self.prompt)
+        self._validate_replace()
         _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
         self._check_sections()
         if self.negative is not None:
@@ -106,6 +118,10 @@ class ClipRequest:
             object.__setattr__(self, "negative", self.negative if self.negative.strip() else None)
         if self.negative is not None and self.cfg_coef == 1:
             raise FieldError("{negative} can't work with {cfg_coef} 1, which is no guidance; 3 is usual")
+        if self.decoding_steps is not None:
+            object.__setattr__(self, "decoding_steps", validate_decoding_steps(self.decoding_steps))
+        if self.span_arrangement is not None:
+            validate_choice("span_arrangement", self.span_arrangement, SPAN_ARRANGEMENTS)
         for kind in _AUDIO_FIELDS:
             if isinstance(getattr(self, kind), str):
                 object.__setattr__(self, kind, Path(getattr(self, kind)))
@@ -148,6 +164,23 @@ class ClipRequest:
             raise FieldError("{sections}: {error}", error=str(error)) from error
         object.__setattr__(self, "sections", tuple(sections))
 
+    def _validate_replace(self) -> None:
+        if self.replace is None:
+            return
+        if not isinstance(self.replace, Sequence) or len(self.replace) != 2:
+            raise UsageError(f"replace must be (from second, to second), not {self.replace!r}")
+        start, end = self.replace
+        validate_number("the beginning of replace", start, "a number of seconds, 0 or more", lambda s: s >= 0)
+        validate_number(
+            "the end of replace", end, "a number of seconds after its beginning", lambda e: e > start
+        )
+        if self.source is None:
+            raise UsageError("replace needs the clip that is edited")
+        if self.prompt_seconds is not None:
+            raise FieldError("{prompt_seconds} is for a continuation; what is around {replace} is in view")
+        object.__setattr__(self, "replace", (float(start), float(end)))
+        object.__setattr__(self, "duration", float(end) - float(start))
+
     @property
     def description(self) -> str | None:
         """The prompt as the model takes it: None if it is blank."""
@@ -158,8 +191,13 @@ class ClipRequest:
         """The melody or the style."""
         return self.melody if self.style is None else self.style
 
-    def require_supported(self, condition_types: frozenset[str], model: str | None = None) -> None:
-        """Raise `FieldError` if a model with these `condition_types` can't use the melody or the style."""
+    def require_supported(
+        self, condition_types: frozenset[str], model: str | None = None, fills_masks: bool | None = None
+    ) -> None:
+        """Raise `FieldError` if a model can't use a field.
+
+        It can be conditioned on `condition_types`, and `fills_masks` (a MAGNeT) or not; None: not known.
+        """
         name = "this model" if model is None else f"the model {model}"
         for kind, models in (
             ("melody", "melody, melody-large, stereo-melody or stereo-melody-large"),
@@ -175,6 +213,19 @@ class ClipRequest:
                 "{sections}: {model} begins anew at a section and can't cross-fade; omit the cross-fade",
                 model=name,
             )
+
+        if fills_masks and (self.sections or self.negative is not None):
+            name_of_field = "sections" if self.sections else "negative"
+            raise FieldError(
+                f"{{{name_of_field}}}: {{model}} fills masks and can't use it; omit it", model=name
+            )
+        wrong = _ONLY_WITHOUT_MASKS if fills_masks else _ONLY_WITH_MASKS
+        for key in wrong if fills_masks is not None else ():
+            if getattr(self, key) is not None:
+                kind = "a MAGNeT has {max_cfg_coef} and {min_cfg_coef} instead"
+                if not fills_masks:
+                    kind = "it is for a MAGNeT; choose one, such as magnet-small-10s"
+                raise FieldError(f"{{{key}}}: {{model}} can't use it; {kind}", model=name)
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON takes it: audio by name, fields with None left out."""
@@ -269,6 +320,8 @@ def draw_seed() -> int:
 
 
 _AUDIO_FIELDS = frozenset({"melody", "style", "source"})
+_ONLY_WITH_MASKS = ("replace", "max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
+_ONLY_WITHOUT_MASKS = ("cfg_coef",)
 _CLIP_RANGES = {
     "seed": SEED,
     "duration": DURATION,
@@ -276,6 +329,8 @@ _CLIP_RANGES = {
     "top_p": TOP_P,
     "temperature": TEMPERATURE,
     "cfg_coef": CFG_COEF,
+    "max_cfg_coef": CFG_COEF,
+    "min_cfg_coef": CFG_COEF,
     "style_coef": CFG_COEF,
     "prompt_seconds": SECONDS,
 }

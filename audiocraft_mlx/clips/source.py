@@ -51,6 +51,10 @@ class SourceClip:
     follows_exactly: bool = False
     """Its samples and those that continue it are of one decoding: nothing is to be smoothed between them."""
 
+    @property
+    def seconds(self) -> float:
+        return self.audio.shape[1] / self.rate
+
     def prompt_audio(self, seconds: float, rate: int, channels: int, hop: int) -> np.ndarray:
         """The last `seconds` at the model's `rate`, in whole frames of `hop` samples if there is one.
 

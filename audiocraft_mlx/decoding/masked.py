@@ -16,12 +16,18 @@ import numpy as np
 from audiocraft_mlx.decoding.frames import OnStep, non_finite_error
 from audiocraft_mlx.decoding.guidance import apply_guidance
 from audiocraft_mlx.decoding.sampling import SamplingParams, filter_logits, gumbel_noise, row_keys
-from audiocraft_mlx.decoding.spans import SPAN_ARRANGEMENTS, make_spans, mask_rates
+from audiocraft_mlx.decoding.spans import make_spans, mask_rates
 from audiocraft_mlx.decoding.windows import Window
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
-from audiocraft_mlx.validation import CFG_COEF, DECODING_STEPS, use_python_numbers, validate_choice
+from audiocraft_mlx.validation import (
+    CFG_COEF,
+    SPAN_ARRANGEMENTS,
+    use_python_numbers,
+    validate_choice,
+    validate_decoding_steps,
+)
 
 _MIN_TEMPERATURE = 0.01
 
@@ -46,12 +52,7 @@ class MaskedParams:
         CFG_COEF.validate("max_cfg_coef", self.max_cfg_coef)
         CFG_COEF.validate("min_cfg_coef", self.min_cfg_coef)
         use_python_numbers(self, "max_cfg_coef", "min_cfg_coef")
-        steps = self.decoding_steps
-        if isinstance(steps, (str, bytes)) or not isinstance(steps, (Sequence, np.ndarray)) or not len(steps):
-            raise UsageError(f"decoding_steps must be a list of integers, not {steps!r}")
-        for count in steps:
-            DECODING_STEPS.validate("each of decoding_steps", count)
-        object.__setattr__(self, "decoding_steps", tuple(int(count) for count in steps))
+        object.__setattr__(self, "decoding_steps", validate_decoding_steps(self.decoding_steps))
         validate_choice("span_arrangement", self.span_arrangement, SPAN_ARRANGEMENTS)
 
     @property
@@ -93,9 +94,9 @@ def fill_masks(
     frames, special = codes.shape[2], lm.special_token_id
     given = np.array(codes[0], np.int32)
     sequence = np.where(known, given, special)
-    guide = conditions.unconditional is not None and params.guided
-    if guide:
-        conditions = conditions.concat_batch(conditions.unconditional)  # type: ignore[arg-type]
+    unconditional = conditions.unconditional if params.guided else None
+    if unconditional is not None:
+        conditions = conditions.concat_batch(unconditional)
     state = lm.make_state(conditions, conditions.batch, frames)
     mx.eval(state.positions, state.cross_kv, state.cross_mask)
     spans = make_spans(params.span_arrangement, known, lm.config.span_len)
@@ -107,10 +108,10 @@ def fill_masks(
             sequence[stage, selected & ~known] = special
             # Drawn are the codes that are used and those that are scored.
             masked = sequence[stage] == special
-            drawn = np.flatnonzero(masked | selected)
+            drawn = np.flatnonzero(masked | selected).astype(np.int32)
             inputs = mx.broadcast_to(mx.array(sequence), (state.batch, *sequence.shape))
             logits = lm.predict_masked(inputs, state, stage, mx.array(drawn)).astype(mx.float32)
-            if guide:
+            if unconditional is not None:
                 # As audiocraft's, which computes the coefficient in float64.
                 coef = float(rate) * params.max_cfg_coef + (1 - float(rate)) * params.min_cfg_coef
                 logits = apply_guidance(coef, None, *mx.split(logits, 2))
@@ -173,7 +174,14 @@ def generate_masked(
     row, and `on_step` counts the iterations of all rows and windows.
     """
     iterations = sum(params[0].decoding_steps)
-    total, done = len(conditions) * len(windows) * iterations, 0
+    parts = []
+    is_known = known.copy()
+    for window in windows:
+        part = slice(window.start, window.start + window.frames)
+        if not is_known[part].all():
+            parts.append((window.index, part, is_known[part].copy()))
+        is_known[part] = True
+    total, done = len(conditions) * len(parts) * iterations, 0
 
     def count(in_window: int) -> None:
         if on_step is not None:
@@ -181,26 +189,19 @@ def generate_masked(
 
     rows = []
     for row, condition in enumerate(conditions):
-        filled, is_filled = codes[row : row + 1].astype(mx.int32), known.copy()
-        for window in windows:
-            part = slice(window.start, window.start + window.frames)
-            if not is_filled[part].all():
-                keys = (
-                    None if sampling[row].greedy else row_keys(seeds[row : row + 1], iterations, window.index)
-                )
-                filled[:, :, part] = fill_masks(
-                    lm,
-                    condition,
-                    filled[:, :, part],
-                    is_filled[part],
-                    sampling[row],
-                    params[row],
-                    keys,
-                    count,
-                )
-                is_filled[part] = True
+        filled = codes[row : row + 1].astype(mx.int32)
+        for index, part, known_part in parts:
+            filled[:, :, part] = fill_masks(
+                lm,
+                condition,
+                filled[:, :, part],
+                known_part,
+                sampling[row],
+                params[row],
+                None if sampling[row].greedy else row_keys(seeds[row : row + 1], iterations, index),
+                count,
+            )
             done += iterations
-            count(0)
         rows.append(filled)
     result = mx.concatenate(rows)
     mx.eval(result)

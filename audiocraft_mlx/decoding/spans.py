@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-SPAN_ARRANGEMENTS = ("nonoverlap", "stride1")
 _KEPT = np.float32(-1e4)
 """The score of what isn't masked again."""
 
@@ -132,7 +131,7 @@ class OverlappingSpans(Spans):
 
 
 def make_spans(arrangement: str, known: np.ndarray, length: int) -> Spans:
-    """The masks of a sequence with the `known` frames, in one of `SPAN_ARRANGEMENTS`."""
+    """The masks of a sequence with the `known` frames, in one of `validation.SPAN_ARRANGEMENTS`."""
     kind = SeparateSpans if arrangement == "nonoverlap" and length > 1 else OverlappingSpans
     return kind(known, length)
 

@@ -6,6 +6,7 @@ that every length works.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,16 @@ def plan_windows(
         windows.append(Window(len(windows), start, end - start, known - start))
         known = end
     return windows
+
+
+def first_frame(seconds: float, frame_rate: float) -> int:
+    """The frame that second `seconds` is in: a part that begins there begins with it."""
+    return math.floor(seconds * frame_rate + 1e-6)
+
+
+def end_frame(seconds: float, frame_rate: float) -> int:
+    """The frame before which a part ends that ends at second `seconds`."""
+    return math.ceil(seconds * frame_rate - 1e-6)
 
 
 def infill_region(

@@ -569,6 +569,18 @@ class GenModel:
             negative=_negative_of_rows(negative, len(descriptions)),
         )
 
+    def prepare_infill(
+        self,
+        descriptions: Sequence[str | None],
+        seeds: Sequence[int],
+        audio: Sequence[AudioArray],
+        sample_rate: int,
+        holes: Sequence[tuple[float, float]],
+        params: GenerationParams,
+    ) -> GenerationInputs:
+        """Of a model that fills masks; see `MAGNeT`. Raises `UsageError` for others."""
+        raise UsageError(f"{self.name} can't fill holes; load a MAGNeT, such as magnet-small-10s")
+
     def generate_stream(
         self,
         inputs: GenerationInputs,
@@ -726,7 +738,7 @@ class GenModel:
     def _prepare_clips(
         self, clips: Sequence[AudioArray], rate: int | None, rows: int, name: str
     ) -> tuple[mx.array, list[int]]:
-        """The clips `[N, C, T]` without repetition, as `_prepare_audio` makes them, and which each row has."""
+        """The clips `[N, C, T]` without repetition, as `_prepare_audio` makes them; which each row has."""
         unique, index_of_row = _unique(list(clips))
         audio = [self._prepare_audio(clip, rate, f"the {name}") for clip in unique]
         if not audio:

@@ -14,7 +14,7 @@ from audiocraft_mlx.audio.splice import replace_part
 from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.masked import MaskedParams, generate_masked, in_chunks
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
-from audiocraft_mlx.decoding.windows import Window, infill_region, plan_windows
+from audiocraft_mlx.decoding.windows import Window, end_frame, first_frame, infill_region, plan_windows
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.genmodel import (
     AudioArray,
@@ -27,7 +27,7 @@ from audiocraft_mlx.models.genmodel import (
 )
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
 from audiocraft_mlx.ops.device import require_mlx_threads
-from audiocraft_mlx.validation import validate_number
+from audiocraft_mlx.validation import validate_decoding_steps, validate_number
 
 Hole = tuple[float, float]
 """A part of a clip, from one second to another."""
@@ -124,7 +124,9 @@ class MAGNeT(GenModel):
         masked = MaskedParams(
             max_cfg_coef=own.max_cfg_coef if max_cfg_coef is None else max_cfg_coef,
             min_cfg_coef=own.min_cfg_coef if min_cfg_coef is None else min_cfg_coef,
-            decoding_steps=own.decoding_steps if decoding_steps is None else tuple(decoding_steps),
+            decoding_steps=own.decoding_steps
+            if decoding_steps is None
+            else validate_decoding_steps(decoding_steps),
             span_arrangement=own.span_arrangement if span_arrangement is None else span_arrangement,
         )
         masked.require_codebooks(self.lm.config.num_codebooks)
@@ -206,7 +208,7 @@ class MAGNeT(GenModel):
         holes: Sequence[Hole],
         params: GenerationParams,
     ) -> GenerationInputs:
-        """What `generate_stream` fills holes from: it yields what is from the first hole to the last one's end.
+        """What `generate_stream` fills holes from: it yields the audio from the first hole to the last.
 
         `audio` has float `[channels, samples]` for each row, all of one length; `params` are those of the
         generation, whose `duration` doesn't count. See `generate_infill` for the rest.
@@ -249,7 +251,7 @@ class MAGNeT(GenModel):
             validate_number("the end of a hole", end, within, lambda e: 0 < e <= seconds + 0.01)
             if end <= start:
                 raise UsageError(f"a hole must end after it begins, not {start:g} to {end:g} s")
-            last = min(math.ceil(end * self.frame_rate - 1e-6), frames)
+            last = min(end_frame(end, self.frame_rate), frames)
             found.append((first_frame(start, self.frame_rate), last))
         return found
 
@@ -263,6 +265,8 @@ class MAGNeT(GenModel):
         return super()._frames(params, seconds) // unit * unit
 
     def _plan(self, inputs: GenerationInputs, rows: Sequence[GenerationParams]) -> list[Window]:
+        if any(inputs.sections) or inputs.negative is not None:
+            raise UsageError("a MAGNeT can't use sections or negative prompts: it fills masks; omit them")
         if inputs.infill is None:
             return super()._plan(inputs, rows)
         params = rows[0]
@@ -341,8 +345,3 @@ class MAGNeT(GenModel):
             inputs.seeds,
             on_step,
         )
-
-
-def first_frame(seconds: float, frame_rate: float) -> int:
-    """The frame that a hole from second `seconds` on begins with: the one that holds it."""
-    return math.floor(seconds * frame_rate + 1e-6)

@@ -15,6 +15,7 @@ from audiocraft_mlx.checkpoints.model_files import (
     DEMO,
     SHORT_NAMES,
     cached_bytes,
+    released_as_magnet,
     released_condition_types,
 )
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
@@ -131,6 +132,11 @@ class Models:
         model = self.loaded(name)
         return released_condition_types(self.options(name).name) if model is None else model.condition_types
 
+    def fills_masks(self, name: str) -> bool | None:
+        """Whether it is a MAGNeT, if that is known."""
+        model = self.loaded(name)
+        return released_as_magnet(self.options(name).name) if model is None else model.fills_masks
+
     def require_available(self, name: str) -> None:
         """Raise `UsageError` if it would have to be downloaded, and may not be."""
         if not self._allow_downloads and self.loaded(name) is None and self._bytes(name) is None:
@@ -207,6 +213,7 @@ class Models:
 
     def _load(self, name: str) -> GenModel:
         from audiocraft_mlx.models.audiogen import AudioGen
+        from audiocraft_mlx.models.loading import load_model
         from audiocraft_mlx.models.musicgen import MusicGen
 
         self.require_available(name)
@@ -214,7 +221,8 @@ class Models:
         options = self.options(name)
         kind: type[GenModel] = AudioGen if self.program(name) is AUDIOGEN else MusicGen
         try:
-            return kind.get_pretrained(
+            return load_model(
+                kind,
                 options.name,
                 revision=options.revision,
                 quantize=options.quantize,

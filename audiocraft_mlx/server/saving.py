@@ -41,7 +41,7 @@ def save_files(
 
     Raises `OutputError`.
     """
-    finished = finish_audio(audio, rate, recipe.output, plan.source)
+    finished = finish_audio(audio, rate, recipe.output, plan.source, plan.replacement)
     if separator is not None:
         finished = finished.in_memory()
     metadata = recipe.metadata(plan.request)

@@ -331,7 +331,7 @@ class Service:
         types = self._models.condition_types(name)
         if types is not None:
             try:
-                recipe.clips[0].require_supported(types, name)
+                recipe.clips[0].require_supported(types, name, self._models.fills_masks(name))
             except FieldError as error:
                 raise invalid_field(error) from error
         try:
