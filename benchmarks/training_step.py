@@ -61,18 +61,18 @@ def mlx_step(case: Case) -> Callable[[], object]:
 
     from audiocraft_mlx.benchmark.model import random_bundle
     from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
-    from audiocraft_mlx.tuning.lora import LoRAConfig, add_lora, lm_places
+    from audiocraft_mlx.tuning.lora import add_lora
     from audiocraft_mlx.tuning.network import TrainedNetwork, make_batch
+    from audiocraft_mlx.tuning.options import LoRAConfig
+    from audiocraft_mlx.tuning.trainable import trained_places
 
     patch_mlx_blas()
     bundle = random_bundle(case.shape)
     lm, projection = bundle.lm, bundle.text_conditioner.output_proj
     lm.set_dtype(mx.float32)
     mx.eval(lm.parameters(), projection.parameters())
-    projection.freeze()
-    places = list(lm_places(lm.config.num_layers, CODEBOOKS, lm.config.cross_attention))
-    add_lora(lm, places, LoRAConfig(rank=RANK, dropout=case.dropout))
     network = TrainedNetwork(lm, projection, checkpointing=case.checkpointing)
+    add_lora(network, trained_places(network), LoRAConfig(rank=RANK, dropout=case.dropout))
     network.train()
     batch = make_batch(list(case.codes()), list(case.texts()), TEXT_DIM)
     loss_and_grad = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())
