@@ -499,7 +499,7 @@ def test_plots_are_numbered_like_their_clips(
 def test_a_plot_that_cannot_be_drawn_is_found_before_the_model_is_loaded(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plot, "_save", raiser(RuntimeError("no fonts")))
+    monkeypatch.setattr(plot, "save_figure", raiser(RuntimeError("no fonts")))
     assert main(["a", "--plot", "p.png"]) == 2
     assert "can't draw a plot (no fonts)" in capsys.readouterr().err
     assert not fake.loaded
