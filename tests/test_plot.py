@@ -109,7 +109,7 @@ def test_a_title_is_text(tmp_path: Path, title: str, capsys: pytest.CaptureFixtu
 def test_a_title_has_no_characters_that_cannot_be_drawn(title: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_module._save(plot_module._figure(title, 1), io.BytesIO())
+        plot_module.save_figure(plot_module._figure(title, 1), io.BytesIO())
 
 
 def test_what_no_font_has_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_what_cannot_be_drawn_is_one_line_at_once(monkeypatch: pytest.MonkeyPatc
     def fail(*arguments: object) -> None:
         raise RuntimeError("no\nfonts")
 
-    monkeypatch.setattr(plot_module, "_save", fail)
+    monkeypatch.setattr(plot_module, "save_figure", fail)
     with pytest.raises(UsageError, match=r"^matplotlib can't draw a plot \(no fonts\)"):
         check_plotting("piano")
 
