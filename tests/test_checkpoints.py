@@ -424,7 +424,8 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_not_run(
         ("  qk_layer_norm: false\n", "  qk_layer_norm: true\n", "qk_layer_norm"),
         ("  activation: gelu\n", "  activation: relu\n", "activation"),
         ("  positional_embedding: sin\n", "  positional_embedding: learned\n", "learned"),
-        ("lm_model: transformer_lm\n", "lm_model: transformer_lm_magnet\n", "lm_model"),
+        ("lm_model: transformer_lm\n", "lm_model: transformer_lm_other\n", "lm_model"),
+        ("lm_model: transformer_lm\n", "lm_model: transformer_lm_magnet\n", "causal"),
         ("  modeling: delay\n", "  modeling: unroll\n", "unroll"),
         (
             "    - 0\n    - 1\n    - 2\n    - 3\n    flatten_first",

@@ -460,7 +460,7 @@ def test_files_and_version_of_the_format(converted: Path) -> None:
     ("path", "value", "message"),
     [
         ("format", "gguf", "'format' .* is 'gguf'; only 'musicgen-mlx' is supported"),
-        ("format_version", 4, r"'format_version' .* is newer than this program knows \(3\); update"),
+        ("format_version", 5, r"'format_version' .* is newer than this program knows \(4\); update"),
         ("format_version", "1", "'format_version' .* is '1', not an integer"),
         ("stereo", 1, "'stereo' .* is 1, not true or false"),
         ("max_duration", 0, "'max_duration' .* is 0, not a number from 0.5 to 600"),
