@@ -6,7 +6,6 @@ training: `compose.py`'s loops and `captions.py`'s captions.
 
 from __future__ import annotations
 
-import csv
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,14 +56,15 @@ def prompt_attributes(count: int) -> list[Attributes]:
 
 
 def write_clips(folder: Path, train: int = TRAIN_CLIPS, held_out: int = HELD_OUT_CLIPS) -> None:
-    """Write clips and their captions as a data set: `metadata.csv`, and the folders `train`, `validation`."""
+    """Write clips into the folders `train` and `validation`, with their captions beside them."""
     random_ = random.Random(3)
-    rows = []
     for split, count in (("train", train), ("validation", held_out)):
-        (folder / split).mkdir(parents=True, exist_ok=True)
         for number, (attributes, audio) in enumerate(clips(count, split == "validation")):
-            name = f"{split}/{NAME}{number:02}.wav"
-            write_audio(folder / name, audio[None], SAMPLE_RATE)
-            rows.append((name, caption(attributes, random_)))
-    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("file_name", "text"), *rows])
+            write_clip(folder / split / f"{NAME}{number:02}.wav", audio, caption(attributes, random_))
+
+
+def write_clip(path: Path, audio: np.ndarray, text: str) -> None:
+    """Write `audio`, float32 `[samples]`, and its caption."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(path, audio[None], SAMPLE_RATE)
+    path.with_suffix(".txt").write_text(text, encoding="utf-8")
