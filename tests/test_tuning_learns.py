@@ -15,16 +15,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from audiocraft_mlx import MusicGen
 from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
-from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.tuning.codes import encode_dataset
 from audiocraft_mlx.tuning.dataset import read_dataset
 from audiocraft_mlx.tuning.loop import Evaluation, Step, Trainer
-from audiocraft_mlx.tuning.lora import TARGETS, LoRAConfig, add_lora, lm_places
-from audiocraft_mlx.tuning.network import TrainedNetwork
-from audiocraft_mlx.tuning.options import TrainingOptions
+from audiocraft_mlx.tuning.options import TARGETS, LoRAConfig, TrainingOptions
+from audiocraft_mlx.tuning.trainable import load_for_training, make_trainable
 
 TRAINING = Path(__file__).parent.parent / "training"
 RATE, FRAMES, BEAT = 32000, 60, 20
@@ -105,17 +102,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, Measure
                 rows.append((name, sound))
     with (folder / "data" / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    model = MusicGen.get_pretrained("demo")
+    model, bundle = load_for_training("demo")
     data = encode_dataset(read_dataset(folder / "data"), model, folder / "cache", FRAMES / model.frame_rate)
-    bundle = load("demo", lazy=True)
-    config, conditioner = bundle.lm.config, bundle.text_conditioner
-    assert OPTIONS.lora is not None
-    mx.random.seed(0)
-    add_lora(bundle.lm, lm_places(config.num_layers, config.num_codebooks, True), OPTIONS.lora)
-    conditioner.output_proj.freeze()
-    network = TrainedNetwork(bundle.lm, conditioner.output_proj)
+    network = make_trainable(model, bundle, OPTIONS).network
     held_out = [crop for crop in data.validation if NEW in crop.source]
-    trainer = Trainer(network, OPTIONS, data.train, held_out, data.texts, conditioner.t5.config.dim)
+    trainer = Trainer(
+        network, OPTIONS, data.train, held_out, data.texts, bundle.text_conditioner.t5.config.dim
+    )
     events = trainer.run()
     before = measure(next(events), bundle, held_out[0].codes)
     *_, last = events
