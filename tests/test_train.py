@@ -664,6 +664,12 @@ def test_a_style_model_in_a_folder_is_refused(run: Train, goldens: Path, hub_cac
     assert "is a style model, which can't be trained here" in result.error
 
 
+def test_a_magnet_is_refused(run: Train, goldens: Path, hub_cache: Path) -> None:
+    result = run(model=str(goldens / "goldens" / "magnet"))
+    assert result.status == 2
+    assert "is a MAGNeT, which can't be trained here" in result.error
+
+
 def test_an_adapter_is_no_model_to_train(run: Train, tmp_path: Path) -> None:
     assert run().status == 0
     result = run(model=str(tmp_path / "out"), output="second")

@@ -65,7 +65,7 @@ def load_for_training(name: str, revision: str | None = None) -> tuple[MusicGen,
     """Load a model whose weights are precise, and in the order of its files, not in that of some processor.
 
     Raises:
-        UsageError: it can't be trained: a style model, or an adapter.
+        UsageError: it can't be trained: a style model, a MAGNeT, or an adapter.
         CheckpointError, DownloadError: as `checkpoints.load.load`.
     """
     from audiocraft_mlx.models.musicgen import MusicGen
@@ -78,6 +78,10 @@ def load_for_training(name: str, revision: str | None = None) -> tuple[MusicGen,
         )
     bundle = load(name, revision, lazy=True)
     patch_mlx_blas()
+    if not bundle.lm.config.causal:
+        raise UsageError(
+            f"{name} is a MAGNeT, which can't be trained here; give a MusicGen model, such as small or melody"
+        )
     if not (bundle.audio_conditioner is None or isinstance(bundle.audio_conditioner, MelodyConditioner)):
         raise UsageError(
             f"{name} is a style model, which can't be trained here; give a model for text or melody, such as"
