@@ -178,6 +178,14 @@ def write_into_folder(folder: Path, write_fn: Callable[[Path], None], last: str)
         raise
 
 
+def expand_home(name: StrPath) -> Path:
+    """`name` as a path, with the home folder for `~`; as it is for a user who does not exist."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def follow_links(path: Path) -> Path:
     """`path`, or if it is a symbolic link what it leads to, which may be missing."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from audiocraft_mlx.checkpoints.adapter_writing import read_peft_matrices, read_
 from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.lora_spec import lora_specs
 from audiocraft_mlx.cli import convert, train
+from audiocraft_mlx.cli.train import parse
+from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.weights import flat_parameters
 from audiocraft_mlx.ops import training as training_ops
@@ -201,6 +204,19 @@ def test_the_card_says_what_it_is(run: Train, tmp_path: Path, monkeypatch: pytes
     assert ("curves.png" in card) == (tmp_path / "out" / "curves.png").exists()
 
 
+def test_the_cards_command_is_one_for_a_shell(run: Train, songs: Path, tmp_path: Path) -> None:
+    prompt = 'it\'s "x", $HOME `id`! \\'
+    for name in "abcde":
+        (songs / f"{name}.txt").write_text(prompt)
+    assert run(output="my $sound").status == 0
+    card = (tmp_path / "my $sound" / "README.md").read_text()
+    command = card.split("```sh\n")[1].split("\n")[0]
+    assert shlex.split(command) == ["musicgen-mlx", prompt, "-m", "MODEL", "--lora", "my $sound"]
+    assert "'my $sound'" in command
+    assert "$HOME `id`" in command
+    assert not command.split(" -m ")[0].endswith('"')  # between double quotes a shell would run it
+
+
 def test_curves_are_drawn(run: Train, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert run("--steps-per-eval", "2").status == 0
@@ -286,6 +302,32 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_resume(
     monkeypatch.undo()
     assert "has no checkpoint" in run("--resume").error
     assert run().status == 0
+
+
+def test_what_a_killed_process_left_is_removed(
+    run: Train, tmp_path: Path, interrupt_after: Callable[[int | None], None]
+) -> None:
+    interrupt_after(1)
+    assert run().status == 130
+    interrupt_after(None)
+    stale = tmp_path / "out" / ".musicgen-0123456789abcdef.part"
+    stale.mkdir()
+    assert run("--resume", "--save-every", "0").status == 0
+    assert not stale.exists()
+
+
+def test_a_training_among_its_music_is_resumed(
+    run: Train, songs: Path, tmp_path: Path, interrupt_after: Callable[[int | None], None]
+) -> None:
+    """The clips that it makes aren't among its data."""
+    words = ("--prompt", "for all", "--sample-every", "1")
+    interrupt_after(2)
+    assert run(*words, output="songs/out").status == 130
+    assert (songs / "out" / "samples" / "step-1.wav").exists()
+    interrupt_after(None)
+    result = run(*words, "--resume", output="songs/out")
+    assert result.status == 0, result.err
+    assert "skipped, what a training has written: 1 file: out\n" in result.out
 
 
 Evaluated = training_module.Evaluation(0, (1.0,))
@@ -401,6 +443,21 @@ def test_a_quantized_model_that_names_no_original_says_what_to_use(
     result = run(model=str(folder))
     assert f"MODEL is the one that {folder} was quantized from" in result.out
     assert f"-m MODEL --lora {tmp_path / 'out'}" in result.out
+
+
+def test_a_quantized_fine_tuned_model_does_not_name_what_that_was_trained_from(
+    run: Train, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "q"
+    assert convert.main([base, "-o", str(folder), "-q", "8", "--group-size", "32"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    more = {"source_repo": "facebook/musicgen-small", "weights_file": "mine/lm.safetensors"}
+    (folder / "config.json").write_text(json.dumps(config | more))
+    result = run(model=str(folder))
+    assert f"MODEL is the one that {folder} was quantized from" in result.out
+    assert f"-m MODEL --lora {tmp_path / 'out'}" in result.out
+    with pytest.raises(UsageError, match=r"give the model that it was quantized from, and quantize it"):
+        load(str(folder), lora=lora_specs(str(tmp_path / "out")))
 
 
 def test_the_gradient_through_quantized_layers_is_that_through_their_values() -> None:
@@ -663,6 +720,13 @@ def test_a_mistake_is_one_line_and_status_2(run: Train, words: tuple[str, ...], 
     result = run(*words)
     assert result.status == 2
     assert result.error.startswith(message)
+
+
+def test_the_home_of_nobody_is_one_line(run: Train) -> None:
+    result = run(data=Path("~no-such-user/songs"))
+    assert (result.status, "~no-such-user/songs does not exist; give" in result.error) == (2, True)
+    train_words = parse(["songs", "-o", "~no-such-user/x"])
+    assert train_words.output == Path("~no-such-user/x")
 
 
 def test_a_style_model_in_a_folder_is_refused(run: Train, goldens: Path, hub_cache: Path) -> None:

@@ -319,6 +319,21 @@ def test_files_may_be_links_as_in_the_hubs_cache(data: Path, write: Write) -> No
     assert captions(read_dataset(data)) == {"a.wav": "one"}
 
 
+def test_what_a_training_has_written_is_no_data(data: Path, write: Write) -> None:
+    write("a.wav")
+    write("output/samples/step-1.wav")
+    write("earlier/samples/step-1.wav")
+    put(data / "earlier" / "adapter_config.json", "{}")
+    write("stopped/samples/step-1.wav")
+    put(data / "stopped" / "checkpoint-3" / "adapter_config.json", "{}")
+    write("whole/samples/step-1.wav")
+    put(data / "whole" / "lm.safetensors", "")
+    dataset = read_dataset(data, prompt="any", output=data / "b" / ".." / "output")
+    assert captions(dataset) == {"a.wav": "any"}
+    reason = "what a training has written"
+    assert skipped(dataset) == dict.fromkeys(("output", "earlier", "stopped", "whole"), reason)
+
+
 def test_odd_names_in_tables_are_not_there(data: Path, write: Write) -> None:
     write("a.wav")
     put(

@@ -140,8 +140,8 @@ def merge_adapters(
     quantization = quantization_of(bundle.lm)
     if quantization is not None:
         original = "the model that it was quantized from"
-        if bundle.source_repo is not None:
-            original += f" ({bundle.source_repo})"
+        if bundle.unchanged_repo is not None:
+            original += f" ({bundle.unchanged_repo})"
         raise UsageError(
             f"--lora: the model is quantized to {quantization.bits} bits, and adapters are merged into"
             f" precise weights; give {original}, and quantize it with the adapter: -q {quantization.bits}"

@@ -71,6 +71,11 @@ class ModelBundle:
     """The adapters whose changes are in the weights."""
 
     @property
+    def unchanged_repo(self) -> str | None:
+        """`source_repo`, if the weights are its own, but for their precision: not those of a training."""
+        return self.source_repo if self.weights_file is None and not self.lora else None
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
         """By their names in messages: lm, t5, output_proj, melody or mert and style, codec."""
         return dict(self._named_networks())

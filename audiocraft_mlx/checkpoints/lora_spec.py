@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import expand_home
 
 _MOST = 100.0
 
@@ -46,7 +46,7 @@ class LoraSpec:
 
     def without_folder(self) -> LoraSpec:
         """The same to be shown to others: of a folder only its own name, not where it is on this machine."""
-        folder = Path(self.name).expanduser()
+        folder = expand_home(self.name)
         return LoraSpec(folder.resolve().name or "adapter", self.weight) if folder.is_dir() else self
 
     def __str__(self) -> str:

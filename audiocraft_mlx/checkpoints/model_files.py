@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from audiocraft_mlx.checkpoints import hub_client
 from audiocraft_mlx.errors import CheckpointError, DownloadError, MusicGenError, UsageError
+from audiocraft_mlx.files import expand_home
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -149,7 +150,7 @@ def released_repository(name: str) -> str | None:
     if name in SHORT_NAMES or name in SHORT_NAMES.values():
         return SHORT_NAMES.get(name, name)
     long_form = f"facebook/{name}"
-    if long_form in SHORT_NAMES.values() and not stat.S_ISDIR(_mode(_as_folder(name))):
+    if long_form in SHORT_NAMES.values() and not stat.S_ISDIR(_mode(expand_home(name))):
         return long_form
     return None
 
@@ -162,7 +163,7 @@ def _resolve(name: str, revision: str | None, ownerless: Sequence[str] | None = 
         return LocalFolder(DEMO, _DEMO_FOLDER, DEMO)
     if name in SHORT_NAMES:
         return HubRepository(SHORT_NAMES[name], revision)
-    folder = _as_folder(name)
+    folder = expand_home(name)
     mode = _mode(folder) if name else 0
     if stat.S_ISDIR(mode):
         if revision is not None:
@@ -314,13 +315,6 @@ def _cached_twin(name: str, needed: Sequence[tuple[str, ...]]) -> ModelFiles | N
             twin = HubRepository(_TWINS[name], None, cache_only=True)
             return twin if twin.has(needed) else None
     return None
-
-
-def _as_folder(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # `~somebody`, where there is no such user
-        return Path(name)
 
 
 def _mode(path: Path) -> int:

@@ -34,6 +34,7 @@ from audiocraft_mlx.cli.common import Parser, print_stderr, print_stdout, run_co
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import MusicGenError, UsageError
+from audiocraft_mlx.files import expand_home
 from audiocraft_mlx.machine import PROGRAM_BYTES, limit_heaps, require_memory
 from audiocraft_mlx.validation import DURATION
 
@@ -136,7 +137,7 @@ def _settings(arguments: argparse.Namespace) -> ServerSettings:
     limits = replace(Limits(), duration=arguments.max_duration)
     hint = HINT if name == DEMO else None
     for spec in arguments.lora:
-        if not Path(spec.name).expanduser().is_dir() and not is_repo_name(spec.name):
+        if not expand_home(spec.name).is_dir() and not is_repo_name(spec.name):
             raise UsageError(
                 f"--lora: {spec.name} is neither a folder nor a repository on the Hub; try {PROGRAM} --help"
             )
@@ -399,7 +400,7 @@ def _text(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(_text(text)).expanduser()
+    return expand_home(_text(text))
 
 
 def _host_name(text: str) -> str:

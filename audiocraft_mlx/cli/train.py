@@ -22,6 +22,7 @@ from audiocraft_mlx.cli.arguments import number
 from audiocraft_mlx.cli.common import Parser, print_stderr, print_stdout, run_command
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.errors import MusicGenError, UsageError
+from audiocraft_mlx.files import expand_home
 from audiocraft_mlx.machine import PROGRAM_BYTES, is_out_of_memory, memory_size, require_memory
 from audiocraft_mlx.tuning.options import (
     ALL_TARGETS,
@@ -89,7 +90,9 @@ def _train(argv: list[str] | None) -> None:
 
     # All that can be wrong and is quickly found, before the model is loaded.
     check_folder(command.output, command.resume)
-    dataset = read_dataset(command.data, command.prompt, command.validation, command.options.seed)
+    dataset = read_dataset(
+        command.data, command.prompt, command.validation, command.options.seed, command.output
+    )
     _print_lines(describe(dataset))
     if not dataset.files:
         raise UsageError(f"{command.data} has no file to train on; the lines above say why")
@@ -545,7 +548,7 @@ def _add_while(parser: Parser) -> None:
 def _path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("must be the name of a folder")
-    return Path(text).expanduser()
+    return expand_home(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from audiocraft_mlx.checkpoints.model_files import (
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import DownloadError, MusicGenError, UsageError
+from audiocraft_mlx.files import expand_home
 from audiocraft_mlx.machine import is_out_of_memory
 from audiocraft_mlx.server.errors import NotFoundError, public_message
 from audiocraft_mlx.server.schema import ModelInfo
@@ -258,7 +259,7 @@ class Models:
         if path == DEMO:
             return _folder_bytes(Path(__file__).parent.parent / DEMO)
         repo = SHORT_NAMES.get(path, path)
-        folder = Path(path).expanduser()
+        folder = expand_home(path)
         if path not in SHORT_NAMES and folder.is_dir():
             return _folder_bytes(folder)
         return cached_bytes(repo) if hub_client.is_repo_name(repo) else None
@@ -277,7 +278,7 @@ def display_name(name: str) -> str:
     """A model's name in the list: no client is told where a folder is."""
     if name in SHORT_OF:
         return SHORT_OF[name]
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     if name not in SHORT_NAMES and name != DEMO and folder.is_dir():
         own = folder.resolve().name
         return own if own not in SHORT_NAMES and own != DEMO else f"{own} (folder)"

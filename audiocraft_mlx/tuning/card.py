@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,8 @@ def training_card(
     link = (
         shown if is_folder or base_model == DEMO else f"[{base_model}](https://huggingface.co/{base_model})"
     )
-    example = json.dumps(prompt or "your prompt", ensure_ascii=False)
-    use = f"-m {name}" if is_full else f"-m {'MODEL' if is_folder else base_model} --lora {name}"
+    folder = shlex.quote(name)
+    use = f"-m {folder}" if is_full else f"-m {'MODEL' if is_folder else base_model} --lora {folder}"
     lines = [
         "---",
         *header,
@@ -106,7 +107,7 @@ def training_card(
         f"{what}, trained from {link}{f' in {bits} bits' if bits else ''} with musicgen-mlx.",
         "",
         "```sh",
-        f"musicgen-mlx {example} {use}",
+        f"musicgen-mlx {_in_shell(prompt or 'your prompt')} {use}",
         "```",
         "",
         *([] if is_full else ["(`--lora` takes the path of this folder, or its name on the Hub.)", ""]),
@@ -150,6 +151,12 @@ def _results(history: History) -> list[str]:
         f" was lowest after step {best.step}: {best.loss:.3f}.",
         "",
     ]
+
+
+def _in_shell(prompt: str) -> str:
+    """The prompt as a word for a shell, which must not run what somebody's caption has in it."""
+    line = " ".join(prompt.split())
+    return shlex.quote(line) if set('"$`!\\') & set(line) else f'"{line}"'
 
 
 def _option(name: str) -> str:

@@ -111,7 +111,11 @@ class Dataset:
 
 
 def read_dataset(
-    folder: Path, prompt: str | None = None, validation_fraction: float = 0.1, seed: int = 0
+    folder: Path,
+    prompt: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    output: Path | None = None,
 ) -> Dataset:
     """The audio files in `folder` and the folders in it, with their captions.
 
@@ -122,6 +126,7 @@ def read_dataset(
         validation_fraction: of the files, held out for validation where the data names no validation split;
             at least one of two. Which ones depends on their names and `seed` only. Parts of one song
             (STEM_chunkN) stay together.
+        output: where the training writes; it may be in `folder`, and its clips are no data.
 
     Raises:
         UsageError: there is no such folder, it has no audio, a table isn't what its name says (with file and
@@ -133,7 +138,7 @@ def read_dataset(
         "validation_fraction", validation_fraction, "from 0 to below 1", lambda fraction: 0 <= fraction < 1
     )
     SEED.validate("seed", seed)
-    found = _Found(Path(folder))
+    found = _Found(Path(folder), output)
     named, skipped = _read_tables(found)
     skipped += found.skipped
     files: list[TrainingFile] = []
@@ -218,7 +223,7 @@ def relative_name(path: Path, folder: Path) -> str:
 class _Found:
     """What is in a folder and the folders in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, output: Path | None = None) -> None:
         self.folder = Path(os.path.abspath(folder))
         self.audio: list[Path] = []
         self.tables: list[Path] = []
@@ -234,6 +239,10 @@ class _Found:
                 if os.path.islink(here / inner):
                     self.skipped.append(Skipped(here / inner, "links to folders are not followed"))
             folders[:] = [inner for inner in folders if not inner.startswith(".")]
+            for inner in [inner for inner in folders if _is_written_by_training(here / inner, output)]:
+                # Its clips are made by the model; and there are more of them when it goes on.
+                self.skipped.append(Skipped(here / inner, "what a training has written"))
+                folders.remove(inner)
             # Also macOS' "._song.wav", which isn't audio.
             visible = [here / file for file in files if not file.startswith(".")]
             self.audio += [file for file in visible if file.suffix.lower() in _EXTENSIONS]
@@ -259,6 +268,14 @@ class _Found:
             if stem + extension in names:
                 return audio.parent / names[stem + extension]
         return None
+
+
+def _is_written_by_training(folder: Path, output: Path | None) -> bool:
+    """Whether it is `output`, or has a model or an adapter in it, as that of an earlier training."""
+    if output is not None and os.path.realpath(folder) == os.path.realpath(output):
+        return True
+    names = ("adapter_config.json", "lm.safetensors", "checkpoint-*/adapter_config.json")
+    return any(next(folder.glob(name), None) for name in names)
 
 
 def _read_tables(found: _Found) -> tuple[dict[Path, Entry], list[Skipped]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
@@ -19,6 +18,7 @@ from audiocraft_mlx.checkpoints.model_files import resolve_model
 from audiocraft_mlx.checkpoints.quantization import quantization_of
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.files import expand_home
 from audiocraft_mlx.networks.weights import Weights, flat_parameters
 from audiocraft_mlx.ops.cpu.blas import patch_mlx_blas
 from audiocraft_mlx.ops.device import on_gpu
@@ -164,7 +164,7 @@ def _evaluate(network: nn.Module) -> None:
 
 def _base_model(name: str, bundle: ModelBundle, revision: str | None) -> tuple[str, str | None]:
     """The name by which an adapter names its model, and its revision."""
-    if bundle.source_repo is not None and bundle.weights_file is None and not bundle.lora:
+    if bundle.unchanged_repo is not None:
         # Also of a converted or quantized model: the adapter is merged into precise weights.
-        return bundle.source_repo, revision
-    return str(Path(name).expanduser().resolve()), None
+        return bundle.unchanged_repo, revision
+    return str(expand_home(name).resolve()), None

@@ -13,7 +13,7 @@ import numpy as np
 from audiocraft_mlx.audio.write import write_wav
 from audiocraft_mlx.checkpoints.mlx_format import save_model_into
 from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.files import write_error, write_text
+from audiocraft_mlx.files import remove_stale_parts, write_error, write_text
 from audiocraft_mlx.tuning.card import CURVES_FILE, DataSummary, training_card
 from audiocraft_mlx.tuning.checkpoint import (
     STATE_FILE,
@@ -162,6 +162,7 @@ class Training:
             UsageError: options, model or data aren't those that it began with.
             CheckpointError: the checkpoint isn't whole.
         """
+        remove_stale_parts(self.folder)  # of a process that was killed
         last = list_checkpoints(self.folder)[-1]
         saved = read_state(last)
         self._identity.require_same(saved.identity, self.folder)
@@ -275,7 +276,7 @@ class Training:
         write_text(self.folder / "README.md", card)
         # Last: it says that the training is complete.
         write_state(self.folder, self.trainer.step, self._identity, self.history)
-        is_known = trainable.bits is None or trainable.bundle.source_repo is not None
+        is_known = trainable.bits is None or trainable.bundle.unchanged_repo is not None
         return Finished(self.folder, has_curves, trainable.base_model if is_known and not is_full else None)
 
 
