@@ -771,9 +771,8 @@ def test_a_clip_names_its_adapters_and_its_command_makes_it_again(
         capsys.readouterr()
         assert main(["--info", "first.wav"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line for line in lines if "lora" in line][:-1] == [
-            f"  lora: {name}" for name in adapters[:count]
-        ]
+        named = [line for line in lines if line.startswith("  lora: ")]
+        assert named == [f"  lora: {name}" for name in adapters[:count]]
         command = shlex.split(lines[-1].removeprefix("make it again: "))
         given = [word for flag, word in pairwise(command) if flag == "--lora"]
         assert given == adapters[:count]
