@@ -365,6 +365,10 @@ def test_a_request_is_the_same_in_json() -> None:
         ("12: drums come in", Section(12, "drums come in")),
         (" 24 ~ 4 :full: loud", Section(24, "full: loud", 4)),
         ("0.5~.25:x", Section(0.5, "x", 0.25)),
+        ("1:30: d", Section(90, "d")),
+        ("1:02.5 ~4:x", Section(62.5, "x", 4)),
+        ("1: 30: d", Section(1, "30: d")),
+        ("1:30 bars: d", Section(1, "30 bars: d")),
     ],
 )
 def test_a_section_is_read_from_a_text(text: str, section: Section) -> None:

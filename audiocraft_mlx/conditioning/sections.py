@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from audiocraft_mlx.validation import validate_number, validate_prompt
 
 FORMAT = "SECONDS: TEXT, or SECONDS~FADE: TEXT"
 _EXAMPLE = "'12: drums come in'"
+# Without a space behind its colon, which `str` of a section has.
+_MINUTES = re.compile(r"\s*([0-9]+):(?=[0-5]?[0-9](?:\.[0-9]*)?\s*[~:])")
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,15 @@ class Section:
 def parse_section(text: str) -> Section:
     """The section in `12: drums come in` or, with a cross-fade of 4 s, `24~4: full orchestra`.
 
-    Raises `UsageError`.
+    `1:30: drums come in` begins after a minute and a half. Raises `UsageError`.
     """
-    times, colon, words = text.partition(":")
+    minutes = _MINUTES.match(text)
+    times, colon, words = text[minutes.end() if minutes else 0 :].partition(":")
     start, tilde, fade = times.partition("~")
     try:
         if not colon or not words.strip():
             raise ValueError
-        seconds = [float(start), *([float(fade)] if tilde else [])]
+        seconds = [float(start) + 60 * int(minutes[1] if minutes else 0), *([float(fade)] if tilde else [])]
         if not all(math.isfinite(number) and number >= 0 for number in seconds):
             raise ValueError
     except ValueError:
