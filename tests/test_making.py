@@ -115,12 +115,16 @@ def test_numbered_files_never_take_a_place(fake: FakeModel) -> None:
     assert soundfile.info("musicgen_output-2.wav").frames == 3200
 
 
-def test_batches_are_as_large_as_memory_allows(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_as_large_as_memory_allows(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(memory, "max_batch_size", lambda *_: 2)
     assert main(["piano", "-n", "5", "-d", "0.1", "--seed", "7"]) == 0
     assert fake.batches == [2, 2, 1]
     assert fake.seeds == [7, 8, 9, 10, 11]
     assert len(names()) == 5
+    out = capsys.readouterr().out
+    assert re.findall(r"\d clips?, ", out) == ["2 clips, ", "2 clips, ", "1 clip, "]
 
 
 def test_a_batch_has_memory_for_its_longest_prompt(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

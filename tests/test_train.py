@@ -204,6 +204,15 @@ def test_the_card_says_what_it_is(run: Train, tmp_path: Path, monkeypatch: pytes
     assert ("curves.png" in card) == (tmp_path / "out" / "curves.png").exists()
 
 
+def test_the_card_counts_the_captions_of_what_was_used(run: Train, songs: Path, tmp_path: Path) -> None:
+    soundfile.write(songs / "silence.wav", np.zeros(64000), 32000)
+    (songs / "silence.txt").write_text("nothing")
+    (songs / "a.txt").unlink()
+    assert run("--prompt", "for all").status == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "5 files, 0.1 minutes; 4 files with a caption of their own, 5 different texts." in card
+
+
 def test_the_cards_command_is_one_for_a_shell(run: Train, songs: Path, tmp_path: Path) -> None:
     prompt = 'it\'s "x", $HOME `id`! \\'
     for name in "abcde":

@@ -165,7 +165,8 @@ class ClipWriter:
         self._unfinished.discard(event.index)
         if not self._unfinished:
             if total > 1:
-                self._report(f"{len(self._plans)} clips, {timing}")
+                count = len(self._plans)  # of this batch
+                self._report(f"{count} {'clip' if count == 1 else 'clips'}, {timing}")
             if self._player is not None:
                 self._player.finish()
                 self._player = None

@@ -52,7 +52,7 @@ class DataSummary:
         return cls(
             files=len(used),
             minutes=sum(file.duration for file in used) / 60,
-            captions=dataset.captions,
+            captions=sum(not file.is_prompted for file in used),
             crops=len(encoded.train),
             validation_crops=len(encoded.validation),
             texts=len(encoded.texts),

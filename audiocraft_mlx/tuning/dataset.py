@@ -72,6 +72,8 @@ class TrainingFile:
     split: Literal["train", "validation"]
     duration: float
     """Seconds, as the file's header has them."""
+    is_prompted: bool = False
+    """It has no caption of its own, but the prompt for all."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,17 @@ class Dataset:
     files: tuple[TrainingFile, ...]
     skipped: tuple[Skipped, ...] = ()
     folder: Path = Path()
-    prompted: int = 0
-    """Files that have no caption of their own, but the prompt for all."""
     is_held_out: bool = False
     """The validation files were chosen here: the data names none."""
 
     @property
     def minutes(self) -> float:
         return sum(file.duration for file in self.files) / 60
+
+    @property
+    def prompted(self) -> int:
+        """Files that have no caption of their own, but the prompt for all."""
+        return sum(file.is_prompted for file in self.files)
 
     @property
     def captions(self) -> int:
@@ -142,16 +147,12 @@ def read_dataset(
     named, skipped = _read_tables(found)
     skipped += found.skipped
     files: list[TrainingFile] = []
-    prompted: set[Path] = set()
     for path in sorted({*found.audio, *named}, key=lambda path: path.as_posix()):
         use = _read_file(found, path, named.get(path), prompt)
         if isinstance(use, Skipped):
             skipped.append(use)
             continue
-        file, has_caption = use
-        files.append(file)
-        if not has_caption:
-            prompted.add(file.path)
+        files.append(use)
     if not files and not skipped:
         raise UsageError(f"{folder} has no audio files; give a folder with WAV, FLAC, MP3, Ogg or M4A files")
     files, duplicates = _without_duplicates(files)
@@ -162,7 +163,6 @@ def read_dataset(
         tuple(files),
         tuple(sorted(skipped + duplicates, key=lambda file: (file.reason, file.path.as_posix()))),
         found.folder,
-        sum(file.path in prompted for file in files),
         is_held_out and any(file.split == "validation" for file in files),
     )
 
@@ -320,10 +320,7 @@ def _is_inside(path: Path, folder: Path, or_equal: bool = False) -> bool:
     return path.is_relative_to(folder) and (or_equal or path != folder)
 
 
-def _read_file(
-    found: _Found, path: Path, entry: Entry | None, prompt: str | None
-) -> tuple[TrainingFile, bool] | Skipped:
-    """The file, and whether it has a caption of its own."""
+def _read_file(found: _Found, path: Path, entry: Entry | None, prompt: str | None) -> TrainingFile | Skipped:
     split = (entry.split if entry else None) or _split_of_folders(found, path) or "train"
     if split == "test":
         return Skipped(path, "of a test split")
@@ -342,7 +339,7 @@ def _read_file(
         return Skipped(path, "not readable", str(error))
     if duration < MIN_SECONDS:
         return Skipped(path, f"shorter than {MIN_SECONDS:g} s", f"{duration:.2f} s")
-    return TrainingFile(path, text, split, duration), caption is not None
+    return TrainingFile(path, text, split, duration, is_prompted=caption is None)
 
 
 def _find_caption(found: _Found, path: Path, entry: Entry | None) -> str | None:
