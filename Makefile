@@ -114,7 +114,7 @@ fuzz: .venv/installed ## read damaged and hostile checkpoints
 	wait $$torch && exit $$others
 
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
-	.venv-parity/bin/python -m pytest tests/parity
+	.venv-parity/bin/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests/parity
 
 # With the native extension where it can be built; a failure is tried again when its sources have changed. Of its
 # own, so that it doesn't bring the extension into the tests' environment.
