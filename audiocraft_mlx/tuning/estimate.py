@@ -1,8 +1,10 @@
 """What a step of a training takes: memory and operations, computed beforehand.
 
-Measured on a CPU with float32 (`mx.get_peak_memory`, blocks of 512 and 1024 channels, 500 and 1000 frames): a
-block keeps some 39 values of each channel for each position, with four times as many in its feed-forward
-layers, and the scores of its attention; with checkpointing it keeps 4. The logits and their gradients take
+On a CPU a block keeps 22 values of each channel for each position (`benchmarks/training_step.py` counts
+them), with four times as many in its feed-forward layers: in small's shape that and the program's own
+memory are 3.5 GB for crops of 10 s and 5.9 GB for 30 s, where 3.1 and 5.5 GB were measured. MLX's own
+operations, which a GPU uses, keep some 39, and the scores of the attention (measured with blocks of 512 and
+1024 channels, 500 and 1000 frames). With checkpointing a block keeps 4. The logits and their gradients take
 six times their size.
 """
 
@@ -14,10 +16,11 @@ import mlx.core as mx
 
 from audiocraft_mlx.machine import PROGRAM_BYTES
 from audiocraft_mlx.networks.weights import flat_parameters
+from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.tuning.options import TrainingOptions
 from audiocraft_mlx.tuning.trainable import Trainable
 
-_KEPT, _KEPT_CHECKPOINTED, _LOGITS = 39, 4, 6
+_KEPT, _KEPT_ON_GPU, _KEPT_CHECKPOINTED, _LOGITS = 22, 39, 4, 6
 # Of each trained value: itself, AdamW's two averages, its gradient, and what is added to it.
 _COPIES = 5
 _FLOAT_BYTES = 4
@@ -62,7 +65,8 @@ def estimate_step(
         for weight in flat_parameters(network).values()
     )
     scores = config.num_heads * positions * (positions + (text_tokens if config.cross_attention else 0))
-    block = size * (_KEPT * positions * (4 * config.dim + config.hidden_dim) // 8 + scores)
+    kept, scores = (_KEPT_ON_GPU, scores) if on_gpu() else (_KEPT, 0)
+    block = size * (kept * positions * (4 * config.dim + config.hidden_dim) // 8 + scores)
     logits = _LOGITS * _FLOAT_BYTES * frames * config.num_codebooks * config.cardinality
     if options.grad_checkpoint:
         row = config.num_layers * size * _KEPT_CHECKPOINTED * positions * config.dim + max(block, logits)
