@@ -30,7 +30,7 @@ from audiocraft_mlx.audio.loudness import integrated_loudness
 # Of each instrument, for the classifiers: to learn from, and held out.
 CLASSIFIER_CLIPS, REFERENCE_CLIPS = 20, 8
 VIBRAPHONE_PROMPTS = 36
-HIGHEST_HERTZ = 3500
+HIGHEST_HERTZ, LOWEST_DB = 3500, -100
 
 
 def main() -> None:
@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("../docs/tuning.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    classifier, clear_beat, real = train_classifier()
+    codec = MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).audio_encoder.eval()
+    classifier, clear_beat, real = train_classifier(codec)
     result: dict[str, object] = {"real loops": real}
     known, new = prompt_attributes(arguments.clips), vibraphone_attributes(VIBRAPHONE_PROMPTS)
     made: dict[str, list[np.ndarray]] = {}
@@ -56,12 +57,11 @@ def main() -> None:
         print(f"{name}: {json.dumps(result[name], ensure_ascii=False)}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
-    plot(arguments.plot, new, made)
+    plot(arguments.plot, codec, new, made)
 
 
-def train_classifier() -> tuple[AttributeClassifier, float, dict[str, object]]:
+def train_classifier(codec: EncodecModel) -> tuple[AttributeClassifier, float, dict[str, object]]:
     """Classifiers, when a beat is clear (`evaluate.py`), and the classifiers' accuracy on held-out loops."""
-    codec = MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).audio_encoder.eval()
     classes = {**CLASSES, "instrument": (*INSTRUMENTS, NAME)}
     sets = []
     for count, held_out in ((CLASSIFIER_CLIPS, False), (REFERENCE_CLIPS, True)):
@@ -137,22 +137,29 @@ def tremolo(audio: np.ndarray) -> float:
     return float(power[np.abs(hertz - 5) <= 0.5].sum() / power[(hertz >= 1) & (hertz <= 15)].sum())
 
 
-def plot(path: Path, attributes: list[Attributes], made: dict[str, list[np.ndarray]]) -> None:
+def plot(
+    path: Path, codec: EncodecModel, attributes: list[Attributes], made: dict[str, list[np.ndarray]]
+) -> None:
+    """A slow clip of the vibraphone alone: one to validate with, and those of the model."""
     import matplotlib.pyplot as plt
 
-    number = next(n for n, a in enumerate(attributes) if a.tempo == "slow" and a.drums == "none")
-    loop_attributes = attributes[number]
+    number = next(
+        n for n, a in enumerate(attributes) if (a.tempo, a.drums) == ("slow", "none") and not a.bass
+    )
+    shown = attributes[number]
     similar = next(
         audio
-        for a, audio in clips(24, held_out=True)
-        if (a.tempo, a.mode, a.drums) == (loop_attributes.tempo, loop_attributes.mode, "none")
+        for a, audio in clips(REFERENCE_CLIPS * 4, held_out=True)
+        if (a.tempo, a.mode, a.drums, a.bass) == (shown.tempo, shown.mode, shown.drums, shown.bass)
     )
-    panels = {"a held-out clip": similar, **{name: audio[number] for name, audio in made.items()}}
+    panels = {
+        "rendered, through the codec": through_codec(codec, similar[None])[0],
+        **{f"generated {name}": audio[number] for name, audio in made.items()},
+    }
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 8), sharex=True, sharey=True)
     for axis, (name, audio) in zip(axes, panels.items(), strict=True):
-        draw(axis, audio)
-        axis.set_ylim(0, HIGHEST_HERTZ)
-        axis.set_title(f"{describe(loop_attributes)}: {name}", fontsize=9)
+        draw(axis, audio, HIGHEST_HERTZ, LOWEST_DB)
+        axis.set_title(f"{describe(shown)}: {name}", fontsize=9)
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("seconds")
     figure.tight_layout()

@@ -42,9 +42,10 @@ def main() -> None:
     print(arguments.out)
 
 
-def draw(axis: plt.Axes, audio: np.ndarray) -> None:
-    axis.specgram(audio + 1e-7, NFFT=2048, Fs=SAMPLE_RATE, noverlap=1536, vmin=-140, vmax=-30, cmap="magma")
-    axis.set_ylim(0, HIGHEST_HERTZ)
+def draw(axis: plt.Axes, audio: np.ndarray, highest: float = HIGHEST_HERTZ, lowest_db: float = -140) -> None:
+    limits = {"vmin": lowest_db, "vmax": -30}
+    axis.specgram(audio + 1e-7, NFFT=2048, Fs=SAMPLE_RATE, noverlap=1536, cmap="magma", **limits)
+    axis.set_ylim(0, highest)
 
 
 def describe(attributes: Attributes) -> str:
