@@ -417,25 +417,7 @@ void attention_full(const BatchAttentionArgs& a) {
       const int keys = std::min(kKeyBlock, a.length - t);
       std::memset(scores, 0, keys * sizeof(QueryTile));
       multiply_accumulate(queries, a.dim, pack(a.k + t * a.stride, keys), 1, a.dim, zero, scores, keys);
-      for (int i = 0; i < kQueryBlock; i += kLanes) {
-        const FloatVec previous = load(largest + i);
-        FloatVec maximum = previous;
-        for (int key = 0; key < keys; key++) {
-          const FloatVec score = load(scores[key] + i);
-          maximum = score > maximum ? score : maximum;
-        }
-        store(largest + i, maximum);
-        store(correction + i, previous - maximum);
-      }
-      for (int i = 0; i < kQueryBlock; i++) {
-        correction[i] = exp_below_zero(correction[i]);
-        total[i] *= correction[i];
-      }
-      for (int key = 0; key < keys; key++)
-        for (int i = 0; i < kQueryBlock; i++) {
-          scores[key][i] = exp_below_zero(scores[key][i] - largest[i]);
-          total[i] += scores[key][i];
-        }
+      add_to_softmax(keys, scores, largest, total, correction);
       multiply_accumulate(scores, keys, pack(a.v + t * a.stride, keys), a.dim, 1, correction, acc, a.dim);
     }
     for (int i = 0; i < count; i++)

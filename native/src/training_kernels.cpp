@@ -123,25 +123,7 @@ void attention_forward(const TrainedAttentionArgs& a, int first, int last) {
       pack(a.k + t * a.k_stride, a.k_stride, keys, a.dim, packed);
       multiply<false>(queries, a.dim, packed, 1, a.dim, scores, keys);
       block.mask(t, keys, -FLT_MAX, scores);
-      for (int i = 0; i < kQueryBlock; i += kLanes) {
-        const FloatVec previous = load(largest + i);
-        FloatVec maximum = previous;
-        for (int key = 0; key < keys; key++) {
-          const FloatVec score = load(scores[key] + i);
-          maximum = score > maximum ? score : maximum;
-        }
-        store(largest + i, maximum);
-        store(correction + i, previous - maximum);
-      }
-      for (int i = 0; i < kQueryBlock; i++) {
-        correction[i] = exp_below_zero(correction[i]);
-        total[i] *= correction[i];
-      }
-      for (int key = 0; key < keys; key++)
-        for (int i = 0; i < kQueryBlock; i++) {
-          scores[key][i] = exp_below_zero(scores[key][i] - largest[i]);
-          total[i] += scores[key][i];
-        }
+      add_to_softmax(keys, scores, largest, total, correction);
       for (int d = 0; d < a.dim; d++)
         for (int i = 0; i < kQueryBlock; i++) acc[d][i] *= correction[i];
       pack(a.v + t * a.v_stride, a.v_stride, keys, a.dim, packed);

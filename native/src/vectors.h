@@ -131,6 +131,30 @@ constexpr int kQueryBlock = 2 * kLanes;  // queries at a time, one per lane
 static_assert(kQueryBlock <= kQueryChunk);
 typedef float QueryTile[kQueryBlock];
 
+// A softmax goes on over `keys` more scores of each query, which become exp(score - largest). `largest` and `total`,
+// the sum of these, are so far's; `correction` is what everything that was summed up before is to be multiplied with.
+inline void add_to_softmax(int keys, QueryTile* scores, QueryTile& largest, QueryTile& total, QueryTile& correction) {
+  for (int i = 0; i < kQueryBlock; i += kLanes) {
+    const FloatVec previous = load(largest + i);
+    FloatVec maximum = previous;
+    for (int key = 0; key < keys; key++) {
+      const FloatVec score = load(scores[key] + i);
+      maximum = score > maximum ? score : maximum;
+    }
+    store(largest + i, maximum);
+    store(correction + i, previous - maximum);
+  }
+  for (int i = 0; i < kQueryBlock; i++) {
+    correction[i] = exp_below_zero(correction[i]);
+    total[i] *= correction[i];
+  }
+  for (int key = 0; key < keys; key++)
+    for (int i = 0; i < kQueryBlock; i++) {
+      scores[key][i] = exp_below_zero(scores[key][i] - largest[i]);
+      total[i] += scores[key][i];
+    }
+}
+
 // out[j] = correction * out[j] + sum_i a[i] * b[i * stride_i + j * stride_j], for J rows.
 template <int J>
 inline void multiply_accumulate(const QueryTile* a, int count, const float* b, size_t stride_i, size_t stride_j,
