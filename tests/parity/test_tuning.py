@@ -164,6 +164,23 @@ def example(channels: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return codes, [rng.normal(size=(length, 20)).astype(np.float32) for length in (5, 3)]
 
 
+def assert_equal_gradients(
+    gradients: dict, network: nn.Module, places: Sequence[LayerModules], wrapped: torch.nn.Module
+) -> None:
+    """Those of A and B at all `places` in `network` are all that peft trains, and equal its."""
+    own = dict(tree_flatten(gradients))
+    compared = 0
+    for place in places:
+        layer = layer_at(network, place)
+        for part in ("a", "b"):
+            parts = np.array(own[f"{place.path}.lora_{part}"])
+            for index, module in enumerate(adapted_modules(place, layer)):
+                theirs = lora_parameter(wrapped, module, part).grad.numpy()
+                np.testing.assert_allclose(parts[index], theirs, rtol=1e-3, atol=1e-5 * abs(theirs).max())
+                compared += 1
+    assert compared == sum(p.requires_grad for p in wrapped.parameters())
+
+
 TARGETS = [
     ("q_proj", "v_proj"),
     ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
@@ -184,20 +201,9 @@ def test_loss_and_gradients(channels: int, targets: tuple[str, ...], checkpointi
     expected = reference_loss(wrapped, codes, texts)
     expected.backward()
     batch = make_batch(codes, texts, 20)
-    loss, _ = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())(batch)
+    loss, gradients = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())(batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    _, gradients = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())(batch)
-    gradients = dict(tree_flatten(gradients))
-    compared = 0
-    for place in places:
-        layer = layer_at(network.lm, place)
-        for part in ("a", "b"):
-            own = np.array(gradients[f"lm.{place.path}.lora_{part}"])
-            for index, module in enumerate(adapted_modules(place, layer)):
-                theirs = lora_parameter(wrapped, module, part).grad.numpy()
-                np.testing.assert_allclose(own[index], theirs, rtol=1e-3, atol=1e-5 * abs(theirs).max())
-                compared += 1
-    assert compared == sum(p.requires_grad for p in wrapped.parameters())
+    assert_equal_gradients(gradients["lm"], network.lm, places, wrapped)
 
 
 def test_ten_adamw_steps() -> None:
@@ -280,17 +286,7 @@ def test_a_written_adapter_is_one_of_pefts(
             module.eval()
     loss, gradients = nn.value_and_grad(network, lambda batch: network.losses(batch).mean())(batch)
     assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    gradients = dict(tree_flatten(gradients))
-    compared = 0
-    for place in trainable.places:
-        layer = layer_at(network, place)
-        for part in ("a", "b"):
-            own = np.array(gradients[f"{place.path}.lora_{part}"])
-            for index, module in enumerate(adapted_modules(place, layer)):
-                grad = lora_parameter(wrapped, module, part).grad.numpy()
-                np.testing.assert_allclose(own[index], grad, rtol=1e-3, atol=1e-5 * abs(grad).max())
-                compared += 1
-    assert compared == sum(p.requires_grad for p in wrapped.parameters())
+    assert_equal_gradients(gradients, network, trainable.places, wrapped)
     inputs, _ = shift_codes(batch.codes, network.lm.config.delays, special)
     logits = np.array(network(inputs, network.conditions(batch)))
     theirs_logits = expected.logits.unflatten(0, (2, -1))[:, :, -23:].detach().numpy()
