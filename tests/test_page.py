@@ -719,6 +719,19 @@ def test_what_is_no_number_is_marked(page: Any, server: FakeServer) -> None:
     page.problems.clear()  # Chromium reports each answer 422
 
 
+def test_make_stays_where_it_is_when_the_form_grows(page: Any, server: FakeServer) -> None:
+    before = page.locator("#make-button").bounding_box()
+    page.click("#more summary")
+    page.locator("#fade_out").scroll_into_view_if_needed()
+    page.mouse.move(900, 500)  # over what isn't the form
+    page.mouse.wheel(0, 500)
+    page.wait_for_timeout(200)
+    assert page.evaluate("scrollY") == 0
+    after = page.locator("#make-button").bounding_box()
+    assert after["y"] + after["height"] <= 900
+    assert after["y"] >= before["y"]
+
+
 def test_sections_and_what_it_shall_not_be_are_asked_for(page: Any, server: FakeServer) -> None:
     page.click("#commands summary")
     page.fill("#duration", "8")
