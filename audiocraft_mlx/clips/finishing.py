@@ -9,15 +9,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiocraft_mlx.audio.formats import AudioFormat
+from audiocraft_mlx.audio.loop import LoopMeasure
+from audiocraft_mlx.audio.loop_chunks import LoopChunks
 from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.audio.splice import append_continuation, replace_part
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.clips.loops import LoopShape
 from audiocraft_mlx.clips.requests import DEFAULT_LUFS, OutputOptions
 from audiocraft_mlx.clips.source import SourceClip
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
+
+
+# What of a loop comes around at its ends while stems are separated.
+_AROUND_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class FinishedLoop:
+    """A clip whose end goes on at its beginning; see `Loop`."""
+
+    join: tuple[int, int]
+    """The samples from which and up to which it was cross-faded; they may go around its end."""
+    stretch: float
+    measure: LoopMeasure
+    chunks: LoopChunks
+
+    def __str__(self) -> str:
+        join, rate = self.measure.join, self.chunks.rate
+        stretched = f"; stretched by {100 * self.stretch:.1f} %" if abs(self.stretch) > 5e-4 else ""
+        return (
+            f"joined at {self.join[0] / rate:.2f} s, where the sound changes {join.score:.2f} times as much as "
+            f"at its strongest beats{stretched}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +56,8 @@ class FinishedAudio:
     keeps_level: bool = False
     """It begins with a source, whose samples stay as they are where the format can hold them."""
     is_as_generated: bool = False
-    """Neither normalized, nor faded out, nor beyond full scale."""
+    """Neither normalized, nor faded out, nor beyond full scale; no loop."""
+    loop: FinishedLoop | None = None
 
     @property
     def channels(self) -> int:
@@ -64,10 +91,11 @@ def finish_audio(
     output: OutputOptions,
     source: SourceClip | None = None,
     replacement: Replacement | None = None,
+    loop: LoopShape | None = None,
 ) -> FinishedAudio:
     """The clip with the new music `audio`, float32 `[channels, samples]` at the model's `sample_rate`.
 
-    It follows `source`, or is the `replacement` of a part of it.
+    It follows `source`, or is the `replacement` of a part of it, or the `loop` is cut out of it.
 
     It may be the part of a clip that was generated before it was cancelled.
     """
@@ -90,17 +118,22 @@ def finish_audio(
                 replacement.new_start,
                 rate,
             )
+    finished_loop = None
+    if loop is not None:
+        cut = loop.cut(_as_array(audio), rate)
+        audio, chunks = cut.audio, loop.chunks(cut, rate)
+        finished_loop = FinishedLoop(cut.join, cut.stretch, cut.measure, chunks)
     if output.normalize != "none":
         lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)
     if output.fade_out is not None:
         audio = fade_out(_as_array(audio), rate, output.fade_out)
-    as_made = output.normalize == "none" and output.fade_out is None
+    as_made = output.normalize == "none" and output.fade_out is None and loop is None
     if as_made:
         peak = audio.peak if isinstance(audio, AudioSpool) else float(np.abs(audio).max(initial=0))
         as_made = peak <= 1
     keeps_level = source is not None and output.normalize == "none"
-    return FinishedAudio(audio, rate, audio_format, keeps_level, as_made)
+    return FinishedAudio(audio, rate, audio_format, keeps_level, as_made, finished_loop)
 
 
 def separate_stems(
@@ -113,11 +146,15 @@ def separate_stems(
     import mlx.core as mx
 
     audio = clip.as_array() / max(1.0, peak)
+    samples = audio.shape[1]
+    # Its stems are loops, too.
+    around = 0 if clip.loop is None else min(samples, round(_AROUND_SECONDS * clip.sample_rate))
+    audio = np.pad(audio, ((0, 0), (around, around)), mode="wrap")
     mix = convert_audio(audio, clip.sample_rate, separator.sample_rate, separator.channels)
     stems = separator.separate(mx.array(mix[None]))[0]
     for name, stem in zip(separator.sources, stems, strict=True):
         part = convert_audio(np.asarray(stem), separator.sample_rate, clip.sample_rate, len(audio))
-        yield name, replace(clip, audio=part[:, : audio.shape[1]])
+        yield name, replace(clip, audio=part[:, around : around + samples])
 
 
 def _as_array(audio: np.ndarray | AudioSpool) -> np.ndarray:

@@ -135,7 +135,7 @@ def _start(
     # All rows have them or none: see `ClipPlan.batch_key`.
     conditions = [plan.condition for plan in batch if plan.condition is not None]
     if conditions:
-        given["melody_wavs"] = [condition.audio for condition in conditions]
+        given["melody_wavs"] = [plan.condition_audio for plan in batch]
         given["melody_sample_rate"] = conditions[0].rate
         given["duration"] = batch[0].params.duration
         if batch[0].request.melody_separation is not None:

@@ -61,7 +61,7 @@ class GenerationMetadata:
         flags: dict[str, OptionValue | None] = {
             "model": None if self.model == program.model else self.model,
             "duration": None
-            if self.duration == program.duration or "replace" in self.options
+            if self.duration == program.duration or not {"replace", "bars"}.isdisjoint(self.options)
             else self.duration,
             "seed": self.seed,
             "top-k": self.top_k,
@@ -153,6 +153,8 @@ def describe_request(
         "prompt-seconds": request.prompt_seconds,
         "section": [str(section) for section in request.sections] or None,
         "negative": request.negative,
+        "loop": request.loop or None,
+        "bars": request.bars,
         "bpm": request.bpm,
         "beats-per-bar": request.beats_per_bar,
         "format": None if output.audio_format == "wav" else output.audio_format,
@@ -162,7 +164,7 @@ def describe_request(
         "fade-out": output.fade_out,
     }
     return GenerationMetadata(
-        request.description or "",
+        request.prompt if request.prompt.strip() else "",
         model.name,
         request.seed,
         request.duration,

@@ -10,6 +10,7 @@ import numpy as np
 
 from audiocraft_mlx.clips.finishing import Replacement
 from audiocraft_mlx.clips.inputs import load_inputs
+from audiocraft_mlx.clips.loops import LoopShape, around_loop, made_seconds
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest, FieldError
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
 from audiocraft_mlx.conditioning.sections import Section, frame_sections
@@ -62,6 +63,19 @@ class ClipPlan:
         """The melody or the style."""
         condition = self.request.condition
         return condition if isinstance(condition, AudioInput) else None
+
+    @property
+    def condition_audio(self) -> np.ndarray | None:
+        """Its audio, `[channels, samples]`; a melody as long as what is made, if that is a loop."""
+        condition = self.condition
+        if condition is None or not self.request.loop or condition is self.request.style:
+            return None if condition is None else condition.audio
+        return around_loop(condition, self.request.duration)
+
+    @property
+    def loop(self) -> LoopShape | None:
+        """What is cut out of the new music; None: all of it is the clip."""
+        return LoopShape.of(self.request)
 
     @property
     def source(self) -> SourceClip | None:
@@ -132,7 +146,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             prompt = prompts[key]
         # Many clips mostly have the same.
         same = (
-            request.duration,
+            made_seconds(request),
             request.top_k,
             request.top_p,
             request.temperature,
@@ -148,7 +162,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         )
         if same not in params_of:
             params = model.make_params(
-                duration=_total_duration(model, request.duration, prompt, remade),
+                duration=_total_duration(model, made_seconds(request), prompt, remade),
                 top_k=request.top_k,
                 top_p=request.top_p,
                 temperature=request.temperature,
@@ -246,7 +260,7 @@ def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
     """
     if model.fills_masks:
         return 1
-    seconds = max(plan.request.duration for plan in plans)
+    seconds = max(made_seconds(plan.request) for plan in plans)
     return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
 
 
@@ -303,7 +317,7 @@ def new_samples(model: GenModel, request: ClipRequest) -> int:
         start, end = request.replace
         frames = end_frame(end, model.frame_rate) - first_frame(start, model.frame_rate)
         return frames * _hop_length(model)
-    return int(request.duration * model.frame_rate) * _hop_length(model)
+    return int(made_seconds(request) * model.frame_rate) * _hop_length(model)
 
 
 def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None, remade: int) -> float:
