@@ -139,7 +139,7 @@ def measure_loop(
     first, last = max(0, start - samples - 1), start - samples + width + 1
     rest = max(steps[:first].max(initial=0), steps[last:].max(initial=0))
     measure = JoinMeasure(
-        flux, beat_flux(spectra, width / rate, beat), steps[first:last].max(initial=0), rest
+        flux, beat_flux(spectra, width / rate, beat), float(steps[first:last].max(initial=0)), float(rest)
     )
     return LoopMeasure(measure, error)
 

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.audio.level import require_float_scale, require_non_silent, without_cancellation
+from audiocraft_mlx.audio.loop import LEAD_IN_SECONDS, LEAD_OUT_SECONDS, Loop, cut_loop
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
@@ -31,6 +32,7 @@ from audiocraft_mlx.conditioning.sections import (
     text_at,
 )
 from audiocraft_mlx.conditioning.style import StyleParams
+from audiocraft_mlx.conditioning.tempo import seconds_of_bars, with_tempo
 from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
@@ -53,7 +55,17 @@ from audiocraft_mlx.networks.encodec import (
 from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.ops.wired_memory import with_wired_memory
 from audiocraft_mlx.progress import progress_bar
-from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number, validate_prompt
+from audiocraft_mlx.validation import (
+    BARS,
+    BEATS_PER_BAR,
+    BPM,
+    DEFAULT_BEATS_PER_BAR,
+    MELODY_SEPARATIONS,
+    SEED,
+    validate_int,
+    validate_number,
+    validate_prompt,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -437,6 +449,49 @@ class GenModel:
         validate_int("num_samples", num_samples, "an integer of at least 1", lambda n: n >= 1)
         return self.generate([None] * int(num_samples), progress, return_tokens, negative)
 
+    def generate_loop(
+        self,
+        descriptions: Sequence[str | None],
+        progress: bool = False,
+        negative: Negative = None,
+        *,
+        bars: int | None = None,
+        bpm: float | None = None,
+        beats_per_bar: int = DEFAULT_BEATS_PER_BAR,
+    ) -> list[Loop]:
+        """Music for each of `descriptions` whose end goes on at its beginning. See docs/CONTROL.md.
+
+        Three seconds more are generated: a lead-in and a lead-out, to choose the loop from.
+
+        Args:
+            bars: how long the loops are, in bars of `bpm`. Default: `duration` seconds.
+            bpm: beats per minute, which are added to descriptions without a tempo.
+
+        See `generate` for the rest.
+
+        Returns:
+            A loop for each description: its `audio` is float32 `[channels, samples]`, and of several takes
+            that with the lowest `measure.score` is the best.
+
+        Raises:
+            UsageError: also for `bars` without `bpm`.
+        """
+        if bpm is not None:
+            BPM.validate("bpm", bpm)
+        BEATS_PER_BAR.validate("beats_per_bar", beats_per_bar)
+        seconds = self.duration
+        if bars is not None:
+            BARS.validate("bars", bars)
+            if bpm is None:
+                raise UsageError("bars need bpm, which say how long they are")
+            seconds = seconds_of_bars(bars, bpm, beats_per_bar)
+        if isinstance(descriptions, str) or any(not isinstance(text, str | None) for text in descriptions):
+            raise UsageError("the descriptions of loops must be a list of texts, without sections")
+        params = replace(self.params, duration=seconds + LEAD_IN_SECONDS + LEAD_OUT_SECONDS)
+        inputs = self._inputs([text and with_tempo(text, bpm) for text in descriptions], negative=negative)
+        made = np.array(self._generate(inputs, progress, False, params))
+        return [cut_loop(audio, self.sample_rate, round(seconds * self.sample_rate)) for audio in made]
+
     def generate_continuation(
         self,
         prompt: AudioArray,
@@ -749,10 +804,16 @@ class GenModel:
             raise UsageError(f"the {name}s of a batch must be of the same length")
         return mx.stack(audio), [index or 0 for index in index_of_row]
 
-    def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
+    def _generate(
+        self,
+        inputs: GenerationInputs,
+        progress: bool,
+        return_tokens: bool,
+        params: GenerationParams | None = None,
+    ) -> GenerationOutput:
         tokens, audio = [], []
         with _progress(self._progress_callback, progress) as on_step:
-            decoded = self._decode(inputs, self.params, repeat(CHUNK_FRAMES), on_step=on_step)
+            decoded = self._decode(inputs, params or self.params, repeat(CHUNK_FRAMES), on_step=on_step)
             for codes, samples in with_wired_memory(decoded):
                 tokens.append(codes)
                 audio += [] if samples is None else [samples]
