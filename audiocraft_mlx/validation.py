@@ -108,6 +108,7 @@ SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seco
 BPM = NumberRange(float, "a number of beats per minute from 10 to 1000", lambda bpm: 10 <= bpm <= 1000)
 BEATS_PER_BAR = NumberRange(int, "an integer from 1 to 64", lambda beats: 1 <= beats <= 64)
 DEFAULT_BEATS_PER_BAR = 4
+MIDI_TRACK = NumberRange(int, "an integer of at least 1", lambda track: 1 <= track < 2**31)
 LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)
 SPAN_ARRANGEMENTS = ("nonoverlap", "stride1")
 """Of a MAGNeT's masks: spans side by side, or spans that begin at any frame."""
