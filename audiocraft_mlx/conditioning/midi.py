@@ -18,6 +18,7 @@ MAX_BYTES = 2**20
 """Of a file: hours of music. mido reads some 200 KB in a second."""
 # mido goes on with a number as long as its bytes do.
 _ENDLESS_NUMBER = re.compile(rb"[\x80-\xff]{5000}")
+_MAX_SECONDS = 86_400.0
 _DRUMS = 9
 """The channel that has drums in place of pitches: the tenth."""
 # 120 beats per minute, in microseconds per beat, until a file says otherwise.
@@ -79,6 +80,8 @@ def parse_midi(data: bytes, name: str, track: int | None = None) -> Notes:
             names = ", ".join(f"{number}{part.label}" for number, part in enumerate(parts, 1))
             raise UsageError(f"{name} has no track {track} with notes; it has {names}")
         parts = parts[track - 1 : track]
+    if end > _MAX_SECONDS:
+        raise UsageError(f"{name} is longer than a day; give a part of it")
     sounds = highest([note for part in parts for note in part.notes])
     return Notes(sounds, max(end, sounds[-1].end))
 
