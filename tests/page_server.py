@@ -302,7 +302,9 @@ def app(fake: FakeServer) -> FastAPI:
     @routes.post("/api/jobs", status_code=202)
     async def make(recipe: schema.JobRequest, request: Request) -> Any:
         fake.requests.append(await request.json())
-        if not recipe.prompt.strip() and not (recipe.melody or recipe.style or recipe.source or recipe.chords):
+        if not recipe.prompt.strip() and not (
+            recipe.melody or recipe.style or recipe.source or recipe.chords
+        ):
             return error(422, "the prompt is empty; say what to play", "prompt")
         if (recipe.temperature or 0) < 0:
             return error(422, "temperature must be at least 0, not -1", "temperature")

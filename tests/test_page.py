@@ -584,7 +584,7 @@ def test_a_midi_file_becomes_a_melody(page: Any, server: FakeServer, tmp_path: P
     midi = tmp_path / "tune.mid"
     midi.write_bytes(b"MThd, which is all that the server of this test reads")
     drop(page, "#drop", midi)
-    expect(page.locator("#reference-state")).to_contain_text("can’t follow a melody")
+    expect(page.locator("#reference-state")).to_contain_text("follow a melody. Choose one that can.")
     page.select_option("#model", "facebook/musicgen-melody")
     drop(page, "#drop", midi)
     expect(page.locator(".reference[data-kind=melody]")).to_contain_text("tune.mid")
