@@ -302,7 +302,9 @@ def app(fake: FakeServer) -> FastAPI:
     @routes.post("/api/jobs", status_code=202)
     async def make(recipe: schema.JobRequest, request: Request) -> Any:
         fake.requests.append(await request.json())
-        if not recipe.prompt.strip() and not (recipe.melody or recipe.style or recipe.source):
+        if not recipe.prompt.strip() and not (
+            recipe.melody or recipe.style or recipe.source or recipe.chords
+        ):
             return error(422, "the prompt is empty; say what to play", "prompt")
         if (recipe.temperature or 0) < 0:
             return error(422, "temperature must be at least 0, not -1", "temperature")
@@ -373,8 +375,14 @@ def app(fake: FakeServer) -> FastAPI:
     async def add_audio(request: Request, name: str | None = None) -> Any:
         if not request.headers["content-type"].startswith("audio/"):
             return error(415, "audio/* is needed")
+        body = await request.body()
+        if body.startswith(b"MThd"):
+            found = schema.Audio(id=new_id(), duration=4.0, sample_rate=1000, channels=0)
+            fake.audio[found.id] = found
+            fake.names.append(name)
+            return dump(found)
         try:
-            samples, rate = soundfile.read(io.BytesIO(await request.body()), always_2d=True)
+            samples, rate = soundfile.read(io.BytesIO(body), always_2d=True)
         except soundfile.LibsndfileError:
             return error(422, "this is no audio file that can be read")
         found = schema.Audio(

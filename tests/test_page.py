@@ -580,6 +580,46 @@ def test_a_recording_is_kept_when_the_microphone_goes(page: Any, server: FakeSer
     assert len(server.audio) == 1
 
 
+def test_a_midi_file_becomes_a_melody(page: Any, server: FakeServer, tmp_path: Path) -> None:
+    midi = tmp_path / "tune.mid"
+    midi.write_bytes(b"MThd, which is all that the server of this test reads")
+    drop(page, "#drop", midi)
+    expect(page.locator("#reference-state")).to_contain_text("follow a melody. Choose one that can.")
+    page.select_option("#model", "facebook/musicgen-melody")
+    drop(page, "#drop", midi)
+    expect(page.locator(".reference[data-kind=melody]")).to_contain_text("tune.mid")
+    page.click("#more summary")
+    page.click("#commands summary")
+    expect(page.get_by_label("Remove drums and bass")).to_be_hidden()
+    expect(page.get_by_label("Chords")).to_be_hidden()
+    page.get_by_label("Track").fill("2")
+    expect(page.locator("#shell")).to_contain_text("--midi-track 2 -n 2 --melody tune.mid")
+    make(page, "a choir", duration=1)
+    expect(page.locator(DONE)).to_have_count(1)
+    assert server.requests[0]["melody"] in server.audio
+    assert server.requests[0]["midi_track"] == 2
+
+
+def test_chords_are_asked_for_of_models_that_follow_a_melody(page: Any, server: FakeServer) -> None:
+    chords = page.get_by_label("Chords")
+    expect(chords).to_be_hidden()
+    page.select_option("#model", "facebook/musicgen-melody")
+    expect(page.get_by_label("Beats per minute")).to_be_hidden()
+    chords.fill("| C Am | F G/B |")
+    page.get_by_label("Beats per minute").fill("96")
+    page.click("#commands summary")
+    expect(page.locator("#shell")).to_contain_text("--chords '| C Am | F G/B |' --bpm 96")
+    make(page, "", duration=1)
+    expect(page.locator(DONE)).to_have_count(1)
+    expect(page.locator(".card-title")).to_have_text("| C Am | F G/B |")
+    assert server.requests[0]["chords"] == "| C Am | F G/B |"
+    assert server.requests[0]["bpm"] == 96
+    page.select_option("#model", "demo")
+    make(page, "piano", duration=1)
+    expect(page.locator(CARD)).to_have_count(2)
+    assert not {"chords", "bpm"} & {*server.requests[1]}
+
+
 def test_a_model_that_may_not_be_downloaded_says_so(page: Any, server: FakeServer) -> None:
     page.select_option("#model", "facebook/musicgen-style")
     expect(page.locator("#model-state")).to_contain_text("start the server with --allow-downloads")

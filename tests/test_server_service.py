@@ -30,6 +30,7 @@ from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.codes import read_codes
+from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, MusicGenError, OutputError, UsageError
@@ -45,6 +46,7 @@ from audiocraft_mlx.server.service import (
     ServerSettings,
     Service,
 )
+from audiocraft_mlx.server.store import AudioShape
 
 from .fake_model import FakeModel, install, raiser
 from .unprivileged import reachable_folder, unprivileged
@@ -297,6 +299,49 @@ def test_stems_are_beside_the_clip(demo: Service, separator: None) -> None:
     parts = [read(demo.clip_file(job.clips[0].id, stem=name)) for name in stems]
     assert all(part.shape == file(demo, job).shape for part in parts)
     assert demo.clip_file(job.clips[0].id, "wav", "bass").suffix == ".wav"
+
+
+def midi_file(path: Path) -> Path:
+    import mido
+
+    track = mido.MidiTrack([mido.Message("note_on", note=67), mido.Message("note_off", note=67, time=480)])
+    mido.MidiFile(tracks=[track]).save(path)
+    return path
+
+
+def test_midi_is_a_melody_and_nothing_else(demo: Service, tmp_path: Path) -> None:
+    audio = demo.add_audio(midi_file(tmp_path / "x.bin"), "tune.mid")
+    assert (audio.duration, audio.channels) == (0.5, 0)
+    for field, param in (("continue", "continue"), ("style", "style")):
+        with pytest.raises(InvalidFieldError, match=f"{field}: tune.mid is MIDI, which has notes") as error:
+            submit(demo, **{field: audio.id})
+        assert error.value.param == param
+    with pytest.raises(InvalidFieldError, match="melody_separation is for audio, and the melody is MIDI"):
+        submit(demo, melody=audio.id, melody_separation="off")
+    (tmp_path / "x.bin").write_bytes(b"MThd")
+    with pytest.raises(UsageError, match=r"^tune.mid is no MIDI file, or damaged \(it ends too early\)"):
+        demo.add_audio(tmp_path / "x.bin", "tune.mid")
+
+
+def test_a_recipe_with_notes_has_them_and_the_command(tmp_path: Path) -> None:
+    shape = AudioShape.of_notes(0.5)
+    file = recipes.AudioFile(midi_file(tmp_path / "upload"), "tune.mid", shape)
+    request = JobRequest(melody="a" * 22, midi_track=1, takes=2)
+    recipe = recipes.make_recipe(request, ModelOptions("melody"), MUSICGEN, lambda id, field: file)
+    assert "--melody tune.mid --midi-track 1 " in recipe.command
+    first, second = recipe.load()
+    assert first.melody is second.melody
+    assert (first.melody.name, first.melody.notes.duration) == ("tune.mid", 0.5)
+    chords = JobRequest(prompt="jazz", chords="C Am", bpm=90, beats_per_bar=3)
+    recipe = recipes.make_recipe(chords, ModelOptions("melody"), MUSICGEN, lambda id, field: file)
+    assert "--chords 'C Am' --bpm 90 --beats-per-bar 3" in recipe.command
+    again = recipes.request_of(recipe.metadata(recipe.clips[0]), "wav", "melody")
+    assert (again.chords, again.bpm, again.beats_per_bar) == ("C Am", 90, 3)
+    with pytest.raises(InvalidFieldError, match="chords: 'H' is no chord") as error:
+        recipes.make_recipe(
+            JobRequest(chords="H", bpm=90), ModelOptions("melody"), MUSICGEN, lambda id, field: file
+        )
+    assert error.value.param == "chords"
 
 
 def test_uploads_are_melodies_and_sources_by_their_ids(demo: Service, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.lora_spec import LoraArgument, lora_specs
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.notes import Notes
 from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
 from audiocraft_mlx.conditioning.sections import (
     FrameSection,
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 
 GenerationOutput = mx.array | tuple[mx.array, mx.array]
 AudioArray = mx.array | np.ndarray
-WavInputs = AudioArray | Sequence[AudioArray | None]
+WavInputs = AudioArray | Notes | Sequence[AudioArray | Notes | None]
 Description = str | None | Sequence[tuple[float, str | None] | tuple[float, str | None, float] | Section]
 """A text; or sections: `(seconds, text)` from 0 on, or `(seconds, text, seconds of the cross-fade)`."""
 Negative = str | Sequence[str | None] | None
@@ -102,7 +103,7 @@ class GenerationInputs:
     Attributes:
         descriptions: each row's text, or None; with sections, at its beginning.
         seeds: of each row.
-        audios: melodies or styles, float32 `[C, T]` at the model's rate.
+        audios: melodies or styles, float32 `[C, T]` at the model's rate, or melodies as notes.
         audio_of_row: which of them each row is conditioned on; None for none.
         style_params: how a style is used.
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
@@ -114,7 +115,7 @@ class GenerationInputs:
 
     descriptions: tuple[str | None, ...]
     seeds: tuple[int, ...]
-    audios: tuple[mx.array, ...]
+    audios: tuple[mx.array | Notes, ...]
     audio_of_row: tuple[int | None, ...]
     style_params: StyleParams
     prompt: mx.array | None = None
@@ -572,7 +573,7 @@ class GenModel:
         Args:
             descriptions, seeds: one for each row; None is no text. For sections see `generate`.
             melody_wavs: melodies or styles, float `[batch, channels, samples]`, `[channels, samples]` for one
-                row, or a list with `[channels, samples]` or None for each row.
+                row, or a list with `[channels, samples]` or None for each row. Notes may stand for a melody.
             prompt: what each row continues, float `[channels, samples]`, all of one length.
             melody_sample_rate, prompt_sample_rate: their samples per second.
             duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
@@ -598,7 +599,7 @@ class GenModel:
         for seed in seeds:
             SEED.validate("a seed", seed)
         require_mlx_threads()
-        audios: list[mx.array] = []
+        audios: list[mx.array | Notes] = []
         audio_of_row: list[int | None] = [None] * len(descriptions)
         if melody_wavs is not None:
             longest = None if duration is None else self.max_condition_duration(duration)
@@ -724,20 +725,25 @@ class GenModel:
 
     def _prepare_conditions(
         self, wavs: WavInputs, rate: int | None, rows: int, longest: float | None
-    ) -> tuple[list[mx.array], list[int | None]]:
+    ) -> tuple[list[mx.array | Notes], list[int | None]]:
         """The melodies or styles, and which of them each row has: one that several rows share is one."""
         if self.audio_conditioner is None:
             raise UsageError(
                 f"{self.name} is conditioned on text only; give a melody to a melody model (melody,"
                 " stereo-melody, ...), a style to style"
             )
-        wavs = clips_of(wavs, "the melody or style")
-        if len(wavs) != rows:
-            raise UsageError(f"there are {rows} descriptions, but {len(wavs)} melodies")
-        unique, index_of_row = _unique(wavs)
-        audios = []
+        given: list[Any] = [wavs] if isinstance(wavs, Notes) else clips_of(wavs, "the melody or style")
+        if len(given) != rows:
+            raise UsageError(f"there are {rows} descriptions, but {len(given)} melodies")
+        unique, index_of_row = _unique(given)
+        audios: list[mx.array | Notes] = []
         for index, wav in enumerate(unique):
             name = f"melody {index_of_row.index(index) + 1}"
+            if isinstance(wav, Notes):
+                if not isinstance(self.audio_conditioner, MelodyConditioner):
+                    raise UsageError(f"{self.name} takes a style, which notes have none of; give it audio")
+                audios.append(wav)
+                continue
             audio = self._prepare_audio(wav, rate, name, longest, mixed=True)
             require_non_silent(np.asarray(audio), name)
             audios.append(audio)
@@ -994,7 +1000,10 @@ class GenModel:
         if several:
             start = int(window.start / self.frame_rate * self.sample_rate)
             positions = mx.arange(start, start + int(params.max_duration * self.sample_rate))
-            audios = [audio[:, positions % audio.shape[1]] for audio in audios]
+            audios = [
+                audio if isinstance(audio, Notes) else audio[:, positions % audio.shape[1]]
+                for audio in audios
+            ]
         texts = inputs.descriptions
         if sections is not None:
             texts = tuple(text_at(row, window.start + window.context_frames) for row in sections)
@@ -1009,6 +1018,7 @@ class GenModel:
             separate_null=params.guidance.two_step,
             separate_melody=inputs.separate_melody,
             negative=inputs.negative,
+            notes_start=window.start / self.frame_rate,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from audiocraft_mlx.clips.defaults import CommandDefaults
 from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.notes import NoteInput, read_notes
 from audiocraft_mlx.clips.requests import (
     DEFAULT_PROMPT_SECONDS,
     ClipRequest,
@@ -41,6 +42,8 @@ _SAME = (
     "negative",
     "loop",
     "bars",
+    "midi_track",
+    "chords",
     "bpm",
     "beats_per_bar",
 )
@@ -92,6 +95,7 @@ class Recipe:
             self._prompt_size,
             clip.melody_separation,
             any(section.fade for section in clip.sections),
+            clip.chords is None,
         )
 
     @property
@@ -122,7 +126,7 @@ class Recipe:
 
     def load(self) -> list[ClipRequest]:
         """The requests with their audio. Raises `UsageError`."""
-        loaded: dict[str, AudioInput | SourceClip] = {}
+        loaded: dict[str, AudioInput | NoteInput | SourceClip] = {}
         for field, file in self.audio.items():
             try:
                 loaded[field] = self._load(field, file)
@@ -131,9 +135,11 @@ class Recipe:
                 raise UsageError(str(error).replace(str(file.path), file.name)) from error
         return [replace(clip, **loaded) for clip in self.clips]  # type: ignore[arg-type]
 
-    def _load(self, field: str, file: AudioFile) -> AudioInput | SourceClip:
+    def _load(self, field: str, file: AudioFile) -> AudioInput | NoteInput | SourceClip:
         if not file.path.is_file():
             raise UsageError(f"{_AUDIO[field]}: {file.name} was deleted")
+        if file.shape.is_notes:
+            return replace(read_notes(file.path, self.request.midi_track), name=file.name)
         if field != "source":
             return replace(read_condition_audio(file.path, self.request.duration), name=file.name)
         source = read_source(file.path, with_codes=file.is_clip)
@@ -170,6 +176,7 @@ def make_recipe(
         raise InvalidFieldError(
             f"continue has {audio['source'].shape.channels} channels; mix it to mono or stereo", "continue"
         )
+    _check_notes(request, audio)
     values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
     values |= {field: Path(file.name) for field, file in audio.items()}
     values["sections"] = [section.model_dump() for section in request.sections]
@@ -240,6 +247,8 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "negative": text("negative"),
             "loop": options.get("loop") is True,
             "bars": integer("bars"),
+            "midi_track": integer("midi-track"),
+            "chords": text("chords"),
             "bpm": number("bpm"),
             "beats_per_bar": integer("beats-per-bar"),
             "format": audio_format,
@@ -262,11 +271,27 @@ def invalid_field(error: UsageError) -> InvalidFieldError:
     return InvalidFieldError(message, named)
 
 
+def _check_notes(request: JobRequest, audio: dict[str, AudioFile]) -> None:
+    """Raise `InvalidFieldError` for MIDI in place of audio, or the other way round."""
+    for field, file in audio.items():
+        if file.shape.is_notes and field != "melody":
+            name = _AUDIO[field]
+            raise InvalidFieldError(f"{name}: {file.name} is MIDI, which has notes and no sound", name)
+    if "melody" not in audio:
+        return
+    is_midi = audio["melody"].shape.is_notes
+    for name, fits in (("melody_separation", not is_midi), ("midi_track", is_midi)):
+        if getattr(request, name) is not None and not fits:
+            what = "audio, and the melody is MIDI" if is_midi else "MIDI, and the melody is audio"
+            raise InvalidFieldError(f"{name} is for {what}; omit it", name)
+
+
 def _check_limits(request: JobRequest, limits: Limits) -> None:
     characters = limits.prompt_characters
     for field, value, most, unit in (
         ("prompt", len(request.prompt), characters, " characters"),
         ("negative", len(request.negative or ""), characters, " characters"),
+        ("chords", len(request.chords or ""), characters, " characters"),
         ("sections", sum(len(section.text) for section in request.sections), characters, " characters"),
         ("duration", request.duration, limits.duration, " seconds"),
         ("takes", request.takes, limits.takes, ""),

@@ -49,7 +49,7 @@ class JobRequest(Value):
     duration: float = Field(MUSICGEN.duration, description="Seconds to generate")
     takes: int = Field(1, description="How many clips, with consecutive seeds")
     seed: int | None = Field(None, description="Of the first take; default: a random one")
-    melody: Id | None = Field(None, description="Id of an audio or a clip whose melody is followed")
+    melody: Id | None = Field(None, description="Id of an audio, MIDI or a clip whose melody is followed")
     melody_separation: str | None = None
     style: Id | None = Field(None, description="Id of an audio or a clip whose style is taken")
     style_coef: float | None = None
@@ -62,6 +62,10 @@ class JobRequest(Value):
         False, description="Its end goes on at its beginning; of several takes the best is first"
     )
     bars: int | None = Field(None, description="Of a loop: its duration, in bars of bpm")
+    midi_track: int | None = Field(
+        None, description="Of those with notes, if the melody is MIDI; default: all"
+    )
+    chords: str | None = Field(None, description="To follow, in place of a melody: C Am F G; needs bpm")
     bpm: float | None = Field(None, description="Beats per minute")
     beats_per_bar: int | None = Field(None, description="Default: 4")
     temperature: float | None = None
@@ -152,12 +156,12 @@ class Peaks(Value):
 
 
 class Audio(Value):
-    """Uploaded audio."""
+    """Uploaded audio or MIDI."""
 
     id: Id
     duration: float
     sample_rate: int
-    channels: int
+    channels: int = Field(description="0: it is MIDI, whose rate doesn't count")
 
 
 class AudioRecipe(Value):

@@ -23,6 +23,10 @@
  * @property {?number} prompt_seconds
  * @property {JobSection[]} sections
  * @property {?string} negative
+ * @property {?number} midi_track
+ * @property {?string} chords
+ * @property {?number} bpm
+ * @property {?number} beats_per_bar
  * @property {?number} temperature
  * @property {?number} top_k
  * @property {?number} top_p
@@ -93,7 +97,7 @@
  * @property {string} id
  * @property {number} duration
  * @property {number} sample_rate
- * @property {number} channels
+ * @property {number} channels 0: it is MIDI
  */
 
 /**

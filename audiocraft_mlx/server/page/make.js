@@ -14,9 +14,10 @@ const EXAMPLES = [
   "80s synthwave with a driving bass",
 ];
 const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
-const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "lufs", "fade_out"];
+const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bpm", "beats_per_bar", "lufs", "fade_out"];
+const TEXTS = ["negative", "chords"];
 const MENUS = ["melody_separation", "format", "bit_depth", "normalize"];
-const START = { prompt: "", duration: 8, takes: 2, format: "wav", normalize: "none" };
+const START = { prompt: "", duration: 8, takes: 2, bpm: 100, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
 
 /** Dispatches `made` with the Job as its `detail`. */
@@ -86,8 +87,10 @@ class Make extends EventTarget {
     }
     const sections = readSections();
     if (sections.length) recipe.sections = sections;
-    const negative = byId("negative").value.trim();
-    if (negative !== "") recipe.negative = negative;
+    for (const name of TEXTS) {
+      const text = byId(name).value.trim();
+      if (text !== "" && !this.#unused(byId(name))) recipe[name] = text;
+    }
     const seed = byId("seed").value.trim();
     if (seed !== "") recipe.seed = Number.isNaN(Number(seed)) ? seed : Number(seed); // the server refuses a text
     if (byId("stems").checked) recipe.stems = true;
@@ -109,7 +112,8 @@ class Make extends EventTarget {
       if (!recipe[kind]) continue;
       const clip = find(recipe[kind]);
       const at = kind === "continue" ? (recipe.continue_at ?? null) : null;
-      chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at };
+      const midi = kind === "melody" && (recipe.midi_track ?? null) !== null;
+      chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at, midi };
     }
     this.#write(recipe);
     this.#pin(recipe.seed !== null && recipe.seed !== undefined);
@@ -120,7 +124,7 @@ class Make extends EventTarget {
 
   #write(recipe) {
     writeSections(recipe.sections);
-    for (const name of ["prompt", "negative", "seed", ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    for (const name of ["prompt", "seed", ...TEXTS, ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
     if (recipe.model) models.choose(recipe.model);
@@ -188,6 +192,10 @@ class Make extends EventTarget {
 
   #changed() {
     const used = new Set(references.used.map(([kind]) => kind));
+    // Of a melody there is sound or notes.
+    if (references.chosen.melody?.midi && used.delete("melody")) used.add("midi");
+    else if (references.allowed.has("melody") && !used.has("melody")) used.add("chords");
+    if (used.has("chords") && byId("chords").value.trim() !== "") used.add("tempo");
     for (const field of document.querySelectorAll("[data-needs]")) field.hidden = !used.has(field.dataset.needs);
     byId("lufs-field").hidden = byId("normalize").value !== "loudness";
     const format = byId("format").value;
