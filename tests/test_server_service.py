@@ -176,6 +176,10 @@ def test_sections_and_a_negative_prompt_are_those_of_the_command(demo: Service, 
         ({"sections": [{"start": 0, "text": "a"}]}, "sections", "the prompt is what is played from 0 on"),
         ({"sections": [{"start": 0.1, "text": " "}]}, "sections", "one has no text"),
         ({"negative": "a", "cfg_coef": 1.0}, "negative", "negative can't work with cfg_coef 1"),
+        ({"loop": True, "format": "mp3"}, "loop", "MP3 has silence at its ends; choose format wav"),
+        ({"loop": True, "fade_out": 1.0}, "loop", "loop and fade_out: a loop's end goes on"),
+        ({"loop": True, "bars": 4}, "bars", "bars need bpm"),
+        ({"loop": True, "bars": 9999, "bpm": 10.0}, "duration", "seconds are too many"),
         ({"negative": "a" * 10_001}, "negative", "10001 characters are too many"),
         ({"sections": [{"start": 0.1, "text": "a" * 10_001}]}, "sections", "10001 characters are too many"),
     ],
@@ -186,6 +190,32 @@ def test_sections_and_negative_prompts_that_do_not_fit_name_their_field(
     with pytest.raises(service.InvalidFieldError, match=message) as error:
         submit(demo, **values)
     assert error.value.param == field
+
+
+def test_loops_are_those_of_the_command_and_the_best_is_first(demo: Service, tmp_path: Path) -> None:
+    values = {"loop": True, "bars": 1, "bpm": 240.0, "takes": 2}
+    options = ["--loop", "--bars", "1", "--bpm", "240", "-n", "2", "-m", "demo", "--seed", "4"]
+    assert main(["fast piano", *options, "-o", str(tmp_path / "a.wav")]) == 0
+    job = submit(demo, prompt="fast piano", seed=4, **values)
+    # What is heard while it is made has a lead-in and a lead-out.
+    assert [clip.duration for clip in job.clips] == [4.0, 4.0]
+    job = run(demo.wait(job.id))
+    assert job.recipe.duration == 1.0
+    assert (
+        job.command == "musicgen-mlx 'fast piano' --model demo --seed 4 --loop --bars 1 --bpm 240 --takes 2"
+    )
+    # In the store, too.
+    assert demo.jobs().jobs[0].clips == job.clips
+    for take, clip in enumerate(job.clips):
+        path = demo.clip_file(clip.id)
+        assert clip.duration == 1.0
+        assert np.array_equal(read(path), read(tmp_path / f"a-{take + 1}.wav"))
+        metadata = read_metadata(path)
+        assert metadata == read_metadata(tmp_path / f"a-{take + 1}.wav")
+        assert metadata is not None
+        assert metadata.seed == clip.seed
+        same = {"seed": 4, "takes": 2}
+        assert recipes.request_of(metadata, "wav", "demo").model_copy(update=same) == job.recipe
 
 
 def test_everything_that_a_file_can_be_is_as_the_command_makes_it(demo: Service, tmp_path: Path) -> None:

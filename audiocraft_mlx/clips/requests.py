@@ -180,7 +180,7 @@ class ClipRequest:
                     )
             if self.bpm is None:
                 raise FieldError("{chords} needs {bpm}")
-        if self.bpm is not None and all(getattr(self, key) is None for key in _WITH_TEMPO):
+        if self.bpm is not None and not any(getattr(self, key) for key in _WITH_TEMPO):
             raise FieldError(f"{{bpm}} needs {' or '.join(f'{{{key}}}' for key in _WITH_TEMPO)}")
         if self.beats_per_bar is not None and self.bpm is None:
             raise FieldError("{beats_per_bar} needs {bpm}")
@@ -407,7 +407,7 @@ def draw_seed() -> int:
 _AUDIO_FIELDS = frozenset({"melody", "style", "source"})
 _ONLY_WITH_MASKS = ("replace", "max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
 _ONLY_WITHOUT_MASKS = ("cfg_coef",)
-_WITH_TEMPO = ("chords",)
+_WITH_TEMPO = ("chords", "loop")
 """What has a tempo."""
 _CLIP_RANGES = {
     "seed": SEED,

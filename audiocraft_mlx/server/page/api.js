@@ -25,6 +25,8 @@
  * @property {?string} negative
  * @property {?number} midi_track
  * @property {?string} chords
+ * @property {boolean} loop
+ * @property {?number} bars
  * @property {?number} bpm
  * @property {?number} beats_per_bar
  * @property {?number} temperature

@@ -11,6 +11,7 @@ const OPTIONS = {
   melody_separation: "--melody-separation",
   midi_track: "--midi-track",
   chords: "--chords",
+  bars: "--bars",
   bpm: "--bpm",
   beats_per_bar: "--beats-per-bar",
   temperature: "--temperature",
@@ -38,7 +39,7 @@ export function shellCommand(recipe, names) {
   const dashed = recipe.prompt?.startsWith("-");
   if (recipe.prompt && !dashed) words.push(`'${recipe.prompt.replaceAll("'", `'\\''`)}'`);
   for (const [field, option] of Object.entries(OPTIONS)) {
-    const value = recipe[field];
+    const value = field === "duration" && recipe.bars !== undefined ? undefined : recipe[field]; // the bars are it
     if (value !== undefined && value !== DEFAULTS[field]) words.push(option, quote(String(value)));
   }
   for (const { start, text, fade } of recipe.sections ?? []) {
@@ -46,6 +47,7 @@ export function shellCommand(recipe, names) {
   }
   // One that begins with a dash would be read as an option.
   if (recipe.negative) words.push(recipe.negative.startsWith("-") ? quote(`--negative=${recipe.negative}`) : `--negative ${quote(recipe.negative)}`);
+  if (recipe.loop) words.push("--loop");
   if (recipe.takes > 1) words.push("-n", String(recipe.takes));
   for (const kind of ["melody", "style", "continue"]) {
     if (recipe[kind]) words.push(`--${kind}`, quote(names[kind] ?? `${kind}.wav`));

@@ -14,10 +14,10 @@ const EXAMPLES = [
   "80s synthwave with a driving bass",
 ];
 const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
-const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bpm", "beats_per_bar", "lufs", "fade_out"];
+const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bars", "bpm", "beats_per_bar", "lufs", "fade_out"];
 const TEXTS = ["negative", "chords"];
 const MENUS = ["melody_separation", "format", "bit_depth", "normalize"];
-const START = { prompt: "", duration: 8, takes: 2, bpm: 100, format: "wav", normalize: "none" };
+const START = { prompt: "", duration: 8, takes: 2, bars: 4, bpm: 100, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
 
 /** Dispatches `made` with the Job as its `detail`. */
@@ -94,6 +94,7 @@ class Make extends EventTarget {
     const seed = byId("seed").value.trim();
     if (seed !== "") recipe.seed = Number.isNaN(Number(seed)) ? seed : Number(seed); // the server refuses a text
     if (byId("stems").checked) recipe.stems = true;
+    if (byId("loop-clip").checked) recipe.loop = true;
     for (const [kind, audio] of references.used) {
       recipe[kind] = audio.id;
       if (kind === "continue" && audio.at !== null) recipe.continue_at = audio.at;
@@ -127,6 +128,7 @@ class Make extends EventTarget {
     for (const name of ["prompt", "seed", ...TEXTS, ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
+    byId("loop-clip").checked = recipe.loop ?? false;
     if (recipe.model) models.choose(recipe.model);
   }
 
@@ -196,6 +198,8 @@ class Make extends EventTarget {
     if (references.chosen.melody?.midi && used.delete("melody")) used.add("midi");
     else if (references.allowed.has("melody") && !used.has("melody")) used.add("chords");
     if (used.has("chords") && byId("chords").value.trim() !== "") used.add("tempo");
+    if (byId("loop-clip").checked) used.add("loop").add("tempo");
+    this.#showBars();
     for (const field of document.querySelectorAll("[data-needs]")) field.hidden = !used.has(field.dataset.needs);
     byId("lufs-field").hidden = byId("normalize").value !== "loudness";
     const format = byId("format").value;
@@ -208,6 +212,16 @@ class Make extends EventTarget {
     setText(byId("curl"), curlCall(recipe, location, this.token));
     const pinned = byId("pin").getAttribute("aria-pressed") === "true";
     memory.set("draft", { recipe: { ...recipe, model: byId("model").value || models.wanted }, references: references.chosen, pinned });
+  }
+
+  /** The bars of a loop are its length. */
+  #showBars() {
+    const [bars, bpm] = ["bars", "bpm"].map((id) => byId(id).valueAsNumber);
+    const given = byId("loop-clip").checked && byId("bars").value !== "";
+    for (const id of ["duration", "duration-slider"]) {
+      byId(id).disabled = given;
+      if (given && bars * bpm > 0) byId(id).value = Math.round((bars * (byId("beats_per_bar").valueAsNumber || 4) * 60 * 1000) / bpm) / 1000;
+    }
   }
 
   #pin(on) {
