@@ -60,6 +60,10 @@ def peaks(audio: np.ndarray) -> list[int]:
     return [int(peak * 255) for peak in whole]
 
 
+# Fields of a request that a finished job may have.
+_CONTROL = ("sections", "negative", "loop", "bars", "bpm", "duration")
+
+
 class FakeServer:
     """What survives a restart, and what the tests set."""
 
@@ -120,7 +124,7 @@ class FakeServer:
 
     def add(self, prompt: str, age: float = 0.0, takes: int = 1, **changes: Any) -> schema.Job:
         """A job that is done."""
-        control = {name: changes.pop(name) for name in ("sections", "negative") if name in changes}
+        control = {name: changes.pop(name) for name in _CONTROL if name in changes}
         recipe = schema.JobRequest(
             prompt=prompt, model="demo", takes=takes, seed=changes.pop("seed", len(self.jobs)), **control
         )

@@ -1,4 +1,4 @@
-"""Loops: exactly as long as they are to be, whose end goes on at their beginning, in files that samplers read."""
+"""Loops: exactly as long as asked for, with an end that goes on at the beginning, for samplers to read."""
 
 from __future__ import annotations
 
@@ -399,7 +399,7 @@ def test_a_loop_of_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     options = ["-m", "demo", "--loop", "--bars", "1", "--bpm", "160", "--seed", "1"]
     assert main(["fast happy piano", *options, "-o", "a.wav"]) == 0
-    audio, rate = read_audio("a.wav")
+    audio = read_audio("a.wav")[0]
     assert audio.shape == (1, 48000)
     assert steps(np.tile(audio, 2))[47999] <= steps(audio).max()
     metadata = read_metadata(Path("a.wav"))

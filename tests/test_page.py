@@ -620,6 +620,36 @@ def test_chords_are_asked_for_of_models_that_follow_a_melody(page: Any, server: 
     assert not {"chords", "bpm"} & {*server.requests[1]}
 
 
+def test_a_loop_is_as_long_as_its_bars_and_repeats(page: Any, server: FakeServer) -> None:
+    bars = page.get_by_label("Bars")
+    expect(bars).to_be_hidden()
+    page.get_by_label("Loop: its end goes on").check()
+    page.get_by_label("Beats per minute").fill("120")
+    bars.fill("2")
+    expect(page.locator("#duration")).to_have_value("4")
+    expect(page.locator("#duration")).to_be_disabled()
+    page.click("#commands summary")
+    expect(page.locator("#shell")).to_have_text("musicgen-mlx -m demo --bars 2 --bpm 120 --loop -n 2")
+    make(page, "piano")
+    expect(page.locator(DONE)).to_have_count(1)
+    (request,) = server.requests
+    assert (request["loop"], request["bars"], request["bpm"], request["duration"]) == (True, 2, 120, 4)
+    bars.fill("")
+    expect(page.locator("#duration")).to_be_enabled()
+    page.get_by_label("Loop: its end goes on").uncheck()
+    expect(bars).to_be_hidden()
+    expect(page.locator("#shell")).to_have_text("musicgen-mlx 'piano' -m demo -d 4 -n 2")
+    job = server.add("piano", loop=True, bars=1, bpm=480.0, duration=0.5)
+    page.reload()
+    expect(page.get_by_label("Loop: its end goes on")).not_to_be_checked()
+    expect(page.locator(DONE)).to_have_count(2)
+    page.locator(DONE).first.get_by_role("button", name="Play").first.click()
+    page.wait_for_timeout(1000)  # two rounds
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    drop(page, "#list", server.clip_file(job.clips[0].id, "wav"))
+    expect(page.get_by_role("dialog")).to_contain_text("Loopyes")
+
+
 def test_a_model_that_may_not_be_downloaded_says_so(page: Any, server: FakeServer) -> None:
     page.select_option("#model", "facebook/musicgen-style")
     expect(page.locator("#model-state")).to_contain_text("start the server with --allow-downloads")
