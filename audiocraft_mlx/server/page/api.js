@@ -31,6 +31,10 @@
  * @property {?number} top_k
  * @property {?number} top_p
  * @property {?number} cfg_coef
+ * @property {?number} max_cfg_coef
+ * @property {?number} min_cfg_coef
+ * @property {?number[]} decoding_steps
+ * @property {?string} span_arrangement
  * @property {string} format
  * @property {?number} bit_depth
  * @property {string} normalize
@@ -113,6 +117,7 @@
  * @property {?number} gigabytes
  * @property {boolean} default
  * @property {("melody"|"style")[]} conditions
+ * @property {boolean} fills_masks
  * @property {?number} max_duration
  * @property {?number} sample_rate
  * @property {?number} channels
