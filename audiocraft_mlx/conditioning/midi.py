@@ -28,8 +28,10 @@ _DEFAULT_TEMPO = 500_000
 
 
 def is_midi(path: StrPath) -> bool:
-    """Whether a file begins as MIDI does; False for one that can't be read."""
+    """Whether a file begins as MIDI does; False for one that can't be read, and for what is no file."""
     try:
+        if not Path(path).is_file():  # a pipe can be read once only
+            return False
         with open(path, "rb") as file:
             return file.read(4) == b"MThd"
     except OSError:
