@@ -936,6 +936,7 @@ def test_it_is_accessible_and_fits(browser: Any, server: FakeServer, scheme: str
     viewport = {"width": width, "height": 844}
     with opened(browser, server, viewport=viewport, color_scheme=scheme) as page:
         page.select_option("#model", "facebook/musicgen-melody")
+        page.fill("#chords", "C Am F G")
         make(page, "slow piano", duration=20)
         page.click("#add-section")
         page.click("#more summary")

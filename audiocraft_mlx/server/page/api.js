@@ -101,7 +101,7 @@
  * @property {string} id
  * @property {number} duration
  * @property {number} sample_rate
- * @property {number} channels 0: it is MIDI
+ * @property {number} channels
  */
 
 /**
