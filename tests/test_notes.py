@@ -197,6 +197,14 @@ def test_time_may_be_in_frames_of_film() -> None:
     assert parse_midi(data, "x.mid").duration == pytest.approx(0.96)
 
 
+def test_the_time_before_an_event_of_an_unknown_kind_counts() -> None:
+    data = midi(notes(60, 62))
+    at = data.index(b"\x90")
+    chunk = data[22 : at - 1] + b"\x83\x60\xff\x4b\x01\x00" + data[at - 1 :]
+    got = parse_midi(data[:18] + struct.pack(">L", len(chunk)) + chunk, "x.mid")
+    assert (got.sounds[0].start, got.duration) == (0.5, 1.5)
+
+
 def test_midi_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = midi(notes(*SCALE))
     tempo = track((0, "set_tempo", {"tempo": 500_000}))

@@ -665,6 +665,30 @@ def test_conditions_are_offered_only_by_models_that_have_them(page: Any, server:
     expect(page.get_by_text("Its melody")).to_be_hidden()
 
 
+def test_a_model_that_fills_masks_has_other_fields(page: Any, server: FakeServer) -> None:
+    server.models.append(
+        server.models[0].model_copy(update={"name": "magnet-small-10s", "fills_masks": True})
+    )
+    page.reload()
+    page.click("#more summary")
+    page.fill("#cfg_coef", "4")
+    expect(page.locator("#max_cfg_coef")).to_be_hidden()
+    page.select_option("#model", "magnet-small-10s")
+    for hidden in ("#cfg_coef", "#negative", "#add-section"):
+        expect(page.locator(hidden)).to_be_hidden()
+    page.fill("#max_cfg_coef", "8")
+    page.fill("#decoding_steps", "5, 2,2,1")
+    page.select_option("#span_arrangement", "stride1")
+    make(page, "piano", takes=1, duration=2)
+    expect(page.locator(CARD)).to_have_count(1)
+    (request,) = server.requests
+    assert "cfg_coef" not in request
+    assert (request["max_cfg_coef"], request["span_arrangement"]) == (8, "stride1")
+    assert request["decoding_steps"] == [5, 2, 2, 1]
+    page.reload()
+    expect(page.locator("#decoding_steps")).to_have_value("5,2,2,1")
+
+
 def test_continue_from_the_cursor(page: Any, server: FakeServer) -> None:
     job = server.add("slow piano")
     page.reload()
@@ -942,6 +966,7 @@ def test_it_is_accessible_and_fits(browser: Any, server: FakeServer, scheme: str
     viewport = {"width": width, "height": 844}
     with opened(browser, server, viewport=viewport, color_scheme=scheme) as page:
         page.select_option("#model", "facebook/musicgen-melody")
+        page.fill("#chords", "C Am F G")
         make(page, "slow piano", duration=20)
         page.click("#add-section")
         page.click("#more summary")

@@ -440,8 +440,8 @@ def test_a_file_says_how_it_was_made(demo: Service, tmp_path: Path) -> None:
 
 
 def id3_bomb(name: str) -> bytes:
-    """A tag of a megabyte that is a gigabyte when it is unpacked."""
-    packer = zlib.compressobj()
+    """A tag of some megabytes that is a gigabyte when it is unpacked."""
+    packer = zlib.compressobj(1)
     packed = packer.compress(b"\3" + name.encode() + b"\0")
     packed += b"".join(packer.compress(b"x" * (1 << 20)) for _ in range(1000)) + packer.flush()
     frame = b"TXXX" + synchsafe(len(packed) + 4) + b"\0\x09" + synchsafe(2**28 - 1) + packed
@@ -1411,3 +1411,34 @@ def test_another_model_takes_the_place_of_the_least_recently_used(
     assert job.command.startswith("musicgen-mlx piano --duration 0.3")
     assert {model.name for model in opened.models() if model.state == "loaded"} == {"small"}
     opened.close()
+
+
+def test_a_model_that_fills_masks_makes_what_the_command_makes(
+    goldens: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(goldens / "goldens" / "magnet")
+    settings = ServerSettings(tmp_path / "data", ModelOptions(folder), limits=Limits(free_bytes=0))
+    opened = Service(settings)
+    opened.start()
+    try:
+        values = {"decoding_steps": [3, 2, 1, 1], "span_arrangement": "stride1", "max_cfg_coef": 5.0}
+        job = made(opened, model=opened.health().model, **values)
+        assert next(model for model in opened.models() if model.default).fills_masks
+        assert "--decoding-steps 3,2,1,1 --span-arrangement stride1" in job.command
+        monkeypatch.chdir(tmp_path)
+        options = ["--decoding-steps", "3,2,1,1", "--span-arrangement", "stride1", "--max-cfg-coef", "5"]
+        assert (
+            main(["piano", "-m", folder, "-d", "0.3", "--seed", "7", "-o", "a.wav", "--no-open", *options])
+            == 0
+        )
+        np.testing.assert_array_equal(file(opened, job), read(tmp_path / "a.wav"))
+        found = opened.read_recipe(tmp_path / "a.wav").recipe
+        assert found is not None
+        assert (found.decoding_steps, found.span_arrangement, found.max_cfg_coef) == tuple(values.values())
+        with pytest.raises(InvalidFieldError, match="cfg_coef"):
+            submit(opened, cfg_coef=3.0)
+        with pytest.raises(InvalidFieldError, match="decoding_steps") as caught:
+            submit(opened, decoding_steps=[0])
+        assert caught.value.param == "decoding_steps"
+    finally:
+        opened.close()

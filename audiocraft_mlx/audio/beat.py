@@ -15,7 +15,7 @@ _WEAK = 0.3
 # Half a period later they are this much alike, too, in all: then the beats are half as far apart.
 _BOTH_HALVES = 1.3
 # How alike the onsets a beat apart are in music that has a beat (a correlation), 1 at most.
-_BEAT_STRENGTH = 0.45
+_BEAT_STRENGTH = 0.4
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,12 @@ def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
     flux, reference = spectral_flux(spectra), reference_level(audio, rate)
     most = beat_flux(spectra, fade / rate, beat)
 
+    steps = np.abs(np.diff(audio, axis=1)).max(axis=0)
+
     def heard(join: _CrossFade) -> tuple[bool, float, float]:
-        own, added = _heard(audio, rate, join, flux, reference)
-        return own > _MOST * most, max(added - _UNHEARD * most, 0.0), own
+        own, added, step = _heard(audio, rate, join, flux, reference)
+        clicks = step > steps[join.place + join.fade : join.place + join.length - 1].max(initial=0)
+        return own > _MOST * most or clicks, max(added - _UNHEARD * most, 0.0), own
 
     return _join(audio, rate, min(joins, key=heard), samples, beat)
 
@@ -217,18 +220,20 @@ def _lengths(samples: int, hop: int, beat: Beat | None, rate: int) -> list[int]:
 
 def _heard(
     audio: np.ndarray, rate: int, join: _CrossFade, flux: np.ndarray, reference: float
-) -> tuple[float, float]:
-    """The flux of a cross-fade, and by how much it is above what both places have by themselves."""
+) -> tuple[float, float, float]:
+    """The flux of a cross-fade, by how much it is above what both places have by themselves, and its step."""
     around = min(round(_AROUND_SECONDS * rate), join.place + join.length)
     later, end = join.place + join.length, join.place + join.fade
     parts = [audio[:, later - around : later], _faded(audio, join), audio[:, end : end + around]]
-    spectra = log_spectra(np.concatenate(parts, axis=1), rate, reference)
+    joined = np.concatenate(parts, axis=1)
+    spectra = log_spectra(joined, rate, reference)
     own = join_flux(spectra, around / rate, (around + join.fade) / rate)
     there = [
         highest_flux(flux, spectra.seconds, place / rate, (place + join.fade) / rate)
         for place in (join.place, later)
     ]
-    return own, own - min(there)
+    step = np.abs(np.diff(joined[:, max(0, around - 1) : around + join.fade + 1], axis=1)).max(initial=0)
+    return own, own - min(there), float(step)
 
 
 def _faded(audio: np.ndarray, join: _CrossFade) -> np.ndarray:

@@ -129,8 +129,9 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     own: dict[SourceClip, SourceClip] = {}
     for index, request in enumerate(loaded):
         texts = {request.description or "", request.negative or "", *(s.text or "" for s in request.sections)}
-        for text in texts - tokens.keys():
-            tokens[text] = count_tokens(model, text)
+        for text in texts:
+            if text not in tokens:
+                tokens[text] = count_tokens(model, text)
         request.require_supported(model.condition_types, fills_masks=model.fills_masks)
         if request.decoding_steps is not None:
             _require_codebooks(model.lm.config.num_codebooks, request.decoding_steps)

@@ -6,7 +6,9 @@ import io
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ _DEFAULT_TEMPO = 500_000
 
 
 def is_midi(path: StrPath) -> bool:
-    """Whether a file begins as MIDI does; False for one that can't be read."""
+    """Whether a file begins as MIDI does; False for one that can't be read, and for what is no file."""
     try:
+        if not Path(path).is_file():  # a pipe can be read once only
+            return False
         with open(path, "rb") as file:
             return file.read(4) == b"MThd"
     except OSError:
@@ -57,8 +61,7 @@ def read_midi(path: StrPath, track: int | None = None) -> Notes:
 
 def parse_midi(data: bytes, name: str, track: int | None = None) -> Notes:
     """`read_midi` of the bytes of a file that messages call `name`."""
-    import mido
-
+    mido = _mido()
     try:
         if _ENDLESS_NUMBER.search(data):
             raise ValueError("a number in it has no end")
@@ -84,6 +87,22 @@ def parse_midi(data: bytes, name: str, track: int | None = None) -> Notes:
         raise UsageError(f"{name} is longer than a day; give a part of it")
     sounds = highest([note for part in parts for note in part.notes])
     return Notes(sounds, max(end, sounds[-1].end))
+
+
+@lru_cache(maxsize=1)
+def _mido() -> Any:
+    """mido, which afterwards knows all kinds of meta events: of an unknown one it loses the time before."""
+    import mido
+    from mido.midifiles import meta
+
+    for kind in range(0x80):
+        with suppress(Exception):  # a known one, which needs data
+            if isinstance(meta.build_meta_message(kind, []), meta.UnknownMetaMessage):
+                spec = type(
+                    f"MetaSpec_unknown_{kind:02x}", (meta.MetaSpec_sequencer_specific,), {"type_byte": kind}
+                )
+                meta.add_meta_spec(spec)
+    return mido
 
 
 @dataclass

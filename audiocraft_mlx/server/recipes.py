@@ -39,6 +39,10 @@ _SAME = (
     "top_k",
     "top_p",
     "cfg_coef",
+    "max_cfg_coef",
+    "min_cfg_coef",
+    "decoding_steps",
+    "span_arrangement",
     "negative",
     "loop",
     "bars",
@@ -227,7 +231,7 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
         value = number(name)
         return None if value is None else int(value)
 
-    sections = options.get("section", ())
+    sections, steps = options.get("section", ()), text("decoding-steps")
     return JobRequest.model_validate(
         {
             "prompt": metadata.prompt,
@@ -238,6 +242,10 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "top_k": metadata.top_k,
             "top_p": metadata.top_p,
             "cfg_coef": metadata.cfg_coef,
+            "max_cfg_coef": number("max-cfg-coef"),
+            "min_cfg_coef": number("min-cfg-coef"),
+            "decoding_steps": None if steps is None else [int(count) for count in steps.split(",")],
+            "span_arrangement": text("span-arrangement"),
             "melody_separation": text("melody-separation"),
             "style_coef": number("style-coef"),
             "prompt_seconds": number("prompt-seconds"),

@@ -72,6 +72,10 @@ class JobRequest(Value):
     top_k: int | None = None
     top_p: float | None = None
     cfg_coef: float | None = None
+    max_cfg_coef: float | None = Field(None, description="This and the next three: of models that fill masks")
+    min_cfg_coef: float | None = None
+    decoding_steps: list[int] | None = None
+    span_arrangement: str | None = None
     format: str = Field("wav", description="wav, flac, mp3 or ogg")
     bit_depth: int | None = None
     normalize: str = "none"
@@ -177,6 +181,7 @@ class ModelInfo(Value):
     gigabytes: float | None = Field(None, description="On disk, or to download")
     default: bool = False
     conditions: list[Literal["melody", "style"]] = []
+    fills_masks: bool = Field(False, description="Whether it is a MAGNeT")
     max_duration: float | None = None
     sample_rate: int | None = None
     channels: int | None = None

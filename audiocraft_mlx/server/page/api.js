@@ -33,6 +33,10 @@
  * @property {?number} top_k
  * @property {?number} top_p
  * @property {?number} cfg_coef
+ * @property {?number} max_cfg_coef
+ * @property {?number} min_cfg_coef
+ * @property {?number[]} decoding_steps
+ * @property {?string} span_arrangement
  * @property {string} format
  * @property {?number} bit_depth
  * @property {string} normalize
@@ -99,7 +103,7 @@
  * @property {string} id
  * @property {number} duration
  * @property {number} sample_rate
- * @property {number} channels 0: it is MIDI
+ * @property {number} channels
  */
 
 /**
@@ -115,6 +119,7 @@
  * @property {?number} gigabytes
  * @property {boolean} default
  * @property {("melody"|"style")[]} conditions
+ * @property {boolean} fills_masks
  * @property {?number} max_duration
  * @property {?number} sample_rate
  * @property {?number} channels

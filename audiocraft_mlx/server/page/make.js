@@ -14,9 +14,9 @@ const EXAMPLES = [
   "80s synthwave with a driving bass",
 ];
 const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
-const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bars", "bpm", "beats_per_bar", "lufs", "fade_out"];
+const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "max_cfg_coef", "min_cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bars", "bpm", "beats_per_bar", "lufs", "fade_out"];
 const TEXTS = ["negative", "chords"];
-const MENUS = ["melody_separation", "format", "bit_depth", "normalize"];
+const MENUS = ["melody_separation", "span_arrangement", "format", "bit_depth", "normalize"];
 const START = { prompt: "", duration: 8, takes: 2, bars: 4, bpm: 100, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
 
@@ -86,11 +86,13 @@ class Make extends EventTarget {
       if (field.value !== "" && !this.#unused(field)) recipe[name] = name === "bit_depth" ? Number(field.value) : field.value;
     }
     const sections = readSections();
-    if (sections.length) recipe.sections = sections;
+    if (sections.length && !this.#unused(byId("section-list"))) recipe.sections = sections;
     for (const name of TEXTS) {
       const text = byId(name).value.trim();
       if (text !== "" && !this.#unused(byId(name))) recipe[name] = text;
     }
+    const steps = byId("decoding_steps").value.trim();
+    if (steps !== "" && !this.#unused(byId("decoding_steps"))) recipe.decoding_steps = steps.split(",").map((count) => (Number.isNaN(Number(count)) ? count : Number(count)));
     const seed = byId("seed").value.trim();
     if (seed !== "") recipe.seed = Number.isNaN(Number(seed)) ? seed : Number(seed); // the server refuses a text
     if (byId("stems").checked) recipe.stems = true;
@@ -125,7 +127,7 @@ class Make extends EventTarget {
 
   #write(recipe) {
     writeSections(recipe.sections);
-    for (const name of ["prompt", "seed", ...TEXTS, ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    for (const name of ["prompt", "seed", "decoding_steps", ...TEXTS, ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
     byId("loop-clip").checked = recipe.loop ?? false;
@@ -201,6 +203,8 @@ class Make extends EventTarget {
     if (byId("loop-clip").checked) used.add("loop").add("tempo");
     this.#showBars();
     for (const field of document.querySelectorAll("[data-needs]")) field.hidden = !used.has(field.dataset.needs);
+    const by = models.current?.fills_masks ? "masks" : "steps";
+    for (const field of document.querySelectorAll("[data-by]")) field.hidden = field.dataset.by !== by;
     byId("lufs-field").hidden = byId("normalize").value !== "loudness";
     const format = byId("format").value;
     for (const option of byId("bit_depth").options) {
