@@ -240,6 +240,15 @@ def test_options_that_do_not_go_with_a_loop_are_one_line(
     assert not fake.loaded
 
 
+def test_a_melody_is_as_long_as_what_is_made(fake: FakeModel) -> None:
+    import soundfile
+
+    fake.condition_types = frozenset({"text", "melody"})
+    soundfile.write("a.wav", np.sin(np.arange(8000) * 0.1), 8000)
+    assert main(["a", "--melody", "a.wav", "-m", "melody", "--loop", "-d", "0.5", "-o", "b.wav"]) == 0
+    assert fake.condition_inputs["melody_wavs"][0].shape == (1, 28_000)
+
+
 # Several takes
 
 
