@@ -115,7 +115,15 @@ def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
         clicks = step > steps[join.place + join.fade : join.place + join.length - 1].max(initial=0)
         return own > _MOST * most or clicks, max(added - _UNHEARD * most, 0.0), own
 
-    return _join(audio, rate, min(joins, key=heard), samples, beat)
+    best: Loop | None = None
+    for join in sorted(joins, key=heard)[:_TRIED]:
+        loop = _join(audio, rate, join, samples, beat)
+        if best is None or loop.measure.score < best.measure.score:
+            best = loop
+        if best.measure.score <= 1:  # nearly always the first
+            break
+    assert best is not None
+    return best
 
 
 def measure_loop(
@@ -198,13 +206,12 @@ def _places_at_beats(end: int, samples: int, beat: Beat | None, rate: int, hop: 
     if beat is None:
         return []
     fade = round(_SHORT_FADE_SECONDS * rate)
+    begins = (beat_times(beat, end / rate) - _SHORT_FADE_SECONDS - _BEFORE_BEAT) * rate
     return [
-        _CrossFade(place, length, fade)
+        _CrossFade(round(begin), length, fade)
         for length in _lengths(samples, hop, beat, rate)
-        for place in np.round(beat_times(beat, end / rate) * rate).astype(int).tolist()
-        if place <= end - length
-        for place in [place - fade - round(_BEFORE_BEAT * rate)]
-        if place >= 0
+        for begin in begins
+        if 0 <= round(begin) <= end - length - fade
     ]
 
 
