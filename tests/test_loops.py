@@ -51,10 +51,10 @@ def music(bpm: float, seconds: float, first: float = 0.15, seed: int = 0) -> np.
 
 
 def pads(seconds: float, seed: int = 0) -> np.ndarray:
-    """Three tones that come and go slowly: there is no beat."""
+    """Three tones that come and go: there is no beat."""
     time, draw = np.arange(round(seconds * RATE)) / RATE, np.random.default_rng(seed)
     tones = [
-        np.sin(2 * np.pi * hertz * time) * (1 + np.sin(2 * np.pi * draw.uniform(0.1, 0.3) * time))
+        np.sin(2 * np.pi * hertz * time) * (1 + np.sin(2 * np.pi * draw.uniform(0.6, 1.2) * time))
         for hertz in draw.uniform(100, 800, 3)
     ]
     return (0.1 * np.sum(tones, axis=0, dtype=np.float32))[None]
@@ -76,7 +76,7 @@ def test_a_loop_goes_on_at_its_beginning(audio: np.ndarray) -> None:
     within = steps(loop.audio).max()
     assert twice[4 * RATE - 1] <= within
     start, end = loop.join
-    assert 0 < end - start <= 0.2 * RATE
+    assert 0 < end - start <= 0.5 * RATE
     assert not loop.measure.join.clicks
     assert loop.measure.score < 1
     cut = measure_loop(audio[:, : 4 * RATE], RATE, (0, 0), find_beat(log_spectra(audio, RATE)))
@@ -167,8 +167,8 @@ def test_bars_say_how_long_it_is(bars: int, bpm: float, beats_per_bar: int | Non
     assert request.description == f"jazz, {bpm:g} bpm"
     shape = LoopShape.of(request)
     assert shape is not None
-    audio = np.zeros((1, round((seconds + 3) * 32000)), np.float32)
-    assert shape.cut(audio, 32000).audio.shape[1] == round(seconds * 32000)
+    audio = np.zeros((1, round((seconds + 3) * 8000)), np.float32)
+    assert shape.cut(audio, 8000).audio.shape[1] == round(seconds * 8000)
 
 
 def test_how_it_was_made_has_the_prompt_as_it_was_given() -> None:

@@ -194,16 +194,17 @@ def test_sections_and_negative_prompts_that_do_not_fit_name_their_field(
 
 def test_loops_are_those_of_the_command_and_the_best_is_first(demo: Service, tmp_path: Path) -> None:
     values = {"loop": True, "bars": 1, "bpm": 240.0, "takes": 2}
-    options = ["--loop", "--bars", "1", "--bpm", "240", "-n", "2", "-m", "demo", "--seed", "4"]
+    options = ["--loop", "--bars", "1", "--bpm", "240", "-n", "2", "-m", "demo", "--seed", "6"]
     assert main(["fast piano", *options, "-o", str(tmp_path / "a.wav")]) == 0
-    job = submit(demo, prompt="fast piano", seed=4, **values)
+    job = submit(demo, prompt="fast piano", seed=6, **values)
     # What is heard while it is made has a lead-in and a lead-out.
     assert [clip.duration for clip in job.clips] == [4.0, 4.0]
     job = run(demo.wait(job.id))
     assert job.recipe.duration == 1.0
     assert (
-        job.command == "musicgen-mlx 'fast piano' --model demo --seed 4 --loop --bars 1 --bpm 240 --takes 2"
+        job.command == "musicgen-mlx 'fast piano' --model demo --seed 6 --loop --bars 1 --bpm 240 --takes 2"
     )
+    assert [clip.seed for clip in job.clips] == [7, 6]
     # In the store, too.
     assert demo.jobs().jobs[0].clips == job.clips
     for take, clip in enumerate(job.clips):
@@ -214,7 +215,7 @@ def test_loops_are_those_of_the_command_and_the_best_is_first(demo: Service, tmp
         assert metadata == read_metadata(tmp_path / f"a-{take + 1}.wav")
         assert metadata is not None
         assert metadata.seed == clip.seed
-        same = {"seed": 4, "takes": 2}
+        same = {"seed": 6, "takes": 2}
         assert recipes.request_of(metadata, "wav", "demo").model_copy(update=same) == job.recipe
 
 

@@ -30,8 +30,8 @@ from audiocraft_mlx.audio.stretch import stretch_loop
 
 LEAD_IN_SECONDS, LEAD_OUT_SECONDS = 1.0, 2.0
 """What is made before and after a loop, to choose from."""
-# The cross-fade of music with and without a beat.
-_FADE_SECONDS, _LONG_FADE_SECONDS = 0.05, 0.2
+# The cross-fade of music with a beat, and those that are tried without one.
+_FADE_SECONDS, _LONG_FADES_SECONDS = (0.05,), (0.2, 0.5)
 # That right before a beat.
 _SHORT_FADE_SECONDS = 0.01
 # The spectra of this much time around two places are compared, those near the place the most.
@@ -100,13 +100,14 @@ def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
     beat = find_beat(spectra)
     if beat is not None and samples < 2 * beat.period * rate:
         beat = None
-    fade = round((_FADE_SECONDS if beat else _LONG_FADE_SECONDS) * rate)
-    fade = min(fade, samples // 4, audio.shape[1] - samples)
-    joins = _alike_places(spectra, audio.shape[1], samples, fade, beat)
+    longest = min(samples // 4, audio.shape[1] - samples)
+    fades = {min(round(fade * rate), longest) for fade in (_FADE_SECONDS if beat else _LONG_FADES_SECONDS)}
+    joins = [
+        join for fade in sorted(fades) for join in _alike_places(spectra, audio.shape[1], samples, fade, beat)
+    ]
     joins += _places_at_beats(audio.shape[1], samples, beat, rate, spectra.hop)
     flux, reference = spectral_flux(spectra), reference_level(audio, rate)
-    most = beat_flux(spectra, fade / rate, beat)
-
+    most = beat_flux(spectra, max(fades) / rate, beat)
     steps = np.abs(np.diff(audio, axis=1)).max(axis=0)
 
     def heard(join: _CrossFade) -> tuple[bool, float, float]:
@@ -114,7 +115,15 @@ def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
         clicks = step > steps[join.place + join.fade : join.place + join.length - 1].max(initial=0)
         return own > _MOST * most or clicks, max(added - _UNHEARD * most, 0.0), own
 
-    return _join(audio, rate, min(joins, key=heard), samples, beat)
+    best: Loop | None = None
+    for join in sorted(joins, key=heard)[:_TRIED]:
+        loop = _join(audio, rate, join, samples, beat)
+        if best is None or loop.measure.score < best.measure.score:
+            best = loop
+        if best.measure.score <= 1:  # nearly always the first
+            break
+    assert best is not None
+    return best
 
 
 def measure_loop(
@@ -125,24 +134,27 @@ def measure_loop(
     Args:
         beat: at whose `period` the loop's beats are looked for; None: it has none.
     """
-    samples, width = audio.shape[1], join[1] - join[0]
-    centre = samples + samples // 2
+    samples, width, frame = audio.shape[1], join[1] - join[0], frame_hop(rate)
+    # The join in the middle, and around it as much as is compared, however short the loop is.
     turned = np.roll(audio, samples // 2 - (join[0] + width // 2), axis=1)
-    # Its spectra go around; those at the ends of three rounds, which don't, are half a loop from the join.
-    spectra = log_spectra(np.tile(turned, 3), rate)
-    onsets, hop = onset_strength(spectra), spectra.seconds
-    start = centre - width // 2
-    flux = join_flux(spectra, start / rate, (start + width) / rate)
+    beside = min(round(_PHASE_SECONDS * rate), samples)
+    around = -(-max(round(_AROUND_SECONDS * rate), beside - samples // 2) // frame) * frame
+    spectra = log_spectra(np.pad(turned, ((0, 0), (around, around)), mode="wrap"), rate)
+    hop, first = spectra.seconds, around // frame
+    start = samples // 2 - width // 2
+    flux = join_flux(spectra, (around + start) / rate, (around + start + width) / rate)
+    once = Spectra(spectra.frames[first : first + max(1, samples // frame)], frame, rate)
     error = None
     if beat is not None:
-        at, frames = round(centre / rate / hop), round(min(_PHASE_SECONDS, samples / rate) / hop)
+        onsets = onset_strength(spectra)
+        at, frames = round((around + samples // 2) / frame), round(beside / frame)
         error = phase_error(onsets[at - frames : at], onsets[at : at + frames], hop, beat.period)
-        beat = Beat(beat.period, first_beat(onsets, hop, beat.period), beat.strength)
+        beat = Beat(beat.period, first_beat(onset_strength(once), hop, beat.period), beat.strength)
     steps = np.abs(np.diff(turned, axis=1)).max(axis=0, initial=0)
-    first, last = max(0, start - samples - 1), start - samples + width + 1
-    rest = max(steps[:first].max(initial=0), steps[last:].max(initial=0))
+    begin, end = max(0, start - 1), start + width + 1
+    rest = max(steps[:begin].max(initial=0), steps[end:].max(initial=0))
     measure = JoinMeasure(
-        flux, beat_flux(spectra, width / rate, beat), float(steps[first:last].max(initial=0)), float(rest)
+        flux, beat_flux(once, width / rate, beat), float(steps[begin:end].max(initial=0)), float(rest)
     )
     return LoopMeasure(measure, error)
 
@@ -194,13 +206,12 @@ def _places_at_beats(end: int, samples: int, beat: Beat | None, rate: int, hop: 
     if beat is None:
         return []
     fade = round(_SHORT_FADE_SECONDS * rate)
+    begins = (beat_times(beat, end / rate) - _SHORT_FADE_SECONDS - _BEFORE_BEAT) * rate
     return [
-        _CrossFade(place, length, fade)
+        _CrossFade(round(begin), length, fade)
         for length in _lengths(samples, hop, beat, rate)
-        for place in np.round(beat_times(beat, end / rate) * rate).astype(int).tolist()
-        if place <= end - length
-        for place in [place - fade - round(_BEFORE_BEAT * rate)]
-        if place >= 0
+        for begin in begins
+        if 0 <= round(begin) <= end - length - fade
     ]
 
 
