@@ -106,6 +106,7 @@ CFG_COEF = NumberRange(float, "a number", lambda coef: True)
 DURATION = NumberRange(float, "a number of seconds above 0 and below 1000000", lambda s: 0 < s < 1e6)
 SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seconds > 0)
 LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)
+ENDINGS = ("cut", "fade", "natural")
 SPAN_ARRANGEMENTS = ("nonoverlap", "stride1")
 """Of a MAGNeT's masks: spans side by side, or spans that begin at any frame."""
 MELODY_SEPARATIONS = ("auto", "on", "off")

@@ -35,6 +35,7 @@ from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
+    ENDINGS,
     LUFS,
     MAX_PROMPT_CHARACTERS,
     MELODY_SEPARATIONS,
@@ -138,6 +139,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         arguments.lufs,
         arguments.fade_out,
         arguments.stems,
+        arguments.ending,
     )
     prompts = _all_prompts(arguments)
     first_seed = draw_seed() if arguments.seed is None else arguments.seed
@@ -465,6 +467,12 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         metavar="SEC",
         type=number(SECONDS),
         help="fade out the last SEC seconds",
+    )
+    add(
+        "--ending",
+        choices=ENDINGS,
+        help="cut: where the music stops; fade: fade out the last 2 s, or those of --fade-out; natural: fade "
+        "out from a pause or a bar line in the last seconds on, so up to 2 s shorter (default: cut)",
     )
     add(
         "--no-tags",

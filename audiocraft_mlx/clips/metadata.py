@@ -158,6 +158,7 @@ def describe_request(
         "normalize": None if output.normalize == "none" else output.normalize,
         "lufs": output.lufs,
         "fade-out": output.fade_out,
+        "ending": output.ending,
     }
     return GenerationMetadata(
         request.description or "",

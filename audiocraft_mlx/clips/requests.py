@@ -21,6 +21,7 @@ from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
+    ENDINGS,
     LUFS,
     MELODY_SEPARATIONS,
     SECONDS,
@@ -275,6 +276,8 @@ class OutputOptions:
     """Seconds."""
     stems: bool = False
     """Write drums, bass, other and vocals too."""
+    ending: str | None = None
+    """One of `ENDINGS`. Default: `fade` with a `fade_out`, else `cut`."""
 
     def __post_init__(self) -> None:
         for name, choices in (("audio_format", tuple(BIT_DEPTHS)), ("normalize", NORMALIZATIONS)):
@@ -285,7 +288,16 @@ class OutputOptions:
             raise UsageError(f"stems must be true or false, not {self.stems!r}")
         if self.lufs is not None and self.normalize != "loudness":
             raise FieldError("{lufs} needs {normalize} loudness")
+        if self.ending is not None:
+            validate_choice("ending", self.ending, ENDINGS)
+        if self.ending == "cut" and self.fade_out is not None:
+            raise FieldError("{ending} cut doesn't fade out; leave {fade_out} out, or give {ending} fade")
         self.file_format()
+
+    @property
+    def changes_end(self) -> bool:
+        """Whether the end of a clip isn't simply that of its music."""
+        return self.fade_out is not None or self.ending not in (None, "cut")
 
     def file_format(self, source: SourceClip | None = None) -> AudioFormat:
         """The file's format; without a `bit_depth` with bits enough for `source`, if the format has them."""

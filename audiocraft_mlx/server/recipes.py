@@ -179,6 +179,7 @@ def make_recipe(
             request.lufs,
             request.fade_out,
             request.stems,
+            request.ending,
         )
     except UsageError as error:
         raise invalid_field(error) from error
@@ -229,6 +230,7 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "normalize": text("normalize") or "none",
             "lufs": number("lufs"),
             "fade_out": number("fade-out"),
+            "ending": text("ending"),
         }
     )
 

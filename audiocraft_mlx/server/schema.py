@@ -67,6 +67,7 @@ class JobRequest(Value):
     normalize: str = "none"
     lufs: float | None = None
     fade_out: float | None = None
+    ending: str | None = Field(None, description="cut, fade or natural; default: cut; with a fade_out fade")
     stems: bool = False
 
 

@@ -32,6 +32,7 @@
  * @property {string} normalize
  * @property {?number} lufs
  * @property {?number} fade_out
+ * @property {?string} ending
  * @property {boolean} stems
  */
 

@@ -18,6 +18,7 @@ const OPTIONS = {
   normalize: "--normalize",
   lufs: "--lufs",
   fade_out: "--fade-out",
+  ending: "--ending",
 };
 const DEFAULTS = { duration: 8, format: "wav", normalize: "none" };
 

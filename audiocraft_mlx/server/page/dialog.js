@@ -37,6 +37,7 @@ const NAMES = {
   continue: "Continues",
   normalize: "Level",
   fade_out: "Fade out",
+  ending: "Ending",
 };
 const IN_SECONDS = new Set(["duration", "prompt_seconds", "fade_out"]);
 

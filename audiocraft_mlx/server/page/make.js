@@ -15,7 +15,7 @@ const EXAMPLES = [
 ];
 const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
 const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "lufs", "fade_out"];
-const MENUS = ["melody_separation", "format", "bit_depth", "normalize"];
+const MENUS = ["melody_separation", "format", "bit_depth", "normalize", "ending"];
 const START = { prompt: "", duration: 8, takes: 2, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
 
@@ -121,6 +121,7 @@ class Make extends EventTarget {
   #write(recipe) {
     writeSections(recipe.sections);
     for (const name of ["prompt", "negative", "seed", ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    if (recipe.ending === "cut") byId("ending").value = ""; // the same as none
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
     if (recipe.model) models.choose(recipe.model);
