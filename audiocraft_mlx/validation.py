@@ -105,6 +105,9 @@ DECODING_STEPS = NumberRange(int, "an integer from 1 to 10000", lambda steps: 1 
 CFG_COEF = NumberRange(float, "a number", lambda coef: True)
 DURATION = NumberRange(float, "a number of seconds above 0 and below 1000000", lambda s: 0 < s < 1e6)
 SECONDS = NumberRange(float, "a number of seconds above 0", lambda seconds: seconds > 0)
+BPM = NumberRange(float, "a number of beats per minute from 10 to 1000", lambda bpm: 10 <= bpm <= 1000)
+BEATS_PER_BAR = NumberRange(int, "an integer from 1 to 64", lambda beats: 1 <= beats <= 64)
+DEFAULT_BEATS_PER_BAR = 4
 LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)
 ENDINGS = ("cut", "fade", "natural")
 SPAN_ARRANGEMENTS = ("nonoverlap", "stride1")

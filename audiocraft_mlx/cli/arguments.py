@@ -19,6 +19,7 @@ from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.cli.control import add_control
 from audiocraft_mlx.cli.edit_options import add_edit_options, check_edit_options
 from audiocraft_mlx.cli.masked_options import add_masked_options
+from audiocraft_mlx.cli.tempo_options import add_tempo_options
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
     DEFAULT_LUFS,
@@ -165,6 +166,8 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             melody_separation=arguments.melody_separation,
             sections=tuple(arguments.sections or ()),
             negative=arguments.negative,
+            bpm=arguments.bpm,
+            beats_per_bar=arguments.beats_per_bar,
         )
         for index, prompt in enumerate(prompts)
     )
@@ -419,6 +422,7 @@ def _add_conditioning_args(parser: Parser) -> None:
         help=f"how much of the end of that file the model continues (default: {DEFAULT_PROMPT_SECONDS:g})",
     )
     add_control(add)
+    add_tempo_options(add, number)
     add_edit_options(add)
 
 

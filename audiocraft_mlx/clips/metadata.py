@@ -153,6 +153,8 @@ def describe_request(
         "prompt-seconds": request.prompt_seconds,
         "section": [str(section) for section in request.sections] or None,
         "negative": request.negative,
+        "bpm": request.bpm,
+        "beats-per-bar": request.beats_per_bar,
         "format": None if output.audio_format == "wav" else output.audio_format,
         "bit-depth": output.bit_depth,
         "normalize": None if output.normalize == "none" else output.normalize,

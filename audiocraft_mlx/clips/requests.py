@@ -19,6 +19,8 @@ from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.conditioning.sections import Section, require_order, require_within
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
+    BEATS_PER_BAR,
+    BPM,
     CFG_COEF,
     DURATION,
     ENDINGS,
@@ -104,6 +106,10 @@ class ClipRequest:
     """What follows `prompt`, in order; a source isn't counted. One that begins at 0 becomes the prompt."""
     negative: str | None = None
     """What the music is not to be: guidance leads away from it."""
+    bpm: float | None = None
+    """Beats per minute."""
+    beats_per_bar: int | None = None
+    """Default: `DEFAULT_BEATS_PER_BAR`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -130,6 +136,8 @@ class ClipRequest:
             raise FieldError("{melody} and {style}: no model supports both; give one of them")
         if self.style_coef is not None and self.style is None:
             raise FieldError("{style_coef} needs {style}")
+        if self.beats_per_bar is not None and self.bpm is None:
+            raise FieldError("{beats_per_bar} needs {bpm}")
         if self.prompt_seconds is not None and self.source is None:
             raise FieldError("{prompt_seconds} needs {source}")
         if self.melody_separation is not None:
@@ -345,6 +353,8 @@ _CLIP_RANGES = {
     "min_cfg_coef": CFG_COEF,
     "style_coef": CFG_COEF,
     "prompt_seconds": SECONDS,
+    "bpm": BPM,
+    "beats_per_bar": BEATS_PER_BAR,
 }
 _BIT_DEPTH = NumberRange(int, "16, 24 or 32", lambda bits: bits in (16, 24, 32))
 _OUTPUT_RANGES = {"bit_depth": _BIT_DEPTH, "lufs": LUFS, "fade_out": SECONDS}

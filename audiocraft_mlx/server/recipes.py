@@ -37,6 +37,8 @@ _SAME = (
     "top_p",
     "cfg_coef",
     "negative",
+    "bpm",
+    "beats_per_bar",
 )
 """Fields of a `JobRequest` that a `ClipRequest` has, too."""
 _AUDIO = {"melody": "melody", "style": "style", "source": "continue"}
@@ -206,8 +208,11 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
         value = options.get(name)
         return value if isinstance(value, str) else None
 
+    def integer(name: str) -> int | None:
+        value = number(name)
+        return None if value is None else int(value)
+
     sections = options.get("section", ())
-    bits = number("bit-depth")
     return JobRequest.model_validate(
         {
             "prompt": metadata.prompt,
@@ -225,8 +230,10 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             if isinstance(sections, (list, tuple))
             else [],
             "negative": text("negative"),
+            "bpm": number("bpm"),
+            "beats_per_bar": integer("beats-per-bar"),
             "format": audio_format,
-            "bit_depth": None if bits is None else int(bits),
+            "bit_depth": integer("bit-depth"),
             "normalize": text("normalize") or "none",
             "lufs": number("lufs"),
             "fade_out": number("fade-out"),

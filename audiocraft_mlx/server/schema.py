@@ -58,6 +58,8 @@ class JobRequest(Value):
     prompt_seconds: float | None = None
     sections: list[JobSection] = Field(default=[], description="In order; one that begins at 0 is the prompt")
     negative: str | None = Field(None, description="What it shall not be")
+    bpm: float | None = Field(None, description="Beats per minute")
+    beats_per_bar: int | None = Field(None, description="Default: 4")
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
