@@ -48,9 +48,14 @@ def find_beat(spectra: Spectra, usual: float = _USUAL_BEAT) -> Beat | None:
     while (beats + 1) * period * 1.5 < len(onsets):
         beats += 1
         period = _peak_near(correlation, round(beats * period), max(2, round(0.01 / hop))) / beats
-    profile = _folded(onsets, period)
+    return Beat(period * hop, first_beat(onsets, hop, period * hop), strength)
+
+
+def first_beat(onsets: np.ndarray, hop: float, period: float) -> float:
+    """When the first of the beats `period` seconds apart is; `onsets` are of frames `hop` seconds apart."""
+    profile = _folded(onsets, period / hop)
     first = _peak_near(np.tile(profile, 3), int(np.argmax(profile)) + len(profile), 2) % len(profile)
-    return Beat(period * hop, first * period / len(profile) * hop, strength)
+    return first * period / len(profile)
 
 
 def beat_times(beat: Beat, seconds: float) -> np.ndarray:
@@ -102,6 +107,6 @@ def _folded(onsets: np.ndarray, period: float, begin: int = 0) -> np.ndarray:
 
     `begin` is what the first frame is counted as."""
     count = max(1, round(period))
-    places = np.floor((np.arange(len(onsets)) + begin) % period / period * count).astype(int) % count
+    places = np.round((np.arange(len(onsets)) + begin) % period / period * count).astype(int) % count
     sums = np.bincount(places, onsets, minlength=count)
     return sums / np.maximum(np.bincount(places, minlength=count), 1)

@@ -208,10 +208,12 @@ def save_plot(
     sample_rate: int,
     title: str,
     condition: Chromagram | StyleExcerpt | None = None,
+    join: tuple[int, int] | None = None,
 ) -> None:
     """Plot `audio` float32 `[channels, samples]` into a PNG file.
 
-    A melody's chromagram, or the mel spectrogram of a style's excerpt, is plotted below.
+    A melody's chromagram, or the mel spectrogram of a style's excerpt, is plotted below. The `join` of a
+    loop, the samples from which and up to which it was cross-faded, is marked.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -223,6 +225,8 @@ def save_plot(
         wave, spectrogram, *rest = figure.axes
         spectrogram.sharex(wave)
         seconds = _draw_clip(figure, wave, spectrogram, audio, sample_rate)
+        if join is not None:
+            _draw_join(wave, (join[0] / sample_rate, join[1] / sample_rate), seconds)
         if isinstance(condition, Chromagram):
             rest[0].sharex(wave)
             _draw_chromagram(rest[0], condition, seconds)
@@ -355,6 +359,27 @@ def _draw_clip(
     figure.colorbar(mesh, cax=scale, label="level (dB)")
     spectrogram.set(ylabel="mel frequency (Hz)", xlabel="time (s)")
     return seconds
+
+
+def _draw_join(wave: Any, join: tuple[float, float], seconds: float) -> None:
+    """Mark a cross-fade from second to second, which may go around the end of the clip."""
+    start, end = join
+    parts = [(start, min(end, seconds)), (0.0, end - seconds)]
+    for first, last in parts:
+        if last > first:
+            wave.axvspan(first, last, color="tab:red", alpha=0.4, linewidth=0)
+    wave.axvline(start, color="tab:red", linewidth=0.8)
+    left = start < seconds / 2
+    wave.annotate(
+        "join",
+        (start, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4 if left else -4, -4),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="top",
+        color="tab:red",
+    )
 
 
 def _blocks(audio: np.ndarray) -> Iterator[np.ndarray]:

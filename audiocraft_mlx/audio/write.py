@@ -12,6 +12,7 @@ import numpy as np
 
 from audiocraft_mlx.audio.checksum import audio_checksum
 from audiocraft_mlx.audio.formats import WAV, AudioFormat
+from audiocraft_mlx.audio.loop_chunks import LoopChunks
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.tags import AudioTags, add_tags, has_mutagen, libsndfile_comment
 from audiocraft_mlx.errors import OutputError, UsageError
@@ -57,12 +58,13 @@ def write_audio(
     audio_format: AudioFormat = WAV,
     tags: AudioTags | None = None,
     keep_level: bool = False,
+    loop: LoopChunks | None = None,
 ) -> float:
     """Write `audio`, float32 `[channels, samples]` nominally in [-1, 1], with `tags`; atomically.
 
     Audio that exceeds full scale is scaled down as a whole, but in 32 bits not with `keep_level`. Full scale
     is 2**15 in 16 bits and 2**23 in 24, as when such files are read: samples read from one are written back
-    unchanged.
+    unchanged. A WAV file gets the chunks of a `loop`.
 
     Returns:
         What the file was scaled down by if it is above 1: the peak of `audio`, or 1 if it kept its level.
@@ -98,6 +100,8 @@ def write_audio(
             raise OutputError(
                 f"{path}: {audio_format.name} can't hold this audio ({error}); try wav"
             ) from error
+        if loop is not None and audio_format.name == WAV.name:
+            loop.append_to(file)
         if tags and with_mutagen:
             if tags.codes is not None:
                 add_tags(file, replace(tags, codes=f"{audio_checksum(file)} {tags.codes}"))

@@ -18,6 +18,7 @@ from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_as_magn
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.cli.control import add_control
 from audiocraft_mlx.cli.edit_options import add_edit_options, check_edit_options
+from audiocraft_mlx.cli.loop_options import add_loop_options, check_loop_options
 from audiocraft_mlx.cli.masked_options import add_masked_options
 from audiocraft_mlx.cli.tempo_options import add_tempo_options
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
@@ -30,6 +31,7 @@ from audiocraft_mlx.clips.requests import (
     ModelOptions,
     OutputOptions,
     draw_seed,
+    require_loopable,
 )
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import read_error
@@ -78,6 +80,9 @@ class GenerateClips:
     open: bool
     tags: bool = True
     """Whether the files hold how they were generated."""
+    takes: int = 1
+    keep_best: int | None = None
+    """How many loops of each prompt get a file; None: all."""
 
     @property
     def streaming(self) -> bool:
@@ -132,6 +137,7 @@ def option_name(field: str) -> str:
 
 def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:
     check_edit_options(arguments, program.duration)
+    check_loop_options(arguments, program.duration)
     _check_stdout(arguments)
     output = OutputOptions(
         _format(arguments, program).name,
@@ -162,15 +168,19 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             span_arrangement=arguments.span_arrangement,
             source=arguments.edit or arguments.source,
             replace=arguments.replace,
+            candidates=arguments.candidates,
             prompt_seconds=arguments.prompt_seconds,
             melody_separation=arguments.melody_separation,
             sections=tuple(arguments.sections or ()),
             negative=arguments.negative,
+            loop=arguments.loop,
+            bars=arguments.bars,
             bpm=arguments.bpm,
             beats_per_bar=arguments.beats_per_bar,
         )
         for index, prompt in enumerate(prompts)
     )
+    require_loopable(requests[0], output)
     if len(requests) > 1 and arguments.output == STDOUT:
         raise UsageError(f"standard output holds one clip, not {len(requests)}; give a file to --output")
     return GenerateClips(
@@ -191,6 +201,8 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         arguments.play,
         arguments.open,
         arguments.tags,
+        arguments.takes,
+        arguments.keep_best,
     )
 
 
@@ -423,7 +435,8 @@ def _add_conditioning_args(parser: Parser) -> None:
     )
     add_control(add)
     add_tempo_options(add, number)
-    add_edit_options(add)
+    add_loop_options(add, number)
+    add_edit_options(add, number)
 
 
 def _add_output(parser: Parser, program: CommandDefaults) -> None:

@@ -30,10 +30,13 @@ class ClipFiles:
 def plan_files(command: GenerateClips) -> list[ClipFiles]:
     """The files of each clip. Several clips are numbered; default names have numbers that are free now.
 
+    Loops that aren't kept have none: see `LoopTakes`.
+
     Raises:
         OutputError: a file can't be written where it should be.
     """
-    count = len(command.requests)
+    kept = command.takes if command.keep_best is None else command.keep_best
+    count = len(command.requests) // command.takes * kept
     paths: Sequence[Path | None] = [None] * count
     if command.path is None:
         default = Path(f"{command.program.output_name}.{command.output.audio_format}")
@@ -47,7 +50,8 @@ def plan_files(command: GenerateClips) -> list[ClipFiles]:
     ]
     _check_all_writable([clip.resolve_path(clip.path) for clip in files if clip.path is not None])
     _check_all_writable([clip.plot for clip in files if clip.plot is not None])
-    return files
+    dropped = [ClipFiles(None, None, overwrite=False)] * (command.takes - kept)
+    return [clip for first in range(0, count, kept) for clip in (*files[first : first + kept], *dropped)]
 
 
 def _check_all_writable(paths: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.audio.spool import AudioSpool
@@ -12,9 +13,11 @@ from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.cli.arguments import GenerateClips
 from audiocraft_mlx.cli.clip_files import ClipFiles
 from audiocraft_mlx.cli.common import print_stderr, print_stdout
+from audiocraft_mlx.cli.loop_takes import LoopTakes
 from audiocraft_mlx.cli.playing import Player
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
+from audiocraft_mlx.clips.loops import LoopShape
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.planning import ClipPlan
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
     from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
     from audiocraft_mlx.models.genmodel import GenModel
     from audiocraft_mlx.networks.htdemucs import HTDemucs
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A clip that is complete. `timing` is what is told of it, if it is the only one."""
+
+    index: int
+    plan: ClipPlan
+    clip: FinishedAudio | None
+    timing: str
+    codes: ClipCodes | None = None
+
 
 # More files aren't named in one line.
 _MAX_NAMED = 3
@@ -61,6 +76,9 @@ class ClipWriter:
         self._spools: dict[int, AudioSpool] = {}
         self._stream: WavStream | None = None
         self._player: Player | None = None
+        self._takes: LoopTakes[_Made] = LoopTakes(
+            command.takes, command.takes if command.keep_best is None else command.keep_best
+        )
         self._bar = ExitStack()
         self._show_progress: Callable[[int, int], None] | None = None
         self._warn_unsupported_options()
@@ -82,10 +100,16 @@ class ClipWriter:
         """Save the output so far of a batch that was interrupted; a message about it."""
         self._stop()
         started = {index: self._spools[index] for index in sorted(self._unfinished & {*self._spools})}
-        started = {index: spool for index, spool in started.items() if spool.samples}
+        started = {
+            index: spool
+            for index, spool in started.items()
+            if spool.samples and self._files[index].path is not None
+        }
+        for ranked in self._takes.rest():
+            self._put(ranked.place, ranked.take)
         if self._streaming or not started:
             return ""
-        kept = [str(self._save(index, self._finished(index)).path) for index in started]
+        kept = [str(self._save(index, index, self._finished(index)).path) for index in started]
         named = kept if len(kept) <= _MAX_NAMED else [kept[0], "…", kept[-1]]
         seconds = next(iter(started.values())).samples / self._model.sample_rate
         return f"interrupted; the {seconds:.2f} s made so far are kept in {', '.join(named)}"
@@ -109,7 +133,9 @@ class ClipWriter:
         self._plans = {plan.index: plan for plan in batch}
         self._unfinished, self._generating = {*self._plans}, True
         for index in self._plans:
-            path = self._files[index].path or self._files[index].plot
+            # The files of a loop are known when all takes are made; the first take has some in any case.
+            files = self._files[index if self._plans[index].loop is None else self._first_take(index)]
+            path = files.path or files.plot
             if path is not None:
                 self._spools[index] = AudioSpool(model.audio_channels, path)
         first, total = batch[0], len(self._command.requests)
@@ -134,34 +160,18 @@ class ClipWriter:
             self._generating = False
             self._bar.close()
             self._report_clipping()
-        plan, files, total = self._plans[event.index], self._files[event.index], len(self._command.requests)
+        plan, total = self._plans[event.index], len(self._command.requests)
         seconds = sum(each.seconds for each in self._plans.values())
         timing = f"{event.elapsed:.1f} s to make, {seconds / event.elapsed:.2f}x real time"
-        clip = self._finished(event.index) if event.index in self._spools else None
+        clip = self._finished(event.index, plan.loop) if event.index in self._spools else None
         if clip is not None and self._separator is not None:
             clip = clip.in_memory()
-        seed = plan.request.seed
-        if clip is None or files.path is None:
-            self._report(f"seed {seed}, {timing}")
+        made = _Made(event.index, plan, clip, timing, event.codes)
+        if clip is None or clip.loop is None:
+            self._put(event.index, made)
         else:
-            saved = self._save(event.index, clip, event.codes)
-            # From here on an interruption finds it whole, though its plot or its stems may be missing.
-            self._unfinished.discard(event.index)
-            self.paths.append(saved.path)
-            self._report(f"wrote {saved}" if total == 1 else f"wrote {saved}, seed {seed}")
-            if total == 1:
-                self._report(f"seed {seed}, {timing}")
-            if saved.peak > 1:
-                self._report(f"peak {saved.peak:.2f} scaled down to full scale")
-            if self._separator is not None:
-                stems = self._save_stems(event.index, clip, saved, self._separator)
-                self._report(f"its stems: {', '.join(map(str, stems))}")
-        if clip is not None and files.plot is not None:
-            from audiocraft_mlx.audio.plot import save_plot
-
-            prompt = plan.request.prompt
-            save_plot(files.plot, clip.audio, clip.sample_rate, prompt, self._condition(plan))
-            self._report(f"drew {files.plot}")
+            for ranked in self._takes.add(event.index, clip.loop.measure.score, made):
+                self._put(ranked.place, ranked.take)
         self._unfinished.discard(event.index)
         if not self._unfinished:
             if total > 1:
@@ -172,24 +182,61 @@ class ClipWriter:
                 self._player = None
             self.close()
 
-    def _finished(self, index: int) -> FinishedAudio:
+    def _put(self, place: int | None, made: _Made) -> None:
+        """Write a clip into the files of the request at `place`, and tell; None: it isn't kept."""
+        if place is None:
+            return
+        clip, plan, files, total = made.clip, made.plan, self._files[place], len(self._command.requests)
+        seed = plan.request.seed
+        if clip is None or files.path is None:
+            self._report(f"seed {seed}, {made.timing}")
+        else:
+            saved = self._save(place, made.index, clip, made.codes)
+            # From here on an interruption finds it whole, though its plot or its stems may be missing.
+            self._unfinished.discard(made.index)
+            self.paths.append(saved.path)
+            self._report(f"wrote {saved}" if total == 1 else f"wrote {saved}, seed {seed}")
+            if clip.loop is not None:
+                self._report(str(clip.loop))
+            if total == 1:
+                self._report(f"seed {seed}, {made.timing}")
+            if saved.peak > 1:
+                self._report(f"peak {saved.peak:.2f} scaled down to full scale")
+            if self._separator is not None:
+                stems = self._save_stems(place, made.index, clip, saved, self._separator)
+                self._report(f"its stems: {', '.join(map(str, stems))}")
+        if clip is not None and files.plot is not None:
+            from audiocraft_mlx.audio.plot import save_plot
+
+            join = None if clip.loop is None else clip.loop.join
+            save_plot(
+                files.plot, clip.audio, clip.sample_rate, plan.request.prompt, self._condition(plan), join
+            )
+            self._report(f"drew {files.plot}")
+
+    def _first_take(self, index: int) -> int:
+        """Of the prompt of a request."""
+        return index - index % self._command.takes
+
+    def _finished(self, index: int, loop: LoopShape | None = None) -> FinishedAudio:
         command, plan = self._command, self._plans[index]
         return finish_audio(
-            self._spools[index], self._model.sample_rate, command.output, plan.source, plan.replacement
+            self._spools[index], self._model.sample_rate, command.output, plan.source, plan.replacement, loop
         )
 
-    def _save(self, index: int, clip: FinishedAudio, codes: ClipCodes | None = None) -> SavedFile:
-        files = self._files[index]
+    def _save(self, place: int, index: int, clip: FinishedAudio, codes: ClipCodes | None = None) -> SavedFile:
+        """Into the file of the request at `place`, with how that at `index` was made."""
+        files = self._files[place]
         assert files.path is not None
         return save_clip(files.resolve_path(files.path), clip, self._metadata(index), codes)
 
     def _save_stems(
-        self, index: int, clip: FinishedAudio, saved: SavedFile, separator: HTDemucs
+        self, place: int, index: int, clip: FinishedAudio, saved: SavedFile, separator: HTDemucs
     ) -> list[Path]:
         paths = []
         for name, stem in separate_stems(clip, saved.peak, separator):
             path = saved.path.with_stem(f"{saved.path.stem}-{name}")
-            paths.append(self._files[index].resolve_path(path))
+            paths.append(self._files[place].resolve_path(path))
             save_clip(paths[-1], stem, self._metadata(index))
         return paths
 
@@ -201,8 +248,8 @@ class ClipWriter:
 
     def _condition(self, plan: ClipPlan) -> Chromagram | StyleExcerpt | None:
         """For the plot of a clip: its melody's chromagram or its style's excerpt."""
-        # A melody starts with the new music, and the plot doesn't show where in the clip that is.
-        if plan.source is not None or plan.condition is None:
+        # A melody starts with the new music, and the plot doesn't show where in the clip or loop that is.
+        if plan.source is not None or plan.condition is None or plan.loop is not None:
             return None
         from audiocraft_mlx.clips.conditions import describe_condition
 

@@ -10,15 +10,42 @@ import numpy as np
 
 from audiocraft_mlx.audio.ending import end_audio
 from audiocraft_mlx.audio.formats import AudioFormat
+from audiocraft_mlx.audio.loop import LoopMeasure
+from audiocraft_mlx.audio.loop_chunks import LoopChunks
 from audiocraft_mlx.audio.loudness import normalize_audio
+from audiocraft_mlx.audio.part import crossfade_part
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.audio.splice import append_continuation, replace_part
 from audiocraft_mlx.audio.spool import AudioSpool
+from audiocraft_mlx.clips.loops import LoopShape
 from audiocraft_mlx.clips.requests import DEFAULT_LUFS, OutputOptions
 from audiocraft_mlx.clips.source import SourceClip
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
+
+
+# What of a loop comes around at its ends while stems are separated.
+_AROUND_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class FinishedLoop:
+    """A clip whose end goes on at its beginning; see `Loop`."""
+
+    join: tuple[int, int]
+    """The samples from which and up to which it was cross-faded; they may go around its end."""
+    stretch: float
+    measure: LoopMeasure
+    chunks: LoopChunks
+
+    def __str__(self) -> str:
+        join, rate = self.measure.join, self.chunks.rate
+        stretched = f"; stretched by {100 * self.stretch:.1f} %" if abs(self.stretch) > 5e-4 else ""
+        return (
+            f"joined at {self.join[0] / rate:.2f} s, where the sound changes {join.score:.2f} times as much as "
+            f"at its strongest beats{stretched}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +58,8 @@ class FinishedAudio:
     keeps_level: bool = False
     """It begins with a source, whose samples stay as they are where the format can hold them."""
     is_as_generated: bool = False
-    """Neither normalized, nor with another end, nor beyond full scale."""
+    """Neither normalized, nor with another end, nor beyond full scale; no loop."""
+    loop: FinishedLoop | None = None
 
     @property
     def channels(self) -> int:
@@ -57,6 +85,10 @@ class Replacement:
     end: float
     new_start: float
     """Where the new music begins: in whole frames of codes, at `start` or a little before."""
+    new_end: float
+    """Where it ends: at `end`, or a little after."""
+    crossfades: bool = False
+    """It overlaps with the source at both ends, and is cross-faded there."""
 
 
 def finish_audio(
@@ -65,10 +97,11 @@ def finish_audio(
     output: OutputOptions,
     source: SourceClip | None = None,
     replacement: Replacement | None = None,
+    loop: LoopShape | None = None,
 ) -> FinishedAudio:
     """The clip with the new music `audio`, float32 `[channels, samples]` at the model's `sample_rate`.
 
-    It follows `source`, or is the `replacement` of a part of it.
+    It follows `source`, or is the `replacement` of a part of it, or the `loop` is cut out of it.
 
     It may be the part of a clip that was generated before it was cancelled.
     """
@@ -82,7 +115,8 @@ def finish_audio(
                 source.audio, source.rate, new, sample_rate, rate, not source.follows_exactly
             )
         else:
-            audio = replace_part(
+            replace_by = crossfade_part if replacement.crossfades else replace_part
+            audio = replace_by(
                 source.audio,
                 source.rate,
                 replacement.start,
@@ -92,17 +126,22 @@ def finish_audio(
                 replacement.new_start,
                 rate,
             )
+    finished_loop = None
+    if loop is not None:
+        cut = loop.cut(_as_array(audio), rate)
+        audio, chunks = cut.audio, loop.chunks(cut, rate)
+        finished_loop = FinishedLoop(cut.join, cut.stretch, cut.measure, chunks)
     if output.normalize != "none":
         lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)
     if output.changes_end:
         audio = end_audio(_as_array(audio), rate, output.ending or "fade", output.fade_out, before)
-    as_made = output.normalize == "none" and not output.changes_end
+    as_made = output.normalize == "none" and not output.changes_end and loop is None
     if as_made:
         peak = audio.peak if isinstance(audio, AudioSpool) else float(np.abs(audio).max(initial=0))
         as_made = peak <= 1
     keeps_level = source is not None and output.normalize == "none"
-    return FinishedAudio(audio, rate, audio_format, keeps_level, as_made)
+    return FinishedAudio(audio, rate, audio_format, keeps_level, as_made, finished_loop)
 
 
 def separate_stems(
@@ -115,11 +154,15 @@ def separate_stems(
     import mlx.core as mx
 
     audio = clip.as_array() / max(1.0, peak)
+    samples = audio.shape[1]
+    # Its stems are loops, too.
+    around = 0 if clip.loop is None else min(samples, round(_AROUND_SECONDS * clip.sample_rate))
+    audio = np.pad(audio, ((0, 0), (around, around)), mode="wrap")
     mix = convert_audio(audio, clip.sample_rate, separator.sample_rate, separator.channels)
     stems = separator.separate(mx.array(mix[None]))[0]
     for name, stem in zip(separator.sources, stems, strict=True):
         part = convert_audio(np.asarray(stem), separator.sample_rate, clip.sample_rate, len(audio))
-        yield name, replace(clip, audio=part[:, : audio.shape[1]])
+        yield name, replace(clip, audio=part[:, around : around + samples])
 
 
 def _as_array(audio: np.ndarray | AudioSpool) -> np.ndarray:

@@ -135,7 +135,7 @@ def _start(
     # All rows have them or none: see `ClipPlan.batch_key`.
     conditions = [plan.condition for plan in batch if plan.condition is not None]
     if conditions:
-        given["melody_wavs"] = [condition.audio for condition in conditions]
+        given["melody_wavs"] = [plan.condition_audio for plan in batch]
         given["melody_sample_rate"] = conditions[0].rate
         given["duration"] = batch[0].params.duration
         if batch[0].request.melody_separation is not None:
@@ -157,13 +157,18 @@ def _start(
     else:
         sources = [plan.source for plan in batch if plan.source is not None]
         hole = (replacement.start, replacement.end)
+        more: dict[str, Any] = {}
+        if not model.fills_masks:
+            more = {"codes": prompt_codes or None, "candidates": batch[0].request.candidates}
+            more["negative"] = given.get("negative")
         inputs = model.prepare_infill(
-            [plan.request.description for plan in batch],
+            descriptions,
             seeds,
             [source.audio for source in sources],
             sources[0].rate,
             [hole],
             params[0],
+            **more,
         )
     usual, first = chunk_seconds
     return model.generate_stream(
@@ -174,7 +179,7 @@ def _start(
 def _codes_of_clip(model: GenModel, plan: ClipPlan, new: list[np.ndarray]) -> ClipCodes | None:
     before: list[np.ndarray] = []
     if plan.source is not None:
-        if plan.prompt_codes is None or plan.source.codes is None:
+        if plan.replacement is not None or plan.prompt_codes is None or plan.source.codes is None:
             return None
         before = [plan.source.codes.codes]
     if not new:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.clips.defaults import MUSICGEN, PROGRAMS, CommandDefaults
+from audiocraft_mlx.clips.parts import part_text
 from audiocraft_mlx.files import StrPath
 from audiocraft_mlx.version import __version__
 
@@ -61,7 +62,7 @@ class GenerationMetadata:
         flags: dict[str, OptionValue | None] = {
             "model": None if self.model == program.model else self.model,
             "duration": None
-            if self.duration == program.duration or "replace" in self.options
+            if self.duration == program.duration or not {"replace", "bars"}.isdisjoint(self.options)
             else self.duration,
             "seed": self.seed,
             "top-k": self.top_k,
@@ -149,10 +150,13 @@ def describe_request(
         "decoding-steps": None if steps is None else ",".join(map(str, steps)),
         "span-arrangement": request.span_arrangement,
         "edit" if request.replace else "continue": values.get("source"),
-        "replace": None if request.replace is None else "-".join(map(_text, request.replace)),
+        "replace": None if request.replace is None else part_text(request.replace),
+        "candidates": request.candidates,
         "prompt-seconds": request.prompt_seconds,
         "section": [str(section) for section in request.sections] or None,
         "negative": request.negative,
+        "loop": request.loop or None,
+        "bars": request.bars,
         "bpm": request.bpm,
         "beats-per-bar": request.beats_per_bar,
         "format": None if output.audio_format == "wav" else output.audio_format,
@@ -163,7 +167,7 @@ def describe_request(
         "ending": output.ending,
     }
     return GenerationMetadata(
-        request.description or "",
+        request.prompt if request.prompt.strip() else "",
         model.name,
         request.seed,
         request.duration,

@@ -10,12 +10,14 @@ import numpy as np
 
 from audiocraft_mlx.clips.finishing import Replacement
 from audiocraft_mlx.clips.inputs import load_inputs
+from audiocraft_mlx.clips.loops import LoopShape, around_loop, made_seconds
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest, FieldError
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
 from audiocraft_mlx.conditioning.sections import Section, frame_sections
 from audiocraft_mlx.decoding.windows import end_frame, first_frame
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models import memory
+from audiocraft_mlx.models.replaced_part import margin_frames
 from audiocraft_mlx.validation import MAX_PROMPT_TOKENS, TRAINED_TOKENS
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class ClipPlan:
     tokens: int
     """Of its longest text, if that may be a long one."""
     prompt_codes: np.ndarray | None = None
-    """Codes int32 `[K, F]` of `prompt`, of a source that has its own."""
+    """Codes int32 `[K, F]` of `prompt`, of a source that has its own; with a `replacement` of all of it."""
     begin: SourceClip | None = None
     """Such a source without its last frames, which are made anew with the new music."""
     replacement: Replacement | None = None
@@ -62,6 +64,19 @@ class ClipPlan:
         """The melody or the style."""
         condition = self.request.condition
         return condition if isinstance(condition, AudioInput) else None
+
+    @property
+    def condition_audio(self) -> np.ndarray | None:
+        """Its audio, `[channels, samples]`; a melody as long as what is made, if that is a loop."""
+        condition = self.condition
+        if condition is None or not self.request.loop or condition is self.request.style:
+            return None if condition is None else condition.audio
+        return around_loop(condition, self.request.duration)
+
+    @property
+    def loop(self) -> LoopShape | None:
+        """What is cut out of the new music; None: all of it is the clip."""
+        return LoopShape.of(self.request)
 
     @property
     def source(self) -> SourceClip | None:
@@ -113,7 +128,10 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         remade = 0
         if isinstance(request.source, SourceClip) and request.replace is not None:
             replacement = _replacement(model, request.source, request.replace)
-        elif isinstance(request.source, SourceClip) and _has_codes(model, request.source):
+            if not model.fills_masks and _has_codes(model, request.source):
+                assert request.source.codes is not None
+                prompt_codes = request.source.codes.codes
+        elif isinstance(request.source, SourceClip) and _is_continued_from_codes(model, request.source):
             if request.source not in own:
                 own[request.source] = _without_end(model, request.source)
             begin, remade = own[request.source], _remade_frames(model)
@@ -132,7 +150,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             prompt = prompts[key]
         # Many clips mostly have the same.
         same = (
-            request.duration,
+            made_seconds(request),
             request.top_k,
             request.top_p,
             request.temperature,
@@ -148,7 +166,7 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         )
         if same not in params_of:
             params = model.make_params(
-                duration=_total_duration(model, request.duration, prompt, remade),
+                duration=_total_duration(model, made_seconds(request), prompt, remade),
                 top_k=request.top_k,
                 top_p=request.top_p,
                 temperature=request.temperature,
@@ -175,10 +193,14 @@ def _has_codes(model: GenModel, source: SourceClip) -> bool:
     return (
         codes is not None
         and codes.codec == model.codec_id
-        and codes.frames > _remade_frames(model)
         and source.audio.shape[1] == codes.frames * _hop_length(model)
         and (source.rate, len(source.audio)) == (model.sample_rate, model.audio_channels)
     )
+
+
+def _is_continued_from_codes(model: GenModel, source: SourceClip) -> bool:
+    codes = source.codes
+    return _has_codes(model, source) and codes is not None and codes.frames > _remade_frames(model)
 
 
 def _remade_frames(model: GenModel) -> int:
@@ -244,9 +266,9 @@ def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
 
     One, where the clips of a batch are made one after the other anyway, but come all at the end.
     """
-    if model.fills_masks:
+    if model.fills_masks or any(plan.replacement is not None for plan in plans):
         return 1
-    seconds = max(plan.request.duration for plan in plans)
+    seconds = max(made_seconds(plan.request) for plan in plans)
     return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
 
 
@@ -292,18 +314,31 @@ def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float])
             name=source.name or "the clip",
             seconds=f"{source.seconds:.2f}",
         )
+    first, last = _replaced_frames(model, part)
     return Replacement(
-        start, min(end, source.seconds), first_frame(start, model.frame_rate) / model.frame_rate
+        start,
+        min(end, source.seconds),
+        first / model.frame_rate,
+        last / model.frame_rate,
+        crossfades=not model.fills_masks,
     )
+
+
+def _replaced_frames(model: GenModel, part: tuple[float, float]) -> tuple[int, int]:
+    """The first frame of what is made for a part of a source, and the one after the last."""
+    first, last = first_frame(part[0], model.frame_rate), end_frame(part[1], model.frame_rate)
+    if model.fills_masks:
+        return first, last
+    margin = margin_frames(model.frame_rate)
+    return max(0, first - margin), last + margin
 
 
 def new_samples(model: GenModel, request: ClipRequest) -> int:
     """Samples per channel of a request's new music at most: whole frames."""
     if request.replace is not None:
-        start, end = request.replace
-        frames = end_frame(end, model.frame_rate) - first_frame(start, model.frame_rate)
-        return frames * _hop_length(model)
-    return int(request.duration * model.frame_rate) * _hop_length(model)
+        first, last = _replaced_frames(model, request.replace)
+        return (last - first) * _hop_length(model)
+    return int(made_seconds(request) * model.frame_rate) * _hop_length(model)
 
 
 def _total_duration(model: GenModel, duration: float, prompt: np.ndarray | None, remade: int) -> float:

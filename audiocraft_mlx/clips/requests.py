@@ -17,11 +17,15 @@ from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_fo
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.conditioning.sections import Section, require_order, require_within
+from audiocraft_mlx.conditioning.tempo import seconds_of_bars, with_tempo
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import (
+    BARS,
     BEATS_PER_BAR,
     BPM,
+    CANDIDATES,
     CFG_COEF,
+    DEFAULT_BEATS_PER_BAR,
     DURATION,
     ENDINGS,
     LUFS,
@@ -95,8 +99,12 @@ class ClipRequest:
     """How much of the end of `source` the model continues. Default: `DEFAULT_PROMPT_SECONDS`."""
     replace: tuple[float, float] | None = None
     """The part of `source` that is generated anew, from second to second, in place of a continuation: the
-    `duration`. For models that fill masks (MAGNeT), as the next four."""
+    `duration`."""
+    candidates: int | None = None
+    """How many takes of that part a model makes that doesn't fill masks, to keep the one that suits what
+    follows. Default: `replaced_part.DEFAULT_CANDIDATES`."""
     max_cfg_coef: float | None = None
+    """For models that fill masks (MAGNeT), as the next three."""
     min_cfg_coef: float | None = None
     decoding_steps: tuple[int, ...] | None = None
     span_arrangement: str | None = None
@@ -110,12 +118,17 @@ class ClipRequest:
     """Beats per minute."""
     beats_per_bar: int | None = None
     """Default: `DEFAULT_BEATS_PER_BAR`."""
+    loop: bool = False
+    """Its end goes on at its beginning. The `bpm` are added to the prompt."""
+    bars: int | None = None
+    """How many bars of `bpm` a loop has: the `duration`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise UsageError(f"prompt must be a string, not {self.prompt!r}")
         validate_prompt(self.prompt)
         self._validate_replace()
+        self._validate_loop()
         _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
         self._check_sections()
         if self.negative is not None:
@@ -140,6 +153,8 @@ class ClipRequest:
             raise FieldError("{beats_per_bar} needs {bpm}")
         if self.prompt_seconds is not None and self.source is None:
             raise FieldError("{prompt_seconds} needs {source}")
+        if self.candidates is not None and self.replace is None:
+            raise FieldError("{candidates} are takes of a part; they need {replace}")
         if self.melody_separation is not None:
             if self.melody_separation not in MELODY_SEPARATIONS:
                 raise FieldError(
@@ -173,6 +188,22 @@ class ClipRequest:
             raise FieldError("{sections}: {error}", error=str(error)) from error
         object.__setattr__(self, "sections", tuple(sections))
 
+    def _validate_loop(self) -> None:
+        if not isinstance(self.loop, bool):
+            raise UsageError(f"loop must be true or false, not {self.loop!r}")
+        if self.bars is not None:
+            _validate_numbers(self, {name: _CLIP_RANGES[name] for name in ("bars", "bpm", "beats_per_bar")})
+            if not self.loop:
+                raise FieldError("{bars} are those of a loop; they need {loop}")
+            if self.bpm is None:
+                raise FieldError("{bars} need {bpm}, which say how long they are")
+            beats_per_bar = self.beats_per_bar or DEFAULT_BEATS_PER_BAR
+            object.__setattr__(self, "duration", seconds_of_bars(self.bars, self.bpm, beats_per_bar))
+        if self.loop:
+            for name in ("source", "sections"):
+                if getattr(self, name):
+                    raise FieldError("{loop} and " + f"{{{name}}} don't go together; leave one of them out")
+
     def _validate_replace(self) -> None:
         if self.replace is None:
             return
@@ -187,13 +218,17 @@ class ClipRequest:
             raise UsageError("replace needs the clip that is edited")
         if self.prompt_seconds is not None:
             raise FieldError("{prompt_seconds} is for a continuation; what is around {replace} is in view")
+        for kind in ("melody", "style"):
+            if getattr(self, kind) is not None:
+                raise FieldError(f"{{{kind}}} and {{replace}} don't go together; leave one of them out")
         object.__setattr__(self, "replace", (float(start), float(end)))
         object.__setattr__(self, "duration", float(end) - float(start))
 
     @property
     def description(self) -> str | None:
-        """The prompt as the model takes it: None if it is blank."""
-        return self.prompt if self.prompt.strip() else None
+        """The prompt as the model takes it: None if it is blank. That of a loop has its tempo."""
+        prompt = with_tempo(self.prompt, self.bpm) if self.loop else self.prompt
+        return prompt if prompt.strip() else None
 
     @property
     def condition(self) -> Path | AudioInput | None:
@@ -232,6 +267,8 @@ class ClipRequest:
         for key in wrong if fills_masks is not None else ():
             if getattr(self, key) is not None:
                 kind = "a MAGNeT has {max_cfg_coef} and {min_cfg_coef} instead"
+                if key == "candidates":
+                    kind = "a MAGNeT sees both sides of a part and makes one take; leave it out"
                 if not fills_masks:
                     kind = "it is for a MAGNeT; choose one, such as magnet-small-10s"
                 raise FieldError(f"{{{key}}}: {{model}} can't use it; {kind}", model=name)
@@ -243,6 +280,7 @@ class ClipRequest:
             key: _audio_name(values[key]) for key in _AUDIO_FIELDS if values[key] is not None
         }
         names["sections"] = [dataclasses.asdict(section) for section in self.sections] or None
+        names["loop"] = self.loop or None
         return {key: value for key, value in (values | names).items() if value is not None}
 
     @classmethod
@@ -321,6 +359,17 @@ class OutputOptions:
         return cls(**_known_values(cls, values))
 
 
+def require_loopable(request: ClipRequest, output: OutputOptions) -> None:
+    """Raise `FieldError` for a loop in a file that doesn't loop."""
+    if not request.loop:
+        return
+    if output.audio_format == "mp3":
+        raise FieldError("{loop}: MP3 has silence at its ends; choose {audio_format} wav, flac or ogg")
+    if output.changes_end:
+        name = "{ending}" if output.fade_out is None else "{fade_out}"
+        raise FieldError(f"{{loop}} and {name}: a loop's end goes on at its beginning; leave one out")
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model generates, and how it is loaded: the arguments of `GenModel.get_pretrained`."""
@@ -340,8 +389,8 @@ def draw_seed() -> int:
 
 
 _AUDIO_FIELDS = frozenset({"melody", "style", "source"})
-_ONLY_WITH_MASKS = ("replace", "max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
-_ONLY_WITHOUT_MASKS = ("cfg_coef",)
+_ONLY_WITH_MASKS = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
+_ONLY_WITHOUT_MASKS = ("cfg_coef", "candidates")
 _CLIP_RANGES = {
     "seed": SEED,
     "duration": DURATION,
@@ -355,6 +404,8 @@ _CLIP_RANGES = {
     "prompt_seconds": SECONDS,
     "bpm": BPM,
     "beats_per_bar": BEATS_PER_BAR,
+    "bars": BARS,
+    "candidates": CANDIDATES,
 }
 _BIT_DEPTH = NumberRange(int, "16, 24 or 32", lambda bits: bits in (16, 24, 32))
 _OUTPUT_RANGES = {"bit_depth": _BIT_DEPTH, "lufs": LUFS, "fade_out": SECONDS}

@@ -50,7 +50,15 @@ def save_clip(
     tags = None if metadata is None else metadata.to_tags()
     if tags is not None and codes is not None and codes.frames <= MAX_FRAMES and clip.is_as_generated:
         tags = replace(tags, codes=codes.to_text())
-    peak = write_audio(path, clip.audio, clip.sample_rate, clip.audio_format, tags, clip.keeps_level)
+    peak = write_audio(
+        path,
+        clip.audio,
+        clip.sample_rate,
+        clip.audio_format,
+        tags,
+        clip.keeps_level,
+        None if clip.loop is None else clip.loop.chunks,
+    )
     return SavedFile(path, clip.channels, clip.samples, clip.sample_rate, peak)
 
 

@@ -224,6 +224,7 @@ class Jobs:
                 return
             self._job_seconds += 0.2 * (seconds - self._job_seconds)
             clips = [job.finished[number] for number in sorted(job.finished)]
+            clips.sort(key=lambda made: made[0].score or 0.0)  # of loops the best first
             self._store.set_done(job.id, job.speed, clips)
             job.record = replace(job.record, status=Status.DONE, clips=tuple(clip for clip, _ in clips))
             self._forget(job)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocraft_mlx.clips.defaults import CommandDefaults
+from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.requests import (
     DEFAULT_PROMPT_SECONDS,
@@ -17,6 +18,7 @@ from audiocraft_mlx.clips.requests import (
     ModelOptions,
     OutputOptions,
     draw_seed,
+    require_loopable,
 )
 from audiocraft_mlx.clips.source import AudioInput, SourceClip, read_condition_audio, read_source
 from audiocraft_mlx.conditioning.sections import parse_section
@@ -37,6 +39,8 @@ _SAME = (
     "top_p",
     "cfg_coef",
     "negative",
+    "loop",
+    "bars",
     "bpm",
     "beats_per_bar",
 )
@@ -82,7 +86,7 @@ class Recipe:
         """Only clips with equal ones may share a batch: see `ClipPlan.batch_key`."""
         clip = self.clips[0]
         return (
-            clip.duration,
+            made_seconds(clip),
             clip.style_coef is None,
             self._condition_rate,
             self._prompt_size,
@@ -183,8 +187,13 @@ def make_recipe(
             request.stems,
             request.ending,
         )
+        require_loopable(clips[0], output)
     except UsageError as error:
         raise invalid_field(error) from error
+    if request.duration != clips[0].duration:  # bars say it
+        request = request.model_copy(update={"duration": clips[0].duration})
+        if limits is not None:
+            _check_limits(request, limits)
     # One that begins at 0 has become the prompt.
     sections = [JobSection(**asdict(section)) for section in clips[0].sections]
     if sections != request.sections:
@@ -230,6 +239,8 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             if isinstance(sections, (list, tuple))
             else [],
             "negative": text("negative"),
+            "loop": options.get("loop") is True,
+            "bars": integer("bars"),
             "bpm": number("bpm"),
             "beats_per_bar": integer("beats-per-bar"),
             "format": audio_format,

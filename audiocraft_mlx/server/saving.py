@@ -41,7 +41,7 @@ def save_files(
 
     Raises `OutputError`.
     """
-    finished = finish_audio(audio, rate, recipe.output, plan.source, plan.replacement)
+    finished = finish_audio(audio, rate, recipe.output, plan.source, plan.replacement, plan.loop)
     if separator is not None:
         finished = finished.in_memory()
     metadata = recipe.metadata(plan.request)
@@ -56,7 +56,8 @@ def save_files(
     if finished.audio is not audio or saved.peak > 1:  # else it is what was heard
         peaks = peaks_of(_blocks(finished), saved.sample_rate, 1 / max(1.0, saved.peak))
     shape = AudioShape(saved.sample_rate, saved.channels, saved.samples)
-    return replace(clip, shape=shape, stems=tuple(stems)), peaks
+    score = None if finished.loop is None else finished.loop.measure.score
+    return replace(clip, shape=shape, stems=tuple(stems), score=score), peaks
 
 
 def _blocks(finished: FinishedAudio) -> Iterable[np.ndarray]:

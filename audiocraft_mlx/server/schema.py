@@ -58,6 +58,10 @@ class JobRequest(Value):
     prompt_seconds: float | None = None
     sections: list[JobSection] = Field(default=[], description="In order; one that begins at 0 is the prompt")
     negative: str | None = Field(None, description="What it shall not be")
+    loop: bool = Field(
+        False, description="Its end goes on at its beginning; of several takes the best is first"
+    )
+    bars: int | None = Field(None, description="Of a loop: its duration, in bars of bpm")
     bpm: float | None = Field(None, description="Beats per minute")
     beats_per_bar: int | None = Field(None, description="Default: 4")
     temperature: float | None = None

@@ -40,6 +40,8 @@ class ClipRecord:
     shape: AudioShape | None = None
     """Of its file, once there is one."""
     stems: tuple[str, ...] = ()
+    score: float | None = None
+    """Of a loop that has just been made: how much its join is heard. It isn't stored."""
 
 
 @dataclass(frozen=True)
@@ -165,19 +167,20 @@ class Store:
             )
 
     def set_done(self, id: Id, speed: float | None, clips: Iterable[tuple[ClipRecord, bytes]]) -> None:
-        """A job's files are all there: `clips` have their shapes, stems and peaks."""
+        """A job's files are all there: `clips`, in their order from now on, have shapes, stems and peaks."""
         with self._writing() as connection:
-            for clip, peaks in clips:
+            for number, (clip, peaks) in enumerate(clips):
                 assert clip.shape is not None
                 connection.execute(
-                    "UPDATE clips SET sample_rate = ?, channels = ?, samples = ?, stems = ?, peaks = ?"
-                    " WHERE id = ?",
+                    "UPDATE clips SET sample_rate = ?, channels = ?, samples = ?, stems = ?, peaks = ?,"
+                    " number = ? WHERE id = ?",
                     (
                         clip.shape.sample_rate,
                         clip.shape.channels,
                         clip.shape.samples,
                         " ".join(clip.stems),
                         peaks,
+                        number,
                         clip.id,
                     ),
                 )

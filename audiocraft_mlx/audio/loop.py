@@ -1,0 +1,205 @@
+"""Cuts a loop of an exact length out of longer music: its end flows into its beginning.
+
+Audio is float32 `[channels, samples]`.
+
+The music around the loop, a lead-in and a lead-out, leaves a choice of where it is cut. Two places, a loop's
+length apart, are alike where the spectra around them are: the cross-fade from the later to the earlier one is
+tried at the most alike ones, and made where its flux is lowest. Where there is a beat, the places must be a
+whole number of beats apart. Where that isn't the loop's length (the model plays at a tempo of its own), the
+loop is stretched to it. At last the loop is turned around so that it begins on a beat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from audiocraft_mlx.audio.beat import Beat, beat_times, find_beat, first_beat, phase_error
+from audiocraft_mlx.audio.flux import Spectra, frame_hop, log_spectra, onset_strength, reference_level
+from audiocraft_mlx.audio.join import JoinMeasure, beat_flux, crossfade, join_flux
+from audiocraft_mlx.audio.stretch import stretch_loop
+
+LEAD_IN_SECONDS, LEAD_OUT_SECONDS = 1.0, 2.0
+"""What is made before and after a loop, to choose from."""
+# The cross-fade of music with and without a beat.
+_FADE_SECONDS, _LONG_FADE_SECONDS = 0.05, 0.2
+# The spectra of this much time around two places are compared, those near the place the most.
+_CONTEXT_SECONDS = 0.25
+# Places may be this much more or less than whole beats apart: nobody hears it, and there is more choice.
+_BEAT_TOLERANCE = 0.0075
+_MOST_STRETCH = 0.08
+# What is before and after a cross-fade is looked at to find its flux.
+_AROUND_SECONDS = 0.06
+# Cross-fades that are tried, at places that aren't neighbours.
+_TRIED, _APART_SECONDS = 12, 0.02
+# A loop begins this much before its first beat, or the attack would be its last samples.
+_BEFORE_BEAT = 0.005
+# Beats on both sides of a join are compared over this time.
+_PHASE_SECONDS = 3.0
+MOST_BEAT_ERROR = 0.02
+"""Seconds. From here on a beat is heard to stumble."""
+
+
+@dataclass(frozen=True)
+class LoopMeasure:
+    """How much a loop's join is heard.
+
+    Attributes:
+        join: beside the loop's own beats.
+        beat_error: by how many seconds the beat comes late after the join; None: there is no beat.
+    """
+
+    join: JoinMeasure
+    beat_error: float | None
+
+    @property
+    def score(self) -> float:
+        """Below 1: the join is no more than a beat, and the beat goes on. The lower the better."""
+        step = self.join.step / max(self.join.largest_step, 1e-9)
+        off_beat = abs(self.beat_error or 0.0) / MOST_BEAT_ERROR
+        return max(self.join.score, off_beat, step if self.join.clicks else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """A loop.
+
+    Attributes:
+        audio: its samples.
+        join: the samples from which and up to which it was cross-faded; they may go around its end.
+        stretch: how much longer it was made: 0.01 for 1 %.
+        measure: how much the join is heard.
+        beats: how many it has; None: there is no beat, or their number isn't whole.
+    """
+
+    audio: np.ndarray
+    join: tuple[int, int]
+    stretch: float
+    measure: LoopMeasure
+    beats: int | None = None
+
+
+def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
+    """The best loop of `samples` samples in `audio`, which is longer. Raises `ValueError` if it isn't."""
+    if audio.shape[1] < samples or samples < 1:
+        raise ValueError(f"no loop of {samples} samples is in {audio.shape[1]}")
+    spectra = log_spectra(audio, rate)
+    beat = find_beat(spectra)
+    if beat is not None and samples < 2 * beat.period * rate:
+        beat = None
+    fade = min(round((_FADE_SECONDS if beat else _LONG_FADE_SECONDS) * rate), samples // 4)
+    places = _places(spectra, audio.shape[1], samples, fade, beat)
+    reference = reference_level(audio, rate)
+    place, length = min(places, key=lambda at: _flux(audio, rate, at[0], at[1], fade, reference))
+    return _join(audio, rate, place, length, samples, fade, beat)
+
+
+def measure_loop(
+    audio: np.ndarray, rate: int, join: tuple[int, int], beat: Beat | None = None
+) -> LoopMeasure:
+    """How much the join of a loop is heard, from sample `join[0]` to sample `join[1]`; equal: a plain cut.
+
+    Args:
+        beat: at whose `period` the loop's beats are looked for; None: it has none.
+    """
+    samples, width = audio.shape[1], join[1] - join[0]
+    centre = samples + samples // 2
+    turned = np.roll(audio, samples // 2 - (join[0] + width // 2), axis=1)
+    # Its spectra go around; those at the ends of three rounds, which don't, are half a loop from the join.
+    spectra = log_spectra(np.tile(turned, 3), rate)
+    onsets, hop = onset_strength(spectra), spectra.seconds
+    start = centre - width // 2
+    flux = join_flux(spectra, start / rate, (start + width) / rate)
+    error = None
+    if beat is not None:
+        at, frames = round(centre / rate / hop), round(min(_PHASE_SECONDS, samples / rate) / hop)
+        error = phase_error(onsets[at - frames : at], onsets[at : at + frames], hop, beat.period)
+        beat = Beat(beat.period, first_beat(onsets, hop, beat.period), beat.strength)
+    steps = np.abs(np.diff(turned, axis=1)).max(axis=0, initial=0)
+    first, last = max(0, start - samples - 1), start - samples + width + 1
+    rest = max(steps[:first].max(initial=0), steps[last:].max(initial=0))
+    measure = JoinMeasure(
+        flux, beat_flux(spectra, width / rate, beat), steps[first:last].max(initial=0), rest
+    )
+    return LoopMeasure(measure, error)
+
+
+def _places(spectra: Spectra, end: int, samples: int, fade: int, beat: Beat | None) -> list[tuple[int, int]]:
+    """The samples where a cross-fade may begin, and the length of the loop then; those most alike first."""
+    hop, frames = spectra.hop, spectra.frames
+    context = round(_CONTEXT_SECONDS / spectra.seconds)
+    weights = np.bartlett(2 * context + 1).astype(np.float32)
+    weights /= weights.sum()
+    found: list[tuple[float, int, int]] = []
+    for length in _lengths(samples, hop, beat, spectra.rate):
+        # Every sample of the loop and of the cross-fade behind it must be there.
+        last = (end - fade - length) // hop
+        if last < 0:
+            continue
+        apart = round(length / hop)
+        shared = len(frames) - apart
+        if shared <= 0:
+            continue
+        distance = np.abs(frames[apart:] - frames[:shared]).mean(axis=1)
+        smooth = np.convolve(np.pad(distance, context, mode="edge"), weights, "valid")
+        # The cross-fade is behind its place.
+        centre = round(fade / 2 / hop)
+        for place in range(min(last + 1, shared - centre)):
+            found.append((float(smooth[place + centre]), place * hop, length))
+    found.sort()
+    chosen: list[tuple[int, int]] = []
+    apart = round(_APART_SECONDS * spectra.rate)
+    for _, place, length in found:
+        if all(abs(place - other) >= apart for other, _ in chosen):
+            chosen.append((place, length))
+            if len(chosen) == _TRIED:
+                break
+    return chosen or [(0, samples)]
+
+
+def _lengths(samples: int, hop: int, beat: Beat | None, rate: int) -> list[int]:
+    """How far apart two places of the music may be, in samples: `samples` if that is possible."""
+    if beat is None:
+        return [samples]
+    period, tolerance = beat.period * rate, _BEAT_TOLERANCE * rate
+    whole = max(1, round(samples / period)) * period
+    if abs(whole - samples) <= tolerance:
+        return [samples]
+    if abs(whole / samples - 1) > _MOST_STRETCH:
+        return [samples]
+    steps = int(tolerance // hop)
+    return [round(whole) + step * hop for step in range(-steps, steps + 1)]
+
+
+def _flux(audio: np.ndarray, rate: int, place: int, length: int, fade: int, reference: float) -> float:
+    """That of the cross-fade from `length` later to `place`."""
+    around = min(round(_AROUND_SECONDS * rate), place + length)
+    later, end = place + length, place + fade
+    joined = crossfade(audio[:, later : later + fade], audio[:, place:end])
+    parts = [audio[:, later - around : later], joined, audio[:, end : end + around]]
+    spectra = log_spectra(np.concatenate(parts, axis=1), rate, reference)
+    return join_flux(spectra, around / rate, (around + fade) / rate)
+
+
+def _join(
+    audio: np.ndarray, rate: int, place: int, length: int, samples: int, fade: int, beat: Beat | None
+) -> Loop:
+    """The loop of `length` from `place` on, as one of `samples`."""
+    joined = crossfade(audio[:, place + length : place + length + fade], audio[:, place : place + fade])
+    loop = np.concatenate([joined, audio[:, place + fade : place + length]], axis=1)
+    loop = stretch_loop(loop, rate, samples)
+    fade = round(fade * samples / length)
+    begin = fade % samples
+    if beat is not None:
+        period = beat.period * samples / length
+        onsets = onset_strength(log_spectra(np.tile(loop, 2), rate))[: samples // frame_hop(rate)]
+        first = first_beat(onsets, frame_hop(rate) / rate, period)
+        beat = Beat(period, first, beat.strength)
+        times = beat_times(beat, samples / rate + period) - _BEFORE_BEAT
+        begin = int(times[np.searchsorted(times, fade / rate)] * rate) % samples
+    loop = np.roll(loop, -begin, axis=1)
+    join = ((-begin) % samples, (-begin) % samples + fade)
+    beats = None if beat is None else samples / rate / beat.period
+    whole = None if beats is None or abs(beats - round(beats)) > 0.05 else round(beats)
+    return Loop(loop, join, samples / length - 1, measure_loop(loop, rate, join, beat), whole)
