@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from audiocraft_mlx.audio.join import choose_crossfade, crossfade
+from audiocraft_mlx.audio.flux import log_spectra
+from audiocraft_mlx.audio.join import choose_crossfade, crossfade, join_flux
 from audiocraft_mlx.audio.resample import resample
 from audiocraft_mlx.audio.splice import broadcast_channels
 
@@ -13,6 +16,14 @@ REACH_SECONDS = 0.1
 _FADE_SECONDS = 0.03
 # What `choose_crossfade` sees at both ends of where it may be.
 _SEEN_SECONDS = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedPart:
+    """A clip with new music in it, `[channels, samples]`, and its cross-fades: samples, from and to."""
+
+    audio: np.ndarray
+    fades: tuple[tuple[int, int], ...]
 
 
 def crossfade_part(
@@ -24,7 +35,7 @@ def crossfade_part(
     new_rate: int,
     new_start: float,
     rate: int,
-) -> np.ndarray:
+) -> JoinedPart:
     """`source` with the music `new` from about second `start` to second `end`, in one array at `rate`.
 
     `new` begins at second `new_start` of the source, and has a little more than the part on both sides, as
@@ -34,7 +45,8 @@ def crossfade_part(
     end too early. Mono is repeated where the other one has more channels.
     """
     new = new / max(1.0, float(np.abs(new).max()))
-    new = resample(new, new_rate, rate)
+    # Else the file would have to be scaled down for it.
+    new = np.clip(resample(new, new_rate, rate), -1, 1)
     source = broadcast_channels(resample(source, source_rate, rate), len(new))
     samples = source.shape[1]
     offset = round(new_start * rate)
@@ -45,36 +57,50 @@ def crossfade_part(
     begin, stop = offset, offset + new.shape[1]
     first, last = round(start * rate), min(round(end * rate), samples, stop)
     if last <= first:
-        return source
+        return JoinedPart(source, ())
     reach, seen = round(REACH_SECONDS * rate), round(_SEEN_SECONDS * rate)
     middle = (first + last) // 2
     joined = source.copy()
-    low, high = 0, samples
+    joined[:, first:last] = laid[:, first:last]
+    fades = []
     if first > 0:
         area = max(begin, first - reach - seen), min(first + seen, middle)
-        low = _join(joined, source, laid, area, rate)
+        place, length = _place(source, laid, area, rate)
+        joined[:, place:first] = laid[:, place:first]
+        _fade(joined, source, laid, place, length)
+        fades.append((place, place + length))
     if last < samples:
-        area = max(last - reach - seen, middle, low), min(last + reach + seen, stop)
-        high = _join(joined, laid, source, area, rate, at_end=True)
-    joined[:, low:high] = laid[:, low:high]
-    return joined
+        area = max(last - reach - seen, middle), min(last + reach + seen, stop)
+        place, length = _place(laid, source, area, rate)
+        joined[:, last : place + length] = laid[:, last : place + length]
+        joined[:, place:last] = source[:, place:last]
+        _fade(joined, laid, source, place, length)
+        fades.append((place, place + length))
+    return JoinedPart(joined, tuple(fades))
 
 
-def _join(
-    joined: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    area: tuple[int, int],
-    rate: int,
-    at_end: bool = False,
-) -> int:
-    """Put a cross-fade from `before` to `after` into an area of `joined`; the sample at its inner end."""
-    low, high = area
-    if high <= low:
-        return low
+def flux_of_join(before: np.ndarray, after: np.ndarray, rate: int, reference: float) -> float:
+    """How much the best cross-fade from `before` to `after` is heard: its spectral flux.
+
+    Both are audio of the same time. `reference` is the level that fluxes are compared at (`reference_level`).
+    """
+    place, length = _place(before, after, (0, before.shape[1]), rate)
+    joined = np.concatenate([before[:, :place], after[:, place:]], axis=1)
+    _fade(joined, before, after, place, length)
+    return join_flux(log_spectra(joined, rate, reference), place / rate, (place + length) / rate)
+
+
+def _place(before: np.ndarray, after: np.ndarray, area: tuple[int, int], rate: int) -> tuple[int, int]:
+    """Where in an area a cross-fade begins, and how many samples it has."""
+    low, high = area[0], max(area)
     length = min(round(_FADE_SECONDS * rate), high - low)
-    place = low + choose_crossfade(before[:, low:high], after[:, low:high], rate, length)
-    joined[:, place : place + length] = crossfade(
-        before[:, place : place + length], after[:, place : place + length]
-    )
-    return place if at_end else place + length
+    if not length:
+        return low, 0
+    return low + choose_crossfade(before[:, low:high], after[:, low:high], rate, length), length
+
+
+def _fade(joined: np.ndarray, before: np.ndarray, after: np.ndarray, place: int, length: int) -> None:
+    """Put the cross-fade into `joined`: beyond full scale only where one of both is."""
+    part = slice(place, place + length)
+    limit = np.maximum(1, np.maximum(np.abs(before[:, part]), np.abs(after[:, part])))
+    joined[:, part] = np.clip(crossfade(before[:, part], after[:, part]), -limit, limit)

@@ -115,17 +115,9 @@ def finish_audio(
                 source.audio, source.rate, new, sample_rate, rate, not source.follows_exactly
             )
         else:
-            replace_by = crossfade_part if replacement.crossfades else replace_part
-            audio = replace_by(
-                source.audio,
-                source.rate,
-                replacement.start,
-                replacement.end,
-                new,
-                sample_rate,
-                replacement.new_start,
-                rate,
-            )
+            part = (source.audio, source.rate, replacement.start, replacement.end)
+            given = (*part, new, sample_rate, replacement.new_start, rate)
+            audio = crossfade_part(*given).audio if replacement.crossfades else replace_part(*given)
     finished_loop = None
     if loop is not None:
         cut = loop.cut(_as_array(audio), rate)

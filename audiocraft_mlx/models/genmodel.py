@@ -48,7 +48,9 @@ from audiocraft_mlx.models.replaced_part import (
     DEFAULT_CANDIDATES,
     ReplacedPart,
     candidate_seeds,
+    choose_take,
     frames_of_part,
+    join_fluxes,
     losses_of_takes,
     margin_frames,
 )
@@ -619,7 +621,8 @@ class GenModel:
         """Make a part of `audio` anew, float `[batch, channels, samples]` or `[channels, samples]`.
 
         The model sees what is before the part. It makes several takes, and the one is kept after which it
-        finds what really follows most likely. It is joined by cross-fades where they are heard least, within
+        finds what really follows most likely (of several that are alike the one whose join is heard least).
+        It is joined by cross-fades where they are heard least, within
         0.1 s of both ends. See docs/CONTROL.md.
 
         Args:
@@ -646,7 +649,7 @@ class GenModel:
         whole = mx.array(
             np.stack(
                 [
-                    crossfade_part(source, rate, start, end, row, rate, new_start, rate)
+                    crossfade_part(source, rate, start, end, row, rate, new_start, rate).audio
                     for source, row in zip(np.array(sources)[index_of_row], np.array(new), strict=True)
                 ]
             )
@@ -713,8 +716,11 @@ class GenModel:
             [_later(text, before) for text in descriptions], seeds, negative=negative
         )
         margin = margin_frames(self.frame_rate)
+        if end * hop >= clips.shape[2] or not following.shape[2]:
+            count = 1
+        around = np.array(clips[:, :, max(0, end - margin) * hop : (end + margin) * hop])
         replaced = ReplacedPart(
-            end - start, following, count if following.shape[2] else 1, max(0, start - margin), margin
+            end - start, following, around[index_of_row], count, max(0, start - margin), margin
         )
         return replace(inputs, prompt=prompt, part=replaced)
 
@@ -1092,7 +1098,13 @@ class GenModel:
             part.following[row : row + 1],
             self._frames(params, params.max_duration),
         )
-        best = int(losses.argmin())
+        around = part.around[row]
+        best = choose_take(
+            losses,
+            lambda alike: join_fluxes(
+                self.compression_model, own.prompt, codes[mx.array(alike)], around, part.margin
+            ),
+        )
         return codes[best : best + 1]
 
     def _code_frames(

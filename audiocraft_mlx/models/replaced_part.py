@@ -1,18 +1,23 @@
 """A part of a clip that is made anew by a model that goes on step by step.
 
-Such a model sees what is before the part, not what follows it. So it makes several takes, and the one is kept
-after which it finds what really follows most likely.
+Such a model sees what is before the part, not what follows it. So it makes several takes, and those are kept
+after which it finds what really follows most likely. Of several that are alike in that the one is taken whose
+join is heard least.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.audio.flux import reference_level
+from audiocraft_mlx.audio.part import flux_of_join
 from audiocraft_mlx.decoding.likelihood import following_loss
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
+from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
 from audiocraft_mlx.networks.lm import LM
 
 DEFAULT_CANDIDATES = 8
@@ -20,6 +25,10 @@ MARGIN_SECONDS = 0.14
 """What is made beyond both ends of the part, for cross-fades with what is there."""
 FOLLOWING_SECONDS = 2.0
 """What follows the part, as far as it counts for the choice."""
+ALIKE = 0.02
+"""Nats per code: takes whose losses differ by less are alike, and their joins decide."""
+# Frames that the codec reads before those that are wanted.
+_WARM_UP_FRAMES = 25
 # Odd, so that no two takes of a clip have a seed, and far from that of the next clip, which is one more.
 _SEED_STRIDE = 0x9E3779B1
 
@@ -42,6 +51,7 @@ class ReplacedPart:
     Attributes:
         frames: of the part.
         following: what follows it, codes int32 `[B, K, F]`; F 0: nothing.
+        around: the clip's audio float32 `[B, C, n]` in `margin` frames on both sides of the part's end.
         candidates: takes that one is chosen of.
         new_start: the frame of the clip that what is made audio of begins with.
         margin: frames that are made beyond the part.
@@ -49,6 +59,7 @@ class ReplacedPart:
 
     frames: int
     following: mx.array
+    around: np.ndarray
     candidates: int
     new_start: int
     margin: int
@@ -107,3 +118,42 @@ def losses_of_takes(
         for row in range(len(takes))
     ]
     return np.concatenate(rows)
+
+
+def choose_take(losses: np.ndarray, fluxes: Callable[[list[int]], Sequence[float]]) -> int:
+    """The take with the lowest of `losses`; of several that are alike the one with the lowest flux.
+
+    `fluxes` are those of the joins of the takes that it is given.
+    """
+    alike = np.flatnonzero(losses <= losses.min() + ALIKE).tolist()
+    return alike[int(np.argmin(fluxes(alike)))] if len(alike) > 1 else int(alike[0])
+
+
+def join_fluxes(
+    codec: Encodec | InterleavedStereoCodec,
+    context: mx.array | None,
+    takes: mx.array,
+    around: np.ndarray,
+    margin: int,
+) -> list[float]:
+    """How much each take's join with what follows is heard: the spectral flux of its best cross-fade.
+
+    Args:
+        context: codes int `[1, K, n]`, or None.
+        takes: codes int `[N, K, n]` up to `margin` frames after the part's end.
+        around: see `ReplacedPart`, of one row `[C, n]`.
+    """
+    reference = reference_level(around, codec.sample_rate)
+    fluxes = []
+    for index in range(len(takes)):
+        codes = takes[index : index + 1]
+        if context is not None:
+            codes = mx.concatenate([context, codes], axis=2)
+        wanted = _WARM_UP_FRAMES + 2 * margin
+        audio = np.array(codec.decode(codes[:, :, -wanted:]))[0]
+        # The clip may be at its end.
+        hop = audio.shape[1] // min(wanted, codes.shape[2])
+        begin = max(0, audio.shape[1] - 2 * margin * hop)
+        audio = audio[:, begin : begin + around.shape[1]]
+        fluxes.append(flux_of_join(audio, around[:, : audio.shape[1]], codec.sample_rate, reference))
+    return fluxes

@@ -11,6 +11,7 @@ from typing import Any
 from audiocraft_mlx.clips.defaults import CommandDefaults
 from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.parts import parse_part
 from audiocraft_mlx.clips.requests import (
     DEFAULT_PROMPT_SECONDS,
     ClipRequest,
@@ -39,6 +40,7 @@ _SAME = (
     "top_p",
     "cfg_coef",
     "negative",
+    "candidates",
     "loop",
     "bars",
     "bpm",
@@ -91,6 +93,7 @@ class Recipe:
             self._condition_rate,
             self._prompt_size,
             clip.melody_separation,
+            clip.replace,
             any(section.fade for section in clip.sections),
         )
 
@@ -133,7 +136,8 @@ class Recipe:
 
     def _load(self, field: str, file: AudioFile) -> AudioInput | SourceClip:
         if not file.path.is_file():
-            raise UsageError(f"{_AUDIO[field]}: {file.name} was deleted")
+            name = "edit" if field == "source" and self.request.edit is not None else _AUDIO[field]
+            raise UsageError(f"{name}: {file.name} was deleted")
         if field != "source":
             return replace(read_condition_audio(file.path, self.request.duration), name=file.name)
         source = read_source(file.path, with_codes=file.is_clip)
@@ -156,6 +160,7 @@ def make_recipe(
     """
     if request.seed is None:
         request = request.model_copy(update={"seed": draw_seed()})
+    request, part = _with_part(request)
     if limits is not None:
         _check_limits(request, limits)
     if request.takes < 1:
@@ -165,13 +170,19 @@ def make_recipe(
     if request.continue_at is not None and not 0 < request.continue_at < 1e6:
         raise InvalidFieldError("continue_at must be a number of seconds above 0", "continue_at")
     ids = {field: getattr(request, field) for field in _AUDIO}
-    audio = {field: find_audio(id, _AUDIO[field]) for field, id in ids.items() if id is not None}
+    names = dict(_AUDIO)
+    if part is not None:
+        ids["source"], names["source"] = request.edit, "edit"
+    audio = {field: find_audio(id, names[field]) for field, id in ids.items() if id is not None}
     if "source" in audio and audio["source"].shape.channels > 2:
-        raise InvalidFieldError(
-            f"continue has {audio['source'].shape.channels} channels; mix it to mono or stereo", "continue"
-        )
+        channels, name = audio["source"].shape.channels, names["source"]
+        raise InvalidFieldError(f"{name} has {channels} channels; mix it to mono or stereo", name)
+    if part is not None and part[1] > audio["source"].shape.duration + 0.01:
+        seconds = audio["source"].shape.duration
+        raise InvalidFieldError(f"replace: the audio has {seconds:.2f} s; give a part of it", "replace")
     values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
     values |= {field: Path(file.name) for field, file in audio.items()}
+    values["replace"] = part
     values["sections"] = [section.model_dump() for section in request.sections]
     try:
         seeds = [(request.seed or 0) + take for take in range(request.takes)]
@@ -205,6 +216,27 @@ def make_recipe(
     return Recipe(request, tuple(clips), output, audio, model, program, command)
 
 
+def _with_part(request: JobRequest) -> tuple[JobRequest, tuple[float, float] | None]:
+    """The request, the length of its part as its duration, and the part; None if it is no edit.
+
+    Raises `InvalidFieldError`.
+    """
+    if request.edit is None:
+        for field in ("replace", "candidates"):
+            if getattr(request, field) is not None:
+                raise InvalidFieldError(f"{field} needs edit, the audio that it is a part of", field)
+        return request, None
+    if request.source is not None:
+        raise InvalidFieldError("edit and continue don't go together; leave one of them out", "edit")
+    if request.replace is None:
+        raise InvalidFieldError("edit needs replace, the seconds that are made anew: 8-12", "replace")
+    try:
+        part = parse_part(request.replace)
+    except UsageError as error:
+        raise InvalidFieldError(f"replace {error}", "replace") from error
+    return request.model_copy(update={"duration": part[1] - part[0]}), part
+
+
 def request_of(metadata: GenerationMetadata, audio_format: str, model: str | None) -> JobRequest:
     """How the clip with `metadata` was made, without its audio: that has a name there, and no id."""
     options = metadata.options
@@ -235,6 +267,8 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "melody_separation": text("melody-separation"),
             "style_coef": number("style-coef"),
             "prompt_seconds": number("prompt-seconds"),
+            "replace": text("replace"),
+            "candidates": None if number("candidates") is None else int(number("candidates") or 1),
             "sections": [asdict(parse_section(section)) for section in sections if isinstance(section, str)]
             if isinstance(sections, (list, tuple))
             else [],

@@ -37,6 +37,9 @@ class Extras(BaseModel):
     source: Id | None = Field(None, alias="continue")
     continue_at: float | None = None
     prompt_seconds: float | None = None
+    edit: Id | None = None
+    replace: str | None = None
+    candidates: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -109,7 +112,12 @@ async def answer_with_file(
 
 async def _open(context: Context, job: Job, wanted: JobRequest, audio_format: StreamFormat) -> ClipStream:
     service = context.service
-    if wanted.normalize != "none" or wanted.fade_out is not None or wanted.ending not in (None, "cut"):
+    if (
+        wanted.normalize != "none"
+        or wanted.fade_out is not None
+        or wanted.ending not in (None, "cut")
+        or wanted.edit is not None
+    ):
         job = await service.wait(job.id)
     else:
         job = await service.wait_for_clips(job.id)

@@ -36,6 +36,7 @@ export function shellCommand(recipe, names) {
   if (recipe.prompt && !dashed) words.push(`'${recipe.prompt.replaceAll("'", `'\\''`)}'`);
   for (const [field, option] of Object.entries(OPTIONS)) {
     const value = recipe[field];
+    if (field === "duration" && recipe.edit) continue; // it is that of the part
     if (value !== undefined && value !== DEFAULTS[field]) words.push(option, quote(String(value)));
   }
   for (const { start, text, fade } of recipe.sections ?? []) {
@@ -44,7 +45,8 @@ export function shellCommand(recipe, names) {
   // One that begins with a dash would be read as an option.
   if (recipe.negative) words.push(recipe.negative.startsWith("-") ? quote(`--negative=${recipe.negative}`) : `--negative ${quote(recipe.negative)}`);
   if (recipe.takes > 1) words.push("-n", String(recipe.takes));
-  for (const kind of ["melody", "style", "continue"]) {
+  if (recipe.replace) words.push("--replace", quote(recipe.replace));
+  for (const kind of ["melody", "style", "continue", "edit"]) {
     if (recipe[kind]) words.push(`--${kind}`, quote(names[kind] ?? `${kind}.wav`));
   }
   if (recipe.stems) words.push("--stems");

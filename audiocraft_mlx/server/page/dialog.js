@@ -35,6 +35,8 @@ const NAMES = {
   melody: "Melody",
   style: "Style",
   continue: "Continues",
+  edit: "Edits",
+  replace: "Replaces",
   normalize: "Level",
   fade_out: "Fade out",
   ending: "Ending",

@@ -19,6 +19,9 @@ const MENUS = ["melody_separation", "format", "bit_depth", "normalize", "ending"
 const START = { prompt: "", duration: 8, takes: 2, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
 
+/** @param {string} text 8 or 1:02.5 */
+const secondsOf = (text) => text.split(":").reduce((seconds, part) => 60 * seconds + Number(part), 0);
+
 /** Dispatches `made` with the Job as its `detail`. */
 class Make extends EventTarget {
   token = false; // whether the server needs one
@@ -94,6 +97,7 @@ class Make extends EventTarget {
     for (const [kind, audio] of references.used) {
       recipe[kind] = audio.id;
       if (kind === "continue" && audio.at !== null) recipe.continue_at = audio.at;
+      if (kind === "edit") recipe.replace = `${audio.from ?? ""}-${audio.to ?? ""}`;
     }
     return recipe;
   }
@@ -105,11 +109,12 @@ class Make extends EventTarget {
    */
   fill(recipe, find) {
     const chosen = {};
-    for (const kind of ["continue", "melody", "style"]) {
+    for (const kind of ["continue", "edit", "melody", "style"]) {
       if (!recipe[kind]) continue;
       const clip = find(recipe[kind]);
       const at = kind === "continue" ? (recipe.continue_at ?? null) : null;
       chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at };
+      if (kind === "edit") [chosen.edit.from, chosen.edit.to] = (recipe.replace ?? "").split("-").map(secondsOf);
     }
     this.#write(recipe);
     this.#pin(recipe.seed !== null && recipe.seed !== undefined);
