@@ -60,8 +60,8 @@ def main() -> None:
         )
     print_stdout(
         f"\n{cases} cases: the chosen take's join is heard less than a random one's in "
-        f"{100 * won / cases:.0f} %; of {CANDIDATES} takes its join is on average number {1 + np.mean(ranks):.1f}; by the loss alone "
-        f"{100 * by_loss / cases:.0f} %"
+        f"{100 * won / cases:.0f} %; of {CANDIDATES} takes its join is on average number "
+        f"{1 + np.mean(ranks):.1f}; by the loss alone {100 * by_loss / cases:.0f} %"
     )
 
 
