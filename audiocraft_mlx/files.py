@@ -178,6 +178,23 @@ def write_into_folder(folder: Path, write_fn: Callable[[Path], None], last: str)
         raise
 
 
+def lock_folder(folder: Path) -> int:
+    """Lock `folder` until the descriptor that is returned is closed, or the process ends.
+
+    Where the file system has no locks nothing is locked. Raises `BlockingIOError` if somebody else has it,
+    `OSError` if it can't be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        pass
+    return descriptor
+
+
 def expand_home(name: StrPath) -> Path:
     """`name` as a path, with the home folder for `~`; as it is for a user who does not exist."""
     try:

@@ -110,6 +110,7 @@ BPM = NumberRange(float, "a number of beats per minute from 10 to 1000", lambda 
 BEATS_PER_BAR = NumberRange(int, "an integer from 1 to 64", lambda beats: 1 <= beats <= 64)
 DEFAULT_BEATS_PER_BAR = 4
 BARS = NumberRange(int, "an integer from 1 to 10000", lambda bars: 1 <= bars <= 10_000)
+MIDI_TRACK = NumberRange(int, "an integer of at least 1", lambda track: 1 <= track < 2**31)
 LUFS = NumberRange(float, "a number from -70 to 0", lambda lufs: -70 <= lufs <= 0)
 ENDINGS = ("cut", "fade", "natural")
 SPAN_ARRANGEMENTS = ("nonoverlap", "stride1")

@@ -1,6 +1,7 @@
 """How much the joins of 100 loops of the demo model are heard: `python benchmarks/loops.py` (10 minutes).
 
-Each loop is compared with a plain cut: the first seconds of the same music, repeated. `--loops N` makes fewer.
+Each loop is compared with a plain cut: the first seconds of the same music, repeated. `--loops N` makes
+fewer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from audiocraft_mlx.audio.beat import find_beat
 from audiocraft_mlx.audio.flux import log_spectra
 from audiocraft_mlx.audio.loop import MOST_BEAT_ERROR, LoopMeasure, measure_loop
+from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.clips.loops import LoopShape
 from audiocraft_mlx.clips.making import Chunk, Finished, generate_clips
 from audiocraft_mlx.clips.requests import ClipRequest
@@ -62,16 +64,16 @@ def main() -> None:
             loops.append(loop.measure)
             stretches.append(abs(loop.stretch))
             cuts.append(measure_loop(cut, rate, (0, 0), find_beat(log_spectra(audio, rate))))
-            print(
-                f"{event.index} {request.prompt} {request.duration:g} s", _line(loop.measure), _line(cuts[-1])
-            )
+            print_stdout(f"{event.index} {request.prompt} {_line(loop.measure)} {_line(cuts[-1])}")
     stretched = [stretch for stretch in stretches if stretch > 1e-6]
-    print(f"\n{count} loops, {len(stretched)} stretched, by up to {100 * max(stretched, default=0):.1f} %")
+    print_stdout(
+        f"\n{count} loops, {len(stretched)} stretched, by up to {100 * max(stretched, default=0):.1f} %"
+    )
     for name, measures in (("loops", loops), ("plain cuts", cuts)):
         scores = np.array([measure.join.score for measure in measures])
         errors = np.array([abs(m.beat_error) for m in measures if m.beat_error is not None])
         steps = np.array([measure.join.step / measure.join.largest_step for measure in measures])
-        print(
+        print_stdout(
             f"{name}: flux beside that of the beats: median {np.median(scores):.2f}, 95 % below "
             f"{np.percentile(scores, 95):.2f}, highest {scores.max():.2f}; above 1: {(scores > 1).sum()}; "
             f"clicks: {(steps > 1).sum()}; highest step {steps.max():.2f}; with a beat: {len(errors)}, "

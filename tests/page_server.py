@@ -60,6 +60,10 @@ def peaks(audio: np.ndarray) -> list[int]:
     return [int(peak * 255) for peak in whole]
 
 
+# Fields of a request that a finished job may have.
+_CONTROL = ("sections", "negative", "loop", "bars", "bpm", "duration")
+
+
 class FakeServer:
     """What survives a restart, and what the tests set."""
 
@@ -120,7 +124,7 @@ class FakeServer:
 
     def add(self, prompt: str, age: float = 0.0, takes: int = 1, **changes: Any) -> schema.Job:
         """A job that is done."""
-        control = {name: changes.pop(name) for name in ("sections", "negative") if name in changes}
+        control = {name: changes.pop(name) for name in _CONTROL if name in changes}
         recipe = schema.JobRequest(
             prompt=prompt, model="demo", takes=takes, seed=changes.pop("seed", len(self.jobs)), **control
         )
@@ -302,7 +306,9 @@ def app(fake: FakeServer) -> FastAPI:
     @routes.post("/api/jobs", status_code=202)
     async def make(recipe: schema.JobRequest, request: Request) -> Any:
         fake.requests.append(await request.json())
-        if not recipe.prompt.strip() and not (recipe.melody or recipe.style or recipe.source):
+        if not recipe.prompt.strip() and not (
+            recipe.melody or recipe.style or recipe.source or recipe.chords
+        ):
             return error(422, "the prompt is empty; say what to play", "prompt")
         if (recipe.temperature or 0) < 0:
             return error(422, "temperature must be at least 0, not -1", "temperature")
@@ -373,8 +379,14 @@ def app(fake: FakeServer) -> FastAPI:
     async def add_audio(request: Request, name: str | None = None) -> Any:
         if not request.headers["content-type"].startswith("audio/"):
             return error(415, "audio/* is needed")
+        body = await request.body()
+        if body.startswith(b"MThd"):
+            found = schema.Audio(id=new_id(), duration=4.0, sample_rate=1000, channels=0)
+            fake.audio[found.id] = found
+            fake.names.append(name)
+            return dump(found)
         try:
-            samples, rate = soundfile.read(io.BytesIO(await request.body()), always_2d=True)
+            samples, rate = soundfile.read(io.BytesIO(body), always_2d=True)
         except soundfile.LibsndfileError:
             return error(422, "this is no audio file that can be read")
         found = schema.Audio(

@@ -580,6 +580,76 @@ def test_a_recording_is_kept_when_the_microphone_goes(page: Any, server: FakeSer
     assert len(server.audio) == 1
 
 
+def test_a_midi_file_becomes_a_melody(page: Any, server: FakeServer, tmp_path: Path) -> None:
+    midi = tmp_path / "tune.mid"
+    midi.write_bytes(b"MThd, which is all that the server of this test reads")
+    drop(page, "#drop", midi)
+    expect(page.locator("#reference-state")).to_contain_text("follow a melody. Choose one that can.")
+    page.select_option("#model", "facebook/musicgen-melody")
+    drop(page, "#drop", midi)
+    expect(page.locator(".reference[data-kind=melody]")).to_contain_text("tune.mid")
+    page.click("#more summary")
+    page.click("#commands summary")
+    expect(page.get_by_label("Remove drums and bass")).to_be_hidden()
+    expect(page.get_by_label("Chords")).to_be_hidden()
+    page.get_by_label("Track").fill("2")
+    expect(page.locator("#shell")).to_contain_text("--midi-track 2 -n 2 --melody tune.mid")
+    make(page, "a choir", duration=1)
+    expect(page.locator(DONE)).to_have_count(1)
+    assert server.requests[0]["melody"] in server.audio
+    assert server.requests[0]["midi_track"] == 2
+
+
+def test_chords_are_asked_for_of_models_that_follow_a_melody(page: Any, server: FakeServer) -> None:
+    chords = page.get_by_label("Chords")
+    expect(chords).to_be_hidden()
+    page.select_option("#model", "facebook/musicgen-melody")
+    expect(page.get_by_label("Beats per minute")).to_be_hidden()
+    chords.fill("| C Am | F G/B |")
+    page.get_by_label("Beats per minute").fill("96")
+    page.click("#commands summary")
+    expect(page.locator("#shell")).to_contain_text("--chords '| C Am | F G/B |' --bpm 96")
+    make(page, "", duration=1)
+    expect(page.locator(DONE)).to_have_count(1)
+    expect(page.locator(".card-title")).to_have_text("| C Am | F G/B |")
+    assert server.requests[0]["chords"] == "| C Am | F G/B |"
+    assert server.requests[0]["bpm"] == 96
+    page.select_option("#model", "demo")
+    make(page, "piano", duration=1)
+    expect(page.locator(CARD)).to_have_count(2)
+    assert not {"chords", "bpm"} & {*server.requests[1]}
+
+
+def test_a_loop_is_as_long_as_its_bars_and_repeats(page: Any, server: FakeServer) -> None:
+    bars = page.get_by_label("Bars")
+    expect(bars).to_be_hidden()
+    page.get_by_label("Loop: its end goes on").check()
+    page.get_by_label("Beats per minute").fill("120")
+    bars.fill("2")
+    expect(page.locator("#duration")).to_have_value("4")
+    expect(page.locator("#duration")).to_be_disabled()
+    page.click("#commands summary")
+    expect(page.locator("#shell")).to_have_text("musicgen-mlx -m demo --bars 2 --bpm 120 --loop -n 2")
+    make(page, "piano")
+    expect(page.locator(DONE)).to_have_count(1)
+    (request,) = server.requests
+    assert (request["loop"], request["bars"], request["bpm"], request["duration"]) == (True, 2, 120, 4)
+    bars.fill("")
+    expect(page.locator("#duration")).to_be_enabled()
+    page.get_by_label("Loop: its end goes on").uncheck()
+    expect(bars).to_be_hidden()
+    expect(page.locator("#shell")).to_have_text("musicgen-mlx 'piano' -m demo -d 4 -n 2")
+    job = server.add("piano", loop=True, bars=1, bpm=480.0, duration=0.5)
+    page.reload()
+    expect(page.get_by_label("Loop: its end goes on")).not_to_be_checked()
+    expect(page.locator(DONE)).to_have_count(2)
+    page.locator(DONE).first.get_by_role("button", name="Play").first.click()
+    page.wait_for_timeout(1000)  # two rounds
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    drop(page, "#list", server.clip_file(job.clips[0].id, "wav"))
+    expect(page.get_by_role("dialog")).to_contain_text("Loopyes")
+
+
 def test_a_model_that_may_not_be_downloaded_says_so(page: Any, server: FakeServer) -> None:
     page.select_option("#model", "facebook/musicgen-style")
     expect(page.locator("#model-state")).to_contain_text("start the server with --allow-downloads")
@@ -593,6 +663,30 @@ def test_conditions_are_offered_only_by_models_that_have_them(page: Any, server:
     page.select_option("#model", "facebook/musicgen-style")
     expect(page.get_by_text("Its style")).to_be_visible()
     expect(page.get_by_text("Its melody")).to_be_hidden()
+
+
+def test_a_model_that_fills_masks_has_other_fields(page: Any, server: FakeServer) -> None:
+    server.models.append(
+        server.models[0].model_copy(update={"name": "magnet-small-10s", "fills_masks": True})
+    )
+    page.reload()
+    page.click("#more summary")
+    page.fill("#cfg_coef", "4")
+    expect(page.locator("#max_cfg_coef")).to_be_hidden()
+    page.select_option("#model", "magnet-small-10s")
+    for hidden in ("#cfg_coef", "#negative", "#add-section"):
+        expect(page.locator(hidden)).to_be_hidden()
+    page.fill("#max_cfg_coef", "8")
+    page.fill("#decoding_steps", "5, 2,2,1")
+    page.select_option("#span_arrangement", "stride1")
+    make(page, "piano", takes=1, duration=2)
+    expect(page.locator(CARD)).to_have_count(1)
+    (request,) = server.requests
+    assert "cfg_coef" not in request
+    assert (request["max_cfg_coef"], request["span_arrangement"]) == (8, "stride1")
+    assert request["decoding_steps"] == [5, 2, 2, 1]
+    page.reload()
+    expect(page.locator("#decoding_steps")).to_have_value("5,2,2,1")
 
 
 def test_continue_from_the_cursor(page: Any, server: FakeServer) -> None:
@@ -872,6 +966,7 @@ def test_it_is_accessible_and_fits(browser: Any, server: FakeServer, scheme: str
     viewport = {"width": width, "height": 844}
     with opened(browser, server, viewport=viewport, color_scheme=scheme) as page:
         page.select_option("#model", "facebook/musicgen-melody")
+        page.fill("#chords", "C Am F G")
         make(page, "slow piano", duration=20)
         page.click("#add-section")
         page.click("#more summary")

@@ -151,6 +151,17 @@ def test_data_folder_in_use_is_one_line(capsys: pytest.CaptureFixture[str], tmp_
     assert "is in use by another server" in line
 
 
+def test_a_model_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, expected in {
+        "/no/such": "/no/such: no such folder; check its path",
+        "smal": "no model 'smal': did you mean small?",
+    }.items():
+        status, line = message_of(capsys, "-m", name, "--port", "0", "--data", str(tmp_path / "data"))
+        assert status == 1
+        assert line.startswith(expected)
+    assert not (tmp_path / "data").exists()
+
+
 def test_missing_packages_are_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

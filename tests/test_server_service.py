@@ -30,6 +30,7 @@ from audiocraft_mlx.audio.write import write_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.codes import read_codes
+from audiocraft_mlx.clips.defaults import MUSICGEN
 from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.errors import CheckpointError, MusicGenError, OutputError, UsageError
@@ -45,6 +46,7 @@ from audiocraft_mlx.server.service import (
     ServerSettings,
     Service,
 )
+from audiocraft_mlx.server.store import AudioShape
 
 from .fake_model import FakeModel, install, raiser
 from .unprivileged import reachable_folder, unprivileged
@@ -174,6 +176,10 @@ def test_sections_and_a_negative_prompt_are_those_of_the_command(demo: Service, 
         ({"sections": [{"start": 0, "text": "a"}]}, "sections", "the prompt is what is played from 0 on"),
         ({"sections": [{"start": 0.1, "text": " "}]}, "sections", "one has no text"),
         ({"negative": "a", "cfg_coef": 1.0}, "negative", "negative can't work with cfg_coef 1"),
+        ({"loop": True, "format": "mp3"}, "loop", "MP3 has silence at its ends; choose format wav"),
+        ({"loop": True, "fade_out": 1.0}, "loop", "loop and fade_out: a loop's end goes on"),
+        ({"loop": True, "bars": 4}, "bars", "bars need bpm"),
+        ({"loop": True, "bars": 9999, "bpm": 10.0}, "duration", "seconds are too many"),
         ({"negative": "a" * 10_001}, "negative", "10001 characters are too many"),
         ({"sections": [{"start": 0.1, "text": "a" * 10_001}]}, "sections", "10001 characters are too many"),
     ],
@@ -184,6 +190,32 @@ def test_sections_and_negative_prompts_that_do_not_fit_name_their_field(
     with pytest.raises(service.InvalidFieldError, match=message) as error:
         submit(demo, **values)
     assert error.value.param == field
+
+
+def test_loops_are_those_of_the_command_and_the_best_is_first(demo: Service, tmp_path: Path) -> None:
+    values = {"loop": True, "bars": 1, "bpm": 240.0, "takes": 2}
+    options = ["--loop", "--bars", "1", "--bpm", "240", "-n", "2", "-m", "demo", "--seed", "4"]
+    assert main(["fast piano", *options, "-o", str(tmp_path / "a.wav")]) == 0
+    job = submit(demo, prompt="fast piano", seed=4, **values)
+    # What is heard while it is made has a lead-in and a lead-out.
+    assert [clip.duration for clip in job.clips] == [4.0, 4.0]
+    job = run(demo.wait(job.id))
+    assert job.recipe.duration == 1.0
+    assert (
+        job.command == "musicgen-mlx 'fast piano' --model demo --seed 4 --loop --bars 1 --bpm 240 --takes 2"
+    )
+    # In the store, too.
+    assert demo.jobs().jobs[0].clips == job.clips
+    for take, clip in enumerate(job.clips):
+        path = demo.clip_file(clip.id)
+        assert clip.duration == 1.0
+        assert np.array_equal(read(path), read(tmp_path / f"a-{take + 1}.wav"))
+        metadata = read_metadata(path)
+        assert metadata == read_metadata(tmp_path / f"a-{take + 1}.wav")
+        assert metadata is not None
+        assert metadata.seed == clip.seed
+        same = {"seed": 4, "takes": 2}
+        assert recipes.request_of(metadata, "wav", "demo").model_copy(update=same) == job.recipe
 
 
 def test_everything_that_a_file_can_be_is_as_the_command_makes_it(demo: Service, tmp_path: Path) -> None:
@@ -299,6 +331,49 @@ def test_stems_are_beside_the_clip(demo: Service, separator: None) -> None:
     assert demo.clip_file(job.clips[0].id, "wav", "bass").suffix == ".wav"
 
 
+def midi_file(path: Path) -> Path:
+    import mido
+
+    track = mido.MidiTrack([mido.Message("note_on", note=67), mido.Message("note_off", note=67, time=480)])
+    mido.MidiFile(tracks=[track]).save(path)
+    return path
+
+
+def test_midi_is_a_melody_and_nothing_else(demo: Service, tmp_path: Path) -> None:
+    audio = demo.add_audio(midi_file(tmp_path / "x.bin"), "tune.mid")
+    assert (audio.duration, audio.channels) == (0.5, 0)
+    for field, param in (("continue", "continue"), ("style", "style")):
+        with pytest.raises(InvalidFieldError, match=f"{field}: tune.mid is MIDI, which has notes") as error:
+            submit(demo, **{field: audio.id})
+        assert error.value.param == param
+    with pytest.raises(InvalidFieldError, match="melody_separation is for audio, and the melody is MIDI"):
+        submit(demo, melody=audio.id, melody_separation="off")
+    (tmp_path / "x.bin").write_bytes(b"MThd")
+    with pytest.raises(UsageError, match=r"^tune.mid is no MIDI file, or damaged \(it ends too early\)"):
+        demo.add_audio(tmp_path / "x.bin", "tune.mid")
+
+
+def test_a_recipe_with_notes_has_them_and_the_command(tmp_path: Path) -> None:
+    shape = AudioShape.of_notes(0.5)
+    file = recipes.AudioFile(midi_file(tmp_path / "upload"), "tune.mid", shape)
+    request = JobRequest(melody="a" * 22, midi_track=1, takes=2)
+    recipe = recipes.make_recipe(request, ModelOptions("melody"), MUSICGEN, lambda id, field: file)
+    assert "--melody tune.mid --midi-track 1 " in recipe.command
+    first, second = recipe.load()
+    assert first.melody is second.melody
+    assert (first.melody.name, first.melody.notes.duration) == ("tune.mid", 0.5)
+    chords = JobRequest(prompt="jazz", chords="C Am", bpm=90, beats_per_bar=3)
+    recipe = recipes.make_recipe(chords, ModelOptions("melody"), MUSICGEN, lambda id, field: file)
+    assert "--chords 'C Am' --bpm 90 --beats-per-bar 3" in recipe.command
+    again = recipes.request_of(recipe.metadata(recipe.clips[0]), "wav", "melody")
+    assert (again.chords, again.bpm, again.beats_per_bar) == ("C Am", 90, 3)
+    with pytest.raises(InvalidFieldError, match="chords: 'H' is no chord") as error:
+        recipes.make_recipe(
+            JobRequest(chords="H", bpm=90), ModelOptions("melody"), MUSICGEN, lambda id, field: file
+        )
+    assert error.value.param == "chords"
+
+
 def test_uploads_are_melodies_and_sources_by_their_ids(demo: Service, tmp_path: Path) -> None:
     tone = 0.3 * np.sin(np.arange(22050) * 0.06)
     soundfile.write(tmp_path / "x.bin", np.stack([tone, tone], 1), 44100, format="FLAC")
@@ -365,8 +440,8 @@ def test_a_file_says_how_it_was_made(demo: Service, tmp_path: Path) -> None:
 
 
 def id3_bomb(name: str) -> bytes:
-    """A tag of a megabyte that is a gigabyte when it is unpacked."""
-    packer = zlib.compressobj()
+    """A tag of some megabytes that is a gigabyte when it is unpacked."""
+    packer = zlib.compressobj(1)
     packed = packer.compress(b"\3" + name.encode() + b"\0")
     packed += b"".join(packer.compress(b"x" * (1 << 20)) for _ in range(1000)) + packer.flush()
     frame = b"TXXX" + synchsafe(len(packed) + 4) + b"\0\x09" + synchsafe(2**28 - 1) + packed
@@ -1336,3 +1411,34 @@ def test_another_model_takes_the_place_of_the_least_recently_used(
     assert job.command.startswith("musicgen-mlx piano --duration 0.3")
     assert {model.name for model in opened.models() if model.state == "loaded"} == {"small"}
     opened.close()
+
+
+def test_a_model_that_fills_masks_makes_what_the_command_makes(
+    goldens: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(goldens / "goldens" / "magnet")
+    settings = ServerSettings(tmp_path / "data", ModelOptions(folder), limits=Limits(free_bytes=0))
+    opened = Service(settings)
+    opened.start()
+    try:
+        values = {"decoding_steps": [3, 2, 1, 1], "span_arrangement": "stride1", "max_cfg_coef": 5.0}
+        job = made(opened, model=opened.health().model, **values)
+        assert next(model for model in opened.models() if model.default).fills_masks
+        assert "--decoding-steps 3,2,1,1 --span-arrangement stride1" in job.command
+        monkeypatch.chdir(tmp_path)
+        options = ["--decoding-steps", "3,2,1,1", "--span-arrangement", "stride1", "--max-cfg-coef", "5"]
+        assert (
+            main(["piano", "-m", folder, "-d", "0.3", "--seed", "7", "-o", "a.wav", "--no-open", *options])
+            == 0
+        )
+        np.testing.assert_array_equal(file(opened, job), read(tmp_path / "a.wav"))
+        found = opened.read_recipe(tmp_path / "a.wav").recipe
+        assert found is not None
+        assert (found.decoding_steps, found.span_arrangement, found.max_cfg_coef) == tuple(values.values())
+        with pytest.raises(InvalidFieldError, match="cfg_coef"):
+            submit(opened, cfg_coef=3.0)
+        with pytest.raises(InvalidFieldError, match="decoding_steps") as caught:
+            submit(opened, decoding_steps=[0])
+        assert caught.value.param == "decoding_steps"
+    finally:
+        opened.close()

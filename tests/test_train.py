@@ -37,6 +37,7 @@ from audiocraft_mlx.tuning.lora import LoRALinear, peft_targets
 from audiocraft_mlx.tuning.network import TrainedNetwork, make_batch
 from audiocraft_mlx.tuning.options import ALL_TARGETS, LoRAConfig, TrainingOptions
 from audiocraft_mlx.tuning.trainable import Trainable, load_for_training, make_trainable
+from audiocraft_mlx.tuning.training import locked_folder
 
 RATE = 32000
 QUICK = ("--crop", "1.2", "--iters", "4", "--batch-size", "2", "--rank", "2", "--warmup", "1")
@@ -800,6 +801,15 @@ def test_the_output_folder_must_be_free(run: Train, tmp_path: Path, interrupt_af
     assert run("--resume").status == 0
     assert "has a training in it; choose another --output" in run().error
     assert "is complete; use it, or choose another --output" in run("--resume").error
+
+
+def test_a_folder_is_that_of_one_training(run: Train, tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "used"):
+        assert run(output="used").error == (
+            f"another training uses {tmp_path / 'used'}; choose another --output, or wait for it"
+        )
+    assert not (tmp_path / "used").exists()  # nothing came into it
+    assert run(output="used").status == 0
 
 
 def test_out_of_memory_says_what_to_change(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,12 @@ from audiocraft_mlx.audio.flux import Spectra, onset_strength
 
 # Beats may be this far apart, and 0.5 s is the most usual.
 _BEAT_SECONDS, _USUAL_BEAT = (0.25, 1.5), 0.5
+# Of the beats on the other side of a join: below that there is hardly a beat.
+_WEAK = 0.3
+# Half a period later they are this much alike, too, in all: then the beats are half as far apart.
+_BOTH_HALVES = 1.3
 # How alike the onsets a beat apart are in music that has a beat (a correlation), 1 at most.
-_BEAT_STRENGTH = 0.3
+_BEAT_STRENGTH = 0.4
 
 
 @dataclass(frozen=True)
@@ -63,19 +67,26 @@ def beat_times(beat: Beat, seconds: float) -> np.ndarray:
     return np.arange(beat.first % beat.period, seconds, beat.period)
 
 
-def phase_error(late: np.ndarray, early: np.ndarray, hop: float, period: float) -> float:
+def phase_error(late: np.ndarray, early: np.ndarray, hop: float, period: float) -> float | None:
     """By how many seconds the beats of `early` come too late to go on the beats of `late`.
 
-    Both are the onset strengths of frames `hop` seconds apart: `early` begins where `late` ends.
+    Both are the onset strengths of frames `hop` seconds apart: `early` begins where `late` ends. None: on one
+    side there is hardly a beat.
     """
     frames = period / hop
     # Both are counted from the join, so that an error of the period weighs as little as possible.
     first, second = _folded(late, frames, -len(late)), _folded(early, frames)
+    if min(first.max(), second.max()) < _WEAK * max(first.max(), second.max()):
+        return None
     # How the second is to be moved to be most like the first.
     spectrum = np.fft.rfft(second - second.mean()) * np.conj(np.fft.rfft(first - first.mean()))
     likeness = np.fft.irfft(spectrum, len(first))
     best = _peak_near(np.tile(likeness, 3), int(np.argmax(likeness)) + len(first), 2) - len(first)
     error = best / len(first) * period
+    # Beats that are half as far apart, of which others are the strong ones, go on all the same.
+    halves = likeness + np.roll(likeness, len(first) // 2)
+    if len(first) > 1 and halves.max() > _BOTH_HALVES * likeness.max():
+        period /= 2
     return float((error + period / 2) % period - period / 2)
 
 

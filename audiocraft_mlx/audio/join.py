@@ -73,9 +73,13 @@ def beat_flux(spectra: Spectra, width: float = 0.0, beat: Beat | None = None) ->
 
 def join_flux(spectra: Spectra, start: float, end: float) -> float:
     """The highest flux of a cross-fade from second `start` to second `end`."""
-    flux = spectral_flux(spectra)
-    first = max(0, math.floor((start - _AROUND_SECONDS) / spectra.seconds))
-    return float(flux[first : math.ceil((end + _AROUND_SECONDS) / spectra.seconds) + 1].max(initial=0))
+    return highest_flux(spectral_flux(spectra), spectra.seconds, start, end)
+
+
+def highest_flux(flux: np.ndarray, hop: float, start: float, end: float) -> float:
+    """The same of `flux`, which is that of frames `hop` seconds apart."""
+    first = max(0, math.floor((start - _AROUND_SECONDS) / hop))
+    return float(flux[first : math.ceil((end + _AROUND_SECONDS) / hop) + 1].max(initial=0))
 
 
 def measure_join(

@@ -3,10 +3,11 @@
 Audio is float32 `[channels, samples]`.
 
 The music around the loop, a lead-in and a lead-out, leaves a choice of where it is cut. Two places, a loop's
-length apart, are alike where the spectra around them are: the cross-fade from the later to the earlier one is
-tried at the most alike ones, and made where its flux is lowest. Where there is a beat, the places must be a
-whole number of beats apart. Where that isn't the loop's length (the model plays at a tempo of its own), the
-loop is stretched to it. At last the loop is turned around so that it begins on a beat.
+length apart, are alike where the spectra around them are. The cross-fade from the later to the earlier one is
+tried at the most alike ones, and before each beat. It is made where it adds least to the flux that the music
+has there by itself. Where there is a beat, the places must be a whole number of beats apart. Where that isn't
+the loop's length (the model plays at a tempo of its own), the loop is stretched to it. At last the loop is
+turned around so that it begins on a beat.
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from audiocraft_mlx.audio.beat import Beat, beat_times, find_beat, first_beat, phase_error
-from audiocraft_mlx.audio.flux import Spectra, frame_hop, log_spectra, onset_strength, reference_level
-from audiocraft_mlx.audio.join import JoinMeasure, beat_flux, crossfade, join_flux
+from audiocraft_mlx.audio.flux import (
+    Spectra,
+    frame_hop,
+    log_spectra,
+    onset_strength,
+    reference_level,
+    spectral_flux,
+)
+from audiocraft_mlx.audio.join import JoinMeasure, beat_flux, crossfade, highest_flux, join_flux
 from audiocraft_mlx.audio.stretch import stretch_loop
 
 LEAD_IN_SECONDS, LEAD_OUT_SECONDS = 1.0, 2.0
 """What is made before and after a loop, to choose from."""
 # The cross-fade of music with and without a beat.
 _FADE_SECONDS, _LONG_FADE_SECONDS = 0.05, 0.2
+# That right before a beat.
+_SHORT_FADE_SECONDS = 0.01
 # The spectra of this much time around two places are compared, those near the place the most.
 _CONTEXT_SECONDS = 0.25
 # Places may be this much more or less than whole beats apart: nobody hears it, and there is more choice.
 _BEAT_TOLERANCE = 0.0075
 _MOST_STRETCH = 0.08
+# Parts of the flux of the beats: up to which a join is good, and what it may add without being heard.
+_MOST, _UNHEARD = 0.9, 0.1
 # What is before and after a cross-fade is looked at to find its flux.
 _AROUND_SECONDS = 0.06
 # Cross-fades that are tried, at places that aren't neighbours.
@@ -88,11 +100,21 @@ def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
     beat = find_beat(spectra)
     if beat is not None and samples < 2 * beat.period * rate:
         beat = None
-    fade = min(round((_FADE_SECONDS if beat else _LONG_FADE_SECONDS) * rate), samples // 4)
-    places = _places(spectra, audio.shape[1], samples, fade, beat)
-    reference = reference_level(audio, rate)
-    place, length = min(places, key=lambda at: _flux(audio, rate, at[0], at[1], fade, reference))
-    return _join(audio, rate, place, length, samples, fade, beat)
+    fade = round((_FADE_SECONDS if beat else _LONG_FADE_SECONDS) * rate)
+    fade = min(fade, samples // 4, audio.shape[1] - samples)
+    joins = _alike_places(spectra, audio.shape[1], samples, fade, beat)
+    joins += _places_at_beats(audio.shape[1], samples, beat, rate, spectra.hop)
+    flux, reference = spectral_flux(spectra), reference_level(audio, rate)
+    most = beat_flux(spectra, fade / rate, beat)
+
+    steps = np.abs(np.diff(audio, axis=1)).max(axis=0)
+
+    def heard(join: _CrossFade) -> tuple[bool, float, float]:
+        own, added, step = _heard(audio, rate, join, flux, reference)
+        clicks = step > steps[join.place + join.fade : join.place + join.length - 1].max(initial=0)
+        return own > _MOST * most or clicks, max(added - _UNHEARD * most, 0.0), own
+
+    return _join(audio, rate, min(joins, key=heard), samples, beat)
 
 
 def measure_loop(
@@ -120,13 +142,22 @@ def measure_loop(
     first, last = max(0, start - samples - 1), start - samples + width + 1
     rest = max(steps[:first].max(initial=0), steps[last:].max(initial=0))
     measure = JoinMeasure(
-        flux, beat_flux(spectra, width / rate, beat), steps[first:last].max(initial=0), rest
+        flux, beat_flux(spectra, width / rate, beat), float(steps[first:last].max(initial=0)), float(rest)
     )
     return LoopMeasure(measure, error)
 
 
-def _places(spectra: Spectra, end: int, samples: int, fade: int, beat: Beat | None) -> list[tuple[int, int]]:
-    """The samples where a cross-fade may begin, and the length of the loop then; those most alike first."""
+@dataclass(frozen=True)
+class _CrossFade:
+    """From the music `length` samples behind `place` to that at `place`, over `fade` samples."""
+
+    place: int
+    length: int
+    fade: int
+
+
+def _alike_places(spectra: Spectra, end: int, samples: int, fade: int, beat: Beat | None) -> list[_CrossFade]:
+    """Cross-fades where the music is most alike, in audio of `end` samples."""
     hop, frames = spectra.hop, spectra.frames
     context = round(_CONTEXT_SECONDS / spectra.seconds)
     weights = np.bartlett(2 * context + 1).astype(np.float32)
@@ -148,14 +179,29 @@ def _places(spectra: Spectra, end: int, samples: int, fade: int, beat: Beat | No
         for place in range(min(last + 1, shared - centre)):
             found.append((float(smooth[place + centre]), place * hop, length))
     found.sort()
-    chosen: list[tuple[int, int]] = []
+    chosen: list[_CrossFade] = []
     apart = round(_APART_SECONDS * spectra.rate)
     for _, place, length in found:
-        if all(abs(place - other) >= apart for other, _ in chosen):
-            chosen.append((place, length))
+        if all(abs(place - other.place) >= apart for other in chosen):
+            chosen.append(_CrossFade(place, length, fade))
             if len(chosen) == _TRIED:
                 break
-    return chosen or [(0, samples)]
+    return chosen or [_CrossFade(0, samples, fade)]
+
+
+def _places_at_beats(end: int, samples: int, beat: Beat | None, rate: int, hop: int) -> list[_CrossFade]:
+    """Short cross-fades right before a beat, where music goes on in another way by itself."""
+    if beat is None:
+        return []
+    fade = round(_SHORT_FADE_SECONDS * rate)
+    return [
+        _CrossFade(place, length, fade)
+        for length in _lengths(samples, hop, beat, rate)
+        for place in np.round(beat_times(beat, end / rate) * rate).astype(int).tolist()
+        if place <= end - length
+        for place in [place - fade - round(_BEFORE_BEAT * rate)]
+        if place >= 0
+    ]
 
 
 def _lengths(samples: int, hop: int, beat: Beat | None, rate: int) -> list[int]:
@@ -172,22 +218,33 @@ def _lengths(samples: int, hop: int, beat: Beat | None, rate: int) -> list[int]:
     return [round(whole) + step * hop for step in range(-steps, steps + 1)]
 
 
-def _flux(audio: np.ndarray, rate: int, place: int, length: int, fade: int, reference: float) -> float:
-    """That of the cross-fade from `length` later to `place`."""
-    around = min(round(_AROUND_SECONDS * rate), place + length)
-    later, end = place + length, place + fade
-    joined = crossfade(audio[:, later : later + fade], audio[:, place:end])
-    parts = [audio[:, later - around : later], joined, audio[:, end : end + around]]
-    spectra = log_spectra(np.concatenate(parts, axis=1), rate, reference)
-    return join_flux(spectra, around / rate, (around + fade) / rate)
+def _heard(
+    audio: np.ndarray, rate: int, join: _CrossFade, flux: np.ndarray, reference: float
+) -> tuple[float, float, float]:
+    """The flux of a cross-fade, by how much it is above what both places have by themselves, and its step."""
+    around = min(round(_AROUND_SECONDS * rate), join.place + join.length)
+    later, end = join.place + join.length, join.place + join.fade
+    parts = [audio[:, later - around : later], _faded(audio, join), audio[:, end : end + around]]
+    joined = np.concatenate(parts, axis=1)
+    spectra = log_spectra(joined, rate, reference)
+    own = join_flux(spectra, around / rate, (around + join.fade) / rate)
+    there = [
+        highest_flux(flux, spectra.seconds, place / rate, (place + join.fade) / rate)
+        for place in (join.place, later)
+    ]
+    step = np.abs(np.diff(joined[:, max(0, around - 1) : around + join.fade + 1], axis=1)).max(initial=0)
+    return own, own - min(there), float(step)
 
 
-def _join(
-    audio: np.ndarray, rate: int, place: int, length: int, samples: int, fade: int, beat: Beat | None
-) -> Loop:
-    """The loop of `length` from `place` on, as one of `samples`."""
-    joined = crossfade(audio[:, place + length : place + length + fade], audio[:, place : place + fade])
-    loop = np.concatenate([joined, audio[:, place + fade : place + length]], axis=1)
+def _faded(audio: np.ndarray, join: _CrossFade) -> np.ndarray:
+    later = join.place + join.length
+    return crossfade(audio[:, later : later + join.fade], audio[:, join.place : join.place + join.fade])
+
+
+def _join(audio: np.ndarray, rate: int, join: _CrossFade, samples: int, beat: Beat | None) -> Loop:
+    """The loop with this cross-fade, as one of `samples`."""
+    place, length, fade = join.place, join.length, join.fade
+    loop = np.concatenate([_faded(audio, join), audio[:, place + fade : place + length]], axis=1)
     loop = stretch_loop(loop, rate, samples)
     fade = round(fade * samples / length)
     begin = fade % samples
@@ -197,9 +254,10 @@ def _join(
         first = first_beat(onsets, frame_hop(rate) / rate, period)
         beat = Beat(period, first, beat.strength)
         times = beat_times(beat, samples / rate + period) - _BEFORE_BEAT
-        begin = int(times[np.searchsorted(times, fade / rate)] * rate) % samples
+        # One that the cross-fade ends at is found a little earlier or later now.
+        begin = int(times[np.searchsorted(times, fade / rate - _SHORT_FADE_SECONDS)] * rate) % samples
     loop = np.roll(loop, -begin, axis=1)
-    join = ((-begin) % samples, (-begin) % samples + fade)
+    faded = ((-begin) % samples, (-begin) % samples + fade)
     beats = None if beat is None else samples / rate / beat.period
     whole = None if beats is None or abs(beats - round(beats)) > 0.05 else round(beats)
-    return Loop(loop, join, samples / length - 1, measure_loop(loop, rate, join, beat), whole)
+    return Loop(loop, faded, samples / length - 1, measure_loop(loop, rate, faded, beat), whole)

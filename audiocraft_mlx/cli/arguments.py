@@ -20,6 +20,7 @@ from audiocraft_mlx.cli.control import add_control
 from audiocraft_mlx.cli.edit_options import add_edit_options, check_edit_options
 from audiocraft_mlx.cli.loop_options import add_loop_options, check_loop_options
 from audiocraft_mlx.cli.masked_options import add_masked_options
+from audiocraft_mlx.cli.note_options import add_note_options
 from audiocraft_mlx.cli.tempo_options import add_tempo_options
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
 from audiocraft_mlx.clips.requests import (
@@ -175,6 +176,8 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             negative=arguments.negative,
             loop=arguments.loop,
             bars=arguments.bars,
+            midi_track=arguments.midi_track,
+            chords=arguments.chords,
             bpm=arguments.bpm,
             beats_per_bar=arguments.beats_per_bar,
         )
@@ -234,7 +237,8 @@ def _all_prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompts_file is not None:
         most = max(0, _MAX_CLIPS // arguments.takes - len(prompts))
         prompts += _read_prompts(arguments.prompts_file, most)
-    instead = (arguments.melody, arguments.style, arguments.source, arguments.edit, arguments.sections)
+    names = ("melody", "style", "source", "edit", "sections", "chords")
+    instead = [getattr(arguments, name) for name in names]
     if not prompts and not any(instead):
         raise UsageError("the prompt is missing; say what to play")
     prompts = prompts or [""]
@@ -405,7 +409,12 @@ def _add_conditioning_args(parser: Parser) -> None:
         default=1,
         help="generate N clips of each prompt, with a seed for each (default: 1)",
     )
-    add("--melody", metavar="FILE", type=Path, help="follow the melody in this audio file (melody models)")
+    add(
+        "--melody",
+        metavar="FILE",
+        type=Path,
+        help="follow the melody in this audio or MIDI file (melody models)",
+    )
     add(
         "--melody-separation",
         choices=MELODY_SEPARATIONS,
@@ -434,6 +443,7 @@ def _add_conditioning_args(parser: Parser) -> None:
         help=f"how much of the end of that file the model continues (default: {DEFAULT_PROMPT_SECONDS:g})",
     )
     add_control(add)
+    add_note_options(add, number)
     add_tempo_options(add, number)
     add_loop_options(add, number)
     add_edit_options(add, number)

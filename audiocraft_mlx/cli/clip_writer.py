@@ -23,6 +23,7 @@ from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.planning import ClipPlan
 from audiocraft_mlx.clips.saving import SavedFile, save_clip
 from audiocraft_mlx.clips.source import AudioInput
+from audiocraft_mlx.conditioning.notes import Notes
 from audiocraft_mlx.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class ClipWriter:
         # Standard output belongs to the audio.
         self._report: Callable[[str], None] = print_stderr if self._streaming else print_stdout
         self.paths: list[Path] = []
-        self._chromagrams: dict[tuple[AudioInput, float], Chromagram | StyleExcerpt | None] = {}
+        self._chromagrams: dict[
+            tuple[AudioInput | Notes | None, float], Chromagram | StyleExcerpt | None
+        ] = {}
         # Of the batch.
         self._plans: dict[int, ClipPlan] = {}
         self._unfinished: set[int] = set()
@@ -249,13 +252,13 @@ class ClipWriter:
     def _condition(self, plan: ClipPlan) -> Chromagram | StyleExcerpt | None:
         """For the plot of a clip: its melody's chromagram or its style's excerpt."""
         # A melody starts with the new music, and the plot doesn't show where in the clip or loop that is.
-        if plan.source is not None or plan.condition is None or plan.loop is not None:
+        if plan.source is not None or plan.loop is not None or plan.condition is plan.notes is None:
             return None
         from audiocraft_mlx.clips.conditions import describe_condition
 
         if plan.request.style is not None:
             return describe_condition(self._model, plan)
-        key = (plan.condition, plan.request.duration)
+        key = (plan.condition or plan.notes, plan.request.duration)
         if key not in self._chromagrams:
             self._chromagrams[key] = describe_condition(self._model, plan)
         return self._chromagrams[key]

@@ -50,6 +50,7 @@ def check_edit_options(arguments: argparse.Namespace, default_duration: float) -
         "--continue": arguments.source is not None,
         "--prompt-seconds": arguments.prompt_seconds is not None,
         "--melody": arguments.melody is not None,
+        "--chords": arguments.chords is not None,
         "--style": arguments.style is not None,
         "--duration": arguments.duration != default_duration,
         "--play": arguments.play,

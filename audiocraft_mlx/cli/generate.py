@@ -65,7 +65,10 @@ def _generate(command: GenerateClips) -> None:
 
         from audiocraft_mlx.clips.inputs import load_inputs
 
-        requests = load_inputs(command.requests)
+        try:
+            requests = load_inputs(command.requests)
+        except FieldError as error:
+            raise UsageError(error.describe(option_name)) from None
         model = _load_model(command)
         command.require_supported(model.condition_types, model.fills_masks)
         separator = None

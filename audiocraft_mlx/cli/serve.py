@@ -123,10 +123,11 @@ def _settings(arguments: argparse.Namespace) -> ServerSettings:
     import platformdirs
 
     from audiocraft_mlx.checkpoints.hub_client import is_repo_name
-    from audiocraft_mlx.checkpoints.model_files import cached_bytes
+    from audiocraft_mlx.checkpoints.model_files import cached_bytes, resolve_model
     from audiocraft_mlx.server.service import Limits, ServerSettings
 
     name = arguments.model or (DEMO if cached_bytes(MUSICGEN.model) is None else MUSICGEN.model)
+    resolve_model(name)  # a name that is none is told now, not by the first job
     model = ModelOptions(
         name,
         quantize=arguments.quantize,

@@ -86,7 +86,7 @@ def _train(argv: list[str] | None) -> None:
     require_memory(PROGRAM_BYTES)  # else the imports below crash
 
     from audiocraft_mlx.tuning.dataset import describe, read_dataset
-    from audiocraft_mlx.tuning.training import check_folder
+    from audiocraft_mlx.tuning.training import check_folder, locked_folder
 
     # All that can be wrong and is quickly found, before the model is loaded.
     check_folder(command.output, command.resume)
@@ -96,7 +96,11 @@ def _train(argv: list[str] | None) -> None:
     _print_lines(describe(dataset))
     if not dataset.files:
         raise UsageError(f"{command.data} has no file to train on; the lines above say why")
+    with locked_folder(command.output):
+        _train_on(dataset, command)
 
+
+def _train_on(dataset: Dataset, command: TrainCommand) -> None:
     from audiocraft_mlx.tuning.trainable import load_for_training, make_trainable, weights_digest
 
     options = command.options

@@ -12,6 +12,7 @@ from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.clips.planning import ClipPlan
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.note_chroma import chroma_of_notes
 from audiocraft_mlx.conditioning.style import StyleConditioner
 
 if TYPE_CHECKING:
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 
 
 def describe_condition(model: GenModel, plan: ClipPlan) -> Chromagram | StyleExcerpt | None:
-    """The chroma of a clip's melody or the excerpt of its style; None if it has neither.
+    """The chroma of a clip's melody or chords, or the excerpt of its style; None if it has neither.
 
-    A chroma takes source separation. It doesn't depend on the seed: clips with the same melody and duration
-    have the same.
+    The chroma of audio takes source separation. It doesn't depend on the seed: clips with the same melody and
+    duration have the same.
     """
     conditioner = model.audio_conditioner
+    notes = plan.notes
+    if notes is not None and isinstance(conditioner, MelodyConditioner):
+        config = conditioner.config
+        hop = config.hop_length / config.sample_rate
+        return Chromagram(chroma_of_notes(notes, config, frames=int(plan.seconds / hop) + 1), hop)
     if plan.condition is None:
         return None
     if isinstance(conditioner, MelodyConditioner):

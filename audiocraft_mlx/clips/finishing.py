@@ -43,8 +43,8 @@ class FinishedLoop:
         join, rate = self.measure.join, self.chunks.rate
         stretched = f"; stretched by {100 * self.stretch:.1f} %" if abs(self.stretch) > 5e-4 else ""
         return (
-            f"joined at {self.join[0] / rate:.2f} s, where the sound changes {join.score:.2f} times as much as "
-            f"at its strongest beats{stretched}"
+            f"joined at {self.join[0] / rate:.2f} s, where the sound changes {join.score:.2f} times as much "
+            f"as at its strongest beats{stretched}"
         )
 
 

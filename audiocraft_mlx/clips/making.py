@@ -140,6 +140,9 @@ def _start(
         given["duration"] = batch[0].params.duration
         if batch[0].request.melody_separation is not None:
             given["melody_separation"] = batch[0].request.melody_separation
+    notes = [plan.notes for plan in batch]
+    if any(notes):
+        given["melody_wavs"] = notes
     prompts = [plan.prompt for plan in batch if plan.prompt is not None]
     prompt_codes = [plan.prompt_codes for plan in batch if plan.prompt_codes is not None]
     if prompt_codes:

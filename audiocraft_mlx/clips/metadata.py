@@ -157,6 +157,8 @@ def describe_request(
         "negative": request.negative,
         "loop": request.loop or None,
         "bars": request.bars,
+        "midi-track": request.midi_track,
+        "chords": request.chords,
         "bpm": request.bpm,
         "beats-per-bar": request.beats_per_bar,
         "format": None if output.audio_format == "wav" else output.audio_format,

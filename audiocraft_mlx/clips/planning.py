@@ -11,8 +11,10 @@ import numpy as np
 from audiocraft_mlx.clips.finishing import Replacement
 from audiocraft_mlx.clips.inputs import load_inputs
 from audiocraft_mlx.clips.loops import LoopShape, around_loop, made_seconds
+from audiocraft_mlx.clips.notes import NoteInput, notes_of_chords
 from audiocraft_mlx.clips.requests import DEFAULT_PROMPT_SECONDS, ClipRequest, FieldError
 from audiocraft_mlx.clips.source import AudioInput, SourceClip
+from audiocraft_mlx.conditioning.notes import Notes
 from audiocraft_mlx.conditioning.sections import Section, frame_sections
 from audiocraft_mlx.decoding.windows import end_frame, first_frame
 from audiocraft_mlx.errors import UsageError
@@ -79,6 +81,16 @@ class ClipPlan:
         return LoopShape.of(self.request)
 
     @property
+    def notes(self) -> Notes | None:
+        """The melody as notes, or the chords."""
+        request = self.request
+        if isinstance(request.melody, NoteInput):
+            return request.melody.notes
+        if request.chords is None or request.bpm is None:
+            return None
+        return notes_of_chords(request.chords, request.bpm, request.beats_per_bar)
+
+    @property
     def source(self) -> SourceClip | None:
         """What the new music comes behind."""
         source = self.request.source if self.begin is None else self.begin
@@ -92,6 +104,7 @@ class ClipPlan:
             None if self.prompt is None else self.prompt.shape,
             self.prompt_codes is None,
             None if self.condition is None else self.condition.rate,
+            self.notes is None,
             self.request.melody_separation,
             self.tokens > TRAINED_TOKENS,  # all prompts of a batch have the length of its longest
             self.window_borders,
@@ -117,8 +130,9 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
     own: dict[SourceClip, SourceClip] = {}
     for index, request in enumerate(loaded):
         texts = {request.description or "", request.negative or "", *(s.text or "" for s in request.sections)}
-        for text in texts - tokens.keys():
-            tokens[text] = count_tokens(model, text)
+        for text in texts:
+            if text not in tokens:
+                tokens[text] = count_tokens(model, text)
         request.require_supported(model.condition_types, fills_masks=model.fills_masks)
         if request.decoding_steps is not None:
             _require_codebooks(model.lm.config.num_codebooks, request.decoding_steps)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.clips.defaults import MUSICGEN
+from audiocraft_mlx.clips.notes import NoteInput
+from audiocraft_mlx.conditioning.chords import parse_chords
 from audiocraft_mlx.conditioning.sections import Section, require_order, require_within
 from audiocraft_mlx.conditioning.tempo import seconds_of_bars, with_tempo
 from audiocraft_mlx.errors import UsageError
@@ -30,6 +32,7 @@ from audiocraft_mlx.validation import (
     ENDINGS,
     LUFS,
     MELODY_SEPARATIONS,
+    MIDI_TRACK,
     SECONDS,
     SEED,
     SPAN_ARRANGEMENTS,
@@ -81,7 +84,7 @@ class ClipRequest:
     """
 
     prompt: str = ""
-    """May be empty if there is a melody, a style or a source."""
+    """May be empty if there is a melody, a style, chords or a source."""
     seed: int = field(default_factory=lambda: draw_seed())
     duration: float = MUSICGEN.duration
     """Seconds to generate; a source isn't counted."""
@@ -89,7 +92,8 @@ class ClipRequest:
     top_p: float | None = None
     temperature: float | None = None
     cfg_coef: float | None = None
-    melody: Path | AudioInput | None = None
+    melody: Path | AudioInput | NoteInput | None = None
+    """Audio, or MIDI."""
     style: Path | AudioInput | None = None
     style_coef: float | None = None
     """How much more the prompt counts than the style; audiocraft's `cfg_coef_beta`."""
@@ -114,8 +118,12 @@ class ClipRequest:
     """What follows `prompt`, in order; a source isn't counted. One that begins at 0 becomes the prompt."""
     negative: str | None = None
     """What the music is not to be: guidance leads away from it."""
+    midi_track: int | None = None
+    """Which track of a MIDI `melody` is followed; see `read_midi`. Default: all."""
+    chords: str | None = None
+    """Chords to follow, as `chord_notes` takes them, at `bpm`; as a melody for melody models."""
     bpm: float | None = None
-    """Beats per minute."""
+    """Beats per minute, of `chords`."""
     beats_per_bar: int | None = None
     """Default: `DEFAULT_BEATS_PER_BAR`."""
     loop: bool = False
@@ -138,6 +146,7 @@ class ClipRequest:
             object.__setattr__(self, "negative", self.negative if self.negative.strip() else None)
         if self.negative is not None and self.cfg_coef == 1:
             raise FieldError("{negative} can't work with {cfg_coef} 1, which is no guidance; 3 is usual")
+        self._check_notes()
         if self.decoding_steps is not None:
             object.__setattr__(self, "decoding_steps", validate_decoding_steps(self.decoding_steps))
         if self.span_arrangement is not None:
@@ -149,8 +158,6 @@ class ClipRequest:
             raise FieldError("{melody} and {style}: no model supports both; give one of them")
         if self.style_coef is not None and self.style is None:
             raise FieldError("{style_coef} needs {style}")
-        if self.beats_per_bar is not None and self.bpm is None:
-            raise FieldError("{beats_per_bar} needs {bpm}")
         if self.prompt_seconds is not None and self.source is None:
             raise FieldError("{prompt_seconds} needs {source}")
         if self.candidates is not None and self.replace is None:
@@ -164,8 +171,36 @@ class ClipRequest:
                 )
             if self.melody is None:
                 raise FieldError("{melody_separation} needs {melody}")
-        if self.description is None and self.melody is None and self.style is None and self.source is None:
+        instead = (self.melody, self.style, self.chords, self.source)
+        if self.description is None and all(each is None for each in instead):
             raise UsageError("the prompt is empty; say what to play")
+
+    def _check_notes(self) -> None:
+        if self.chords is not None:
+            try:
+                parse_chords(self.chords)
+            except UsageError as error:
+                raise FieldError("{chords}: {error}", error=str(error)) from error
+            for kind in ("melody", "style"):
+                if getattr(self, kind) is not None:
+                    raise FieldError(
+                        f"{{chords}} and {{{kind}}}: a model follows one of them; omit the other"
+                    )
+            if self.bpm is None:
+                raise FieldError("{chords} needs {bpm}")
+        if self.bpm is not None and not any(getattr(self, key) for key in _WITH_TEMPO):
+            raise FieldError(f"{{bpm}} needs {' or '.join(f'{{{key}}}' for key in _WITH_TEMPO)}")
+        if self.beats_per_bar is not None and self.bpm is None:
+            raise FieldError("{beats_per_bar} needs {bpm}")
+        if self.midi_track is not None and self.melody is None:
+            raise FieldError("{midi_track} needs {melody}")
+        if self.melody is None or isinstance(self.melody, (str, Path)):
+            return  # its kind isn't known
+        is_midi = isinstance(self.melody, NoteInput)
+        if is_midi and self.melody_separation is not None:
+            raise FieldError("{melody_separation} is for audio, and {melody} is MIDI; omit it")
+        if not is_midi and self.midi_track is not None:
+            raise FieldError("{midi_track} is for MIDI, and {melody} is audio; omit it")
 
     def _check_sections(self) -> None:
         given: Any = self.sections
@@ -231,7 +266,7 @@ class ClipRequest:
         return prompt if prompt.strip() else None
 
     @property
-    def condition(self) -> Path | AudioInput | None:
+    def condition(self) -> Path | AudioInput | NoteInput | None:
         """The melody or the style."""
         return self.melody if self.style is None else self.style
 
@@ -252,6 +287,12 @@ class ClipRequest:
                     f"{{{kind}}}: {{model}} can't be conditioned on a {kind}; choose one that can: {models}",
                     model=name,
                 )
+        if self.chords is not None and "melody" not in condition_types:
+            raise FieldError(
+                "{chords}: {model} can't follow chords; choose one that can be conditioned on a melody:"
+                " melody, melody-large, stereo-melody or stereo-melody-large",
+                model=name,
+            )
         if condition_types != {"text"} and any(section.fade for section in self.sections):
             raise FieldError(
                 "{sections}: {model} begins anew at a section and can't cross-fade; omit the cross-fade",
@@ -287,7 +328,7 @@ class ClipRequest:
     def from_dict(
         cls,
         values: Mapping[str, Any],
-        audio: Callable[[str], Path | AudioInput | SourceClip] = Path,
+        audio: Callable[[str], Path | AudioInput | NoteInput | SourceClip] = Path,
     ) -> ClipRequest:
         """The request in a JSON object; null is the default.
 
@@ -391,6 +432,8 @@ def draw_seed() -> int:
 _AUDIO_FIELDS = frozenset({"melody", "style", "source"})
 _ONLY_WITH_MASKS = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
 _ONLY_WITHOUT_MASKS = ("cfg_coef", "candidates")
+_WITH_TEMPO = ("chords", "loop")
+"""What has a tempo."""
 _CLIP_RANGES = {
     "seed": SEED,
     "duration": DURATION,
@@ -402,6 +445,7 @@ _CLIP_RANGES = {
     "min_cfg_coef": CFG_COEF,
     "style_coef": CFG_COEF,
     "prompt_seconds": SECONDS,
+    "midi_track": MIDI_TRACK,
     "bpm": BPM,
     "beats_per_bar": BEATS_PER_BAR,
     "bars": BARS,
@@ -438,5 +482,5 @@ def _field_names(kind: type[ClipRequest | OutputOptions]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _audio_name(audio: Path | AudioInput | SourceClip) -> str | None:
+def _audio_name(audio: Path | AudioInput | NoteInput | SourceClip) -> str | None:
     return str(audio) if isinstance(audio, Path) else audio.name

@@ -12,6 +12,7 @@ from audiocraft_mlx.audio.level import require_non_silent, without_cancellation
 from audiocraft_mlx.audio.resample import convert_audio, resample
 from audiocraft_mlx.audio.splice import broadcast_channels
 from audiocraft_mlx.clips.codes import ClipCodes, is_lossless, read_codes
+from audiocraft_mlx.conditioning.midi import is_midi
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import StrPath
 
@@ -103,6 +104,11 @@ def _require_samples(audio: np.ndarray, rate: int, model_rate: int, name: str) -
         )
 
 
+def _require_audio(path: StrPath) -> None:
+    if is_midi(path):
+        raise UsageError(f"{path} is MIDI, which has notes and no sound; give it as a melody, or give audio")
+
+
 def read_source(path: StrPath, with_codes: bool = False) -> SourceClip:
     """Raises `UsageError` if it can't be read, or has more than two channels.
 
@@ -110,6 +116,7 @@ def read_source(path: StrPath, with_codes: bool = False) -> SourceClip:
     """
     from audiocraft_mlx.audio.read import decode_audio
 
+    _require_audio(path)
     decoded = decode_audio(path)
     if len(decoded.audio) > 2:
         raise UsageError(f"{path} has {len(decoded.audio)} channels; mix it to mono or stereo")
@@ -125,6 +132,7 @@ def read_condition_audio(path: StrPath, duration: float) -> AudioInput:
     """
     from audiocraft_mlx.audio.read import read_audio
 
+    _require_audio(path)
     audio, rate = read_audio(path, seconds=duration + _EXTRA_SECONDS)
     audio = without_cancellation(audio)  # the model takes the channels' mean
     require_non_silent(audio.mean(axis=0, keepdims=True), str(path))

@@ -16,6 +16,8 @@ import numpy as np
 
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.conditioning.chroma import ChromaConfig, melody_chroma, null_chroma
+from audiocraft_mlx.conditioning.note_chroma import chroma_of_notes
+from audiocraft_mlx.conditioning.notes import Notes
 
 if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
@@ -36,11 +38,13 @@ class MelodyConditioner:
         self.output_proj = output_proj
         self._load_separator = load_separator
 
-    def encode(self, melodies: Sequence[mx.array | None], separate: bool = True) -> list[mx.array]:
-        """Tokens float32 `[length, dim]` of each melody, float `[C, T]` at the model's rate, or None.
+    def encode(
+        self, melodies: Sequence[mx.array | Notes | None], separate: bool = True, start: float = 0.0
+    ) -> list[mx.array]:
+        """Tokens float32 `[length, dim]` of each melody, float `[C, T]` at the model's rate, notes, or None.
 
-        One array that several rows share is encoded once. `separate`: without drums and bass, as in the
-        reference.
+        One that several rows share is encoded once. `separate`: audio without drums and bass, as in the
+        reference. `start`: the second from which on notes are taken.
         """
         tokens: list[mx.array] = []
         for row, melody in enumerate(melodies):
@@ -49,6 +53,8 @@ class MelodyConditioner:
                 tokens.append(tokens[shared])
             elif melody is None:
                 tokens.append(self.null_tokens())
+            elif isinstance(melody, Notes):
+                tokens.append(self.output_proj(mx.array(chroma_of_notes(melody, self.config, start))))
             else:
                 chroma = self.chroma(melody) if separate else self.chroma_of_mix(melody)
                 tokens.append(self.output_proj(chroma))

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.notes import Notes
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
 from audiocraft_mlx.conditioning.text import TextConditioner
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
@@ -24,31 +25,34 @@ def build_prepended_conditions(
     text_conditioner: TextConditioner,
     audio_conditioner: AudioConditioner,
     prompts: Sequence[str | None],
-    audios: Sequence[mx.array | None],
+    audios: Sequence[mx.array | Notes | None],
     style_params: StyleParams,
     seeds: Sequence[int],
     window: int,
     separate_null: bool,
     separate_melody: bool = True,
     negative: Sequence[str | None] | None = None,
+    notes_start: float = 0.0,
 ) -> ConditionTensors:
     """Conditions of `prompts` with `audios`.
 
     Args:
-        audios: one per row, float `[C, T]` at the model's rate or None.
+        audios: one per row, float `[C, T]` at the model's rate or None; for melody models notes, too.
         seeds: one per row; a style's excerpt is drawn from it and `window`.
         separate_null: the null conditions are not for one batch with the others. They have as few tokens as
             possible then, else as many as the others.
         separate_melody: source separation before the chroma, as in the reference.
+        notes_start: the second from which on notes are taken.
         negative: texts that stand in the null conditions, one for each row; None: no text.
     """
     text = _text_rows(text_conditioner, prompts)
     null_text = [mx.zeros_like(row) for row in text]
     if isinstance(audio_conditioner, MelodyConditioner):
-        audio = audio_conditioner.encode(audios, separate_melody)
+        audio = audio_conditioner.encode(audios, separate_melody, notes_start)
         null_audio = minimal_null = [audio_conditioner.null_tokens()] * len(audio)
     else:
-        tokens, present = audio_conditioner.encode(audios, style_params, seeds, window)
+        styles = [None if isinstance(clip, Notes) else clip for clip in audios]
+        tokens, present = audio_conditioner.encode(styles, style_params, seeds, window)
         counts = [int(count) for count in np.array(present).sum(axis=1)]
         # A row without style has as many zeros as the others have tokens.
         audio = [row[: count or len(row)] for row, count in zip(tokens, counts, strict=True)]

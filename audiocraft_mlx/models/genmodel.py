@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.audio.level import require_float_scale, require_non_silent, without_cancellation
+from audiocraft_mlx.audio.loop import LEAD_IN_SECONDS, LEAD_OUT_SECONDS, Loop, cut_loop
 from audiocraft_mlx.audio.part import crossfade_part
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
@@ -23,6 +24,7 @@ from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.lora_spec import LoraArgument, lora_specs
 from audiocraft_mlx.checkpoints.quantization import enable_int8_activations
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
+from audiocraft_mlx.conditioning.notes import Notes
 from audiocraft_mlx.conditioning.prepend import build_prepended_conditions
 from audiocraft_mlx.conditioning.sections import (
     FrameSection,
@@ -32,6 +34,7 @@ from audiocraft_mlx.conditioning.sections import (
     text_at,
 )
 from audiocraft_mlx.conditioning.style import StyleParams
+from audiocraft_mlx.conditioning.tempo import seconds_of_bars, with_tempo
 from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
@@ -65,14 +68,24 @@ from audiocraft_mlx.networks.encodec import (
 from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.ops.wired_memory import with_wired_memory
 from audiocraft_mlx.progress import progress_bar
-from audiocraft_mlx.validation import MELODY_SEPARATIONS, SEED, validate_int, validate_number, validate_prompt
+from audiocraft_mlx.validation import (
+    BARS,
+    BEATS_PER_BAR,
+    BPM,
+    DEFAULT_BEATS_PER_BAR,
+    MELODY_SEPARATIONS,
+    SEED,
+    validate_int,
+    validate_number,
+    validate_prompt,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 GenerationOutput = mx.array | tuple[mx.array, mx.array]
 AudioArray = mx.array | np.ndarray
-WavInputs = AudioArray | Sequence[AudioArray | None]
+WavInputs = AudioArray | Notes | Sequence[AudioArray | Notes | None]
 Description = str | None | Sequence[tuple[float, str | None] | tuple[float, str | None, float] | Section]
 """A text; or sections: `(seconds, text)` from 0 on, or `(seconds, text, seconds of the cross-fade)`."""
 Negative = str | Sequence[str | None] | None
@@ -102,7 +115,7 @@ class GenerationInputs:
     Attributes:
         descriptions: each row's text, or None; with sections, at its beginning.
         seeds: of each row.
-        audios: melodies or styles, float32 `[C, T]` at the model's rate.
+        audios: melodies or styles, float32 `[C, T]` at the model's rate, or melodies as notes.
         audio_of_row: which of them each row is conditioned on; None for none.
         style_params: how a style is used.
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
@@ -115,7 +128,7 @@ class GenerationInputs:
 
     descriptions: tuple[str | None, ...]
     seeds: tuple[int, ...]
-    audios: tuple[mx.array, ...]
+    audios: tuple[mx.array | Notes, ...]
     audio_of_row: tuple[int | None, ...]
     style_params: StyleParams
     prompt: mx.array | None = None
@@ -477,6 +490,49 @@ class GenModel:
         validate_int("num_samples", num_samples, "an integer of at least 1", lambda n: n >= 1)
         return self.generate([None] * int(num_samples), progress, return_tokens, negative)
 
+    def generate_loop(
+        self,
+        descriptions: Sequence[str | None],
+        progress: bool = False,
+        negative: Negative = None,
+        *,
+        bars: int | None = None,
+        bpm: float | None = None,
+        beats_per_bar: int = DEFAULT_BEATS_PER_BAR,
+    ) -> list[Loop]:
+        """Music for each of `descriptions` whose end goes on at its beginning. See docs/CONTROL.md.
+
+        Three seconds more are generated: a lead-in and a lead-out, to choose the loop from.
+
+        Args:
+            bars: how long the loops are, in bars of `bpm`. Default: `duration` seconds.
+            bpm: beats per minute, which are added to descriptions without a tempo.
+
+        See `generate` for the rest.
+
+        Returns:
+            A loop for each description: its `audio` is float32 `[channels, samples]`, and of several takes
+            that with the lowest `measure.score` is the best.
+
+        Raises:
+            UsageError: also for `bars` without `bpm`.
+        """
+        if bpm is not None:
+            BPM.validate("bpm", bpm)
+        BEATS_PER_BAR.validate("beats_per_bar", beats_per_bar)
+        seconds = self.duration
+        if bars is not None:
+            BARS.validate("bars", bars)
+            if bpm is None:
+                raise UsageError("bars need bpm, which say how long they are")
+            seconds = seconds_of_bars(bars, bpm, beats_per_bar)
+        if isinstance(descriptions, str) or any(not isinstance(text, str | None) for text in descriptions):
+            raise UsageError("the descriptions of loops must be a list of texts, without sections")
+        params = replace(self.params, duration=seconds + LEAD_IN_SECONDS + LEAD_OUT_SECONDS)
+        inputs = self._inputs([text and with_tempo(text, bpm) for text in descriptions], negative=negative)
+        made = np.array(self._generate(inputs, progress, False, params))
+        return [cut_loop(audio, self.sample_rate, round(seconds * self.sample_rate)) for audio in made]
+
     def generate_continuation(
         self,
         prompt: AudioArray,
@@ -557,7 +613,7 @@ class GenModel:
         Args:
             descriptions, seeds: one for each row; None is no text. For sections see `generate`.
             melody_wavs: melodies or styles, float `[batch, channels, samples]`, `[channels, samples]` for one
-                row, or a list with `[channels, samples]` or None for each row.
+                row, or a list with `[channels, samples]` or None for each row. Notes may stand for a melody.
             prompt: what each row continues, float `[channels, samples]`, all of one length.
             melody_sample_rate, prompt_sample_rate: their samples per second.
             duration: of the clips; no more of a melody or style is used than `max_condition_duration` of it.
@@ -583,7 +639,7 @@ class GenModel:
         for seed in seeds:
             SEED.validate("a seed", seed)
         require_mlx_threads()
-        audios: list[mx.array] = []
+        audios: list[mx.array | Notes] = []
         audio_of_row: list[int | None] = [None] * len(descriptions)
         if melody_wavs is not None:
             longest = None if duration is None else self.max_condition_duration(duration)
@@ -812,20 +868,25 @@ class GenModel:
 
     def _prepare_conditions(
         self, wavs: WavInputs, rate: int | None, rows: int, longest: float | None
-    ) -> tuple[list[mx.array], list[int | None]]:
+    ) -> tuple[list[mx.array | Notes], list[int | None]]:
         """The melodies or styles, and which of them each row has: one that several rows share is one."""
         if self.audio_conditioner is None:
             raise UsageError(
                 f"{self.name} is conditioned on text only; give a melody to a melody model (melody,"
                 " stereo-melody, ...), a style to style"
             )
-        wavs = clips_of(wavs, "the melody or style")
-        if len(wavs) != rows:
-            raise UsageError(f"there are {rows} descriptions, but {len(wavs)} melodies")
-        unique, index_of_row = _unique(wavs)
-        audios = []
+        given: list[Any] = [wavs] if isinstance(wavs, Notes) else clips_of(wavs, "the melody or style")
+        if len(given) != rows:
+            raise UsageError(f"there are {rows} descriptions, but {len(given)} melodies")
+        unique, index_of_row = _unique(given)
+        audios: list[mx.array | Notes] = []
         for index, wav in enumerate(unique):
             name = f"melody {index_of_row.index(index) + 1}"
+            if isinstance(wav, Notes):
+                if not isinstance(self.audio_conditioner, MelodyConditioner):
+                    raise UsageError(f"{self.name} takes a style, which notes have none of; give it audio")
+                audios.append(wav)
+                continue
             audio = self._prepare_audio(wav, rate, name, longest, mixed=True)
             require_non_silent(np.asarray(audio), name)
             audios.append(audio)
@@ -892,10 +953,16 @@ class GenModel:
             raise UsageError(f"the {name}s of a batch must be of the same length")
         return mx.stack(audio), [index or 0 for index in index_of_row]
 
-    def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
+    def _generate(
+        self,
+        inputs: GenerationInputs,
+        progress: bool,
+        return_tokens: bool,
+        params: GenerationParams | None = None,
+    ) -> GenerationOutput:
         tokens, audio = [], []
         with _progress(self._progress_callback, progress) as on_step:
-            decoded = self._decode(inputs, self.params, repeat(CHUNK_FRAMES), on_step=on_step)
+            decoded = self._decode(inputs, params or self.params, repeat(CHUNK_FRAMES), on_step=on_step)
             for codes, samples in with_wired_memory(decoded):
                 tokens.append(codes)
                 audio += [] if samples is None else [samples]
@@ -1157,7 +1224,10 @@ class GenModel:
         if several:
             start = int(window.start / self.frame_rate * self.sample_rate)
             positions = mx.arange(start, start + int(params.max_duration * self.sample_rate))
-            audios = [audio[:, positions % audio.shape[1]] for audio in audios]
+            audios = [
+                audio if isinstance(audio, Notes) else audio[:, positions % audio.shape[1]]
+                for audio in audios
+            ]
         texts = inputs.descriptions
         if sections is not None:
             texts = tuple(text_at(row, window.start + window.context_frames) for row in sections)
@@ -1172,6 +1242,7 @@ class GenModel:
             separate_null=params.guidance.two_step,
             separate_melody=inputs.separate_melody,
             negative=inputs.negative,
+            notes_start=window.start / self.frame_rate,
         )
 
 

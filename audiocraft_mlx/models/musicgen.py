@@ -18,7 +18,7 @@ class MusicGen(GenModel):
         self,
         descriptions: Sequence[Description],
         melody_wavs: WavInputs,
-        melody_sample_rate: int,
+        melody_sample_rate: int | None = None,
         progress: bool = False,
         return_tokens: bool = False,
         melody_separation: str = "auto",
@@ -26,11 +26,14 @@ class MusicGen(GenModel):
     ) -> GenerationOutput:
         """Music for each of `descriptions` with the melody, or for a style model in the style, of an audio.
 
+        A melody model also follows notes: those of a MIDI file (`read_midi`), or chords (`chord_notes`).
+
         Args:
             melody_wavs: float `[batch, channels, samples]`, `[channels, samples]` for one description, or a
-                list with `[channels, samples]` or None for each. A melody that is shorter than the model's
-                trained length is repeated; of a style an excerpt is used (`set_style_conditioner_params`).
-            melody_sample_rate: their samples per second.
+                list with `[channels, samples]`, `Notes` or None for each; or `Notes` for one description. A
+                melody that is shorter than the model's trained length is repeated; of a style an excerpt is
+                used (`set_style_conditioner_params`).
+            melody_sample_rate: samples per second of audio.
             melody_separation: `off` for a melody of a voice or an instrument alone, which separation may
                 damage; see `prepare_inputs`.
 

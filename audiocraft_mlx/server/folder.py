@@ -1,6 +1,5 @@
-"""The data folder: where things are, and whose it is.
+"""The data folder: where things are, and whose it is: the server that uses it has locked it.
 
-server.lock             held by the server that uses it
 history.sqlite3         the database (store.py)
 history.sqlite3.new     another one, while it is made again from the clips
 clips/JOB/CLIP.wav      a clip in the format that was asked for
@@ -12,7 +11,6 @@ converted/              clips in other formats
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -21,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.files import check_writable, remove_stale_parts, write_error
+from audiocraft_mlx.files import check_writable, lock_folder, remove_stale_parts, write_error
 from audiocraft_mlx.server.schema import Id
 
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
@@ -47,18 +45,13 @@ class DataFolder:
         self.making, self.converted = root / "making", root / "converted"
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(root / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise write_error(root, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_folder(root)
         except BlockingIOError:
-            os.close(self._lock)
             raise UsageError(
                 f"{root} is in use by another server; stop that one, or give another folder to --data"
             ) from None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            raise write_error(root, error) from error
         try:
             self._prepare()
         except OSError as error:

@@ -206,6 +206,7 @@ class Models:
             gigabytes=_GIGABYTES.get(name) if size is None else round(size / 1e9, 2),
             default=name == self.default,
             conditions=[kind for kind in ("melody", "style") if kind in types],
+            fills_masks=bool(self.fills_masks(name)),
             max_duration=None if model is None else model.max_duration,
             sample_rate=None if model is None else model.sample_rate,
             channels=None if model is None else model.audio_channels,

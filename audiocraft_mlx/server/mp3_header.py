@@ -2,7 +2,9 @@
 
 LAME leaves room for it and writes it at the end, when a stream has already been sent. Without it a decoder
 plays the empty frame and the encoder's delay: 0.1 s too much. All that it says is known beforehand if the bit
-rate is constant and the length is given. Fields: http://gabriel.mp3-tech.org/mp3infotag.html
+rate is constant and the length is given. At low bit rates LAME has no such frame: it would be too small. Here
+it has a higher bit rate then, as LAME's own has in streams of a variable one.
+Fields: http://gabriel.mp3-tech.org/mp3infotag.html
 """
 
 from __future__ import annotations
@@ -11,21 +13,27 @@ import struct
 
 # Samples that LAME puts in front, and behind at least.
 _DELAY = 576
+_TAG, _HEADER_BYTES = b"Info", 64
+INFO_KBPS = 64
+"""Bit rate that has room for the frame at all sample rates, in mono and stereo."""
 _TOC_OFFSET, _TOC_BYTES = 16, 100
 _LAME_OFFSET = 120
 _PADDING_OFFSET, _MUSIC_LENGTH_OFFSET, _CRC_OFFSET = _LAME_OFFSET + 21, _LAME_OFFSET + 28, _LAME_OFFSET + 34
 
 
-def info_frame(template: bytes, samples: int, sample_rate: int, kbps: int) -> bytes | None:
-    """The first frame of a stream of `samples` per channel, made from that of another one.
+def has_info_frame(stream: bytes) -> bool:
+    """Whether a stream begins with such a frame."""
+    return _TAG in stream[:_HEADER_BYTES]
 
-    None if such frames have no room for it: the encoder left none then.
+
+def info_frame(template: bytes, template_kbps: int, samples: int, sample_rate: int, kbps: int) -> bytes:
+    """The first frame of a stream of `samples` per channel at `kbps`, made from that of another stream.
+
+    `template` has a frame like it (`has_info_frame`), at `template_kbps`.
     """
-    at = template.find(b"Info", 0, 64)
+    at = template.index(_TAG, 0, _HEADER_BYTES)
     frame_samples = 1152 if sample_rate >= 32_000 else 576  # MPEG 1, MPEG 2
-    size = frame_samples * 125 * kbps // sample_rate
-    if at < 0 or size < at + _CRC_OFFSET + 2:
-        return None
+    size = frame_samples * 125 * template_kbps // sample_rate
     behind = frame_samples - (samples + _DELAY) % frame_samples
     if behind < _DELAY:
         behind += frame_samples

@@ -11,6 +11,7 @@ from typing import Any
 from audiocraft_mlx.clips.defaults import CommandDefaults
 from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.notes import NoteInput, read_notes
 from audiocraft_mlx.clips.parts import parse_part
 from audiocraft_mlx.clips.requests import (
     DEFAULT_PROMPT_SECONDS,
@@ -39,10 +40,16 @@ _SAME = (
     "top_k",
     "top_p",
     "cfg_coef",
+    "max_cfg_coef",
+    "min_cfg_coef",
+    "decoding_steps",
+    "span_arrangement",
     "negative",
     "candidates",
     "loop",
     "bars",
+    "midi_track",
+    "chords",
     "bpm",
     "beats_per_bar",
 )
@@ -95,6 +102,7 @@ class Recipe:
             clip.melody_separation,
             clip.replace,
             any(section.fade for section in clip.sections),
+            clip.chords is None,
         )
 
     @property
@@ -125,7 +133,7 @@ class Recipe:
 
     def load(self) -> list[ClipRequest]:
         """The requests with their audio. Raises `UsageError`."""
-        loaded: dict[str, AudioInput | SourceClip] = {}
+        loaded: dict[str, AudioInput | NoteInput | SourceClip] = {}
         for field, file in self.audio.items():
             try:
                 loaded[field] = self._load(field, file)
@@ -134,10 +142,12 @@ class Recipe:
                 raise UsageError(str(error).replace(str(file.path), file.name)) from error
         return [replace(clip, **loaded) for clip in self.clips]  # type: ignore[arg-type]
 
-    def _load(self, field: str, file: AudioFile) -> AudioInput | SourceClip:
+    def _load(self, field: str, file: AudioFile) -> AudioInput | NoteInput | SourceClip:
         if not file.path.is_file():
             name = "edit" if field == "source" and self.request.edit is not None else _AUDIO[field]
             raise UsageError(f"{name}: {file.name} was deleted")
+        if file.shape.is_notes:
+            return replace(read_notes(file.path, self.request.midi_track), name=file.name)
         if field != "source":
             return replace(read_condition_audio(file.path, self.request.duration), name=file.name)
         source = read_source(file.path, with_codes=file.is_clip)
@@ -180,6 +190,7 @@ def make_recipe(
     if part is not None and part[1] > audio["source"].shape.duration + 0.01:
         seconds = audio["source"].shape.duration
         raise InvalidFieldError(f"replace: the audio has {seconds:.2f} s; give a part of it", "replace")
+    _check_notes(request, audio)
     values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
     values |= {field: Path(file.name) for field, file in audio.items()}
     values["replace"] = part
@@ -253,7 +264,7 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
         value = number(name)
         return None if value is None else int(value)
 
-    sections = options.get("section", ())
+    sections, steps = options.get("section", ()), text("decoding-steps")
     return JobRequest.model_validate(
         {
             "prompt": metadata.prompt,
@@ -264,6 +275,10 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "top_k": metadata.top_k,
             "top_p": metadata.top_p,
             "cfg_coef": metadata.cfg_coef,
+            "max_cfg_coef": number("max-cfg-coef"),
+            "min_cfg_coef": number("min-cfg-coef"),
+            "decoding_steps": None if steps is None else [int(count) for count in steps.split(",")],
+            "span_arrangement": text("span-arrangement"),
             "melody_separation": text("melody-separation"),
             "style_coef": number("style-coef"),
             "prompt_seconds": number("prompt-seconds"),
@@ -275,6 +290,8 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "negative": text("negative"),
             "loop": options.get("loop") is True,
             "bars": integer("bars"),
+            "midi_track": integer("midi-track"),
+            "chords": text("chords"),
             "bpm": number("bpm"),
             "beats_per_bar": integer("beats-per-bar"),
             "format": audio_format,
@@ -298,11 +315,27 @@ def invalid_field(error: UsageError) -> InvalidFieldError:
     return InvalidFieldError(message, named)
 
 
+def _check_notes(request: JobRequest, audio: dict[str, AudioFile]) -> None:
+    """Raise `InvalidFieldError` for MIDI in place of audio, or the other way round."""
+    for field, file in audio.items():
+        if file.shape.is_notes and field != "melody":
+            name = _AUDIO[field]
+            raise InvalidFieldError(f"{name}: {file.name} is MIDI, which has notes and no sound", name)
+    if "melody" not in audio:
+        return
+    is_midi = audio["melody"].shape.is_notes
+    for name, fits in (("melody_separation", not is_midi), ("midi_track", is_midi)):
+        if getattr(request, name) is not None and not fits:
+            what = "audio, and the melody is MIDI" if is_midi else "MIDI, and the melody is audio"
+            raise InvalidFieldError(f"{name} is for {what}; omit it", name)
+
+
 def _check_limits(request: JobRequest, limits: Limits) -> None:
     characters = limits.prompt_characters
     for field, value, most, unit in (
         ("prompt", len(request.prompt), characters, " characters"),
         ("negative", len(request.negative or ""), characters, " characters"),
+        ("chords", len(request.chords or ""), characters, " characters"),
         ("sections", sum(len(section.text) for section in request.sections), characters, " characters"),
         ("duration", request.duration, limits.duration, " seconds"),
         ("takes", request.takes, limits.takes, ""),

@@ -180,7 +180,10 @@ async def add_audio(
     context: ContextOfApp,
     name: Annotated[str | None, Query(description="The file's name, to be shown", max_length=200)] = None,
 ) -> Audio:
-    """Upload audio to continue, or whose melody or style is to be followed. The body is the file."""
+    """Upload audio to continue, or whose melody or style is to be followed; a melody may be MIDI, too.
+
+    The body is the file.
+    """
     shown = None if name is None else FilePath(name.replace("\\", "/")).name or None
     async with context.uploads.receive(request) as path:
         return await context.work(context.service.add_audio, path, shown)

@@ -49,7 +49,7 @@ class JobRequest(Value):
     duration: float = Field(MUSICGEN.duration, description="Seconds to generate")
     takes: int = Field(1, description="How many clips, with consecutive seeds")
     seed: int | None = Field(None, description="Of the first take; default: a random one")
-    melody: Id | None = Field(None, description="Id of an audio or a clip whose melody is followed")
+    melody: Id | None = Field(None, description="Id of an audio, MIDI or a clip whose melody is followed")
     melody_separation: str | None = None
     style: Id | None = Field(None, description="Id of an audio or a clip whose style is taken")
     style_coef: float | None = None
@@ -65,12 +65,20 @@ class JobRequest(Value):
         False, description="Its end goes on at its beginning; of several takes the best is first"
     )
     bars: int | None = Field(None, description="Of a loop: its duration, in bars of bpm")
+    midi_track: int | None = Field(
+        None, description="Of those with notes, if the melody is MIDI; default: all"
+    )
+    chords: str | None = Field(None, description="To follow, in place of a melody: C Am F G; needs bpm")
     bpm: float | None = Field(None, description="Beats per minute")
     beats_per_bar: int | None = Field(None, description="Default: 4")
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     cfg_coef: float | None = None
+    max_cfg_coef: float | None = Field(None, description="This and the next three: of models that fill masks")
+    min_cfg_coef: float | None = None
+    decoding_steps: list[int] | None = None
+    span_arrangement: str | None = None
     format: str = Field("wav", description="wav, flac, mp3 or ogg")
     bit_depth: int | None = None
     normalize: str = "none"
@@ -158,12 +166,12 @@ class Peaks(Value):
 
 
 class Audio(Value):
-    """Uploaded audio."""
+    """Uploaded audio or MIDI."""
 
     id: Id
     duration: float
     sample_rate: int
-    channels: int
+    channels: int = Field(description="0: it is MIDI, whose rate doesn't count")
 
 
 class AudioRecipe(Value):
@@ -179,6 +187,7 @@ class ModelInfo(Value):
     gigabytes: float | None = Field(None, description="On disk, or to download")
     default: bool = False
     conditions: list[Literal["melody", "style"]] = []
+    fills_masks: bool = Field(False, description="Whether it is a MAGNeT")
     max_duration: float | None = None
     sample_rate: int | None = None
     channels: int | None = None

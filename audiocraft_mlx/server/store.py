@@ -21,7 +21,7 @@ STOPPED = "the server stopped while it was made"
 
 @dataclass(frozen=True)
 class AudioShape:
-    """The size of audio."""
+    """The size of audio. MIDI has no channels."""
 
     sample_rate: int
     channels: int
@@ -31,6 +31,15 @@ class AudioShape:
     @property
     def duration(self) -> float:
         return self.samples / self.sample_rate
+
+    @classmethod
+    def of_notes(cls, seconds: float) -> AudioShape:
+        """Of MIDI: in milliseconds."""
+        return cls(1000, 0, max(1, round(seconds * 1000)))
+
+    @property
+    def is_notes(self) -> bool:
+        return self.channels == 0
 
 
 @dataclass(frozen=True)

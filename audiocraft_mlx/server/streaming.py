@@ -16,7 +16,7 @@ import numpy as np
 from audiocraft_mlx.audio.resample import convert_audio_channels, resample
 from audiocraft_mlx.audio.write import to_pcm
 from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.server.mp3_header import info_frame
+from audiocraft_mlx.server.mp3_header import INFO_KBPS, has_info_frame, info_frame
 from audiocraft_mlx.server.service import ClipAudio
 
 WAV_HEADER_BYTES = 44
@@ -141,7 +141,9 @@ class LibsndfileEncoder:
     def __init__(self, target: StreamFormat, samples: int) -> None:
         self._sink = _Sink()
         self._file = _open(self._sink, target)
-        self._first_frame = _first_frame(target, samples) if target.name == "mp3" else None
+        self._first_frame, self._replaced = b"", 0
+        if target.name == "mp3":
+            self._first_frame, self._replaced = _first_frame(target, samples)
         self._head = bytearray()
 
     def encode(self, audio: np.ndarray) -> bytes:
@@ -153,14 +155,13 @@ class LibsndfileEncoder:
         return self._with_first_frame(self._sink.take())
 
     def _with_first_frame(self, data: bytes) -> bytes:
-        frame = self._first_frame
-        if frame is None:
+        if not self._first_frame:
             return data
         self._head += data
-        if len(self._head) < len(frame):
+        if len(self._head) < self._replaced:
             return b""
-        self._first_frame = None
-        return frame + bytes(self._head[len(frame) :])
+        frame, self._first_frame = self._first_frame, b""
+        return frame + bytes(self._head[self._replaced :])
 
 
 def _open(file: Any, target: StreamFormat) -> Any:
@@ -182,11 +183,22 @@ def _open(file: Any, target: StreamFormat) -> Any:
     return soundfile.SoundFile(file, "w", samplerate=rate, channels=channels, **options)
 
 
-def _first_frame(target: StreamFormat, samples: int) -> bytes | None:
+def _first_frame(target: StreamFormat, samples: int) -> tuple[bytes, int]:
+    """The first frame of a stream of mp3, and the bytes of the encoder's own, which it replaces."""
+    rate, kbps = target.sample_rate or 0, target.kbps or 0
+    template = _short_stream(target)
+    if has_info_frame(template):
+        frame = info_frame(template, kbps, samples, rate, kbps)
+        return frame, len(frame)
+    template = _short_stream(replace(target, kbps=INFO_KBPS))
+    return info_frame(template, INFO_KBPS, samples, rate, kbps), 0
+
+
+def _short_stream(target: StreamFormat) -> bytes:
     file = io.BytesIO()
     with _open(file, target) as encoder:
         encoder.write(np.zeros((1152, target.channels or 1), np.float32))
-    return info_frame(file.getvalue(), samples, target.sample_rate or 0, target.kbps or 0)
+    return file.getvalue()
 
 
 class StreamResampler:

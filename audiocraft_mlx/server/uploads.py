@@ -1,4 +1,4 @@
-"""Audio from clients: measured without being kept in memory."""
+"""Audio and MIDI from clients: measured without being kept in memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from audiocraft_mlx.audio.decoders import open_decoder
+from audiocraft_mlx.conditioning.midi import is_midi, read_midi
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import read_error, write_file
 from audiocraft_mlx.server.store import AudioShape
@@ -19,11 +20,14 @@ _MAX_SAMPLES_PER_SECOND = 2 * 48_000
 
 
 def measure_audio(path: Path, most_seconds: float, name: str) -> AudioShape:
-    """The size of the audio in a file; all of it is decoded once, block by block.
+    """The size of the audio in a file; all of it is decoded once, block by block. Of MIDI see `AudioShape`.
 
-    Raises `UsageError`: it is no audio, damaged, empty or longer than `most_seconds` of 48 kHz in stereo
-    would be. The message calls it `name`.
+    Raises `UsageError`: it is no audio, damaged, MIDI without notes, empty or longer than `most_seconds` of
+    48 kHz in stereo would be. The message calls it `name`.
     """
+    if is_midi(path):
+        with _named(path, name):
+            return AudioShape.of_notes(read_midi(path).duration)
     samples = 0
     with _named(path, name), path.open("rb") as stream:
         decoder = open_decoder(path, stream)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from audiocraft_mlx.audio.write import write_wav
 from audiocraft_mlx.checkpoints.mlx_format import save_model_into
 from audiocraft_mlx.errors import OutputError, UsageError
-from audiocraft_mlx.files import remove_stale_parts, write_error, write_text
+from audiocraft_mlx.files import lock_folder, remove_stale_parts, write_error, write_text
 from audiocraft_mlx.tuning.card import CURVES_FILE, DataSummary, training_card
 from audiocraft_mlx.tuning.checkpoint import (
     STATE_FILE,
@@ -124,6 +126,29 @@ def check_folder(folder: Path, resume: bool) -> None:
     ]
     if others:
         raise UsageError(f"{folder} has other things in it ({others[0]}); choose another --output")
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """`folder`, made if there is none, is that of one training at a time.
+
+    Raises `UsageError` if another one uses it, `OutputError` if it can't be made.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+        descriptor = lock_folder(folder)
+    except BlockingIOError:
+        raise UsageError(f"another training uses {folder}; choose another --output, or wait for it") from None
+    except OSError as error:
+        raise write_error(folder, error) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing came into it
 
 
 class Training:

@@ -26,10 +26,20 @@
  * @property {?number} prompt_seconds
  * @property {JobSection[]} sections
  * @property {?string} negative
+ * @property {?number} midi_track
+ * @property {?string} chords
+ * @property {boolean} loop
+ * @property {?number} bars
+ * @property {?number} bpm
+ * @property {?number} beats_per_bar
  * @property {?number} temperature
  * @property {?number} top_k
  * @property {?number} top_p
  * @property {?number} cfg_coef
+ * @property {?number} max_cfg_coef
+ * @property {?number} min_cfg_coef
+ * @property {?number[]} decoding_steps
+ * @property {?string} span_arrangement
  * @property {string} format
  * @property {?number} bit_depth
  * @property {string} normalize
@@ -113,6 +123,7 @@
  * @property {?number} gigabytes
  * @property {boolean} default
  * @property {("melody"|"style")[]} conditions
+ * @property {boolean} fills_masks
  * @property {?number} max_duration
  * @property {?number} sample_rate
  * @property {?number} channels

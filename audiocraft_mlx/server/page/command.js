@@ -9,10 +9,19 @@ const OPTIONS = {
   style_coef: "--style-coef",
   prompt_seconds: "--prompt-seconds",
   melody_separation: "--melody-separation",
+  midi_track: "--midi-track",
+  chords: "--chords",
+  bars: "--bars",
+  bpm: "--bpm",
+  beats_per_bar: "--beats-per-bar",
   temperature: "--temperature",
   top_k: "--top-k",
   top_p: "--top-p",
   cfg_coef: "--cfg-coef",
+  max_cfg_coef: "--max-cfg-coef",
+  min_cfg_coef: "--min-cfg-coef",
+  decoding_steps: "--decoding-steps",
+  span_arrangement: "--span-arrangement",
   format: "--format",
   bit_depth: "--bit-depth",
   normalize: "--normalize",
@@ -35,8 +44,8 @@ export function shellCommand(recipe, names) {
   const dashed = recipe.prompt?.startsWith("-");
   if (recipe.prompt && !dashed) words.push(`'${recipe.prompt.replaceAll("'", `'\\''`)}'`);
   for (const [field, option] of Object.entries(OPTIONS)) {
+    if (field === "duration" && (recipe.edit || recipe.bars !== undefined)) continue; // the part or the bars are it
     const value = recipe[field];
-    if (field === "duration" && recipe.edit) continue; // it is that of the part
     if (value !== undefined && value !== DEFAULTS[field]) words.push(option, quote(String(value)));
   }
   for (const { start, text, fade } of recipe.sections ?? []) {
@@ -44,6 +53,7 @@ export function shellCommand(recipe, names) {
   }
   // One that begins with a dash would be read as an option.
   if (recipe.negative) words.push(recipe.negative.startsWith("-") ? quote(`--negative=${recipe.negative}`) : `--negative ${quote(recipe.negative)}`);
+  if (recipe.loop) words.push("--loop");
   if (recipe.takes > 1) words.push("-n", String(recipe.takes));
   if (recipe.replace) words.push("--replace", quote(recipe.replace));
   for (const kind of ["melody", "style", "continue", "edit"]) {

@@ -30,9 +30,19 @@ const NAMES = {
   top_k: "Top-k",
   top_p: "Top-p",
   cfg_coef: "Guidance",
+  max_cfg_coef: "Guidance at first",
+  min_cfg_coef: "Guidance at the end",
+  decoding_steps: "Iterations",
+  span_arrangement: "Masked frames",
   style_coef: "Prompt over style",
   prompt_seconds: "Continues the last",
   melody: "Melody",
+  midi_track: "MIDI track",
+  chords: "Chords",
+  loop: "Loop",
+  bars: "Bars",
+  bpm: "Beats per minute",
+  beats_per_bar: "Beats of a bar",
   style: "Style",
   continue: "Continues",
   edit: "Edits",
@@ -57,12 +67,12 @@ export function showRecipe(file, made, use) {
   const list = el("dl", {});
   for (const [field, name] of Object.entries(NAMES)) {
     const value = recipe[field];
-    if (value === null || value === undefined || value === "" || value === "none") continue;
+    if (value === null || value === undefined || value === "" || value === "none" || value === false) continue;
     if (field === "sections") {
       for (const { start, text } of value) list.append(el("dt", {}, name), el("dd", {}, `${inSeconds(start)}: ${text}`));
       continue;
     }
-    list.append(el("dt", {}, name), el("dd", {}, IN_SECONDS.has(field) ? inSeconds(value) : String(value)));
+    list.append(el("dt", {}, name), el("dd", {}, IN_SECONDS.has(field) ? inSeconds(value) : value === true ? "yes" : String(value)));
   }
   const content = [list];
   const buttons = [button("Close"), button("Use these settings", () => use(recipe), "primary")];

@@ -6,14 +6,15 @@ const TYPES = { wav: "audio/wav", flac: "audio/flac", mp3: "audio/mpeg", ogg: "a
 
 /** Dispatches `change`, and `end` when all has been played. */
 export class FileSound extends EventTarget {
-  /** @param {import("./api.js").Clip} clip @param {string} format of its file */
-  constructor(clip, format) {
+  /** @param {import("./api.js").Clip} clip @param {string} format of its file @param {boolean} loops without end */
+  constructor(clip, format, loops = false) {
     super();
     this.available = clip.duration;
     this.complete = true;
     this.wanted = false; // whether it is to play
     this.element = new Audio();
     this.element.preload = "auto";
+    this.element.loop = loops;
     // Safari plays no Ogg.
     const plays = this.element.canPlayType(TYPES[format] ?? "");
     this.element.src = plays ? clip.audio : withQuery(clip.audio, { format: "wav" });

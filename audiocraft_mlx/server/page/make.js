@@ -14,9 +14,10 @@ const EXAMPLES = [
   "80s synthwave with a driving bass",
 ];
 const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
-const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "lufs", "fade_out"];
-const MENUS = ["melody_separation", "format", "bit_depth", "normalize", "ending"];
-const START = { prompt: "", duration: 8, takes: 2, format: "wav", normalize: "none" };
+const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "max_cfg_coef", "min_cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bars", "bpm", "beats_per_bar", "lufs", "fade_out"];
+const TEXTS = ["negative", "chords"];
+const MENUS = ["melody_separation", "span_arrangement", "format", "bit_depth", "normalize", "ending"];
+const START = { prompt: "", duration: 8, takes: 2, bars: 4, bpm: 100, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
 
 /** @param {string} text 8 or 1:02.5 */
@@ -88,12 +89,17 @@ class Make extends EventTarget {
       if (field.value !== "" && !this.#unused(field)) recipe[name] = name === "bit_depth" ? Number(field.value) : field.value;
     }
     const sections = readSections();
-    if (sections.length) recipe.sections = sections;
-    const negative = byId("negative").value.trim();
-    if (negative !== "") recipe.negative = negative;
+    if (sections.length && !this.#unused(byId("section-list"))) recipe.sections = sections;
+    for (const name of TEXTS) {
+      const text = byId(name).value.trim();
+      if (text !== "" && !this.#unused(byId(name))) recipe[name] = text;
+    }
+    const steps = byId("decoding_steps").value.trim();
+    if (steps !== "" && !this.#unused(byId("decoding_steps"))) recipe.decoding_steps = steps.split(",").map((count) => (Number.isNaN(Number(count)) ? count : Number(count)));
     const seed = byId("seed").value.trim();
     if (seed !== "") recipe.seed = Number.isNaN(Number(seed)) ? seed : Number(seed); // the server refuses a text
     if (byId("stems").checked) recipe.stems = true;
+    if (byId("loop-clip").checked) recipe.loop = true;
     for (const [kind, audio] of references.used) {
       recipe[kind] = audio.id;
       if (kind === "continue" && audio.at !== null) recipe.continue_at = audio.at;
@@ -113,7 +119,8 @@ class Make extends EventTarget {
       if (!recipe[kind]) continue;
       const clip = find(recipe[kind]);
       const at = kind === "continue" ? (recipe.continue_at ?? null) : null;
-      chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at };
+      const midi = kind === "melody" && (recipe.midi_track ?? null) !== null;
+      chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at, midi };
       if (kind === "edit") [chosen.edit.from, chosen.edit.to] = (recipe.replace ?? "").split("-").map(secondsOf);
     }
     this.#write(recipe);
@@ -125,10 +132,11 @@ class Make extends EventTarget {
 
   #write(recipe) {
     writeSections(recipe.sections);
-    for (const name of ["prompt", "negative", "seed", ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    for (const name of ["prompt", "seed", "decoding_steps", ...TEXTS, ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
     if (recipe.ending === "cut") byId("ending").value = ""; // the same as none
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
+    byId("loop-clip").checked = recipe.loop ?? false;
     if (recipe.model) models.choose(recipe.model);
   }
 
@@ -194,7 +202,15 @@ class Make extends EventTarget {
 
   #changed() {
     const used = new Set(references.used.map(([kind]) => kind));
+    // Of a melody there is sound or notes.
+    if (references.chosen.melody?.midi && used.delete("melody")) used.add("midi");
+    else if (references.allowed.has("melody") && !used.has("melody")) used.add("chords");
+    if (used.has("chords") && byId("chords").value.trim() !== "") used.add("tempo");
+    if (byId("loop-clip").checked) used.add("loop").add("tempo");
+    this.#showBars();
     for (const field of document.querySelectorAll("[data-needs]")) field.hidden = !used.has(field.dataset.needs);
+    const by = models.current?.fills_masks ? "masks" : "steps";
+    for (const field of document.querySelectorAll("[data-by]")) field.hidden = field.dataset.by !== by;
     byId("lufs-field").hidden = byId("normalize").value !== "loudness";
     const format = byId("format").value;
     for (const option of byId("bit_depth").options) {
@@ -206,6 +222,16 @@ class Make extends EventTarget {
     setText(byId("curl"), curlCall(recipe, location, this.token));
     const pinned = byId("pin").getAttribute("aria-pressed") === "true";
     memory.set("draft", { recipe: { ...recipe, model: byId("model").value || models.wanted }, references: references.chosen, pinned });
+  }
+
+  /** The bars of a loop are its length. */
+  #showBars() {
+    const [bars, bpm] = ["bars", "bpm"].map((id) => byId(id).valueAsNumber);
+    const given = byId("loop-clip").checked && byId("bars").value !== "";
+    for (const id of ["duration", "duration-slider"]) {
+      byId(id).disabled = given;
+      if (given && bars * bpm > 0) byId(id).value = Math.round((bars * (byId("beats_per_bar").valueAsNumber || 4) * 60 * 1000) / bpm) / 1000;
+    }
   }
 
   #pin(on) {

@@ -108,7 +108,7 @@ class Player extends EventTarget {
       if (!this.ended) this.cursors.set(this.clip.id, this.sound.time);
       this.sound.stop();
     }
-    const sound = job.status === "done" ? new FileSound(clip, job.recipe.format) : new StreamSound(clip);
+    const sound = job.status === "done" ? new FileSound(clip, job.recipe.format, job.recipe.loop) : new StreamSound(clip);
     Object.assign(this, { job, clip, sound, ended: false });
     sound.volume = this.volume;
     if (start) sound.seek(start);

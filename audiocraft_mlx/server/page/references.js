@@ -15,7 +15,7 @@ export const CLIP_TYPE = "application/x-musicgen-clip"; // of a clip that is dra
 class References extends EventTarget {
   constructor() {
     super();
-    /** @type {Object<string, {id: string, name: string, duration: ?number, at: ?number}>} by kind */
+    /** @type {Object<string, {id: string, name: string, duration: ?number, at: ?number, midi: ?boolean}>} by kind */
     this.chosen = {};
     this.allowed = new Set(["continue", "edit"]);
   }
@@ -178,12 +178,16 @@ function tell(text) {
 
 /** @param {Blob|Promise<Blob>} file */
 async function add(file, name) {
-  const { kind } = references;
+  let { kind } = references;
   tell("Reading …");
   try {
     const given = await file;
     const audio = await upload(given, given instanceof File ? given.name.slice(0, 200) : null);
-    references.set(kind, { id: audio.id, name, duration: audio.duration, at: null });
+    const midi = audio.channels === 0;
+    // Notes can be nothing else.
+    if (midi) kind = "melody";
+    if (!references.allowed.has(kind)) throw new Error("This model can’t follow a melody. Choose one that can.");
+    references.set(kind, { id: audio.id, name, duration: audio.duration, at: null, midi });
     tell(null);
     say(`${name}, ${inSeconds(audio.duration)}`);
   } catch (error) {

@@ -27,5 +27,6 @@ export const titleOf = (job) => job.title || job.recipe.prompt.trim() || referen
 function referenceTitle(recipe) {
   if (recipe.continue) return "A continuation";
   if (recipe.melody) return "A melody";
+  if (recipe.chords) return recipe.chords;
   return recipe.style ? "A style" : "Untitled";
 }
