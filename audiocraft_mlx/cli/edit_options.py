@@ -29,8 +29,8 @@ def add_edit_options(add: Callable[..., object], number: Callable[[NumberRange],
         "--candidates",
         metavar="N",
         type=number(CANDIDATES),
-        help="takes of that part, of which the one is kept that what follows suits best (default: 8; a "
-        "MAGNeT, which sees both sides, makes one)",
+        help="takes of that part, of which the one is kept that what follows suits best; a MAGNeT, which "
+        "sees both sides, makes one (default: 8)",
     )
 
 
