@@ -98,9 +98,9 @@ def _takes(
     best = choose_take(losses, fluxes_of)
     audio = np.array(model.generate_audio(mx.concatenate([rows.prompt, joined], axis=2)))
     reference, fluxes = reference_level(clip, rate), []
-    first = (round(part[0] * model.frame_rate) - inputs.prompt_frames) / model.frame_rate
+    first = (of_part.new_start + of_part.margin - inputs.prompt_frames) / model.frame_rate
     for take in audio:
-        result = crossfade_part(clip, rate, *part, take, rate, max(0.0, first), rate)
+        result = crossfade_part(clip, rate, *part, take, rate, first, rate)
         begin, end = result.fades[-1]
         spectra = log_spectra(result.audio, rate, reference)
         fluxes.append(join_flux(spectra, begin / rate, end / rate))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audiocraft_mlx.audio.flux import log_spectra
+from audiocraft_mlx.audio.flux import log_spectra, reference_level
 from audiocraft_mlx.audio.join import choose_crossfade, crossfade, join_flux
 from audiocraft_mlx.audio.resample import resample
 from audiocraft_mlx.audio.splice import broadcast_channels
@@ -70,8 +70,7 @@ def crossfade_part(
         _fade(joined, source, laid, place, length)
         fades.append((place, place + length))
     if last < samples:
-        area = max(last - reach - seen, middle), min(last + reach + seen, stop)
-        place, length = _place(laid, source, area, rate)
+        place, length = _place(laid, source, _area_of_end(last, stop, middle, rate), rate)
         joined[:, last : place + length] = laid[:, last : place + length]
         joined[:, place:last] = source[:, place:last]
         _fade(joined, laid, source, place, length)
@@ -79,15 +78,23 @@ def crossfade_part(
     return JoinedPart(joined, tuple(fades))
 
 
-def flux_of_join(before: np.ndarray, after: np.ndarray, rate: int, reference: float) -> float:
-    """How much the best cross-fade from `before` to `after` is heard: its spectral flux.
+def flux_of_end(new: np.ndarray, source: np.ndarray, last: int, rate: int) -> float:
+    """How much the cross-fade at the end of a part, sample `last`, from `new` to `source` is heard: its flux.
 
-    Both are audio of the same time. `reference` is the level that fluxes are compared at (`reference_level`).
+    Both are audio of the same time around it; `new` may end before `source` does.
     """
-    place, length = _place(before, after, (0, before.shape[1]), rate)
-    joined = np.concatenate([before[:, :place], after[:, place:]], axis=1)
-    _fade(joined, before, after, place, length)
-    return join_flux(log_spectra(joined, rate, reference), place / rate, (place + length) / rate)
+    stop = new.shape[1]
+    place, length = _place(new, source, _area_of_end(last, stop, 0, rate), rate)
+    joined = np.concatenate([new[:, :place], source[:, place:]], axis=1)
+    _fade(joined, new, source, place, length)
+    spectra = log_spectra(joined, rate, reference_level(source, rate))
+    return join_flux(spectra, place / rate, (place + length) / rate)
+
+
+def _area_of_end(last: int, stop: int, earliest: int, rate: int) -> tuple[int, int]:
+    """Where the cross-fade at the end of a part may be."""
+    reach = round(REACH_SECONDS * rate) + round(_SEEN_SECONDS * rate)
+    return max(last - reach, earliest), min(last + reach, stop)
 
 
 def _place(before: np.ndarray, after: np.ndarray, area: tuple[int, int], rate: int) -> tuple[int, int]:

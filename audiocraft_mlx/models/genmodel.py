@@ -48,7 +48,9 @@ from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.models.holes import Hole, hole_frames
 from audiocraft_mlx.models.memory import bytes_per_clip, max_batch_size, require_memory_for
 from audiocraft_mlx.models.replaced_part import (
+    AROUND_SECONDS,
     DEFAULT_CANDIDATES,
+    Around,
     ReplacedPart,
     candidate_seeds,
     choose_take,
@@ -774,9 +776,17 @@ class GenModel:
         margin = margin_frames(self.frame_rate)
         if end * hop >= clips.shape[2] or not following.shape[2]:
             count = 1
-        around = np.array(clips[:, :, max(0, end - margin) * hop : (end + margin) * hop])
+        ahead = min(round(AROUND_SECONDS * self.frame_rate), end - context)
+        begin, stop = (end - ahead) * hop, end * hop + round(AROUND_SECONDS * self.sample_rate)
+        last = round(holes[0][1] * self.sample_rate) - begin
+        around = [Around(np.array(clip[:, begin:stop]), last, ahead) for clip in clips]
         replaced = ReplacedPart(
-            end - start, following, around[index_of_row], count, max(0, start - margin), margin
+            end - start,
+            following,
+            tuple(around[index] for index in index_of_row),
+            count,
+            max(0, start - margin),
+            margin,
         )
         return replace(inputs, prompt=prompt, part=replaced)
 

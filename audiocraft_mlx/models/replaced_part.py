@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.audio.flux import reference_level
-from audiocraft_mlx.audio.part import flux_of_join
+from audiocraft_mlx.audio.part import flux_of_end
 from audiocraft_mlx.decoding.likelihood import following_loss
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import Encodec, InterleavedStereoCodec
@@ -27,8 +26,8 @@ FOLLOWING_SECONDS = 2.0
 """What follows the part, as far as it counts for the choice."""
 ALIKE = 0.02
 """Nats per code: takes whose losses differ by less are alike, and their joins decide."""
-# Frames that the codec reads before those that are wanted.
-_WARM_UP_FRAMES = 25
+AROUND_SECONDS = 1.5
+"""Of the clip before and after the part's end, to compare joins with."""
 # Odd, so that no two takes of a clip have a seed, and far from that of the next clip, which is one more.
 _SEED_STRIDE = 0x9E3779B1
 
@@ -44,6 +43,18 @@ class PartFrames:
     following_end: int
 
 
+@dataclass(frozen=True, eq=False)
+class Around:
+    """A clip's audio around the end of a part, float32 `[C, n]`: sample `end` of it.
+
+    It begins `frames_before` frames before the end's, as far as the clip and the model's window go.
+    """
+
+    audio: np.ndarray
+    end: int
+    frames_before: int
+
+
 @dataclass(frozen=True)
 class ReplacedPart:
     """What follows the prompt of each row and is made anew.
@@ -51,7 +62,7 @@ class ReplacedPart:
     Attributes:
         frames: of the part.
         following: what follows it, codes int32 `[B, K, F]`; F 0: nothing.
-        around: the clip's audio float32 `[B, C, n]` in `margin` frames on both sides of the part's end.
+        around: what is around the part's end, of each row.
         candidates: takes that one is chosen of.
         new_start: the frame of the clip that what is made audio of begins with.
         margin: frames that are made beyond the part.
@@ -59,7 +70,7 @@ class ReplacedPart:
 
     frames: int
     following: mx.array
-    around: np.ndarray
+    around: tuple[Around, ...]
     candidates: int
     new_start: int
     margin: int
@@ -133,27 +144,21 @@ def join_fluxes(
     codec: Encodec | InterleavedStereoCodec,
     context: mx.array | None,
     takes: mx.array,
-    around: np.ndarray,
+    around: Around,
     margin: int,
 ) -> list[float]:
-    """How much each take's join with what follows is heard: the spectral flux of its best cross-fade.
+    """How much each take's join with what follows is heard: the spectral flux of its cross-fade.
 
     Args:
         context: codes int `[1, K, n]`, or None.
         takes: codes int `[N, K, n]` up to `margin` frames after the part's end.
-        around: see `ReplacedPart`, of one row `[C, n]`.
     """
-    reference = reference_level(around, codec.sample_rate)
     fluxes = []
     for index in range(len(takes)):
         codes = takes[index : index + 1]
         if context is not None:
             codes = mx.concatenate([context, codes], axis=2)
-        wanted = _WARM_UP_FRAMES + 2 * margin
-        audio = np.array(codec.decode(codes[:, :, -wanted:]))[0]
-        # The clip may be at its end.
-        hop = audio.shape[1] // min(wanted, codes.shape[2])
-        begin = max(0, audio.shape[1] - 2 * margin * hop)
-        audio = audio[:, begin : begin + around.shape[1]]
-        fluxes.append(flux_of_join(audio, around[:, : audio.shape[1]], codec.sample_rate, reference))
+        audio = np.array(codec.decode(codes[:, :, -(around.frames_before + margin) :]))[0]
+        audio = audio[:, : around.audio.shape[1]]
+        fluxes.append(flux_of_end(audio, around.audio, around.end, codec.sample_rate))
     return fluxes
