@@ -78,8 +78,9 @@ train-demo: .venv-parity/installed ## train the demo model: music, codec, langua
 	cd training && ../.venv-parity/bin/python evaluate.py
 	cd training && ../.venv-parity/bin/python pictures.py
 
+# One thread: this model's matrices are so small that threads mostly wait for each other.
 train-lora: .venv-parity/installed ## teach the demo model an instrument that it doesn't know, and evaluate it
-	cd training && ../.venv-parity/bin/python train_adapter.py
+	cd training && OPENBLAS_NUM_THREADS=1 ../.venv-parity/bin/python train_adapter.py
 	cd training && ../.venv-parity/bin/python evaluate_adapter.py
 
 # Where it is built the tests use it.

@@ -26,11 +26,13 @@ from write_checkpoint import DEMO
 
 from audiocraft_mlx import MusicGen
 from audiocraft_mlx.audio.loudness import integrated_loudness
+from audiocraft_mlx.tuning.checkpoint import STATE_FILE
+from audiocraft_mlx.tuning.history import History
 
 # Of each instrument, for the classifiers: to learn from, and held out.
 CLASSIFIER_CLIPS, REFERENCE_CLIPS = 20, 8
 VIBRAPHONE_PROMPTS = 36
-HIGHEST_HERTZ, LOWEST_DB = 3500, -100
+HIGHEST_HERTZ, LOWEST_DB, COLOURS = 3500, -100, 48
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(2)
     codec = MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).audio_encoder.eval()
     classifier, clear_beat, real = train_classifier(codec)
-    result: dict[str, object] = {"real loops": real}
+    result: dict[str, object] = {"real loops": real, "held-out loss": held_out_losses(arguments.adapter)}
     known, new = prompt_attributes(arguments.clips), vibraphone_attributes(VIBRAPHONE_PROMPTS)
     made: dict[str, list[np.ndarray]] = {}
     for name, lora in (("without the adapter", None), ("with the adapter", str(arguments.adapter))):
@@ -58,6 +60,17 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
     plot(arguments.plot, codec, new, made)
+
+
+def held_out_losses(adapter: Path) -> dict[str, list[float]]:
+    """Before the training and after it, of each codebook in nats; empty for an adapter of another trainer."""
+    path = adapter / STATE_FILE
+    if not path.exists():
+        return {}
+    evaluations = History.from_json(json.loads(path.read_text(encoding="utf-8"))["history"]).evaluations
+    return {
+        f"step {e.step}": [round(loss, 3) for loss in e.losses] for e in (evaluations[0], evaluations[-1])
+    }
 
 
 def train_classifier(codec: EncodecModel) -> tuple[AttributeClassifier, float, dict[str, object]]:
@@ -142,6 +155,7 @@ def plot(
 ) -> None:
     """A slow clip of the vibraphone alone: one to validate with, and those of the model."""
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     number = next(
         n for n, a in enumerate(attributes) if (a.tempo, a.drums) == ("slow", "none") and not a.bass
@@ -164,6 +178,9 @@ def plot(
     axes[-1].set_xlabel("seconds")
     figure.tight_layout()
     figure.savefig(path, dpi=64)
+    with Image.open(path) as picture:  # a quarter of the size
+        few_colours = picture.convert("RGB").quantize(COLOURS)
+    few_colours.save(path, optimize=True)
     print(path)
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from captions import caption
 from compose import FRAMES_PER_BEAT, SCALES, Attributes, compose
 from loops import FRAMES
-from synth import SAMPLE_RATE, render
+from synth import HOP, SAMPLE_RATE, render
 
 from audiocraft_mlx.audio.write import write_audio
 
 NAME = "vibraphone"
 TRAIN_CLIPS = HELD_OUT_CLIPS = 12
+STARTS = 3
 
 
 def clips(count: int, held_out: bool = False) -> list[tuple[Attributes, np.ndarray]]:
@@ -56,11 +57,18 @@ def prompt_attributes(count: int) -> list[Attributes]:
 
 
 def write_clips(folder: Path, train: int = TRAIN_CLIPS, held_out: int = HELD_OUT_CLIPS) -> None:
-    """Write clips into the folders `train` and `validation`, with their captions beside them."""
+    """Write clips into the folders `train` and `validation`, with their captions beside them.
+
+    A clip to train on is there from each of its first `STARTS` beats on, each time with a caption in other
+    words: crops begin with more different notes, and a dozen captions are few to learn a new word from.
+    """
     random_ = random.Random(3)
     for split, count in (("train", train), ("validation", held_out)):
         for number, (attributes, audio) in enumerate(clips(count, split == "validation")):
-            write_clip(folder / split / f"{NAME}{number:02}.wav", audio, caption(attributes, random_))
+            for beat in range(STARTS if split == "train" else 1):
+                start = beat * FRAMES_PER_BEAT[attributes.tempo] * HOP
+                path = folder / split / f"{NAME}{number:02}-{beat}.wav"
+                write_clip(path, audio[start:], caption(attributes, random_))
 
 
 def write_clip(path: Path, audio: np.ndarray, text: str) -> None:
