@@ -150,6 +150,7 @@ class FakeService(Service):
                 request.lufs,
                 request.fade_out,
                 request.stems,
+                request.ending,
             )
         except UsageError as error:
             raise InvalidFieldError(str(error), str(error).split()[0].rstrip(":")) from error

@@ -707,6 +707,27 @@ def test_continue_from_the_cursor(page: Any, server: FakeServer) -> None:
     assert 3.9 < request["continue_at"] < 6
 
 
+def test_a_part_of_a_clip_is_replaced(page: Any, server: FakeServer) -> None:
+    job = server.add("slow piano")
+    page.reload()
+    page.get_by_role("button", name="Download and more").click()
+    page.get_by_role("menuitem", name="Replace a part …").click()
+    times = page.locator("[name=replace]")
+    expect(times.first).to_be_focused()
+    times.first.fill("1.5")
+    times.last.fill("3")
+    times.last.blur()
+    page.locator("#commands summary").click()
+    expect(page.locator("#shell")).to_contain_text("--replace 1.5-3 --edit 'slow piano'")
+    expect(page.locator("#shell")).not_to_contain_text(" -d ")
+    page.reload()  # the draft has it
+    make(page, "a drum fill")
+    expect(page.locator(DONE)).to_have_count(2)
+    request = server.requests[0]
+    assert (request["edit"], request["replace"]) == (job.clips[0].id, "1.5-3")
+    assert "continue" not in request
+
+
 def drop(page: Any, target: str, path: Path) -> None:
     data = page.evaluate_handle(
         """([name, bytes]) => {

@@ -144,6 +144,40 @@ def test_a_clip_is_continued_from_its_codes_as_by_the_command(demo: Service, tmp
     assert read_codes(demo.clip_file(part.clips[0].id)) is None
 
 
+def test_an_edit_is_that_of_the_command(demo: Service, tmp_path: Path) -> None:
+    source = made(demo, duration=1.5, seed=3).clips[0].id
+    job = made(demo, prompt="a bell", seed=4, edit=source, replace="0.5-0.8", candidates=2, ending="cut")
+    assert (job.recipe.duration, job.clips[0].duration) == (pytest.approx(0.3), 1.5)
+    assert f"--edit {source}.wav --replace 0.5-0.8 --candidates 2" in job.command
+    options = ["-m", "demo", "--seed", "4", "--edit", str(demo.clip_file(source)), "--replace", "0.5-0.8"]
+    assert main(["a bell", *options, "--candidates", "2", "-o", str(tmp_path / "a.wav")]) == 0
+    edited, before = file(demo, job), read(demo.clip_file(source))
+    assert np.array_equal(edited, read(tmp_path / "a.wav"))
+    assert np.array_equal(edited[:, :10000], before[:, :10000])
+    assert not np.array_equal(edited, before)
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"replace": "1-2"}, "replace"),
+        ({"candidates": 3}, "candidates"),
+        ({"edit": "SOURCE"}, "replace"),
+        ({"edit": "SOURCE", "replace": "2-1"}, "replace"),
+        ({"edit": "SOURCE", "replace": "1-2", "continue": "SOURCE"}, "edit"),
+        ({"edit": "SOURCE", "replace": "0.1-20"}, "replace"),
+        ({"edit": "SOURCE", "replace": "0.1-0.2", "candidates": 0}, "candidates"),
+        ({"edit": "SOURCE", "replace": "0.1-0.2", "prompt_seconds": 2.0}, "prompt_seconds"),
+    ],
+)
+def test_edits_that_are_refused(demo: Service, values: dict[str, object], param: str) -> None:
+    source = demo.jobs().jobs[-1].clips[0].id
+    given = {name: source if value == "SOURCE" else value for name, value in values.items()}
+    with pytest.raises(InvalidFieldError) as refused:
+        submit(demo, **given)
+    assert refused.value.param == param
+
+
 def test_sections_and_a_negative_prompt_are_those_of_the_command(demo: Service, tmp_path: Path) -> None:
     options = ["--section", "0.2: fast sad guitar", "--section", "0.4~0.3: marimba", "--negative", "strings"]
     options += ["-m", "demo", "-d", "1", "--seed", "5"]

@@ -39,6 +39,7 @@ from audiocraft_mlx.files import read_error
 from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
+    ENDINGS,
     LUFS,
     MAX_PROMPT_CHARACTERS,
     MELODY_SEPARATIONS,
@@ -146,6 +147,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         arguments.lufs,
         arguments.fade_out,
         arguments.stems,
+        arguments.ending,
     )
     prompts = _all_prompts(arguments)
     first_seed = draw_seed() if arguments.seed is None else arguments.seed
@@ -167,6 +169,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
             span_arrangement=arguments.span_arrangement,
             source=arguments.edit or arguments.source,
             replace=arguments.replace,
+            candidates=arguments.candidates,
             prompt_seconds=arguments.prompt_seconds,
             melody_separation=arguments.melody_separation,
             sections=tuple(arguments.sections or ()),
@@ -443,7 +446,7 @@ def _add_conditioning_args(parser: Parser) -> None:
     add_note_options(add, number)
     add_tempo_options(add, number)
     add_loop_options(add, number)
-    add_edit_options(add)
+    add_edit_options(add, number)
 
 
 def _add_output(parser: Parser, program: CommandDefaults) -> None:
@@ -491,6 +494,12 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         metavar="SEC",
         type=number(SECONDS),
         help="fade out the last SEC seconds",
+    )
+    add(
+        "--ending",
+        choices=ENDINGS,
+        help="cut: where the music stops; fade: fade out the last 2 s, or those of --fade-out; natural: fade "
+        "out from a pause or a bar line in the last seconds on, so up to 2 s shorter (default: cut)",
     )
     add(
         "--no-tags",

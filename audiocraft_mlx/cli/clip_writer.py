@@ -278,7 +278,8 @@ class ClipWriter:
 
     def _warn_unsupported_options(self) -> None:
         output = self._command.output
-        given = {"--normalize": output.normalize != "none", "--fade-out": output.fade_out is not None}
+        given = {"--normalize": output.normalize != "none", "--ending": output.ending not in (None, "cut")}
+        given["--fade-out"] = output.fade_out is not None
         options = [option for option, is_given in given.items() if is_given]
         if options and (self._streaming or self._command.play):
             needs = "needs" if len(options) == 1 else "need"

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from audiocraft_mlx.clips.parts import parse_part
 from audiocraft_mlx.errors import UsageError
-
-_TIME = r"(?:[0-9]+:)?[0-9]+(?:\.[0-9]*)?"
-_PART = re.compile(rf"({_TIME})-({_TIME})")
+from audiocraft_mlx.validation import CANDIDATES, NumberRange
 
 
-def add_edit_options(add: Callable[..., object]) -> None:
-    """`add` is that of a group."""
+def add_edit_options(add: Callable[..., object], number: Callable[[NumberRange], object]) -> None:
+    """`add` is that of a group; `number` makes the type of an option with such a number."""
     add(
         "--edit",
         metavar="FILE",
         type=Path,
-        help="generate a part of this audio file anew; all else stays as it is (MAGNeT models)",
+        help="generate a part of this audio file anew; all else stays as it is",
     )
     add(
         "--replace",
         metavar="FROM-TO",
         type=_part,
         help="which part of --edit's file, in seconds, such as 8-12 or 1:02.5-1:10",
+    )
+    add(
+        "--candidates",
+        metavar="N",
+        type=number(CANDIDATES),
+        help="takes of that part, of which the one is kept that what follows suits best; a MAGNeT, which "
+        "sees both sides, makes one (default: 8)",
     )
 
 
@@ -38,6 +43,8 @@ def check_edit_options(arguments: argparse.Namespace, default_duration: float) -
             else "--edit needs --replace FROM-TO, the seconds that are generated anew"
         )
     if arguments.edit is None:
+        if arguments.candidates is not None:
+            raise UsageError("--candidates are takes of a part of a file; they need --edit and --replace")
         return
     others = {
         "--continue": arguments.source is not None,
@@ -55,15 +62,7 @@ def check_edit_options(arguments: argparse.Namespace, default_duration: float) -
 
 
 def _part(text: str) -> tuple[float, float]:
-    match = _PART.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"must be two times, such as 8-12 or 1:02.5-1:10, not {text!r}")
-    start, end = map(_seconds, match.groups())
-    if end <= start:
-        raise argparse.ArgumentTypeError(f"must end after it begins, not {text!r}")
-    return start, end
-
-
-def _seconds(text: str) -> float:
-    minutes, _, seconds = text.rpartition(":")
-    return 60 * int(minutes or 0) + float(seconds)
+    try:
+        return parse_part(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

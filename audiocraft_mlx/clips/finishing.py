@@ -1,4 +1,4 @@
-"""From a clip's new music to the audio of its file: after its source, normalized, faded out; its stems."""
+"""From a clip's new music to the audio of its file: after its source, normalized, ended; its stems."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from audiocraft_mlx.audio.ending import end_audio
 from audiocraft_mlx.audio.formats import AudioFormat
 from audiocraft_mlx.audio.loop import LoopMeasure
 from audiocraft_mlx.audio.loop_chunks import LoopChunks
-from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
+from audiocraft_mlx.audio.loudness import normalize_audio
+from audiocraft_mlx.audio.part import crossfade_part
 from audiocraft_mlx.audio.resample import convert_audio
 from audiocraft_mlx.audio.splice import append_continuation, replace_part
 from audiocraft_mlx.audio.spool import AudioSpool
@@ -59,7 +61,7 @@ class FinishedAudio:
     keeps_level: bool = False
     """It begins with a source, whose samples stay as they are where the format can hold them."""
     is_as_generated: bool = False
-    """Neither normalized, nor faded out, nor beyond full scale; no loop."""
+    """Neither normalized, nor with another end, nor beyond full scale; no loop."""
     loop: FinishedLoop | None = None
 
     @property
@@ -86,6 +88,10 @@ class Replacement:
     end: float
     new_start: float
     """Where the new music begins: in whole frames of codes, at `start` or a little before."""
+    new_end: float
+    """Where it ends: at `end`, or a little after."""
+    crossfades: bool = False
+    """It overlaps with the source at both ends, and is cross-faded there."""
 
 
 def finish_audio(
@@ -102,25 +108,19 @@ def finish_audio(
 
     It may be the part of a clip that was generated before it was cancelled.
     """
-    rate, audio_format = sample_rate, output.file_format(source)
+    rate, audio_format, before = sample_rate, output.file_format(source), 0
     if source is not None:
         rate = source.output_rate(audio_format, sample_rate)
         new = _as_array(audio)
         if replacement is None:
+            before = round(source.audio.shape[1] * rate / source.rate)
             audio = append_continuation(
                 source.audio, source.rate, new, sample_rate, rate, not source.follows_exactly
             )
         else:
-            audio = replace_part(
-                source.audio,
-                source.rate,
-                replacement.start,
-                replacement.end,
-                new,
-                sample_rate,
-                replacement.new_start,
-                rate,
-            )
+            part = (source.audio, source.rate, replacement.start, replacement.end)
+            given = (*part, new, sample_rate, replacement.new_start, rate)
+            audio = crossfade_part(*given).audio if replacement.crossfades else replace_part(*given)
     finished_loop = None
     if loop is not None:
         cut = loop.cut(_as_array(audio), rate)
@@ -129,9 +129,9 @@ def finish_audio(
     if output.normalize != "none":
         lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)
-    if output.fade_out is not None:
-        audio = fade_out(_as_array(audio), rate, output.fade_out)
-    as_made = output.normalize == "none" and output.fade_out is None and loop is None
+    if output.changes_end:
+        audio = end_audio(_as_array(audio), rate, output.ending or "fade", output.fade_out, before)
+    as_made = output.normalize == "none" and not output.changes_end and loop is None
     if as_made:
         peak = audio.peak if isinstance(audio, AudioSpool) else float(np.abs(audio).max(initial=0))
         as_made = peak <= 1

@@ -160,13 +160,18 @@ def _start(
     else:
         sources = [plan.source for plan in batch if plan.source is not None]
         hole = (replacement.start, replacement.end)
+        more: dict[str, Any] = {}
+        if not model.fills_masks:
+            more = {"codes": prompt_codes or None, "candidates": batch[0].request.candidates}
+            more["negative"] = given.get("negative")
         inputs = model.prepare_infill(
-            [plan.request.description for plan in batch],
+            descriptions,
             seeds,
             [source.audio for source in sources],
             sources[0].rate,
             [hole],
             params[0],
+            **more,
         )
     usual, first = chunk_seconds
     return model.generate_stream(
@@ -177,7 +182,7 @@ def _start(
 def _codes_of_clip(model: GenModel, plan: ClipPlan, new: list[np.ndarray]) -> ClipCodes | None:
     before: list[np.ndarray] = []
     if plan.source is not None:
-        if plan.prompt_codes is None or plan.source.codes is None:
+        if plan.replacement is not None or plan.prompt_codes is None or plan.source.codes is None:
             return None
         before = [plan.source.codes.codes]
     if not new:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.clips.defaults import MUSICGEN, PROGRAMS, CommandDefaults
+from audiocraft_mlx.clips.parts import part_text
 from audiocraft_mlx.files import StrPath
 from audiocraft_mlx.version import __version__
 
@@ -149,7 +150,8 @@ def describe_request(
         "decoding-steps": None if steps is None else ",".join(map(str, steps)),
         "span-arrangement": request.span_arrangement,
         "edit" if request.replace else "continue": values.get("source"),
-        "replace": None if request.replace is None else "-".join(map(_text, request.replace)),
+        "replace": None if request.replace is None else part_text(request.replace),
+        "candidates": request.candidates,
         "prompt-seconds": request.prompt_seconds,
         "section": [str(section) for section in request.sections] or None,
         "negative": request.negative,
@@ -164,6 +166,7 @@ def describe_request(
         "normalize": None if output.normalize == "none" else output.normalize,
         "lufs": output.lufs,
         "fade-out": output.fade_out,
+        "ending": output.ending,
     }
     return GenerationMetadata(
         request.prompt if request.prompt.strip() else "",

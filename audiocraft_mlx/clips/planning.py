@@ -19,6 +19,7 @@ from audiocraft_mlx.conditioning.sections import Section, frame_sections
 from audiocraft_mlx.decoding.windows import end_frame, first_frame
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models import memory
+from audiocraft_mlx.models.replaced_part import margin_frames
 from audiocraft_mlx.validation import MAX_PROMPT_TOKENS, TRAINED_TOKENS
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ClipPlan:
     tokens: int
     """Of its longest text, if that may be a long one."""
     prompt_codes: np.ndarray | None = None
-    """Codes int32 `[K, F]` of `prompt`, of a source that has its own."""
+    """Codes int32 `[K, F]` of `prompt`, of a source that has its own; with a `replacement` of all of it."""
     begin: SourceClip | None = None
     """Such a source without its last frames, which are made anew with the new music."""
     replacement: Replacement | None = None
@@ -141,7 +142,10 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         remade = 0
         if isinstance(request.source, SourceClip) and request.replace is not None:
             replacement = _replacement(model, request.source, request.replace)
-        elif isinstance(request.source, SourceClip) and _has_codes(model, request.source):
+            if not model.fills_masks and _has_codes(model, request.source):
+                assert request.source.codes is not None
+                prompt_codes = request.source.codes.codes
+        elif isinstance(request.source, SourceClip) and _is_continued_from_codes(model, request.source):
             if request.source not in own:
                 own[request.source] = _without_end(model, request.source)
             begin, remade = own[request.source], _remade_frames(model)
@@ -203,10 +207,14 @@ def _has_codes(model: GenModel, source: SourceClip) -> bool:
     return (
         codes is not None
         and codes.codec == model.codec_id
-        and codes.frames > _remade_frames(model)
         and source.audio.shape[1] == codes.frames * _hop_length(model)
         and (source.rate, len(source.audio)) == (model.sample_rate, model.audio_channels)
     )
+
+
+def _is_continued_from_codes(model: GenModel, source: SourceClip) -> bool:
+    codes = source.codes
+    return _has_codes(model, source) and codes is not None and codes.frames > _remade_frames(model)
 
 
 def _remade_frames(model: GenModel) -> int:
@@ -272,7 +280,7 @@ def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
 
     One, where the clips of a batch are made one after the other anyway, but come all at the end.
     """
-    if model.fills_masks:
+    if model.fills_masks or any(plan.replacement is not None for plan in plans):
         return 1
     seconds = max(made_seconds(plan.request) for plan in plans)
     return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
@@ -320,17 +328,30 @@ def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float])
             name=source.name or "the clip",
             seconds=f"{source.seconds:.2f}",
         )
+    first, last = _replaced_frames(model, part)
     return Replacement(
-        start, min(end, source.seconds), first_frame(start, model.frame_rate) / model.frame_rate
+        start,
+        min(end, source.seconds),
+        first / model.frame_rate,
+        last / model.frame_rate,
+        crossfades=not model.fills_masks,
     )
+
+
+def _replaced_frames(model: GenModel, part: tuple[float, float]) -> tuple[int, int]:
+    """The first frame of what is made for a part of a source, and the one after the last."""
+    first, last = first_frame(part[0], model.frame_rate), end_frame(part[1], model.frame_rate)
+    if model.fills_masks:
+        return first, last
+    margin = margin_frames(model.frame_rate)
+    return max(0, first - margin), last + margin
 
 
 def new_samples(model: GenModel, request: ClipRequest) -> int:
     """Samples per channel of a request's new music at most: whole frames."""
     if request.replace is not None:
-        start, end = request.replace
-        frames = end_frame(end, model.frame_rate) - first_frame(start, model.frame_rate)
-        return frames * _hop_length(model)
+        first, last = _replaced_frames(model, request.replace)
+        return (last - first) * _hop_length(model)
     return int(made_seconds(request) * model.frame_rate) * _hop_length(model)
 
 

@@ -25,9 +25,11 @@ from audiocraft_mlx.validation import (
     BARS,
     BEATS_PER_BAR,
     BPM,
+    CANDIDATES,
     CFG_COEF,
     DEFAULT_BEATS_PER_BAR,
     DURATION,
+    ENDINGS,
     LUFS,
     MELODY_SEPARATIONS,
     MIDI_TRACK,
@@ -101,8 +103,12 @@ class ClipRequest:
     """How much of the end of `source` the model continues. Default: `DEFAULT_PROMPT_SECONDS`."""
     replace: tuple[float, float] | None = None
     """The part of `source` that is generated anew, from second to second, in place of a continuation: the
-    `duration`. For models that fill masks (MAGNeT), as the next four."""
+    `duration`."""
+    candidates: int | None = None
+    """How many takes of that part a model makes that doesn't fill masks, to keep the one that suits what
+    follows. Default: `replaced_part.DEFAULT_CANDIDATES`."""
     max_cfg_coef: float | None = None
+    """For models that fill masks (MAGNeT), as the next three."""
     min_cfg_coef: float | None = None
     decoding_steps: tuple[int, ...] | None = None
     span_arrangement: str | None = None
@@ -154,6 +160,8 @@ class ClipRequest:
             raise FieldError("{style_coef} needs {style}")
         if self.prompt_seconds is not None and self.source is None:
             raise FieldError("{prompt_seconds} needs {source}")
+        if self.candidates is not None and self.replace is None:
+            raise FieldError("{candidates} are takes of a part; they need {replace}")
         if self.melody_separation is not None:
             if self.melody_separation not in MELODY_SEPARATIONS:
                 raise FieldError(
@@ -245,6 +253,9 @@ class ClipRequest:
             raise UsageError("replace needs the clip that is edited")
         if self.prompt_seconds is not None:
             raise FieldError("{prompt_seconds} is for a continuation; what is around {replace} is in view")
+        for kind in ("melody", "style"):
+            if getattr(self, kind) is not None:
+                raise FieldError(f"{{{kind}}} and {{replace}} don't go together; leave one of them out")
         object.__setattr__(self, "replace", (float(start), float(end)))
         object.__setattr__(self, "duration", float(end) - float(start))
 
@@ -297,6 +308,8 @@ class ClipRequest:
         for key in wrong if fills_masks is not None else ():
             if getattr(self, key) is not None:
                 kind = "a MAGNeT has {max_cfg_coef} and {min_cfg_coef} instead"
+                if key == "candidates":
+                    kind = "a MAGNeT sees both sides of a part and makes one take; leave it out"
                 if not fills_masks:
                     kind = "it is for a MAGNeT; choose one, such as magnet-small-10s"
                 raise FieldError(f"{{{key}}}: {{model}} can't use it; {kind}", model=name)
@@ -350,6 +363,8 @@ class OutputOptions:
     """Seconds."""
     stems: bool = False
     """Write drums, bass, other and vocals too."""
+    ending: str | None = None
+    """One of `ENDINGS`. Default: `fade` with a `fade_out`, else `cut`."""
 
     def __post_init__(self) -> None:
         for name, choices in (("audio_format", tuple(BIT_DEPTHS)), ("normalize", NORMALIZATIONS)):
@@ -360,7 +375,16 @@ class OutputOptions:
             raise UsageError(f"stems must be true or false, not {self.stems!r}")
         if self.lufs is not None and self.normalize != "loudness":
             raise FieldError("{lufs} needs {normalize} loudness")
+        if self.ending is not None:
+            validate_choice("ending", self.ending, ENDINGS)
+        if self.ending == "cut" and self.fade_out is not None:
+            raise FieldError("{ending} cut doesn't fade out; leave {fade_out} out, or give {ending} fade")
         self.file_format()
+
+    @property
+    def changes_end(self) -> bool:
+        """Whether the end of a clip isn't simply that of its music."""
+        return self.fade_out is not None or self.ending not in (None, "cut")
 
     def file_format(self, source: SourceClip | None = None) -> AudioFormat:
         """The file's format; without a `bit_depth` with bits enough for `source`, if the format has them."""
@@ -382,8 +406,9 @@ def require_loopable(request: ClipRequest, output: OutputOptions) -> None:
         return
     if output.audio_format == "mp3":
         raise FieldError("{loop}: MP3 has silence at its ends; choose {audio_format} wav, flac or ogg")
-    if output.fade_out is not None:
-        raise FieldError("{loop} and {fade_out}: a loop's end goes on at its beginning; leave one out")
+    if output.changes_end:
+        name = "{ending}" if output.fade_out is None else "{fade_out}"
+        raise FieldError(f"{{loop}} and {name}: a loop's end goes on at its beginning; leave one out")
 
 
 @dataclass(frozen=True)
@@ -405,8 +430,8 @@ def draw_seed() -> int:
 
 
 _AUDIO_FIELDS = frozenset({"melody", "style", "source"})
-_ONLY_WITH_MASKS = ("replace", "max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
-_ONLY_WITHOUT_MASKS = ("cfg_coef",)
+_ONLY_WITH_MASKS = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arrangement")
+_ONLY_WITHOUT_MASKS = ("cfg_coef", "candidates")
 _WITH_TEMPO = ("chords", "loop")
 """What has a tempo."""
 _CLIP_RANGES = {
@@ -424,6 +449,7 @@ _CLIP_RANGES = {
     "bpm": BPM,
     "beats_per_bar": BEATS_PER_BAR,
     "bars": BARS,
+    "candidates": CANDIDATES,
 }
 _BIT_DEPTH = NumberRange(int, "16, 24 or 32", lambda bits: bits in (16, 24, 32))
 _OUTPUT_RANGES = {"bit_depth": _BIT_DEPTH, "lufs": LUFS, "fade_out": SECONDS}

@@ -7,7 +7,7 @@ filled in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -206,12 +206,3 @@ def generate_masked(
     result = mx.concatenate(rows)
     mx.eval(result)
     return result
-
-
-def in_chunks(codes: mx.array, chunk_frames: Iterator[int]) -> Iterator[mx.array]:
-    """`codes` `[B, K, T]` in parts of `chunk_frames` frames; the last one has what is left."""
-    start = 0
-    while start < codes.shape[2]:
-        size = next(chunk_frames)
-        yield codes[:, :, start : start + size]
-        start += size

@@ -21,6 +21,15 @@ def chunk_sizes(first: int, size: int) -> Iterator[int]:
         yield size
 
 
+def in_chunks(codes: mx.array, chunk_frames: Iterator[int]) -> Iterator[mx.array]:
+    """`codes` `[B, K, T]` in parts of `chunk_frames` frames; the last one has what is left."""
+    start = 0
+    while start < codes.shape[2]:
+        size = next(chunk_frames)
+        yield codes[:, :, start : start + size]
+        start += size
+
+
 def rechunk(audio: Iterable[mx.array], sizes: Iterator[int]) -> Iterator[mx.array]:
     """The samples of arrays `[B, C, m]` of any length in chunks `[B, C, size]`; the last one is shorter.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from audiocraft_mlx.audio.level import require_float_scale, require_non_silent, without_cancellation
 from audiocraft_mlx.audio.loop import LEAD_IN_SECONDS, LEAD_OUT_SECONDS, Loop, cut_loop
+from audiocraft_mlx.audio.part import crossfade_part
 from audiocraft_mlx.audio.resample import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, convert_audio
 from audiocraft_mlx.checkpoints.bundle import ModelBundle
 from audiocraft_mlx.checkpoints.load import load
@@ -40,11 +41,24 @@ from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.decoding.sections import SectionConditions
 from audiocraft_mlx.decoding.step import LMDecoder
-from audiocraft_mlx.decoding.stream import chunk_sizes, rechunk
+from audiocraft_mlx.decoding.stream import chunk_sizes, in_chunks, rechunk
 from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
-from audiocraft_mlx.models.memory import bytes_per_clip, require_memory_for
+from audiocraft_mlx.models.holes import Hole, hole_frames
+from audiocraft_mlx.models.memory import bytes_per_clip, max_batch_size, require_memory_for
+from audiocraft_mlx.models.replaced_part import (
+    AROUND_SECONDS,
+    DEFAULT_CANDIDATES,
+    Around,
+    ReplacedPart,
+    candidate_seeds,
+    choose_take,
+    frames_of_part,
+    join_fluxes,
+    losses_of_takes,
+    margin_frames,
+)
 from audiocraft_mlx.models.text_sections import encode_sections
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.encodec import (
@@ -109,6 +123,7 @@ class GenerationInputs:
         prompt: codes int32 `[B, K, F]` of what the rows continue, or None.
         separate_melody: source separation before a melody's chroma.
         infill: a part of a clip whose holes are filled, or None.
+        part: what follows `prompt` and is made in several takes, or None.
         sections: of each row, what follows its description; empty if none has any.
         negative: the text that guidance leads each row away from, or None; None if none has any.
     """
@@ -121,12 +136,39 @@ class GenerationInputs:
     prompt: mx.array | None = None
     separate_melody: bool = True
     infill: Infill | None = None
+    part: ReplacedPart | None = None
     sections: tuple[tuple[Section, ...], ...] = ()
     negative: tuple[str | None, ...] | None = None
 
     @property
     def prompt_frames(self) -> int:
         return 0 if self.prompt is None else self.prompt.shape[2]
+
+    def of_row(self, row: int) -> GenerationInputs:
+        """Those of one row."""
+        only = slice(row, row + 1)
+        return replace(
+            self,
+            descriptions=self.descriptions[only],
+            seeds=self.seeds[only],
+            audio_of_row=self.audio_of_row[only],
+            prompt=None if self.prompt is None else self.prompt[only],
+            sections=self.sections[only],
+            negative=None if self.negative is None else self.negative[only],
+        )
+
+    def repeated(self, seeds: Sequence[int]) -> GenerationInputs:
+        """Those of the only row for each of `seeds`."""
+        count = len(seeds)
+        return replace(
+            self,
+            descriptions=self.descriptions * count,
+            seeds=tuple(seeds),
+            audio_of_row=self.audio_of_row * count,
+            prompt=None if self.prompt is None else mx.repeat(self.prompt, count, axis=0),
+            sections=self.sections * count,
+            negative=None if self.negative is None else self.negative * count,
+        )
 
 
 class OtherModelClass(UsageError):
@@ -625,17 +667,128 @@ class GenModel:
             negative=_negative_of_rows(negative, len(descriptions)),
         )
 
+    def generate_infill(
+        self,
+        audio: AudioArray,
+        sample_rate: int,
+        holes: Sequence[Hole],
+        descriptions: Sequence[str | None] | None = None,
+        progress: bool = False,
+        return_tokens: bool = False,
+    ) -> GenerationOutput:
+        """Make a part of `audio` anew, float `[batch, channels, samples]` or `[channels, samples]`.
+
+        The model sees what is before the part. It makes several takes, and the one is kept after which it
+        finds what really follows most likely (of several that are alike the one whose join is heard least).
+        It is joined by cross-fades where they are heard least, within
+        0.1 s of both ends. See docs/CONTROL.md.
+
+        Args:
+            sample_rate: samples per second of `audio`.
+            holes: one part, from which second to which; the same in all clips.
+            descriptions: one text for each clip, None is none at all.
+
+        Returns:
+            Audio float32 `[batch, channels, samples]` at the model's rate, outside of the part and its
+            cross-fades as it was given (resampled); with `return_tokens` also the codes int32 of the part
+            and a little before and after it, `[batch, codebooks, frames]`.
+
+        Raises:
+            UsageError: also for a part outside of the audio, or for several.
+        """
+        clips = clips_of(audio, "the audio")
+        texts = [None] * len(clips) if descriptions is None else descriptions
+        inputs = self.prepare_infill(texts, self._seeds(texts), clips, sample_rate, holes, self.params)
+        assert inputs.part is not None
+        new, codes = self._generate(inputs, progress, return_tokens=True)
+        sources, index_of_row = self._prepare_clips(clips, sample_rate, len(texts), "clip")
+        (start, end), rate = holes[0], self.sample_rate
+        new_start = inputs.part.new_start / self.frame_rate
+        whole = mx.array(
+            np.stack(
+                [
+                    crossfade_part(source, rate, start, end, row, rate, new_start, rate).audio
+                    for source, row in zip(np.array(sources)[index_of_row], np.array(new), strict=True)
+                ]
+            )
+        )
+        return (whole, codes) if return_tokens else whole
+
     def prepare_infill(
         self,
-        descriptions: Sequence[str | None],
+        descriptions: Sequence[Description],
         seeds: Sequence[int],
         audio: Sequence[AudioArray],
         sample_rate: int,
-        holes: Sequence[tuple[float, float]],
+        holes: Sequence[Hole],
         params: GenerationParams,
+        *,
+        codes: Sequence[AudioArray] | None = None,
+        candidates: int | None = None,
+        negative: Negative = None,
     ) -> GenerationInputs:
-        """Of a model that fills masks; see `MAGNeT`. Raises `UsageError` for others."""
-        raise UsageError(f"{self.name} can't fill holes; load a MAGNeT, such as magnet-small-10s")
+        """What `generate_stream` makes a part of clips anew from.
+
+        It yields the audio of the part, and a little before and after it.
+
+        Args:
+            audio: float `[channels, samples]` for each row, all of one length.
+            holes: one part, from which second to which.
+            params: of the generation; its `duration` doesn't count.
+            codes: int `[K, F]` of each row's audio, where they are known, else it is encoded.
+            candidates: takes that one is chosen of. Default: 8.
+
+        Sections count from the beginning of the part. See `generate_infill` for the rest.
+        """
+        count = DEFAULT_CANDIDATES if candidates is None else candidates
+        validate_int("candidates", count, "an integer of at least 1", lambda n: n >= 1)
+        if not isinstance(holes, Sequence) or len(holes) != 1:
+            raise UsageError(
+                f"holes must be one part of the clip for {self.name}, [(from second, to second)]"
+            )
+        clips, index_of_row = self._prepare_clips(audio, sample_rate, len(descriptions), "clip")
+        hop = round(self.sample_rate / self.frame_rate)
+        seconds, whole = clips.shape[2] / self.sample_rate, clips.shape[2] // hop
+        (part,) = hole_frames(holes, seconds, -(-clips.shape[2] // hop), self.frame_rate)
+        frames = frames_of_part(
+            whole,
+            part,
+            self._frames(params, params.max_duration),
+            self._frames(params, params.extend_stride),
+            self.frame_rate,
+        )
+        if codes is None:
+            # A little more, so that the codec sees what is behind what counts.
+            end = frames.following_end + margin_frames(self.frame_rate)
+            seen = clips[:, :, frames.context * hop : end * hop]
+            encoded = self.compression_model.encode(seen)[mx.array(index_of_row)]
+        else:
+            encoded = self._check_codes("codes", np.stack([np.asarray(row) for row in codes]))
+            encoded = encoded[:, :, frames.context :]
+        context, start, end = frames.context, frames.start, frames.end
+        following = encoded[:, :, end - context : frames.following_end - context]
+        prompt = encoded[:, :, : start - context] if start > context else None
+        mx.eval(following, prompt)  # another thread may use them
+        before = (start - context) / self.frame_rate
+        inputs = self.prepare_inputs(
+            [_later(text, before) for text in descriptions], seeds, negative=negative
+        )
+        margin = margin_frames(self.frame_rate)
+        if end * hop >= clips.shape[2] or not following.shape[2]:
+            count = 1
+        ahead = min(round(AROUND_SECONDS * self.frame_rate), end - context)
+        begin, stop = (end - ahead) * hop, end * hop + round(AROUND_SECONDS * self.sample_rate)
+        last = round(holes[0][1] * self.sample_rate) - begin
+        around = [Around(np.array(clip[:, begin:stop]), last, ahead) for clip in clips]
+        replaced = ReplacedPart(
+            end - start,
+            following,
+            tuple(around[index] for index in index_of_row),
+            count,
+            max(0, start - margin),
+            margin,
+        )
+        return replace(inputs, prompt=prompt, part=replaced)
 
     def generate_stream(
         self,
@@ -868,6 +1021,8 @@ class GenModel:
         if inputs.prompt is not None:
             self._check_codes("the prompt's codes", inputs.prompt)
         frames = self.clip_frames(params)
+        if inputs.part is not None:
+            frames = inputs.prompt_frames + inputs.part.made_frames
         longest = self._frames(params, params.max_duration)
         stride = self._frames(params, params.extend_stride)
         if inputs.prompt_frames >= frames:
@@ -926,6 +1081,9 @@ class GenModel:
         """Codes `[B, K, n]` and the audio `[B, C, m]` that is known after them, as they are generated."""
         require_mlx_threads()
         rows = params_of_rows(params, len(inputs.descriptions))
+        if inputs.part is not None:
+            yield from self._decode_part(inputs, inputs.part, rows, on_step)
+            return
         windows = self._plan(inputs, rows)
         branches = 2 if rows[0].guidance.beta is None else 3
         if any(section.fade for row in inputs.sections for section in row):
@@ -949,6 +1107,82 @@ class GenModel:
             audio = decoder.step(codes, is_last=left == 0)
             evaluate_chunk(codes, audio, decoder)
             yield codes, audio
+
+    def _decode_part(
+        self,
+        inputs: GenerationInputs,
+        part: ReplacedPart,
+        rows: Sequence[GenerationParams],
+        on_step: OnStep | None,
+    ) -> Iterator[tuple[mx.array, mx.array | None]]:
+        """`_decode` of the chosen takes, with a little of what is before them."""
+        codes = mx.concatenate(
+            [self._best_take(inputs, part, rows, row, on_step) for row in range(len(rows))], axis=0
+        )
+        decoder = self.compression_model.make_decoder_stream()
+        if inputs.prompt is not None:
+            lead = min(part.margin, inputs.prompt_frames)
+            if inputs.prompt_frames > lead:
+                decoder.warm_up(inputs.prompt[:, :, :-lead])
+            codes = mx.concatenate([inputs.prompt[:, :, -lead:], codes], axis=2)
+        left = codes.shape[2]
+        for chunk in in_chunks(codes, repeat(CHUNK_FRAMES)):
+            left -= chunk.shape[2]
+            audio = decoder.step(chunk, is_last=left == 0)
+            evaluate_chunk(chunk, audio, decoder)
+            yield chunk, audio
+
+    def _best_take(
+        self,
+        inputs: GenerationInputs,
+        part: ReplacedPart,
+        rows: Sequence[GenerationParams],
+        row: int,
+        on_step: OnStep | None,
+    ) -> mx.array:
+        """Codes `[1, K, n]` of the take of a row's part after which what follows is most likely."""
+        own, params = inputs.of_row(row), rows[row]
+        windows = self._plan(own, [params])
+        frames = windows[-1].start + windows[-1].frames
+        branches = len(params.guidance.branches) + any(s.fade for of in own.sections for s in of)
+        size = max_batch_size(self, frames / self.frame_rate, branches)
+        require_memory_for(size * bytes_per_clip(self, frames / self.frame_rate, branches))
+        seeds = candidate_seeds(own.seeds[0], part.candidates)
+        # The same number of rows in each batch, for a progress in even steps.
+        batches = -(-len(seeds) // size)
+        takes = []
+        for index in range(batches):
+            of_batch = seeds[index::batches]
+            batch = own.repeated(of_batch)
+            step = None
+            if on_step is not None:
+                step = _share_of(on_step, row * batches + index, len(rows) * batches)
+            chunks = self._code_frames(batch, [params] * len(of_batch), windows, repeat(CHUNK_FRAMES), step)
+            takes.append(mx.concatenate([*chunks], axis=2))
+            mx.eval(takes[-1])
+        codes = mx.concatenate(takes)
+        if len(seeds) == 1:
+            return codes
+        # The text says what the part is, not what follows it.
+        bare = replace(own, descriptions=(None,), sections=(), negative=None)
+        conditions = self._conditions_by_window(bare, params, windows)(windows[-1])
+        assert not isinstance(conditions, SectionConditions)
+        losses = losses_of_takes(
+            self.lm,
+            conditions,
+            own.prompt,
+            codes[:, :, : part.frames],
+            part.following[row : row + 1],
+            self._frames(params, params.max_duration),
+        )
+        around = part.around[row]
+        best = choose_take(
+            losses,
+            lambda alike: join_fluxes(
+                self.compression_model, own.prompt, codes[mx.array(alike)], around, part.margin
+            ),
+        )
+        return codes[best : best + 1]
 
     def _code_frames(
         self,
@@ -1020,6 +1254,22 @@ class GenModel:
             negative=inputs.negative,
             notes_start=window.start / self.frame_rate,
         )
+
+
+def _later(description: Description, seconds: float) -> Description:
+    """A description, its sections `seconds` later; the first one still begins at 0."""
+    if description is None or isinstance(description, str):
+        return description
+    first, later = split_description(description)
+    return [
+        Section(0.0, first or ""),
+        *(replace(section, start=section.start + seconds) for section in later),
+    ]
+
+
+def _share_of(on_step: OnStep, index: int, count: int) -> OnStep:
+    """`on_step` for one of `count` generations of the same length."""
+    return lambda done, total: on_step(index * total + done, count * total)
 
 
 def _negative_of_rows(negative: Negative, rows: int) -> tuple[str | None, ...] | None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from audiocraft_mlx.audio.splice import replace_part
 from audiocraft_mlx.decoding.frames import OnStep
-from audiocraft_mlx.decoding.masked import MaskedParams, generate_masked, in_chunks
+from audiocraft_mlx.decoding.masked import MaskedParams, generate_masked
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
-from audiocraft_mlx.decoding.windows import Window, end_frame, first_frame, infill_region, plan_windows
+from audiocraft_mlx.decoding.stream import in_chunks
+from audiocraft_mlx.decoding.windows import Window, first_frame, infill_region, plan_windows
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.genmodel import (
     AudioArray,
@@ -25,12 +26,10 @@ from audiocraft_mlx.models.genmodel import (
     clips_of,
     evaluate_chunk,
 )
+from audiocraft_mlx.models.holes import Hole, hole_frames
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
 from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.validation import validate_decoding_steps, validate_number
-
-Hole = tuple[float, float]
-"""A part of a clip, from one second to another."""
 
 
 class MAGNeT(GenModel):
@@ -199,7 +198,7 @@ class MAGNeT(GenModel):
         whole = mx.array(np.stack(rows))
         return (whole, codes) if return_tokens else whole
 
-    def prepare_infill(
+    def prepare_infill(  # type: ignore[override]  # it sees both sides, so there is nothing to choose
         self,
         descriptions: Sequence[str | None],
         seeds: Sequence[int],
@@ -217,9 +216,9 @@ class MAGNeT(GenModel):
         clips, index_of_row = self._prepare_clips(audio, sample_rate, len(descriptions), "clip")
         hop = round(self.sample_rate / self.frame_rate)
         frames = -(-clips.shape[2] // hop)
-        hole_frames = self._hole_frames(holes, clips.shape[2] / self.sample_rate, frames)
+        part_frames = hole_frames(holes, clips.shape[2] / self.sample_rate, frames, self.frame_rate)
         longest = self._frames(params, params.max_duration)
-        region = infill_region(frames, hole_frames, longest, self._frames(params, params.extend_stride))
+        region = infill_region(frames, part_frames, longest, self._frames(params, params.extend_stride))
         part = clips[:, :, region[0] * hop : region[1] * hop]
         codes = self.compression_model.encode(part)[mx.array(index_of_row)]
         # Whole spans: what is beyond the clip's end is filled, too, and dropped.
@@ -227,33 +226,14 @@ class MAGNeT(GenModel):
         size = -(-codes.shape[2] // self._unit(params)) * self._unit(params)
         known = np.zeros(size, bool)
         known[: codes.shape[2]] = True
-        for start, end in hole_frames:
+        for start, end in part_frames:
             known[start - region[0] : end - region[0]] = False
         if not known.any():
             raise UsageError("the holes leave nothing of the clip; generate a new one instead")
         codes = mx.pad(codes, [(0, 0), (0, 0), (0, size - codes.shape[2])])
         mx.eval(codes)  # another thread may use it
-        first, last = min(start for start, _ in hole_frames), max(end for _, end in hole_frames)
+        first, last = min(start for start, _ in part_frames), max(end for _, end in part_frames)
         return replace(inputs, infill=Infill(codes, known, first - region[0], last - region[0]))
-
-    def _hole_frames(self, holes: Sequence[Hole], seconds: float, frames: int) -> list[tuple[int, int]]:
-        """The frames of `holes` in a clip of `seconds`. Raises `UsageError` for what is no hole in it."""
-        if not isinstance(holes, Sequence) or not holes:
-            raise UsageError("holes must be a list of parts of the clip, (from second, to second)")
-        found = []
-        for hole in holes:
-            if not isinstance(hole, Sequence) or isinstance(hole, str) or len(hole) != 2:
-                raise UsageError(f"a hole must be (from second, to second), not {hole!r}")
-            start, end = hole
-            within = f"from 0 to the end of the clip, {seconds:g} s"
-            validate_number("the beginning of a hole", start, within, lambda s: 0 <= s < seconds)
-            # The time of a whole clip may have been rounded.
-            validate_number("the end of a hole", end, within, lambda e: 0 < e <= seconds + 0.01)
-            if end <= start:
-                raise UsageError(f"a hole must end after it begins, not {start:g} to {end:g} s")
-            last = min(end_frame(end, self.frame_rate), frames)
-            found.append((first_frame(start, self.frame_rate), last))
-        return found
 
     def _unit(self, params: GenerationParams) -> int:
         """Clips have a multiple of this many frames."""

@@ -39,6 +39,12 @@ class ConditionTensors:
     def prefix_length(self) -> int:
         return 0 if self.prefix is None else self.prefix.shape[1]
 
+    def row(self, index: int) -> ConditionTensors:
+        """Those of one row, without what guidance leads away from."""
+        arrays = (self.cross, self.cross_mask, self.prefix, self.prefix_padding)
+        cross, mask, prefix, padding = (None if a is None else a[index : index + 1] for a in arrays)
+        return ConditionTensors(cross, mask, prefix, padding)
+
     def concat_batch(self, other: ConditionTensors) -> ConditionTensors:
         """The rows of both in one batch, these first; both have the same arrays.
 

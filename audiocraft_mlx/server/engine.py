@@ -302,7 +302,7 @@ class Engine:
             return
         new = AudioShape(model.sample_rate, model.audio_channels, round(plan.seconds * model.sample_rate))
         source = None
-        if plan.source is not None:
+        if plan.source is not None and plan.replacement is None:
             source = plan.source.resampled(model.sample_rate, model.audio_channels)
         clip.begin(self._folder.making, new, source)
         self._jobs.tell_peaks(job.record.clips[take].id, 0, clip.peaks)

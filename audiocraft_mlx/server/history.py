@@ -156,7 +156,7 @@ def _adopt(folder: DataFolder, store: Store, id: Id) -> bool:
 def _audio_ids(folder: DataFolder, metadata: GenerationMetadata) -> dict[str, Id]:
     """What a clip was made from, where its name is that of a clip or of an upload without a name."""
     ids = {}
-    for option, field in (("melody", "melody"), ("style", "style"), ("continue", "source")):
+    for option, field in (("melody", "melody"), ("style", "style"), ("continue", "source"), ("edit", "edit")):
         name = str(metadata.options.get(option, "")).partition(".")[0]
         if is_id(name):
             ids[field] = name

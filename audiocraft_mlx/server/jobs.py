@@ -294,10 +294,12 @@ class Jobs:
 
 
 def clip_shape(model: GenModel, recipe: Recipe) -> AudioShape:
-    """Of a clip as it is streamed: at the model's rate, with what it continues."""
+    """Of a clip as it is streamed: at the model's rate, with what it continues; of an edit the part."""
     samples, channels = new_samples(model, recipe.clips[0]), model.audio_channels
     source = recipe.audio.get("source")
-    if source is not None:
+    if source is not None and recipe.request.edit is not None:
+        channels = max(channels, source.shape.channels)
+    elif source is not None:
         samples += recipe.kept_samples * model.sample_rate // source.shape.sample_rate
         channels = max(channels, source.shape.channels)
     return AudioShape(model.sample_rate, channels, samples)

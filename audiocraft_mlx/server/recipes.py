@@ -12,6 +12,7 @@ from audiocraft_mlx.clips.defaults import CommandDefaults
 from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.notes import NoteInput, read_notes
+from audiocraft_mlx.clips.parts import parse_part
 from audiocraft_mlx.clips.requests import (
     DEFAULT_PROMPT_SECONDS,
     ClipRequest,
@@ -44,6 +45,7 @@ _SAME = (
     "decoding_steps",
     "span_arrangement",
     "negative",
+    "candidates",
     "loop",
     "bars",
     "midi_track",
@@ -98,6 +100,7 @@ class Recipe:
             self._condition_rate,
             self._prompt_size,
             clip.melody_separation,
+            clip.replace,
             any(section.fade for section in clip.sections),
             clip.chords is None,
         )
@@ -141,7 +144,8 @@ class Recipe:
 
     def _load(self, field: str, file: AudioFile) -> AudioInput | NoteInput | SourceClip:
         if not file.path.is_file():
-            raise UsageError(f"{_AUDIO[field]}: {file.name} was deleted")
+            name = "edit" if field == "source" and self.request.edit is not None else _AUDIO[field]
+            raise UsageError(f"{name}: {file.name} was deleted")
         if file.shape.is_notes:
             return replace(read_notes(file.path, self.request.midi_track), name=file.name)
         if field != "source":
@@ -166,6 +170,7 @@ def make_recipe(
     """
     if request.seed is None:
         request = request.model_copy(update={"seed": draw_seed()})
+    request, part = _with_part(request)
     if limits is not None:
         _check_limits(request, limits)
     if request.takes < 1:
@@ -175,14 +180,20 @@ def make_recipe(
     if request.continue_at is not None and not 0 < request.continue_at < 1e6:
         raise InvalidFieldError("continue_at must be a number of seconds above 0", "continue_at")
     ids = {field: getattr(request, field) for field in _AUDIO}
-    audio = {field: find_audio(id, _AUDIO[field]) for field, id in ids.items() if id is not None}
+    names = dict(_AUDIO)
+    if part is not None:
+        ids["source"], names["source"] = request.edit, "edit"
+    audio = {field: find_audio(id, names[field]) for field, id in ids.items() if id is not None}
     if "source" in audio and audio["source"].shape.channels > 2:
-        raise InvalidFieldError(
-            f"continue has {audio['source'].shape.channels} channels; mix it to mono or stereo", "continue"
-        )
+        channels, name = audio["source"].shape.channels, names["source"]
+        raise InvalidFieldError(f"{name} has {channels} channels; mix it to mono or stereo", name)
+    if part is not None and part[1] > audio["source"].shape.duration + 0.01:
+        seconds = audio["source"].shape.duration
+        raise InvalidFieldError(f"replace: the audio has {seconds:.2f} s; give a part of it", "replace")
     _check_notes(request, audio)
     values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
     values |= {field: Path(file.name) for field, file in audio.items()}
+    values["replace"] = part
     values["sections"] = [section.model_dump() for section in request.sections]
     try:
         seeds = [(request.seed or 0) + take for take in range(request.takes)]
@@ -196,6 +207,7 @@ def make_recipe(
             request.lufs,
             request.fade_out,
             request.stems,
+            request.ending,
         )
         require_loopable(clips[0], output)
     except UsageError as error:
@@ -213,6 +225,27 @@ def make_recipe(
     stems = {"stems": True} if request.stems else {}
     command = replace(metadata, options={**metadata.options, **more, **stems}).to_command()
     return Recipe(request, tuple(clips), output, audio, model, program, command)
+
+
+def _with_part(request: JobRequest) -> tuple[JobRequest, tuple[float, float] | None]:
+    """The request, the length of its part as its duration, and the part; None if it is no edit.
+
+    Raises `InvalidFieldError`.
+    """
+    if request.edit is None:
+        for field in ("replace", "candidates"):
+            if getattr(request, field) is not None:
+                raise InvalidFieldError(f"{field} needs edit, the audio that it is a part of", field)
+        return request, None
+    if request.source is not None:
+        raise InvalidFieldError("edit and continue don't go together; leave one of them out", "edit")
+    if request.replace is None:
+        raise InvalidFieldError("edit needs replace, the seconds that are made anew: 8-12", "replace")
+    try:
+        part = parse_part(request.replace)
+    except UsageError as error:
+        raise InvalidFieldError(f"replace {error}", "replace") from error
+    return request.model_copy(update={"duration": part[1] - part[0]}), part
 
 
 def request_of(metadata: GenerationMetadata, audio_format: str, model: str | None) -> JobRequest:
@@ -249,6 +282,8 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "melody_separation": text("melody-separation"),
             "style_coef": number("style-coef"),
             "prompt_seconds": number("prompt-seconds"),
+            "replace": text("replace"),
+            "candidates": None if number("candidates") is None else int(number("candidates") or 1),
             "sections": [asdict(parse_section(section)) for section in sections if isinstance(section, str)]
             if isinstance(sections, (list, tuple))
             else [],
@@ -264,6 +299,7 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
             "normalize": text("normalize") or "none",
             "lufs": number("lufs"),
             "fade_out": number("fade-out"),
+            "ending": text("ending"),
         }
     )
 

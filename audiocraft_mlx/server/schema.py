@@ -56,6 +56,9 @@ class JobRequest(Value):
     source: Id | None = Field(None, alias="continue", description="Id of an audio or a clip to continue")
     continue_at: float | None = Field(None, description="Seconds of it to keep; default: all of it")
     prompt_seconds: float | None = None
+    edit: Id | None = Field(None, description="Id of an audio or a clip of which a part is made anew")
+    replace: str | None = Field(None, description="That part, from second to second: 8-12; its length counts")
+    candidates: int | None = Field(None, description="Takes of that part, of which one is chosen")
     sections: list[JobSection] = Field(default=[], description="In order; one that begins at 0 is the prompt")
     negative: str | None = Field(None, description="What it shall not be")
     loop: bool = Field(
@@ -81,6 +84,7 @@ class JobRequest(Value):
     normalize: str = "none"
     lufs: float | None = None
     fade_out: float | None = None
+    ending: str | None = Field(None, description="cut, fade or natural; default: cut; with a fade_out fade")
     stems: bool = False
 
 
@@ -112,7 +116,9 @@ class Clip(Value):
 
     id: Id
     seed: int
-    duration: float = Field(description="Seconds, with what it continues")
+    duration: float = Field(
+        description="Seconds, with what it continues; of an edit those of the part until it is done"
+    )
     sample_rate: int
     channels: int
     audio: str = Field(description="Address of its file, once it is done")

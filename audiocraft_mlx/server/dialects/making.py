@@ -37,6 +37,9 @@ class Extras(BaseModel):
     source: Id | None = Field(None, alias="continue")
     continue_at: float | None = None
     prompt_seconds: float | None = None
+    edit: Id | None = None
+    replace: str | None = None
+    candidates: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -44,6 +47,7 @@ class Extras(BaseModel):
     normalize: str | None = None
     lufs: float | None = None
     fade_out: float | None = None
+    ending: str | None = None
 
     def to_job(self, prompt: str, model: str | None, **more: Any) -> JobRequest:
         given = self.model_dump(include=set(Extras.model_fields), exclude_none=True)
@@ -62,7 +66,7 @@ async def answer_with_stream(
 ) -> Response:
     """The clip from its first chunk on.
 
-    What needs the whole clip (a level, a fade-out) is waited for. The job is cancelled if the client goes.
+    What needs the whole clip (a level, an ending) is waited for. The job is cancelled if the client goes.
 
     Raises:
         JobEndedError: before the first chunk; afterwards the connection is closed.
@@ -108,7 +112,12 @@ async def answer_with_file(
 
 async def _open(context: Context, job: Job, wanted: JobRequest, audio_format: StreamFormat) -> ClipStream:
     service = context.service
-    if wanted.normalize != "none" or wanted.fade_out is not None:
+    if (
+        wanted.normalize != "none"
+        or wanted.fade_out is not None
+        or wanted.ending not in (None, "cut")
+        or wanted.edit is not None
+    ):
         job = await service.wait(job.id)
     else:
         job = await service.wait_for_clips(job.id)

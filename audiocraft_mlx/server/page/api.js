@@ -20,6 +20,9 @@
  * @property {?number} style_coef
  * @property {?string} continue
  * @property {?number} continue_at
+ * @property {?string} edit
+ * @property {?string} replace
+ * @property {?number} candidates
  * @property {?number} prompt_seconds
  * @property {JobSection[]} sections
  * @property {?string} negative
@@ -42,6 +45,7 @@
  * @property {string} normalize
  * @property {?number} lufs
  * @property {?number} fade_out
+ * @property {?string} ending
  * @property {boolean} stems
  */
 

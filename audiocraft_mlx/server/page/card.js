@@ -228,7 +228,7 @@ class ClipRow {
   }
 
   #use(kind) {
-    const at = kind === "continue" ? player.cursor(this.clip) : null;
+    const at = kind === "melody" || kind === "style" ? null : player.cursor(this.clip);
     references.set(kind, this.#reference(at));
     const { recipe } = this.card.job;
     const prompt = document.getElementById("prompt");
@@ -237,6 +237,7 @@ class ClipRow {
       prompt.dispatchEvent(new Event("input", { bubbles: true }));
     }
     document.getElementById("references").scrollIntoView({ block: "nearest" });
+    if (kind === "edit") return document.querySelector("[name=replace]").focus({ preventScroll: true });
     document.getElementById("make-button").focus({ preventScroll: true });
   }
 
@@ -256,6 +257,7 @@ class ClipRow {
       ...(conditions.length ? [null] : []),
       ...conditions.map((kind) => ({ icon: kind, label: words[kind], action: () => this.#use(kind) })),
       null,
+      { icon: "edit", label: "Replace a part …", action: () => this.#use("edit") },
       { icon: "copy", label: "Copy the seed", action: () => copy(String(this.clip.seed)) },
     ]);
   }

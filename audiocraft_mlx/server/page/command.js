@@ -27,6 +27,7 @@ const OPTIONS = {
   normalize: "--normalize",
   lufs: "--lufs",
   fade_out: "--fade-out",
+  ending: "--ending",
 };
 const DEFAULTS = { duration: 8, format: "wav", normalize: "none" };
 
@@ -43,7 +44,8 @@ export function shellCommand(recipe, names) {
   const dashed = recipe.prompt?.startsWith("-");
   if (recipe.prompt && !dashed) words.push(`'${recipe.prompt.replaceAll("'", `'\\''`)}'`);
   for (const [field, option] of Object.entries(OPTIONS)) {
-    const value = field === "duration" && recipe.bars !== undefined ? undefined : recipe[field]; // the bars are it
+    if (field === "duration" && (recipe.edit || recipe.bars !== undefined)) continue; // the part or the bars are it
+    const value = recipe[field];
     if (value !== undefined && value !== DEFAULTS[field]) words.push(option, quote(String(value)));
   }
   for (const { start, text, fade } of recipe.sections ?? []) {
@@ -53,7 +55,8 @@ export function shellCommand(recipe, names) {
   if (recipe.negative) words.push(recipe.negative.startsWith("-") ? quote(`--negative=${recipe.negative}`) : `--negative ${quote(recipe.negative)}`);
   if (recipe.loop) words.push("--loop");
   if (recipe.takes > 1) words.push("-n", String(recipe.takes));
-  for (const kind of ["melody", "style", "continue"]) {
+  if (recipe.replace) words.push("--replace", quote(recipe.replace));
+  for (const kind of ["melody", "style", "continue", "edit"]) {
     if (recipe[kind]) words.push(`--${kind}`, quote(names[kind] ?? `${kind}.wav`));
   }
   if (recipe.stems) words.push("--stems");

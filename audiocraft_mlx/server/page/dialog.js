@@ -45,8 +45,11 @@ const NAMES = {
   beats_per_bar: "Beats of a bar",
   style: "Style",
   continue: "Continues",
+  edit: "Edits",
+  replace: "Replaces",
   normalize: "Level",
   fade_out: "Fade out",
+  ending: "Ending",
 };
 const IN_SECONDS = new Set(["duration", "prompt_seconds", "fade_out"]);
 

@@ -16,9 +16,12 @@ const EXAMPLES = [
 const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
 const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "max_cfg_coef", "min_cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bars", "bpm", "beats_per_bar", "lufs", "fade_out"];
 const TEXTS = ["negative", "chords"];
-const MENUS = ["melody_separation", "span_arrangement", "format", "bit_depth", "normalize"];
+const MENUS = ["melody_separation", "span_arrangement", "format", "bit_depth", "normalize", "ending"];
 const START = { prompt: "", duration: 8, takes: 2, bars: 4, bpm: 100, format: "wav", normalize: "none" };
 const LARGEST_SEED = 2 ** 32;
+
+/** @param {string} text 8 or 1:02.5 */
+const secondsOf = (text) => text.split(":").reduce((seconds, part) => 60 * seconds + Number(part), 0);
 
 /** Dispatches `made` with the Job as its `detail`. */
 class Make extends EventTarget {
@@ -100,6 +103,7 @@ class Make extends EventTarget {
     for (const [kind, audio] of references.used) {
       recipe[kind] = audio.id;
       if (kind === "continue" && audio.at !== null) recipe.continue_at = audio.at;
+      if (kind === "edit") recipe.replace = `${audio.from ?? ""}-${audio.to ?? ""}`;
     }
     return recipe;
   }
@@ -111,12 +115,13 @@ class Make extends EventTarget {
    */
   fill(recipe, find) {
     const chosen = {};
-    for (const kind of ["continue", "melody", "style"]) {
+    for (const kind of ["continue", "edit", "melody", "style"]) {
       if (!recipe[kind]) continue;
       const clip = find(recipe[kind]);
       const at = kind === "continue" ? (recipe.continue_at ?? null) : null;
       const midi = kind === "melody" && (recipe.midi_track ?? null) !== null;
       chosen[kind] = { id: recipe[kind], name: clip?.name ?? "Audio", duration: clip?.duration ?? null, at, midi };
+      if (kind === "edit") [chosen.edit.from, chosen.edit.to] = (recipe.replace ?? "").split("-").map(secondsOf);
     }
     this.#write(recipe);
     this.#pin(recipe.seed !== null && recipe.seed !== undefined);
@@ -128,6 +133,7 @@ class Make extends EventTarget {
   #write(recipe) {
     writeSections(recipe.sections);
     for (const name of ["prompt", "seed", "decoding_steps", ...TEXTS, ...NUMBERS, ...MENUS]) byId(name).value = recipe[name] ?? START[name] ?? "";
+    if (recipe.ending === "cut") byId("ending").value = ""; // the same as none
     byId("duration-slider").value = byId("duration").value;
     byId("stems").checked = recipe.stems ?? false;
     byId("loop-clip").checked = recipe.loop ?? false;

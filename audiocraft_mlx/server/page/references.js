@@ -1,4 +1,4 @@
-// The audio that a clip is made from: one to continue, a melody or a style.
+// The audio that a clip is made from: one to continue or to edit, a melody or a style.
 
 import { ApiError, addAudio } from "./api.js";
 import { byId, el, icon, iconButton } from "./dom.js";
@@ -7,7 +7,8 @@ import { clock, inSeconds } from "./text.js";
 import { say } from "./toast.js";
 import { decodeToWav } from "./wav.js";
 
-const WORDS = { continue: "Continue", melody: "Melody", style: "Style" };
+const PART = 4; // seconds that are replaced, until something else is said
+const WORDS = { continue: "Continue", edit: "Replace a part", melody: "Melody", style: "Style" };
 export const CLIP_TYPE = "application/x-musicgen-clip"; // of a clip that is dragged
 
 /** Dispatches `change`. */
@@ -16,14 +17,14 @@ class References extends EventTarget {
     super();
     /** @type {Object<string, {id: string, name: string, duration: ?number, at: ?number, midi: ?boolean}>} by kind */
     this.chosen = {};
-    this.allowed = new Set(["continue"]);
+    this.allowed = new Set(["continue", "edit"]);
   }
 
   /** @param {string[]} conditions of the model */
   allow(conditions) {
-    this.allowed = new Set(["continue", ...conditions]);
+    this.allowed = new Set(["continue", "edit", ...conditions]);
     for (const kind of ["melody", "style"]) byId(`kind-${kind}`).hidden = !this.allowed.has(kind);
-    byId("kinds").hidden = this.allowed.size === 1;
+    byId("kinds").hidden = !conditions.length;
     byId("drop-text").textContent = `Drop a file or a clip here${conditions.length ? "" : " to continue it"}, or`;
     if (!this.allowed.has(this.kind)) document.querySelector("[name=kind][value=continue]").checked = true;
     this.#changed();
@@ -38,11 +39,13 @@ class References extends EventTarget {
     return Object.entries(this.chosen).filter(([kind]) => this.allowed.has(kind));
   }
 
-  /** @param {"continue"|"melody"|"style"} kind @param {{id: string, name: string, duration: ?number, at: ?number}} audio */
+  /** @param {"continue"|"edit"|"melody"|"style"} kind @param {{id: string, name: string, duration: ?number, at: ?number}} audio */
   set(kind, audio) {
     this.chosen[kind] = audio;
-    // No model takes both.
-    if (kind !== "continue") delete this.chosen[kind === "melody" ? "style" : "melody"];
+    // No model takes both, and an edit is one alone.
+    if (kind === "edit") this.chosen = { edit: withPart(audio) };
+    else delete this.chosen.edit;
+    if (kind === "melody" || kind === "style") delete this.chosen[kind === "melody" ? "style" : "melody"];
     document.querySelector(`[name=kind][value=${kind}]`).checked = true;
     this.#changed();
   }
@@ -72,6 +75,17 @@ class References extends EventTarget {
       el("div", {}, el("b", { title: audio.name }, audio.name), el("small", {}, `${WORDS[kind]}${length}`)),
       iconButton("close", `Remove: ${WORDS[kind]}`, () => this.#remove(kind)),
     );
+    if (kind === "edit") {
+      for (const [end, word] of [["from", "from"], ["to", "to"]]) {
+        const time = el("input", { type: "number", name: "replace", min: "0", step: "any", inputmode: "decimal" });
+        time.value = audio[end] ?? "";
+        time.addEventListener("change", () => {
+          audio[end] = time.value === "" ? null : time.valueAsNumber;
+          this.dispatchEvent(new Event("change"));
+        });
+        row.append(el("label", { class: "at" }, word, time, "s"));
+      }
+    }
     if (kind === "continue") {
       const at = el("input", { type: "number", min: "0", step: "any", placeholder: "its end", inputmode: "decimal" });
       at.value = audio.at === null ? "" : Math.round(audio.at * 100) / 100;
@@ -83,6 +97,15 @@ class References extends EventTarget {
     }
     return row;
   }
+}
+
+/** An edit's audio with the seconds that are replaced: from where it was left. */
+function withPart(audio) {
+  if (audio.from !== undefined) return audio;
+  const round = (seconds) => Math.round(seconds * 100) / 100;
+  const end = audio.duration ?? PART;
+  const from = audio.at ?? Math.max(0, (end - PART) / 2);
+  return { ...audio, at: null, from: round(from), to: round(Math.min(end, from + PART)) };
 }
 
 export const references = new References();
