@@ -598,6 +598,8 @@ def test_a_part_beyond_the_end_of_the_file(folder: str, capsys: pytest.CaptureFi
     soundfile.write("song.wav", np.full(64000, 0.1), 32000)
     assert main(["piano", "-m", folder, "--edit", "song.wav", "--replace", "1-3"]) == 2
     assert "--replace: song.wav has 2.00 s; give a part of it" in capsys.readouterr().err
+    assert main(["piano", "-m", folder, "--edit", "song.wav", "--replace", "1-1.001"]) == 2
+    assert "--replace: a part must be at least one frame, 0.02 s" in capsys.readouterr().err
 
 
 def test_short_names() -> None:

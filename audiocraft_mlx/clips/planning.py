@@ -328,6 +328,10 @@ def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float])
             name=source.name or "the clip",
             seconds=f"{source.seconds:.2f}",
         )
+    if end - start < 1 / model.frame_rate:
+        raise FieldError(
+            "{replace}: a part must be at least one frame, {seconds} s", seconds=f"{1 / model.frame_rate:g}"
+        )
     first, last = _replaced_frames(model, part)
     return Replacement(
         start,
