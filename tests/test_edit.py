@@ -300,6 +300,7 @@ def test_all_else_in_the_file_stays_as_it_is(
             ["--edit", "a.wav", "--replace", "1-2", "--melody", "b.wav"],
             "--edit and --melody don't go together",
         ),
+        (["--edit", "a.wav", "--replace", "1-2", "-d", "8"], "--edit and --duration don't go together"),
         (["--edit", "a.wav", "--replace", "x"], "must be two times, such as 8-12"),
         (["--edit", "missing.wav", "--replace", "1-2"], "missing.wav"),
         (
@@ -317,6 +318,7 @@ def test_parts_as_text_and_the_record() -> None:
     assert parse_part("8-12") == (8, 12)
     assert parse_part("1:02.5-1:10") == (62.5, 70)
     assert part_text((62.5, 70.0)) == "62.5-70"
+    assert parse_part(part_text((1e-05, 1.1))) == (1e-05, 1.1)
     for text in ("", "8", "8-", "8-8", "9-8", "-1-2", "1:2:3-4", "nan-inf", "٣-٤"):
         with pytest.raises(UsageError, match="must"):
             parse_part(text)

@@ -221,13 +221,14 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
         (["--loop", "--bars", "4"], "--bars need --bpm"),
         (["--loop", "--bars", "4", "--bpm", "0"], "argument --bpm: must be a number of beats per minute"),
         (["--loop", "--bars", "4", "--bpm", "90", "-d", "3"], "--bars and --duration don't go together"),
+        (["--loop", "--bars", "4", "--bpm", "90", "-d", "8"], "--bars and --duration don't go together"),
         (["--loop", "-o", "-"], "a loop is cut when all of it is made, and can't be streamed"),
         (["--loop", "--play"], "leave --play out"),
         (["--loop", "--continue", "a.wav"], "--loop and --continue don't go together"),
         (["--loop", "--edit", "a.wav", "--replace", "1-2"], "--loop and --edit don't go together"),
         (["--loop", "--section", "1: a"], "--loop and --section don't go together"),
         (["--loop", "--fade-out", "1"], "--loop and --fade-out: a loop's end goes on at its beginning"),
-        (["--loop", "-o", "a.mp3"], "--loop: MP3 has silence at its ends"),
+        (["--loop", "-o", "a.mp3"], "--loop: MP3 has silence at its ends; choose --format wav"),
         (["--loop", "-n", "2", "--keep-best", "3"], "--keep-best 3 are more than the takes"),
     ],
 )
@@ -405,8 +406,12 @@ def test_the_plot_marks_the_join(tmp_path: Path) -> None:
 # With models
 
 
-def test_a_loop_of_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_of_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
+    assert main(["-m", "demo", "piano", "--loop", "-d", "0.00001"]) == 2
+    assert "duration must be at least one frame, 0.02 s" in capsys.readouterr().err
     options = ["-m", "demo", "--loop", "--bars", "1", "--bpm", "160", "--seed", "1"]
     assert main(["fast happy piano", *options, "-o", "a.wav"]) == 0
     audio = read_audio("a.wav")[0]

@@ -28,7 +28,7 @@ _BLOCK = 1 << 18
 # What libsndfile has for a header without a length, for instance of FLAC that was written into a pipe.
 _UNKNOWN_FRAMES = 2**63 - 1
 # The bits that keep a file's samples unchanged; other subtypes fit into 16.
-_BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
+_BITS = {"PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32, "ALAC_20": 24, "ALAC_24": 24, "ALAC_32": 32}
 # The first two bytes of a frame of layer 3, in MPEG 1, 2 and 2.5, with a checksum and without.
 _MP3_STARTS = (b"\xff\xfa", b"\xff\xfb", b"\xff\xf2", b"\xff\xf3", b"\xff\xe2", b"\xff\xe3")
 _BIT_LABELS = {"PCM_16": ", 16 bits", "PCM_24": ", 24 bits", "FLOAT": ", 32 bits (float)"}

@@ -133,12 +133,13 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> Genera
 
 def option_name(field: str) -> str:
     """The option of a request's field, as messages call it."""
-    return {"source": "--continue", "sections": "--section"}.get(field, f"--{field.replace('_', '-')}")
+    others = {"source": "--continue", "sections": "--section", "audio_format": "--format"}
+    return others.get(field, f"--{field.replace('_', '-')}")
 
 
 def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:
-    check_edit_options(arguments, program.duration)
-    check_loop_options(arguments, program.duration)
+    check_edit_options(arguments)
+    check_loop_options(arguments)
     _check_stdout(arguments)
     output = OutputOptions(
         _format(arguments, program).name,
@@ -155,7 +156,7 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         ClipRequest(
             prompt if prompt.strip() else "",
             (first_seed + index) % 2**32,
-            arguments.duration,
+            program.duration if arguments.duration is None else arguments.duration,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             temperature=arguments.temperature,
@@ -465,8 +466,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         "--duration",
         metavar="SEC",
         type=number(DURATION),
-        default=program.duration,
-        help="seconds to generate (default: %(default)g)",
+        help=f"seconds to generate (default: {program.duration:g})",
     )
     add("--format", choices=tuple(BIT_DEPTHS), help="default: what the file's name ends in, or wav")
     add(

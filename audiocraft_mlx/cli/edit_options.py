@@ -34,7 +34,7 @@ def add_edit_options(add: Callable[..., object], number: Callable[[NumberRange],
     )
 
 
-def check_edit_options(arguments: argparse.Namespace, default_duration: float) -> None:
+def check_edit_options(arguments: argparse.Namespace) -> None:
     """Raise `UsageError` for options that don't go together."""
     if (arguments.edit is None) != (arguments.replace is None):
         raise UsageError(
@@ -52,7 +52,7 @@ def check_edit_options(arguments: argparse.Namespace, default_duration: float) -
         "--melody": arguments.melody is not None,
         "--chords": arguments.chords is not None,
         "--style": arguments.style is not None,
-        "--duration": arguments.duration != default_duration,
+        "--duration": arguments.duration is not None,
         "--play": arguments.play,
         "standard output (-o -)": str(arguments.output) == "-",
     }

@@ -33,13 +33,13 @@ def add_loop_options(add: Callable[..., object], number: Callable[[NumberRange],
     )
 
 
-def check_loop_options(arguments: argparse.Namespace, default_duration: float) -> None:
+def check_loop_options(arguments: argparse.Namespace) -> None:
     """Raise `UsageError` for options that don't go together."""
     if not arguments.loop:
         if arguments.keep_best is not None:
             raise UsageError("--keep-best is for loops; it needs --loop")
         return
-    if arguments.bars is not None and arguments.duration != default_duration:
+    if arguments.bars is not None and arguments.duration is not None:
         raise UsageError("--bars and --duration don't go together: the bars are the duration; leave one out")
     if arguments.edit is not None:
         raise UsageError("--loop and --edit don't go together; leave one of them out")

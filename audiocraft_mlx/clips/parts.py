@@ -23,7 +23,13 @@ def parse_part(text: str) -> tuple[float, float]:
 
 def part_text(part: tuple[float, float]) -> str:
     """What `parse_part` reads, in seconds."""
-    return "-".join(str(int(time)) if time.is_integer() else str(time) for time in map(float, part))
+    return "-".join(map(_text, part))
+
+
+def _text(time: float) -> str:
+    text = str(int(time)) if float(time).is_integer() else str(float(time))
+    # Python writes times below 0.1 ms as 1e-05.
+    return text if "e" not in text else f"{time:.20f}".rstrip("0")
 
 
 def _seconds(text: str) -> float:

@@ -136,6 +136,8 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
         request.require_supported(model.condition_types, fills_masks=model.fills_masks)
         if request.decoding_steps is not None:
             _require_codebooks(model.lm.config.num_codebooks, request.decoding_steps)
+        if request.loop:  # of which more is made
+            model.make_params(duration=request.duration)
         if isinstance(request.condition, AudioInput):
             request.condition.require_samples(model.sample_rate)
         prompt = prompt_codes = begin = replacement = None
