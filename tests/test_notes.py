@@ -213,7 +213,7 @@ def test_midi_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None
     for data, reason in (
         (midi(tempo), "has no notes; give MIDI with a melody"),
         (midi(notes(40, channel=9)), "has no notes but drums; give MIDI with a melody"),
-        (midi(notes(60, 60, beats=0)), "has no notes"),
+        (midi(notes(60, 60, beats=0)), "has no notes; give MIDI"),
         (midi(), "has no notes"),
         (whole[:-9], "damaged"),
         (whole[:12] + b"\0\0" + whole[14:], "its beats have no ticks"),

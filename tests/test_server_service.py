@@ -144,6 +144,23 @@ def test_a_clip_is_continued_from_its_codes_as_by_the_command(demo: Service, tmp
     assert read_codes(demo.clip_file(part.clips[0].id)) is None
 
 
+def test_an_upload_of_a_clip_is_continued_from_its_codes_too(demo: Service, tmp_path: Path) -> None:
+    pytest.importorskip("mutagen")
+    clip = demo.clip_file(made(demo, duration=1.0, seed=3).clips[0].id)
+    (tmp_path / "x.bin").write_bytes(clip.read_bytes())
+    source = demo.add_audio(tmp_path / "x.bin", "mine.wav").id
+    for values, option in (
+        ({"continue": source, "duration": 0.5}, ["--continue", str(clip), "-d", "0.5"]),
+        (
+            {"edit": source, "replace": "0.5-0.7", "candidates": 1},
+            ["--edit", str(clip), "--replace", "0.5-0.7", "--candidates", "1"],
+        ),
+    ):
+        job = made(demo, prompt="a bell", seed=4, **values)
+        assert main(["a bell", "-m", "demo", "--seed", "4", *option, "-o", str(tmp_path / "a.wav")]) == 0
+        assert np.array_equal(file(demo, job), read(tmp_path / "a.wav"))
+
+
 def test_an_edit_is_that_of_the_command(demo: Service, tmp_path: Path) -> None:
     source = made(demo, duration=1.5, seed=3).clips[0].id
     job = made(demo, prompt="a bell", seed=4, edit=source, replace="0.5-0.8", candidates=2, ending="cut")
@@ -168,6 +185,7 @@ def test_an_edit_is_that_of_the_command(demo: Service, tmp_path: Path) -> None:
         ({"edit": "SOURCE", "replace": "0.1-20"}, "replace"),
         ({"edit": "SOURCE", "replace": "0.1-0.2", "candidates": 0}, "candidates"),
         ({"edit": "SOURCE", "replace": "0.1-0.2", "prompt_seconds": 2.0}, "prompt_seconds"),
+        ({"edit": "SOURCE", "replace": "0.1-0.101"}, "replace"),
     ],
 )
 def test_edits_that_are_refused(demo: Service, values: dict[str, object], param: str) -> None:
@@ -176,6 +194,16 @@ def test_edits_that_are_refused(demo: Service, values: dict[str, object], param:
     with pytest.raises(InvalidFieldError) as refused:
         submit(demo, **given)
     assert refused.value.param == param
+
+
+def test_what_is_wrong_with_an_edit_calls_it_so(demo: Service, tmp_path: Path) -> None:
+    source = demo.jobs().jobs[-1].clips[0].id
+    with pytest.raises(InvalidFieldError, match="loop and edit don't go together"):
+        submit(demo, edit=source, replace="0.1-0.3", loop=True)
+    tune = demo.add_audio(midi_file(tmp_path / "x.bin"), "tune.mid").id
+    with pytest.raises(InvalidFieldError, match=r"edit: tune\.mid is MIDI") as refused:
+        submit(demo, edit=tune, replace="0.1-0.3")
+    assert refused.value.param == "edit"
 
 
 def test_sections_and_a_negative_prompt_are_those_of_the_command(demo: Service, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def parse_midi(data: bytes, name: str, track: int | None = None) -> Notes:
     if file.type == 2:
         raise UsageError(f"{name} has tracks that aren't played together (type 2); save it as type 1")
     if not parts:
-        drums = " but drums" if any(_is_note_on(message) for each in file.tracks for message in each) else ""
+        drums = " but drums" if any(_is_drum(message) for each in file.tracks for message in each) else ""
         raise UsageError(f"{name} has no notes{drums}; give MIDI with a melody")
     if track is not None:
         if not 1 <= track <= len(parts):
@@ -197,6 +197,10 @@ def _timed(track: Any) -> Iterator[tuple[int, Any]]:
     for message in track:
         tick += message.time
         yield tick, message
+
+
+def _is_drum(message: Any) -> bool:
+    return _is_note_on(message) and message.channel == _DRUMS
 
 
 def _is_note_on(message: Any) -> bool:

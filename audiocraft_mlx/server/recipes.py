@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from audiocraft_mlx.clips.codes import is_lossless
 from audiocraft_mlx.clips.defaults import CommandDefaults
 from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
@@ -26,6 +27,7 @@ from audiocraft_mlx.clips.source import AudioInput, SourceClip, read_condition_a
 from audiocraft_mlx.conditioning.sections import parse_section
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.server.errors import InvalidFieldError
+from audiocraft_mlx.server.foreign_tags import read_foreign_codes
 from audiocraft_mlx.server.schema import Id, JobRequest, JobSection
 from audiocraft_mlx.server.settings import Limits
 from audiocraft_mlx.server.store import AudioShape
@@ -152,8 +154,14 @@ class Recipe:
             return replace(read_condition_audio(file.path, self.request.duration), name=file.name)
         source = read_source(file.path, with_codes=file.is_clip)
         if self.kept_samples < source.audio.shape[1]:
+            # Not a whole clip, which its codes would be of.
             source = replace(source, audio=source.audio[:, : self.kept_samples].copy(), codes=None)
             source = replace(source, follows_exactly=False)
+        elif not file.is_clip:
+            codes = read_foreign_codes(file.path)
+            source = replace(
+                source, codes=codes, follows_exactly=codes is not None and is_lossless(file.path)
+            )
         return replace(source, name=file.name)
 
 
@@ -190,7 +198,7 @@ def make_recipe(
     if part is not None and part[1] > audio["source"].shape.duration + 0.01:
         seconds = audio["source"].shape.duration
         raise InvalidFieldError(f"replace: the audio has {seconds:.2f} s; give a part of it", "replace")
-    _check_notes(request, audio)
+    _check_notes(request, audio, names)
     values: dict[str, Any] = {field: getattr(request, field) for field in _SAME}
     values |= {field: Path(file.name) for field, file in audio.items()}
     values["replace"] = part
@@ -211,7 +219,7 @@ def make_recipe(
         )
         require_loopable(clips[0], output)
     except UsageError as error:
-        raise invalid_field(error) from error
+        raise invalid_field(error, names["source"]) from error
     if request.duration != clips[0].duration:  # bars say it
         request = request.model_copy(update={"duration": clips[0].duration})
         if limits is not None:
@@ -304,9 +312,14 @@ def request_of(metadata: GenerationMetadata, audio_format: str, model: str | Non
     )
 
 
-def invalid_field(error: UsageError) -> InvalidFieldError:
-    """`error` of a request or its options, with the names that the fields have in JSON."""
-    message = error.describe(_json_name) if isinstance(error, FieldError) else str(error)
+def invalid_field(error: UsageError, source: str = "continue") -> InvalidFieldError:
+    """`error` of a request or its options, with the names that the fields have in JSON.
+
+    The clip to continue or to edit is called `source`.
+    """
+    message = str(error)
+    if isinstance(error, FieldError):
+        message = error.describe(lambda field: {"source": source, "audio_format": "format"}.get(field, field))
     message = re.sub(r"^audio_format\b", "format", message)
     fields = {field.alias or name for name, field in JobRequest.model_fields.items()}
     named = next((word for word in re.findall(r"[a-z_]+", message) if word in fields), None)
@@ -315,11 +328,11 @@ def invalid_field(error: UsageError) -> InvalidFieldError:
     return InvalidFieldError(message, named)
 
 
-def _check_notes(request: JobRequest, audio: dict[str, AudioFile]) -> None:
+def _check_notes(request: JobRequest, audio: dict[str, AudioFile], names: dict[str, str]) -> None:
     """Raise `InvalidFieldError` for MIDI in place of audio, or the other way round."""
     for field, file in audio.items():
         if file.shape.is_notes and field != "melody":
-            name = _AUDIO[field]
+            name = names[field]
             raise InvalidFieldError(f"{name}: {file.name} is MIDI, which has notes and no sound", name)
     if "melody" not in audio:
         return
@@ -344,7 +357,3 @@ def _check_limits(request: JobRequest, limits: Limits) -> None:
             # An integer of JSON may have more digits than a float can.
             given = f"{value:g}" if value < 1e15 else "more than 1e15"
             raise InvalidFieldError(f"{field}: {given}{unit} are too many; at most {most:g} here", field)
-
-
-def _json_name(field: str) -> str:
-    return {"source": "continue", "audio_format": "format"}.get(field, field)

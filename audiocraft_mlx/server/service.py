@@ -320,8 +320,10 @@ class Service:
         assert name is not None
         model = self._models.loaded(name)
         if model is not None and recipe.request.duration * model.frame_rate < 1:
+            field = "duration" if recipe.request.edit is None else "replace"
+            name_of_it = field if field == "duration" else "the part to replace"
             raise InvalidFieldError(
-                f"duration must be at least one frame, {1 / model.frame_rate:g} s", "duration"
+                f"{name_of_it} must be at least one frame, {1 / model.frame_rate:g} s", field
             )
         if model is not None:
             try:
