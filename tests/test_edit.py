@@ -211,6 +211,9 @@ def test_infill_in_python(model: MusicGen) -> None:
         changed = np.flatnonzero((made != clip)[0]) / RATE
         assert 0.58 <= changed.min() <= 0.72
         assert 0.9 <= changed.max() <= 1.1
+    one = np.array(model.generate_infill(clips[0], RATE, [(0.7, 1.0)], ["rock"], candidates=1))
+    other = model.generate_infill(clips[0], RATE, [(0.7, 1.0)], ["rock"], negative="jazz", candidates=1)
+    assert not np.array_equal(one, np.array(other))
     with pytest.raises(UsageError, match="one part of the clip"):
         model.generate_infill(clips, RATE, [(0.1, 0.2), (0.5, 0.6)])
     with pytest.raises(UsageError, match="the end of a hole must be from 0 to the end of the clip"):

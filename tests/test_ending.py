@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -84,6 +87,14 @@ def test_a_clip_of_any_length_has_an_ending_within_two_seconds(seconds: float, m
 def test_cut_and_fade() -> None:
     audio = noise(4)
     assert end_audio(audio, RATE, "cut") is audio
+    for fade in (-1.0, math.nan):
+        with pytest.raises(UsageError, match="the fade-out must be a number of seconds"):
+            end_audio(audio, RATE, "natural", fade)
+    with pytest.raises(UsageError, match=r"must be \[channels, samples\], not \[1, "):
+        end_audio(audio[None], RATE, "natural")
+    np.testing.assert_array_equal(
+        end_audio(mx.array(audio), RATE, "natural"), end_audio(audio, RATE, "natural")
+    )
     np.testing.assert_array_equal(end_audio(audio, RATE, "fade"), fade_out(audio, RATE, 2))
     np.testing.assert_array_equal(end_audio(audio, RATE, "fade", 0.5), fade_out(audio, RATE, 0.5))
     with pytest.raises(UsageError, match="ending must be one of cut, fade, natural, not 'abrupt'"):

@@ -12,7 +12,8 @@ import numpy as np
 from audiocraft_mlx.audio.beat import beat_times, find_beat
 from audiocraft_mlx.audio.flux import log_spectra, onset_strength
 from audiocraft_mlx.audio.loudness import fade_out
-from audiocraft_mlx.validation import ENDINGS, validate_choice
+from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.validation import ENDINGS, validate_choice, validate_number
 
 FADE_SECONDS = 2.0
 SEARCH_SECONDS = 2.0
@@ -47,13 +48,19 @@ def end_audio(
     """`audio` with one of `ENDINGS`.
 
     Args:
+        audio: also one of MLX's arrays.
         fade: seconds of the fade. Default: `FADE_SECONDS`; of a natural ending 1 s from a bar line on.
         earliest: the sample before which a natural ending doesn't change anything.
 
     Raises:
-        UsageError: there is no such ending, or `fade` is negative or not finite.
+        UsageError: there is no such ending, `fade` is negative or not finite, or `audio` is a batch.
     """
     validate_choice("ending", ending, ENDINGS)
+    audio = np.asarray(audio)
+    if audio.ndim != 2:
+        raise UsageError(f"the audio of a clip must be [channels, samples], not {list(audio.shape)}")
+    if fade is not None:
+        validate_number("the fade-out", fade, "a number of seconds, 0 or more", lambda value: value >= 0)
     if ending == "cut":
         return audio
     if ending == "fade":

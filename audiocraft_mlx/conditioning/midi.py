@@ -15,6 +15,7 @@ from typing import Any
 from audiocraft_mlx.conditioning.notes import Notes, TimedNote, highest
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import StrPath, read_error
+from audiocraft_mlx.validation import MIDI_TRACK
 
 MAX_BYTES = 2**20
 """Of a file: hours of music. mido reads some 200 KB in a second."""
@@ -49,6 +50,8 @@ def read_midi(path: StrPath, track: int | None = None) -> Notes:
         UsageError: the file can't be read, is no MIDI or damaged, or has no notes or no such track.
     """
     path = Path(path)
+    if track is not None:
+        MIDI_TRACK.validate("track", track)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

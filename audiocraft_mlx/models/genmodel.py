@@ -672,9 +672,12 @@ class GenModel:
         audio: AudioArray,
         sample_rate: int,
         holes: Sequence[Hole],
-        descriptions: Sequence[str | None] | None = None,
+        descriptions: Sequence[Description] | None = None,
         progress: bool = False,
         return_tokens: bool = False,
+        negative: Negative = None,
+        *,
+        candidates: int | None = None,
     ) -> GenerationOutput:
         """Make a part of `audio` anew, float `[batch, channels, samples]` or `[channels, samples]`.
 
@@ -686,7 +689,9 @@ class GenModel:
         Args:
             sample_rate: samples per second of `audio`.
             holes: one part, from which second to which; the same in all clips.
-            descriptions: one text for each clip, None is none at all.
+            descriptions: one text for each clip, None is none at all. Sections count from the beginning of
+                the part.
+            candidates: takes that one is chosen of. Default: 8.
 
         Returns:
             Audio float32 `[batch, channels, samples]` at the model's rate, outside of the part and its
@@ -698,7 +703,8 @@ class GenModel:
         """
         clips = clips_of(audio, "the audio")
         texts = [None] * len(clips) if descriptions is None else descriptions
-        inputs = self.prepare_infill(texts, self._seeds(texts), clips, sample_rate, holes, self.params)
+        given = (texts, self._seeds(texts), clips, sample_rate, holes, self.params)
+        inputs = self.prepare_infill(*given, candidates=candidates, negative=negative)
         assert inputs.part is not None
         new, codes = self._generate(inputs, progress, return_tokens=True)
         sources, index_of_row = self._prepare_clips(clips, sample_rate, len(texts), "clip")

@@ -155,7 +155,7 @@ class MAGNeT(GenModel):
         """The default parameters, as `set_generation_params` left them."""
         return replace(super().params, masked=self.masked)
 
-    def generate_infill(
+    def generate_infill(  # type: ignore[override]  # as `prepare_infill` below
         self,
         audio: AudioArray,
         sample_rate: int,
