@@ -214,6 +214,8 @@ def test_infill_in_python(model: MusicGen) -> None:
     one = np.array(model.generate_infill(clips[0], RATE, [(0.7, 1.0)], ["rock"], candidates=1))
     other = model.generate_infill(clips[0], RATE, [(0.7, 1.0)], ["rock"], negative="jazz", candidates=1)
     assert not np.array_equal(one, np.array(other))
+    with pytest.raises(UsageError, match="the audio has one dimension"):
+        model.generate_infill(noise(30)[0], RATE, [(0.7, 1.0)], ["rock"])
     with pytest.raises(UsageError, match="one part of the clip"):
         model.generate_infill(clips, RATE, [(0.1, 0.2), (0.5, 0.6)])
     with pytest.raises(UsageError, match="the end of a hole must be from 0 to the end of the clip"):

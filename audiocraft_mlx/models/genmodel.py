@@ -1342,6 +1342,8 @@ def clips_of(audio: Any, name: str) -> list[Any]:
     dimensions = getattr(audio, "ndim", None)  # also of another library's arrays, such as torch's
     if dimensions == 2:
         return [audio]
+    if dimensions == 1 and len(audio) > 64 and not getattr(audio[0], "ndim", 0):
+        raise UsageError(f"{name} has one dimension; give samples as [channels, samples]")
     if dimensions or (isinstance(audio, Sequence) and not isinstance(audio, (str, bytes, bytearray))):
         with suppress(TypeError):
             return list(audio)
