@@ -17,6 +17,7 @@ from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.metadata import describe_request
 from audiocraft_mlx.clips.parts import parse_part, part_text
 from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
+from audiocraft_mlx.clips.source import read_source
 from audiocraft_mlx.decoding.likelihood import following_loss
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.models.replaced_part import (
@@ -334,3 +335,8 @@ def test_parts_as_text_and_the_record() -> None:
     assert metadata.to_command() == "musicgen-mlx drums --seed 3 --edit a.wav --replace 8-12.5 --candidates 4"
     with pytest.raises(UsageError, match="candidates are takes of a part; they need replace"):
         ClipRequest("drums", candidates=3)
+
+
+def test_alac_of_24_bits_keeps_them(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.caf", noise(0.1).T, RATE, "ALAC_24", format="CAF")
+    assert read_source(tmp_path / "a.caf").bits == 24
