@@ -155,6 +155,8 @@ def test_stop_in_the_middle_leaves_nothing_behind(page: Any, server: RealServer)
     expect(card).to_have_attribute("data-status", "done")
     assert not (server.data / "clips" / job["id"]).exists()
     assert not any((server.data / "making").iterdir())
+    # The server may end the stream before Chromium has heard that the page doesn't want it any more.
+    page.problems[:] = [line for line in page.problems if "ERR_CONTENT_LENGTH_MISMATCH" not in line]
 
 
 def test_a_job_goes_on_while_the_page_is_loaded_again(page: Any, server: RealServer) -> None:

@@ -68,8 +68,10 @@ def end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) 
     """Seconds until it has ended."""
     begin = time.monotonic()
     process.send_signal(number)
-    assert process.wait(10) == 0
-    return time.monotonic() - begin
+    status, seconds = process.wait(10), time.monotonic() - begin
+    assert process.stdout is not None
+    assert status == 0, process.stdout.read()
+    return seconds
 
 
 def message_of(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:

@@ -202,15 +202,15 @@ def _run(
         with _open_page(access, port) if open_page else nullcontext():
             server.run(sockets=[listener])
     except KeyboardInterrupt:
-        if server.started:
-            # MLX takes its threads down at the end of the process, which aborts it while one computes.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        service.close()
-        return
+        if not server.started:
+            service.close()
+            return
     if not server.started:
         raise MusicGenError("the server couldn't start; the lines above say why")
+    # MLX takes its threads down at the end of the process, which aborts it while one computes.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
