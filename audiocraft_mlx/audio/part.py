@@ -8,8 +8,7 @@ import numpy as np
 
 from audiocraft_mlx.audio.flux import log_spectra, reference_level
 from audiocraft_mlx.audio.join import choose_crossfade, crossfade, join_flux
-from audiocraft_mlx.audio.resample import resample
-from audiocraft_mlx.audio.splice import broadcast_channels
+from audiocraft_mlx.audio.splice import at_one_rate
 
 REACH_SECONDS = 0.1
 """Cross-fades are within this of the part's ends."""
@@ -44,15 +43,13 @@ def crossfade_part(
     source's, all other samples stay as they are. `new` alone is scaled down if it exceeds full scale; it may
     end too early. Mono is repeated where the other one has more channels.
     """
-    new = new / max(1.0, float(np.abs(new).max()))
-    # Else the file would have to be scaled down for it.
-    new = np.clip(resample(new, new_rate, rate), -1, 1)
-    source = broadcast_channels(resample(source, source_rate, rate), len(new))
+    source, new = at_one_rate(source, source_rate, new, new_rate, rate)
+    new = np.clip(new, -1, 1)  # else the file would have to be scaled down for it
     samples = source.shape[1]
     offset = round(new_start * rate)
     # The whole clip with the new music at its place: silence where there is none.
     laid = np.zeros_like(source)
-    new = broadcast_channels(new, len(source))[:, : samples - offset]
+    new = new[:, : samples - offset]
     laid[:, offset : offset + new.shape[1]] = new
     begin, stop = offset, offset + new.shape[1]
     first, last = round(start * rate), min(round(end * rate), samples, stop)

@@ -26,10 +26,7 @@ def append_continuation(
     Where `rate` is the source's, its samples stay as they are. `new` alone is scaled down if it exceeds full
     scale. Mono is repeated where the other one has more channels. `smooth`: see `smooth_joint`.
     """
-    new = new / max(1.0, float(np.abs(new).max()))
-    new = resample(new, new_rate, rate)
-    before = broadcast_channels(resample(source, source_rate, rate), len(new))
-    new = broadcast_channels(new, len(before))
+    before, new = at_one_rate(source, source_rate, new, new_rate, rate)
     return np.concatenate([before, smooth_joint(before, new, rate) if smooth else new], axis=1)
 
 
@@ -48,12 +45,10 @@ def replace_part(
     `new` begins at second `new_start` of the source, `start` or a little before. As `append_continuation`
     otherwise, and there is a joint at either end.
     """
-    new = new / max(1.0, float(np.abs(new).max()))
-    new = resample(new, new_rate, rate)
-    source = broadcast_channels(resample(source, source_rate, rate), len(new))
+    source, new = at_one_rate(source, source_rate, new, new_rate, rate)
     first, last = round(start * rate), min(round(end * rate), source.shape[1])
     skipped = max(0, round((start - new_start) * rate))
-    part = broadcast_channels(new, len(source))[:, skipped : skipped + last - first]
+    part = new[:, skipped : skipped + last - first]
     last = first + part.shape[1]
     before, after = source[:, :first], source[:, last:]
     if before.shape[1]:
@@ -61,6 +56,15 @@ def replace_part(
     if after.shape[1]:
         part = smooth_joint(after[:, ::-1], part[:, ::-1], rate)[:, ::-1]
     return np.concatenate([before, part, after], axis=1)
+
+
+def at_one_rate(
+    source: np.ndarray, source_rate: int, new: np.ndarray, new_rate: int, rate: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`source` and `new` at `rate`, with as many channels; `new` is scaled down if it exceeds full scale."""
+    new = resample(new / max(1.0, float(np.abs(new).max())), new_rate, rate)
+    source = broadcast_channels(resample(source, source_rate, rate), len(new))
+    return source, broadcast_channels(new, len(source))
 
 
 def smooth_joint(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
