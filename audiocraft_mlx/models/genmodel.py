@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -1108,11 +1108,9 @@ class GenModel:
         if without_prompt:
             # A stream yields its first chunk as soon as the codec can give all of it.
             chunk_frames = chain([next(chunk_frames) + decoder.lookahead_frames], chunk_frames)
-        for codes in self._code_frames(inputs, rows, windows, chunk_frames, on_step):
-            left -= codes.shape[2]
-            audio = decoder.step(codes, is_last=left == 0)
-            evaluate_chunk(codes, audio, decoder)
-            yield codes, audio
+        yield from decode_chunks(
+            decoder, self._code_frames(inputs, rows, windows, chunk_frames, on_step), left
+        )
 
     def _decode_part(
         self,
@@ -1131,12 +1129,7 @@ class GenModel:
             if inputs.prompt_frames > lead:
                 decoder.warm_up(inputs.prompt[:, :, :-lead])
             codes = mx.concatenate([inputs.prompt[:, :, -lead:], codes], axis=2)
-        left = codes.shape[2]
-        for chunk in in_chunks(codes, repeat(CHUNK_FRAMES)):
-            left -= chunk.shape[2]
-            audio = decoder.step(chunk, is_last=left == 0)
-            evaluate_chunk(chunk, audio, decoder)
-            yield chunk, audio
+        yield from decode_chunks(decoder, in_chunks(codes, repeat(CHUNK_FRAMES)), codes.shape[2])
 
     def _best_take(
         self,
@@ -1293,6 +1286,17 @@ def _negative_of_rows(negative: Negative, rows: int) -> tuple[str | None, ...] |
             raise UsageError(f"a negative prompt must be a string or None, not {text!r}")
         validate_prompt(text or "")
     return texts if any(texts) else None
+
+
+def decode_chunks(
+    decoder: DecoderStream | StereoDecoderStream, chunks: Iterable[mx.array], frames: int
+) -> Iterator[tuple[mx.array, mx.array | None]]:
+    """Each chunk of codes `[B, K, n]`, all together `frames` frames, and the audio that is known after it."""
+    for codes in chunks:
+        frames -= codes.shape[2]
+        audio = decoder.step(codes, is_last=frames == 0)
+        evaluate_chunk(codes, audio, decoder)
+        yield codes, audio
 
 
 def evaluate_chunk(

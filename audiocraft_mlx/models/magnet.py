@@ -24,7 +24,7 @@ from audiocraft_mlx.models.genmodel import (
     GenModel,
     Infill,
     clips_of,
-    evaluate_chunk,
+    decode_chunks,
 )
 from audiocraft_mlx.models.holes import Hole, hole_frames
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
@@ -270,11 +270,8 @@ class MAGNeT(GenModel):
         codes = self._fill(inputs, rows, self._plan(inputs, rows), on_step)
         decoder, position = self.compression_model.make_decoder_stream(), 0
         hop = round(self.sample_rate / self.frame_rate)
-        left = codes.shape[2]
-        for chunk in in_chunks(codes, repeat(CHUNK_FRAMES)):
-            left -= chunk.shape[2]
-            audio = decoder.step(chunk, is_last=left == 0)
-            evaluate_chunk(chunk, audio, decoder)
+        chunks = in_chunks(codes, repeat(CHUNK_FRAMES))
+        for chunk, audio in decode_chunks(decoder, chunks, codes.shape[2]):
             if audio is None:
                 continue
             start, end = (max(0, frame * hop - position) for frame in (infill.start, infill.end))
