@@ -70,8 +70,8 @@ def section_logits(
             cross_kv=[layer.cross_attn.project_kv(cross) for layer in lm.layers],
             cross_mask=mx.array(owner[None, :] == own[:, None])[None, None],
             prefix=None,
-            left_padding=None,
-            batch=1,
+            starts=(0,),
+            ends=(0,),
         )
         return np.array(lm(sequence, cache=state)[0, :, -1].astype(mx.float32))
 

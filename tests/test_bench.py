@@ -225,7 +225,7 @@ def test_a_prefilled_model_starts_at_its_offset() -> None:
     codes = mx.zeros((1, 2, 1), mx.int32)
     sequences = prefilled.start(conditions, steps=2)
     logits = sequences(codes)
-    assert (sequences.state.offset, sequences.state.positions.shape[0]) == (7, 9)
+    assert (sequences.state.ends, sequences.state.positions.shape[0]) == ((7,) * sequences.state.batch, 9)
     assert lm.special_token_id == 10
     # It attends to the cached positions, and has another position than the first.
     assert not mx.allclose(logits, lm(codes, conditions))

@@ -128,12 +128,13 @@ def test_fused_block_step(
 def test_cache_is_written_in_place_unless_still_referenced(dtype: mx.Dtype) -> None:
     cache, qkv = normal(2, 4, 7, 8).astype(dtype), normal(2, 1, 48)
     expected = np.array(cache)
-    written = np.array(extension.load_extension().write_kv(cache, qkv, 3))
+    written = np.array(extension.load_extension().write_kv(cache, qkv, [3, 5]))
     np.testing.assert_array_equal(np.array(cache), expected)
-    expected[:, :, 3] = np.array(qkv[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
+    new = np.array(qkv[:, 0, 16:].reshape(2, 4, 8).astype(dtype))
+    expected[0, :, 3], expected[1, :, 5] = new
     np.testing.assert_array_equal(written, expected)
     address = np.asarray(cache).ctypes.data
-    in_place = extension.load_extension().write_kv(cache, qkv, 3)
+    in_place = extension.load_extension().write_kv(cache, qkv, [3, 5])
     del cache
     mx.eval(in_place)
     assert np.asarray(in_place).ctypes.data == address
@@ -326,19 +327,25 @@ def test_lstm(batch: int, length: int, inputs: int, dim: int) -> None:
         lambda e: e.glu(normal(2, 3)),
         lambda e: e.group_norm(normal(2, 3), normal(2), normal(3), 1e-5),
         lambda e: e.group_norm(normal(3), normal(3), normal(3), 1e-5),
-        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 48), 7),
-        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 40), 0),
-        lambda e: e.write_kv(normal(2, 4, 7, 8), normal(1, 1, 48), 0),
+        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 48), [7]),
+        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(1, 1, 40), [0]),
+        lambda e: e.write_kv(normal(1, 4, 7, 8), normal(2, 1, 48), [0, 0]),
+        lambda e: e.write_kv(normal(2, 4, 7, 8), normal(2, 1, 48), [0]),
         lambda e: e.FusedNorm(normal(3), normal(4), 1e-5),
         lambda e: e.FusedLinear(normal(3)),
         lambda e: e.FusedLinear(normal(3, 4), bias=normal(4)),
         lambda e: fused_block(e, heads=3),
         lambda e: fused_block(e, hidden=9),
-        lambda e: fused_block(e)(normal(1, 1, 7), normal(1, 1, 24), normal(1, 4, 5, 4), None, 1),
-        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 16), normal(1, 4, 5, 4), None, 1),
-        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 3), None, 1),
-        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, 6),
-        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), normal(1, 4, 5), 1),
+        lambda e: fused_block(e)(normal(1, 1, 7), normal(1, 1, 24), normal(1, 4, 5, 4), None, [0], [1]),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 16), normal(1, 4, 5, 4), None, [0], [1]),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 3), None, [0], [1]),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, [0], [6]),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, [2], [2]),
+        lambda e: fused_block(e)(normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), None, [0], [1, 2]),
+        lambda e: fused_block(e)(normal(2, 1, 8), normal(2, 1, 24), normal(1, 4, 5, 4), None, [0, 0], [1, 1]),
+        lambda e: fused_block(e)(
+            normal(1, 1, 8), normal(1, 1, 24), normal(1, 4, 5, 4), normal(1, 4, 5), [0], [1]
+        ),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 3), normal(1, 2), normal(1, 2)),
         lambda e: e.lstm(normal(1, 2, 8), normal(8, 2), normal(2, 2), normal(1, 2)),
     ],

@@ -15,6 +15,7 @@ from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import row_keys
 from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
 from audiocraft_mlx.models.musicgen import MusicGen
+from audiocraft_mlx.networks.cache import Span
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
 
@@ -123,7 +124,7 @@ class PrefilledDecoder(LMDecoder):
             shape = (conditions.batch, 2 * config.num_heads, self._offset, config.dim // config.num_heads)
             zeros = mx.zeros(shape, self.lm.dtype)
             for cache in sequences.state.caches:
-                cache.update_and_fetch(zeros)
+                cache.update_and_fetch(zeros, Span((0,) * conditions.batch, self._offset))
                 cache.eval()
-            sequences.state.offset += self._offset
+            sequences.state.advance(self._offset)
         return sequences

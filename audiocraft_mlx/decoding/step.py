@@ -59,8 +59,8 @@ class DecoderSteps:
         x, position = self._lm.embed_steps(codes, self.state)
         if x.shape[1] > 1:
             x = self._lm.run_layers(x, position, self.state)
-        elif self._fused is not None and not isinstance(position.mask, str):
-            x = self._fused(x, position.mask, self.state.caches)
+        elif self._fused is not None:
+            x = self._fused(x, self.state.caches, self.state.starts, self.state.ends)
         else:
             x = self._run_compiled(x, position)
         return self._lm.predict(x, codes.shape[2])

@@ -13,24 +13,50 @@ from audiocraft_mlx.ops.cpu.extension import empty
 from audiocraft_mlx.ops.int8_rows import Int8Rows, quantize_int8
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where the positions of a call stand in the caches: `count` of each row, from `begins[row]` on."""
+
+    begins: tuple[int, ...]
+    count: int
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return tuple(begin + self.count for begin in self.begins)
+
+    @property
+    def begin(self) -> int | None:
+        """That of all rows; None if they differ."""
+        return self.begins[0] if len(set(self.begins)) == 1 else None
+
+
+@dataclass
 class KVCache:
-    """Self-attention keys and values of one layer, allocated once.
+    """Self-attention keys and values of one layer, in slots: those of the first rows are in use.
 
     Attributes:
-        keys_values: `[B, 2 * heads, capacity, head_dim]`: all heads' keys and then their values, so that a
-            step writes both at once.
-        scales: float32 `[B, 2 * heads, capacity]` of an int8 cache, one for each head and position; or None.
-        length: positions written so far.
+        keys_values: `[slots, 2 * heads, capacity, head_dim]`: all heads' keys and then their values, so that
+            a step writes both at once.
+        scales: float32 `[slots, 2 * heads, capacity]` of an int8 cache, one for each head and position; or
+            None.
     """
 
-    def __init__(
-        self, batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, bits: int | None = None
-    ) -> None:
+    keys_values: mx.array
+    scales: mx.array | None = None
+
+    @classmethod
+    def allocate(
+        cls, slots: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, bits: int | None = None
+    ) -> KVCache:
         """With `bits` 8 the cache is int8 and `dtype` isn't used."""
-        shape = (batch, 2 * heads, capacity)
-        self.keys_values = empty((*shape, head_dim), dtype if bits is None else mx.int8)
-        self.scales = None if bits is None else mx.zeros(shape)
-        self.length = 0
+        shape = (slots, 2 * heads, capacity)
+        if bits is None:
+            return cls(empty((*shape, head_dim), dtype))
+        return cls(empty((*shape, head_dim), mx.int8), mx.zeros(shape))
+
+    @property
+    def slots(self) -> int:
+        return self.keys_values.shape[0]
 
     @property
     def capacity(self) -> int:
@@ -43,65 +69,67 @@ class KVCache:
     def eval(self) -> None:
         mx.eval(self.keys_values, self.scales)
 
-    def update_and_fetch(self, keys_values: mx.array) -> tuple[KVArray, KVArray]:
-        """Append `[B, 2 * heads, n, head_dim]`; the keys and the values of all positions so far."""
-        heads, start = self.keys_values.shape[1] // 2, self.length
-        end = self.advance(keys_values.shape[2])
+    def update_and_fetch(self, keys_values: mx.array, span: Span) -> tuple[KVArray, KVArray]:
+        """Write `[B, 2 * heads, n, head_dim]` at `span`; the keys and the values of all positions so far.
+
+        Of rows whose spans differ there is one position each, and what is fetched ends with the last of them.
+        """
+        rows, heads, end = len(keys_values), self.keys_values.shape[1] // 2, max(span.ends)
         if self.scales is None:
-            self.keys_values[:, :, start:end] = keys_values
-            return self.keys_values[:, :heads, :end], self.keys_values[:, heads:, :end]
+            self._write(self.keys_values, keys_values, span)
+            written = self.keys_values[:rows, :, :end]
+            return written[:, :heads], written[:, heads:]
         new = quantize_int8(keys_values)
-        self.keys_values[:, :, start:end] = new.data
-        self.scales[:, :, start:end] = new.scales
-        data, scales = self.keys_values, self.scales
-        return (
-            Int8Rows(data[:, :heads, :end], scales[:, :heads, :end]),
-            Int8Rows(data[:, heads:, :end], scales[:, heads:, :end]),
-        )
+        self._write(self.keys_values, new.data, span)
+        self._write(self.scales, new.scales, span)
+        data, scales = self.keys_values[:rows, :, :end], self.scales[:rows, :, :end]
+        return Int8Rows(data[:, :heads], scales[:, :heads]), Int8Rows(data[:, heads:], scales[:, heads:])
 
-    def advance(self, positions: int) -> int:
-        """Count `positions` more as written; the new length. Raises `ValueError` if there is no room."""
-        self.require_room(positions)
-        self.length += positions
-        return self.length
+    @staticmethod
+    def _write(array: mx.array, new: mx.array, span: Span) -> None:
+        rows, begin = len(new), span.begin
+        if begin is not None:
+            array[:rows, :, begin : begin + span.count] = new
+        elif span.count == 1:
+            array[mx.arange(rows), :, mx.array(span.begins)] = new[:, :, 0]
+        else:
+            raise ValueError("rows that are at different positions are advanced by one position at a time")
 
-    def require_room(self, positions: int) -> None:
-        """Raise `ValueError` if there is no room for `positions` more."""
-        if self.length + positions > self.capacity:
-            raise ValueError(
-                f"the cache has room for {self.capacity} positions, of which {self.length} are written"
-            )
+    def reserve(self, slots: int, capacity: int, used: int) -> None:
+        """Have at least these; the first `used` slots keep what is in them."""
+        if slots <= self.slots and capacity <= self.capacity:
+            return
+        slots, capacity = max(slots, self.slots), max(capacity, self.capacity)
+        self.keys_values = _grown(self.keys_values, slots, capacity, used)
+        if self.scales is not None:
+            self.scales = _grown(self.scales, slots, capacity, used)
 
-    def filter(self, rows: mx.array, trim: int = 0) -> None:
-        """Keep `rows`, int `[N]`, in that order, without their first `trim` positions."""
-        self.keys_values = mx.contiguous(self.keys_values[rows, :, trim:])
-        self.scales = None if self.scales is None else mx.contiguous(self.scales[rows, :, trim:])
-        self.length -= trim
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the slots `sources` to `targets`, all at once."""
+        taken, to = mx.array(list(sources)), mx.array(list(targets))
+        self.keys_values[to] = self.keys_values[taken]
+        if self.scales is not None:
+            self.scales[to] = self.scales[taken]
 
-    def extend(self, other: KVCache) -> None:
-        """Add the rows of `other` behind these; the last positions of both are aligned."""
+    def put(self, other: KVCache, rows: Sequence[int], first: int, length: int) -> None:
+        """Copy the first `length` positions of the slots `rows` of `other` into the slots from `first` on."""
         if (self.scales is None) != (other.scales is None):
             raise ValueError("an int8 cache can't be joined with one that isn't")
-        length = max(self.length, other.length)
-        capacity = length + max(cache.capacity - cache.length for cache in (self, other))
-        both = self, other
-        self.keys_values = mx.concatenate([c._aligned(c.keys_values, length, capacity) for c in both])
+        taken, end = mx.array(list(rows)), first + len(rows)
+        self.keys_values[first:end, :, :length] = other.keys_values[taken, :, :length]
         if self.scales is not None and other.scales is not None:
-            self.scales = mx.concatenate(
-                [c._aligned(s, length, capacity) for c, s in ((self, self.scales), (other, other.scales))]
-            )
-        self.length = length
+            self.scales[first:end, :, :length] = other.scales[taken, :, :length]
 
-    def _aligned(self, array: mx.array, length: int, capacity: int) -> mx.array:
-        """An array of this cache with the written positions ending at `length`."""
-        written = array[:, :, : self.length]
-        padding = [(0, 0), (0, 0), (length - self.length, capacity - length), (0, 0)]
-        return mx.pad(written, padding[: array.ndim])
+
+def _grown(array: mx.array, slots: int, capacity: int, used: int) -> mx.array:
+    new = empty((slots, array.shape[1], capacity, *array.shape[3:]), array.dtype)
+    new[:used, :, : array.shape[2]] = array[:used]
+    return new
 
 
 @dataclass
 class DecoderState:
-    """The progress of a batch of sequences, all of whose last positions are aligned.
+    """The progress of a batch of sequences, each where it is in its own.
 
     Attributes:
         caches: one for each layer; empty where nothing is kept (a forward pass of whole sequences).
@@ -110,8 +138,8 @@ class DecoderState:
             the model has none.
         cross_mask: bool `[B, 1, 1, C]`, False where cross-attention may not attend to; None: everywhere.
         prefix: prepended conditions `[B, P, dim]` that the first call is yet to read, or None.
-        left_padding: int `[B]`, positions before each row's first one; None if there are none.
-        offset: positions read so far, left padding included.
+        starts: of each row, the positions in the caches before its first one: padding.
+        ends: of each row, the positions in the caches so far, padding included.
     """
 
     caches: list[KVCache]
@@ -119,64 +147,86 @@ class DecoderState:
     cross_kv: list[tuple[mx.array, mx.array]]
     cross_mask: mx.array | None
     prefix: mx.array | None
-    left_padding: mx.array | None
-    batch: int
-    offset: int = 0
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
 
     @property
-    def lengths(self) -> mx.array:
-        """Positions of each row so far, its prefix included, int32 `[B]`."""
-        return mx.maximum(self.offset - self._padding(), 0)
+    def batch(self) -> int:
+        return len(self.ends)
 
-    def advance(self, positions: int) -> int:
-        """Count `positions` more as read; the offset before. Raises `ValueError` if a cache has no room."""
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions of each row so far, its prefix included."""
+        return tuple(max(0, end - start) for start, end in zip(self.starts, self.ends, strict=True))
+
+    def advance(self, positions: int) -> Span:
+        """Count `positions` more as read; where they are. Raises `ValueError` if a cache has no room."""
+        span = Span(self.ends, positions)
         for cache in self.caches[:1]:
-            cache.require_room(positions)
-        self.offset += positions
-        return self.offset - positions
+            if max(span.ends) > cache.capacity:
+                raise ValueError(
+                    f"the cache has room for {cache.capacity} positions, of which {max(self.ends)} are written"
+                )
+        self.ends = span.ends
+        return span
 
     def filter(self, rows: Sequence[int]) -> None:
-        """Keep `rows`, in that order: the others have ended. Left padding that is all rows' goes, too."""
-        index = mx.array(list(rows), mx.int32)
-        trim = 0 if self.prefix is not None else int(np.array(self._padding())[list(rows)].min())
+        """Keep `rows`, in that order; one may be there more than once. The others have ended."""
+        moved = [(row, place) for place, row in enumerate(rows) if row != place]
         for cache in self.caches:
-            cache.filter(index, trim)
+            cache.reserve(len(rows), cache.capacity, self.batch)
+            if moved:
+                cache.move(*zip(*moved, strict=True))
+        self.starts = tuple(self.starts[row] for row in rows)
+        self.ends = tuple(self.ends[row] for row in rows)
+        index = mx.array(list(rows), mx.int32)
         self.cross_kv = [(k[index], v[index]) for k, v in self.cross_kv]
-        self.cross_mask, self.prefix, self.left_padding = (
-            None if array is None else array[index]
-            for array in (self.cross_mask, self.prefix, self.left_padding)
+        self.cross_mask, self.prefix = (
+            None if array is None else array[index] for array in (self.cross_mask, self.prefix)
         )
-        self.offset -= trim
-        if self.left_padding is not None:
-            self.left_padding = self.left_padding - trim
-            if not self.left_padding.any().item():
-                self.left_padding = None
-        self.batch = len(rows)
 
-    def extend(self, other: DecoderState) -> None:
-        """Add the rows of `other` behind these, each where it is in its own sequence.
+    def extend(self, other: DecoderState, slots: int = 0) -> None:
+        """Add the rows of `other` behind these.
 
-        `other` is of the same model, and no longer of use afterwards. Both have read their prefixes.
+        `other` is of the same model, and stays as it is. Both have read their prefixes. Where the caches have
+        to grow they get at least `slots` slots.
 
         Raises:
             ValueError: a prefix was not read yet.
         """
         if self.prefix is not None or other.prefix is not None:
             raise ValueError("a state can be extended only when both prefixes have been read")
-        offset = max(self.offset, other.offset)
-        padding = [state._padding() + (offset - state.offset) for state in (self, other)]
-        left_padding = mx.concatenate(padding)
+        rows = self.batch + other.batch
         for mine, theirs in zip(self.caches, other.caches, strict=True):
-            mine.extend(theirs)
+            mine.reserve(max(rows, slots) if rows > mine.slots else rows, theirs.capacity, self.batch)
+            mine.put(theirs, range(other.batch), self.batch, max(other.ends))
         if len(other.positions) > len(self.positions):
             self.positions = other.positions
         self._extend_cross(other)
-        self.left_padding = left_padding if left_padding.any().item() else None
-        self.batch += other.batch
-        self.offset = offset
+        self.starts += other.starts
+        self.ends += other.ends
 
-    def _padding(self) -> mx.array:
-        return mx.zeros(self.batch, mx.int32) if self.left_padding is None else self.left_padding
+    def rows(self, rows: Sequence[int]) -> DecoderState:
+        """A state of its own with `rows`, in that order."""
+        index = mx.array(list(rows), mx.int32)
+        return DecoderState(
+            [
+                KVCache(cache.keys_values[index], None if cache.scales is None else cache.scales[index])
+                for cache in self.caches
+            ],
+            self.positions,
+            [(k[index], v[index]) for k, v in self.cross_kv],
+            None if self.cross_mask is None else self.cross_mask[index],
+            None if self.prefix is None else self.prefix[index],
+            tuple(self.starts[row] for row in rows),
+            tuple(self.ends[row] for row in rows),
+        )
+
+    def eval(self) -> None:
+        """Compute all of it, so that any thread can go on."""
+        mx.eval(self.cross_kv, self.cross_mask, self.prefix, self.positions)
+        for cache in self.caches:
+            cache.eval()
 
     def _extend_cross(self, other: DecoderState) -> None:
         if not self.cross_kv:
@@ -201,3 +251,10 @@ class DecoderState:
             for (k, v), (other_k, other_v) in zip(self.cross_kv, other.cross_kv, strict=True)
         ]
         self.cross_mask = None if mask.all().item() else mask
+
+
+def visible(starts: Sequence[int], ends: Sequence[int]) -> mx.array:
+    """What a single position at the end of each row may attend to, bool `[B, 1, 1, max(ends)]`."""
+    positions = np.arange(max(ends))
+    begin, end = np.array(starts)[:, None], np.array(ends)[:, None]
+    return mx.array((positions >= begin) & (positions < end))[:, None, None]

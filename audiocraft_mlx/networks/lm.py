@@ -8,10 +8,12 @@ Copet et al. 2023, "Simple and Controllable Music Generation"; equal to audiocra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from audiocraft_mlx.configs import (
     CARDINALITY,
@@ -26,7 +28,7 @@ from audiocraft_mlx.configs import (
     shown,
 )
 from audiocraft_mlx.errors import CheckpointError
-from audiocraft_mlx.networks.cache import DecoderState, KVCache
+from audiocraft_mlx.networks.cache import DecoderState, KVCache, Span, visible
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.positions import sinusoidal_embedding
 from audiocraft_mlx.networks.weights import Weights, concat_tensors, rename
@@ -179,12 +181,14 @@ class PositionInfo:
     """The positions of a call's steps in their sequences, for the self-attention of all layers.
 
     Attributes:
+        span: where they stand in the caches.
         offset: the first position, int `[B]` where rows differ.
         mask: bool `[B, 1, S, T]`, "causal", or None: every step attends to every position.
         rotary_periods: RoPE's, `[head_dim / 2]`; None without RoPE.
         reach: how many positions on either side a step attends to, without a cache; None: as `mask` says.
     """
 
+    span: Span
     offset: mx.array | int
     mask: mx.array | str | None
     rotary_periods: mx.array | None
@@ -223,7 +227,7 @@ class SelfAttention(nn.Module):
             q, kv = position.apply_rope(q), mx.concatenate([keys, kv[:, heads:]], axis=1)
         if position.reach is not None:
             return banded_attention(q, kv[:, :heads], kv[:, heads:], position.reach, self.training)
-        k, v = (kv[:, :heads], kv[:, heads:]) if cache is None else cache.update_and_fetch(kv)
+        k, v = (kv[:, :heads], kv[:, heads:]) if cache is None else cache.update_and_fetch(kv, position.span)
         return attention(q, k, v, position.mask, training=self.training)
 
 
@@ -373,7 +377,7 @@ class LM(nn.Module):
         state = self.make_state(conditions, conditions.batch, steps)
         mx.eval(state.cross_kv, state.cross_mask)
         state.caches = [
-            KVCache(
+            KVCache.allocate(
                 state.batch,
                 config.num_heads,
                 len(state.positions),
@@ -399,8 +403,10 @@ class LM(nn.Module):
             cross_kv=[] if conditions.cross is None else self.project_cross_attention(conditions.cross),
             cross_mask=None if conditions.cross_mask is None else conditions.cross_mask[:, None, None, :],
             prefix=None if conditions.prefix is None else conditions.prefix.astype(self.dtype),
-            left_padding=conditions.prefix_padding,
-            batch=batch,
+            starts=(0,) * batch
+            if conditions.prefix_padding is None
+            else tuple(int(padding) for padding in np.array(conditions.prefix_padding)),
+            ends=(0,) * batch,
         )
 
     def embed_steps(
@@ -408,7 +414,7 @@ class LM(nn.Module):
     ) -> tuple[mx.array, PositionInfo]:
         """The layers' input `[B, S, dim]` of the next steps `codes` `[B, K, S]`, and its positions.
 
-        A prefix that wasn't read yet goes before it. `state.offset` is advanced.
+        A prefix that wasn't read yet goes before it. `state` is advanced.
         """
         config = self.config
         # Where each codebook's table begins: a constant, for which a step runs no kernel.
@@ -417,17 +423,20 @@ class LM(nn.Module):
         if state.prefix is not None:
             x = mx.concatenate([state.prefix, x], axis=1)
             state.prefix = None
-        length, padding = x.shape[1], state.left_padding
-        offset = state.advance(length)
+        length, starts = x.shape[1], state.starts
+        span = state.advance(length)
+        # Of all rows, where they are at the same position: the plain case, which needs no arrays.
+        begin = None if any(starts) else span.begin
+        offset = begin if begin is not None else mx.array(np.subtract(span.begins, starts).astype(np.int32))
         if config.sinusoidal_positions:
-            if padding is None:
+            if isinstance(offset, int):
                 x = x + state.positions[offset : offset + length]
             else:
-                positions = mx.arange(offset, offset + length) - padding[:, None]
-                x = x + state.positions[mx.maximum(positions, 0)]
+                x = x + state.positions[mx.maximum(offset[:, None] + mx.arange(length), 0)]
         return x, PositionInfo(
-            offset=offset if padding is None else offset - padding,
-            mask=_self_attention_mask(offset, length, padding, causal),
+            span=span,
+            offset=offset,
+            mask=_self_attention_mask(span, starts, causal),
             rotary_periods=1 / self.rotary_frequencies.astype(mx.float32)
             if config.rotary_positions
             else None,
@@ -496,17 +505,21 @@ class LM(nn.Module):
         )
 
 
-def _self_attention_mask(
-    offset: int, length: int, padding: mx.array | None, causal: bool
-) -> mx.array | str | None:
-    """What each of `length` positions after the first `offset` may attend to.
+def _self_attention_mask(span: Span, starts: Sequence[int], causal: bool) -> mx.array | str | None:
+    """What each of the positions of `span` may attend to.
 
-    No padding, and if `causal` only itself and the positions before it.
+    No padding, which is before each row's start, and if `causal` only itself and the positions before it.
     """
-    if padding is None:
-        return "causal" if causal and length > 1 else None
-    keys = mx.arange(offset + length)
-    queries = keys[offset:, None]
+    if not any(starts) and span.begin is not None:
+        return "causal" if causal and span.count > 1 else None
+    if span.count == 1:
+        return visible(starts, span.ends)
+    begin = span.begin
+    if begin is None:
+        raise ValueError("rows that are at different positions are advanced by one position at a time")
+    padding = mx.array(list(starts), mx.int32)
+    keys = mx.arange(begin + span.count)
+    queries = keys[begin:, None]
     # A padding position attends to itself, so that its (unused) softmax has something to normalize.
-    visible = (keys >= padding[:, None, None]) | (keys == queries)
-    return (visible & (keys <= queries) if causal else visible)[:, None]
+    may_attend = (keys >= padding[:, None, None]) | (keys == queries)
+    return (may_attend & (keys <= queries) if causal else may_attend)[:, None]

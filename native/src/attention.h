@@ -13,6 +13,12 @@ inline void check_layout(const mx::array& q, const mx::array& k, const mx::array
           kUnsupportedLayout);
 }
 
+// Positions from `start` to before `end`.
+struct Span {
+  int start, end;
+  bool operator==(const Span& other) const { return start == other.start && end == other.end; }
+};
+
 // One query for each row of the batch and head.
 struct DecodeAttention {
   AttentionArgs args;  // shared by all rows and heads
@@ -21,10 +27,21 @@ struct DecodeAttention {
   const char *k, *v;
   const float *k_scales, *v_scales;  // of int8 keys and values; or null
   const uint8_t* mask;               // [batch, length]; or null
+  const Span* spans;                 // [batch]: what each row attends to; or null: all
   float* out;                        // [batch, heads * dim]
   // Strides between rows and between heads, in elements.
   int64_t q_row, q_head, k_row, k_head, v_row, v_head, scales_row, scales_head;
 };
+
+// Of [0, length) without what is masked at either end. So a row that is padded to the length of longer ones is computed
+// just as it is alone.
+inline Span unmasked(const uint8_t* mask, int length) {
+  Span span{0, length};
+  if (!mask) return span;
+  while (span.end > 1 && !mask[span.end - 1]) span.end--;
+  while (span.start < span.end - 1 && !mask[span.start]) span.start++;
+  return span;
+}
 
 // Computes all rows and heads, on all threads.
 inline void compute_attention(const DecodeAttention& a) {
@@ -36,14 +53,18 @@ inline void compute_attention(const DecodeAttention& a) {
     for (int i = task * per_task; i < std::min(queries, (task + 1) * per_task); i++) {
       const int row = i / a.heads, h = i % a.heads;
       AttentionArgs args = a.args;
-      args.q = a.q + row * a.q_row + h * a.q_head;
-      args.k = a.k + (row * a.k_row + h * a.k_head) * item_size;
-      args.v = a.v + (row * a.v_row + h * a.v_head) * item_size;
-      if (a.k_scales) {
-        args.k_scales = a.k_scales + row * a.scales_row + h * a.scales_head;
-        args.v_scales = a.v_scales + row * a.scales_row + h * a.scales_head;
-      }
       args.mask = a.mask ? a.mask + static_cast<size_t>(row) * length : nullptr;
+      const Span span = a.spans ? a.spans[row] : unmasked(args.mask, length);
+      const int64_t first = span.start;
+      args.length = span.end - span.start;
+      args.q = a.q + row * a.q_row + h * a.q_head;
+      args.k = a.k + (row * a.k_row + h * a.k_head + first * static_cast<int64_t>(args.stride)) * item_size;
+      args.v = a.v + (row * a.v_row + h * a.v_head + first * static_cast<int64_t>(args.stride)) * item_size;
+      if (a.k_scales) {
+        args.k_scales = a.k_scales + row * a.scales_row + h * a.scales_head + first;
+        args.v_scales = a.v_scales + row * a.scales_row + h * a.scales_head + first;
+      }
+      if (args.mask) args.mask += first;
       args.out = a.out + static_cast<size_t>(i) * args.dim;
       args.scores = scores;
       kernels().attention(args);

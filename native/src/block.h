@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "attention.h"
 #include "linear.h"
@@ -140,16 +141,16 @@ struct FusedBlockLayers {
 };
 
 // A step from the self-attention's projections to the end of the block. Inputs: x [B, 1, dim], qkv [B, 1, 3 * dim],
-// the cache [B, 2 * heads, capacity, dim / heads] with the keys of all heads before their values; an int8 cache's
-// scales [B, 2 * heads, capacity]; the mask.
+// the cache [slots, 2 * heads, capacity, dim / heads], whose first B rows are these and which has the keys of all heads
+// before their values; an int8 cache's scales [slots, 2 * heads, capacity].
 class FusedBlockPrimitive : public CpuPrimitive {
  public:
-  FusedBlockPrimitive(mx::Stream stream, std::shared_ptr<const FusedBlockLayers> layers, int length, bool mask)
-      : CpuPrimitive(stream), layers_(std::move(layers)), length_(length), has_mask_(mask) {}
+  FusedBlockPrimitive(mx::Stream stream, std::shared_ptr<const FusedBlockLayers> layers, std::vector<Span> spans)
+      : CpuPrimitive(stream), layers_(std::move(layers)), spans_(std::move(spans)) {}
   const char* name() const override { return "MusicgenFusedBlock"; }
   bool is_equivalent(const mx::Primitive& other) const override {
     const auto& o = static_cast<const FusedBlockPrimitive&>(other);
-    return o.layers_ == layers_ && o.length_ == length_ && o.has_mask_ == has_mask_;
+    return o.layers_ == layers_ && o.spans_ == spans_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -158,10 +159,10 @@ class FusedBlockPrimitive : public CpuPrimitive {
     const mx::array& cache = inputs[2];
     require(cache.flags().row_contiguous, kUnsupportedLayout);
     DecodeAttention a{};
-    a.batch = cache.shape(0);
+    a.batch = inputs[0].shape(0);
     a.heads = layers_->heads;
     a.args.kv_type = cache.dtype() == mx::int8 ? ElementType::int8 : element_type_of(cache);
-    a.args.length = length_;
+    for (const Span& span : spans_) a.args.length = std::max(a.args.length, span.end);
     a.args.dim = a.args.stride = cache.shape(3);
     a.args.scale = 1 / std::sqrt(static_cast<float>(a.args.dim));
     a.q = inputs[1].data<float>();
@@ -179,9 +180,11 @@ class FusedBlockPrimitive : public CpuPrimitive {
       a.k_scales = scales.data<float>();
       a.v_scales = a.k_scales + a.heads * a.scales_head;
     }
-    a.mask = has_mask_ ? inputs.back().data<uint8_t>() : nullptr;
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [a, layers = layers_, x = inputs[0].data<float>(), y = out.data<float>()] { step(*layers, a, x, y); });
+        [a, layers = layers_, spans = spans_, x = inputs[0].data<float>(), y = out.data<float>()]() mutable {
+          a.spans = spans.data();
+          step(*layers, a, x, y);
+        });
   }
 
  private:
@@ -202,8 +205,7 @@ class FusedBlockPrimitive : public CpuPrimitive {
   }
 
   std::shared_ptr<const FusedBlockLayers> layers_;
-  int length_;
-  bool has_mask_;
+  std::vector<Span> spans_;
 };
 
 class FusedBlockStep {
@@ -221,9 +223,10 @@ class FusedBlockStep {
             "the block's layers don't fit each other");
   }
 
-  // The block's output for x. The self-attention attends to the cache's first `length` positions.
+  // The block's output for x. The self-attention of each row attends to the cache's positions from its start to before
+  // its end.
   mx::array operator()(const mx::array& x, const mx::array& qkv, const mx::array& cache, const OptionalArray& scales,
-                       int length, const OptionalArray& mask) const {
+                       const std::vector<int>& starts, const std::vector<int>& ends) const {
     const auto& p = *layers_;
     const auto stream = cpu_stream();
     const int rows = x.ndim() == 3 ? x.shape(0) : 0;
@@ -233,29 +236,30 @@ class FusedBlockStep {
             "qkv must be float32 [B, 1, 3 * dim]");
     require(!p.cross_attention || p.cross_attention->rows() == rows,
             "x must have as many rows as the cross-attention's keys");
-    require(cache.ndim() == 4 && cache.shape(0) == rows && cache.shape(1) == 2 * p.heads &&
+    require(cache.ndim() == 4 && cache.shape(0) >= rows && cache.shape(1) == 2 * p.heads &&
                 cache.shape(3) == p.dim() / p.heads,
-            "the cache must be [B, 2 * heads, capacity, dim / heads]");
+            "the cache must be [slots, 2 * heads, capacity, dim / heads], with a slot for each row of x");
     const int capacity = cache.shape(2);
-    require(0 < length && length <= capacity, "length must be from 1 to the cache's capacity");
+    require(static_cast<int>(starts.size()) == rows && static_cast<int>(ends.size()) == rows,
+            "each row must have a start and an end");
+    std::vector<Span> spans;
+    for (int row = 0; row < rows; row++) {
+      require(0 <= starts[row] && starts[row] < ends[row] && ends[row] <= capacity,
+              "a row's start must be before its end, both in the cache");
+      spans.push_back({starts[row], ends[row]});
+    }
     std::vector<mx::array> inputs{row_contiguous(x, stream), row_contiguous(qkv, stream), cache};
     require((cache.dtype() == mx::int8) == scales.has_value(),
             "scales must be given for an int8 cache, and only for one");
     if (scales) {
-      require(scales->dtype() == mx::float32 && scales->shape() == mx::Shape({rows, 2 * p.heads, capacity}),
-              "the scales must be float32 [B, 2 * heads, capacity]");
+      require(scales->dtype() == mx::float32 && scales->shape() == mx::Shape({cache.shape(0), 2 * p.heads, capacity}),
+              "the scales must be float32 [slots, 2 * heads, capacity]");
       inputs.push_back(*scales);
     } else {
       element_type_of(cache);
     }
-    if (mask) {
-      require(mask->dtype() == mx::bool_ && mask->shape() == mx::Shape({rows, length}),
-              "the mask must be bool [B, length]");
-      inputs.push_back(row_contiguous(*mask, stream));
-    }
     return mx::array(x.shape(), mx::float32,
-                     std::make_shared<FusedBlockPrimitive>(stream, layers_, length, mask.has_value()),
-                     std::move(inputs));
+                     std::make_shared<FusedBlockPrimitive>(stream, layers_, std::move(spans)), std::move(inputs));
   }
 
  private:
@@ -267,10 +271,11 @@ class FusedBlockStep {
 // buffers to operations with two outputs.
 class WriteKVPrimitive : public CpuPrimitive {
  public:
-  WriteKVPrimitive(mx::Stream stream, int position) : CpuPrimitive(stream), position_(position) {}
+  WriteKVPrimitive(mx::Stream stream, std::vector<int> positions)
+      : CpuPrimitive(stream), positions_(std::move(positions)) {}
   const char* name() const override { return "MusicgenWriteKV"; }
   bool is_equivalent(const mx::Primitive& other) const override {
-    return static_cast<const WriteKVPrimitive&>(other).position_ == position_;
+    return static_cast<const WriteKVPrimitive&>(other).positions_ == positions_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -282,14 +287,14 @@ class WriteKVPrimitive : public CpuPrimitive {
     char* target = out.data<char>();
     const auto type = out.dtype();
     const bool is_scales = out.ndim() == 3;
-    const int rows = out.shape(0), heads = out.shape(1), capacity = out.shape(2), dim = qkv.shape(2) / (heads / 2 * 3);
+    const int rows = qkv.shape(0), heads = out.shape(1), capacity = out.shape(2), dim = qkv.shape(2) / (heads / 2 * 3);
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [=, x = qkv.data<float>(), bytes = out.nbytes(), position = position_] {
+        [=, x = qkv.data<float>(), bytes = out.nbytes(), positions = positions_] {
           if (target != source) std::memcpy(target, source, bytes);
           for (int i = 0; i < rows * heads; i++) {
             // Skip the queries of each row: half as many vectors as its keys and values.
             const float* vector = x + (static_cast<size_t>(i / heads + 1) * (heads / 2) + i) * dim;
-            const size_t at = static_cast<size_t>(i) * capacity + position;
+            const size_t at = static_cast<size_t>(i) * capacity + positions[i / heads];
             float unused_scale;
             if (is_scales)
               kernels().quantize_row_int8(vector, dim, scratch<int8_t>(dim), reinterpret_cast<float*>(target) + at);
@@ -304,23 +309,25 @@ class WriteKVPrimitive : public CpuPrimitive {
   }
 
  private:
-  int position_;
+  std::vector<int> positions_;
 };
 
-// `cache` [B, 2 * heads, capacity, dim], or the scales of an int8 cache [B, 2 * heads, capacity], with the keys and
-// values of qkv [B, 1, 3 * heads * dim] written at `position`.
-inline mx::array write_kv(const mx::array& cache, const mx::array& qkv, int position) {
+// `cache` [slots, 2 * heads, capacity, dim], or the scales of an int8 cache [slots, 2 * heads, capacity], with the keys
+// and values of qkv [B, 1, 3 * heads * dim] written into the first B slots, each at its position.
+inline mx::array write_kv(const mx::array& cache, const mx::array& qkv, const std::vector<int>& positions) {
   require((cache.ndim() == 4 && (cache.dtype() == mx::int8 || cache.dtype() == mx::float16 ||
                                  cache.dtype() == mx::float32)) ||
               (cache.ndim() == 3 && cache.dtype() == mx::float32),
-          "the cache must be [B, 2 * heads, capacity, dim], or its scales [B, 2 * heads, capacity]");
-  const int rows = cache.shape(0), heads = cache.shape(1) / 2;
-  require(qkv.dtype() == mx::float32 && qkv.ndim() == 3 && qkv.shape(0) == rows && qkv.shape(1) == 1 && heads > 0 &&
+          "the cache must be [slots, 2 * heads, capacity, dim], or its scales [slots, 2 * heads, capacity]");
+  const int heads = cache.shape(1) / 2;
+  require(qkv.dtype() == mx::float32 && qkv.ndim() == 3 && qkv.shape(0) > 0 && qkv.shape(0) <= cache.shape(0) &&
+              qkv.shape(1) == 1 && heads > 0 &&
               qkv.shape(2) % (3 * heads) == 0 && (cache.ndim() == 3 || qkv.shape(2) == 3 * heads * cache.shape(3)),
-          "qkv must be float32 [B, 1, 3 * heads * dim]");
-  require(0 <= position && position < cache.shape(2), "the position is not in the cache");
+          "qkv must be float32 [B, 1, 3 * heads * dim], of no more rows than the cache has");
+  require(static_cast<int>(positions.size()) == qkv.shape(0), "each row must have a position");
+  for (int position : positions) require(0 <= position && position < cache.shape(2), "a position is not in the cache");
   const auto stream = cpu_stream();
-  return mx::array(cache.shape(), cache.dtype(), std::make_shared<WriteKVPrimitive>(stream, position),
+  return mx::array(cache.shape(), cache.dtype(), std::make_shared<WriteKVPrimitive>(stream, positions),
                    {cache, row_contiguous(qkv, stream)});
 }
 

@@ -39,9 +39,9 @@ NB_MODULE(_extension, m) {
   nb::class_<FusedBlockStep>(m, "FusedBlockStep")
       .def(nb::init<int, FusedLinear, std::optional<FusedCrossAttention>, FusedNorm, FusedLinear, FusedLinear>(),
            "heads"_a, "out"_a, "cross_attention"_a.none(), "norm"_a, "linear1"_a, "linear2"_a)
-      .def("__call__", &FusedBlockStep::operator(), "x"_a, "qkv"_a, "cache"_a, "scales"_a.none(), "length"_a,
-           "mask"_a = nb::none());
-  m.def("write_kv", &write_kv, "cache"_a, "qkv"_a, "position"_a);
+      .def("__call__", &FusedBlockStep::operator(), "x"_a, "qkv"_a, "cache"_a, "scales"_a.none(), "starts"_a,
+           "ends"_a);
+  m.def("write_kv", &write_kv, "cache"_a, "qkv"_a, "positions"_a);
   m.def("quantize_rows_int8", &quantize_rows_int8, "x"_a);
   m.def("elu", &elu, "x"_a);
   m.def("gelu", &gelu, "x"_a);

@@ -19,7 +19,7 @@ from audiocraft_mlx.ops.device import on_gpu
 
 ENV_VAR = "MUSICGEN_MLX_NATIVE"
 THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
-ABI_VERSION = 7
+ABI_VERSION = 8
 """Version of the extension's functions and their arguments: the second number of its own version."""
 BUILD_ANEW = "run make install again in a checkout"
 _TRIM_BYTES = 256 << 20

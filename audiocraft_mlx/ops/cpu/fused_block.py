@@ -13,12 +13,14 @@ import mlx.nn as nn
 
 from audiocraft_mlx.ops.cpu import extension
 
-FusedBlockStep = Callable[[mx.array, mx.array, mx.array, mx.array | None, int, mx.array | None], mx.array]
+FusedBlockStep = Callable[
+    [mx.array, mx.array, mx.array, mx.array | None, Sequence[int], Sequence[int]], mx.array
+]
 """From a block's queries, keys and values to its output.
 
-Its arguments: `x` `[B, 1, dim]`; `qkv` `[B, 1, 3 * dim]`; the cache `[B, 2 * heads, capacity, head_dim]` and,
-if it is int8, its scales; the number of its positions to attend to, the step's own included; and bool
-`[B, length]`, False where it may not attend to, or None.
+Its arguments: `x` `[B, 1, dim]`; `qkv` `[B, 1, 3 * dim]`; the cache `[slots, 2 * heads, capacity, head_dim]`
+and, if it is int8, its scales; and of each row the positions that it attends to, from the first number to
+before the second, the step's own included.
 """
 
 
@@ -29,17 +31,18 @@ class FusedLayers:
         self._layers = layers
         self._steps = steps
 
-    def __call__(self, x: mx.array, mask: mx.array | None, caches: Sequence[Any]) -> mx.array:
-        """`[B, 1, dim]` → the same shape. `mask` is that of the self-attention, `caches` are `KVCache`s."""
-        visible = None if mask is None else mask.reshape(len(x), -1)
+    def __call__(
+        self, x: mx.array, caches: Sequence[Any], starts: Sequence[int], ends: Sequence[int]
+    ) -> mx.array:
+        """`[B, 1, dim]` → the same shape. `caches` are `KVCache`s; see `FusedBlockStep` for the rest."""
+        places = [end - 1 for end in ends]
         for layer, cache, step in zip(self._layers, caches, self._steps, strict=True):
             qkv = extension.linear(layer.self_attn.qkv_proj, x, norm=layer.norm1)
             assert qkv is not None  # `fuse_layers` has looked
-            position = cache.advance(1) - 1
-            cache.keys_values = write_kv(cache.keys_values, qkv, position)
+            cache.keys_values = write_kv(cache.keys_values, qkv, places)
             if cache.scales is not None:
-                cache.scales = write_kv(cache.scales, qkv, position)
-            x = step(x, qkv, cache.keys_values, cache.scales, position + 1, visible)
+                cache.scales = write_kv(cache.scales, qkv, places)
+            x = step(x, qkv, cache.keys_values, cache.scales, starts, ends)
         return x
 
 
@@ -94,9 +97,12 @@ def _fuse_block(
     return step
 
 
-def write_kv(cache: mx.array, qkv: mx.array, position: int) -> mx.array:
-    """`cache`, or an int8 cache's scales, with a step's keys and values in it; see `FusedBlockStep`."""
+def write_kv(cache: mx.array, qkv: mx.array, positions: Sequence[int]) -> mx.array:
+    """`cache`, or an int8 cache's scales, with a step's keys and values in it; see `FusedBlockStep`.
+
+    `positions` are where those of each row come.
+    """
     kernels = extension.load_extension()
     assert kernels is not None
-    written: mx.array = kernels.write_kv(cache, qkv, position)
+    written: mx.array = kernels.write_kv(cache, qkv, positions)
     return written
