@@ -13,7 +13,7 @@ import mlx.core as mx
 from audiocraft_mlx.benchmark.backend import GUIDANCE, SAMPLING, TIMED_STEPS
 from audiocraft_mlx.decoding.guidance import GuidedDecoder
 from audiocraft_mlx.decoding.sampling import sample_codes
-from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.decoding.step import LMDecoder, taken
 from audiocraft_mlx.networks.cache import DecoderState
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
@@ -107,7 +107,7 @@ class _Stepper:
 
     def next(self) -> mx.array:
         """The codes of the next step, unevaluated."""
-        self._codes = sample_codes(self._decoder(self._codes[:, :, None]), SAMPLING, self._noise)
+        self._codes = sample_codes(taken(self._decoder(self._codes[:, :, None])), SAMPLING, self._noise)
         return self._codes
 
 

@@ -1,9 +1,10 @@
-"""The one decoding loop: a generator of code frames."""
+"""The one decoding loop: a generator of code frames, and of the steps that it waits for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -12,13 +13,16 @@ from audiocraft_mlx.decoding.guidance import GuidanceParams, GuidedDecoder
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, gumbel_noise, sample_codes
 from audiocraft_mlx.decoding.sections import SectionConditions
-from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.decoding.step import LMDecoder, LMStep, alone
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
 
 NOISE_CHUNK = 16
 """Steps whose random noise is made at once; one by one it costs more than the draws."""
+
+PREFILL_STEPS = 128
+"""Steps of a prompt that are read at once. What others generate meanwhile doesn't wait for all of a long one."""
 
 _LARGE_COEF = 1000.0
 """Guidance beyond this is named as a possible cause of an overflow."""
@@ -27,7 +31,7 @@ OnStep = Callable[[int, int], None]
 """`(steps done, steps in all)`"""
 
 
-def generate_frames(
+def decode_frames(
     decoder: LMDecoder,
     conditions: ConditionTensors | SectionConditions,
     frames: int,
@@ -39,10 +43,11 @@ def generate_frames(
     chunk_frames: Iterator[int] | None = None,
     steps_before: int = 0,
     total_steps: int | None = None,
-) -> Iterator[mx.array]:
+) -> Iterator[mx.array | LMStep]:
     """Yield the codes of a sequence of `frames` frames that follow its prompt, int32 `[B, K, n]` each.
 
-    All that it goes on with is evaluated at each yield, and a step takes the calling thread's default stream:
+    Between them it yields each step of the transformer that it needs, and wants it taken when it is advanced
+    again: `alone` and `ContinuousBatch` do that. All that it goes on with is evaluated at each yield, and a step takes the calling thread's default stream:
     MLX's streams belong to threads, and the generator can be advanced by any.
 
     Args:
@@ -73,7 +78,11 @@ def generate_frames(
     guided = GuidedDecoder(decoder, conditions, pattern.steps - 1, guidance)
     start = pattern.first_step(prompt_frames)
     total = total_steps or pattern.steps - start
-    inputs, previous = sequence[:, :, :start], sequence
+    read = (start - 1) // PREFILL_STEPS * PREFILL_STEPS
+    for begin in range(0, read, PREFILL_STEPS):
+        logits = yield from guided(sequence[:, :, begin : begin + PREFILL_STEPS])
+        mx.eval(logits)
+    inputs, previous = sequence[:, :, read:start], sequence
     # The steps that hold codes of frames which were not yielded yet: from the first one's on.
     pending: list[mx.array] = []
     # The sum of each step's logits, `[B]`, NaN or infinite as soon as one of them is. They are computed with
@@ -84,7 +93,7 @@ def generate_frames(
     left = frames - prompt_frames
     noises = repeat(None) if keys is None else _noise_per_step(lm, keys[:, start:])
     for step, noise in zip(range(start, pattern.steps), noises, strict=False):
-        logits = guided(inputs)
+        logits = yield from guided(inputs)
         sums.append(logits.sum(axis=(1, 2)))
         codes = sample_codes(logits, sampling, noise)
         codes = mx.where(mask[:, step], codes, special)
@@ -116,6 +125,11 @@ def generate_frames(
     mx.eval(previous)
     if on_step is not None:
         on_step(steps_before + pattern.steps - start, total)
+
+
+def generate_frames(*args: Any, **options: Any) -> Iterator[mx.array]:
+    """`decode_frames` alone: codes int32 `[B, K, n]`."""
+    return alone(decode_frames(*args, **options))
 
 
 def _frames_of_steps(pattern: DelayPattern, steps: list[mx.array], size: int) -> mx.array:

@@ -6,13 +6,13 @@ Discrete Bottleneck Features", section 4.3; and audiocraft's `LMModel._sample_ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from audiocraft_mlx.decoding.sections import SectionConditions, SectionedSteps
-from audiocraft_mlx.decoding.step import DecoderSteps, LMDecoder
+from audiocraft_mlx.decoding.step import LMDecoder, LMStep, last_logits
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.ops.device import on_gpu
@@ -88,26 +88,23 @@ class GuidedDecoder:
         if sections is not None:
             self._sections = SectionedSteps(decoder.lm, sections, self._steps[0])
 
-    def __call__(self, codes: mx.array) -> mx.array:
+    def __call__(self, codes: mx.array) -> Generator[LMStep, None, mx.array]:
         """Logits float32 `[B, K, card]` of the step after the next steps `codes` `[B, K, S]`."""
         if self._sections is not None:
-            first, *others = mx.split(self._sections(codes), 1 if self._two_step else self._branches)
-            others += [self._last(codes, step) for step in self._steps[1:]]
-            return self._guide(first, *others) if others else first
-        if self._branches == 1:
-            return self._last(codes, self._steps[0])
-        if self._two_step:
-            return self._guide(*(self._last(codes, step) for step in self._steps))
-        logits = self._last(mx.concatenate([codes] * self._branches), self._steps[0])
-        return self._guide(*mx.split(logits, self._branches))
+            logits = yield from self._sections(codes, [(steps, codes) for steps in self._steps[1:]])
+        else:
+            copies = 1 if self._two_step else self._branches
+            batch = codes if copies == 1 else mx.concatenate([codes] * copies)
+            step = LMStep(*((steps, batch) for steps in self._steps))
+            yield step
+            logits = [last_logits(of_part) for of_part in step.logits]
+        branches = [branch for part in logits for branch in mx.split(part, len(part) // len(codes))]
+        return branches[0] if len(branches) == 1 else self._guide(*branches)
 
     def _guide(self, *branches: mx.array) -> mx.array:
         guide = _compiled_guidance if on_gpu() else apply_guidance
         guided: mx.array = guide(self._coef, self._beta, *branches)
         return guided
-
-    def _last(self, codes: mx.array, steps: DecoderSteps) -> mx.array:
-        return steps(codes)[:, :, -1].astype(mx.float32)
 
 
 def apply_guidance(

@@ -7,13 +7,13 @@ the row is continued under both: its cache is copied where the fade begins, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from audiocraft_mlx.decoding.step import DecoderSteps
+from audiocraft_mlx.decoding.step import DecoderSteps, LMStep, last_logits
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 from audiocraft_mlx.networks.lm import LM
 
@@ -123,21 +123,26 @@ class SectionedSteps:
         self._borders = {max(0, step) for step, _, _ in changes}
         self._borders |= {max(0, step + change.fade) for step, _, change in changes}
 
-    def __call__(self, codes: mx.array) -> mx.array:
+    def __call__(
+        self, codes: mx.array, others: Sequence[tuple[DecoderSteps, mx.array]]
+    ) -> Generator[LMStep, None, list[mx.array]]:
         """Logits float32 `[N, K, card]` of the step after the next steps `codes` `[B, K, S]`.
 
-        The rows are the conditions' and those of `unconditional`.
+        The rows are the conditions' and those of `unconditional`. Then the logits of `others`, which take
+        their steps along with the last ones.
         """
+        end = self._position + codes.shape[2]
         for part in self._parts(codes):
-            logits = self._steps(self._for_all_rows(part))
-        logits = logits[:, :, -1].astype(mx.float32)
+            step = LMStep((self._steps, self._for_all_rows(part)), *(others if self._position == end else ()))
+            yield step
+        logits, *of_others = map(last_logits, step.logits)
         if self._fades:
             # Guidance is linear: to fade what it begins with is to fade what it makes of it.
             before, logits = logits[len(self._texts) :], logits[: len(self._texts)]
             fading = mx.array([fade.row for fade in self._fades])
             weights = mx.array([fade.weight(self._position - 1) for fade in self._fades])[:, None, None]
             logits[fading] = before + (logits[fading] - before) * weights
-        return logits
+        return [logits, *of_others]
 
     def _parts(self, codes: mx.array) -> Iterator[mx.array]:
         """`codes` between the borders, each after what changes there."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +17,7 @@ from audiocraft_mlx.ops.cpu.fused_block import FusedLayers, fuse_layers
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
 
 LayerStep = Callable[..., tuple[mx.array, ...]]
+Item = TypeVar("Item")
 
 
 class LMDecoder:
@@ -37,6 +39,54 @@ class LMDecoder:
         """Sequences of up to `steps` steps under `conditions`, one for each row of these."""
         state = self.lm.make_cache(conditions, steps, self._cache_dtype, self._cache_bits)
         return DecoderSteps(self.lm, state, self._layer_steps)
+
+
+class LMStep:
+    """A step of the transformer that sequences wait for: a generator yields it, and goes on with its `logits`.
+
+    So whoever advances the generator can have the steps of several at once (`continuous_batch.py`).
+
+    Attributes:
+        parts: sequences and their next codes `[B, K, S]`, of each branch of guidance that is computed alone.
+        logits: float `[B, K, S, card]` of each part, when the step was taken.
+    """
+
+    def __init__(self, *parts: tuple[DecoderSteps, mx.array]) -> None:
+        self.parts = parts
+        self.logits: list[mx.array] = []
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is of one position, not of several of a prompt."""
+        return all(codes.shape[2] == 1 for _, codes in self.parts)
+
+    def take(self) -> None:
+        """By itself."""
+        self.logits = [steps(codes) for steps, codes in self.parts]
+
+
+def last_logits(logits: mx.array) -> mx.array:
+    """Float32 `[B, K, card]` of the last of the steps of `logits` `[B, K, S, card]`."""
+    return logits[:, :, -1].astype(mx.float32)
+
+
+def alone(items: Iterable[Item | LMStep]) -> Iterator[Item]:
+    """What sequences yield that take each step when they need it."""
+    for item in items:
+        if isinstance(item, LMStep):
+            item.take()
+        else:
+            yield item
+
+
+def taken(steps: Generator[LMStep, None, Item]) -> Item:
+    """What `steps` return when each is taken."""
+    while True:
+        try:
+            next(steps).take()
+        except StopIteration as stop:
+            value: Item = stop.value
+            return value
 
 
 class DecoderSteps:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 
+from audiocraft_mlx.decoding.step import LMStep
 from audiocraft_mlx.ops.device import require_mlx_threads
 
 
@@ -30,14 +31,17 @@ def in_chunks(codes: mx.array, chunk_frames: Iterator[int]) -> Iterator[mx.array
         start += size
 
 
-def rechunk(audio: Iterable[mx.array], sizes: Iterator[int]) -> Iterator[mx.array]:
+def rechunk(audio: Iterable[mx.array | LMStep], sizes: Iterator[int]) -> Iterator[mx.array | LMStep]:
     """The samples of arrays `[B, C, m]` of any length in chunks `[B, C, size]`; the last one is shorter.
 
-    Chunks are evaluated, and so is what is left of the arrays at each yield.
+    The steps between them are passed on. Chunks are evaluated, and so is what is left of the arrays at each yield.
     """
     rest: mx.array | None = None
     size = next(sizes)
     for samples in audio:
+        if isinstance(samples, LMStep):
+            yield samples
+            continue
         rest = samples if rest is None else mx.concatenate([rest, samples], axis=2)
         while rest.shape[2] >= size:
             chunk, rest = rest[:, :, :size], rest[:, :, size:]

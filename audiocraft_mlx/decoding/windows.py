@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from audiocraft_mlx.decoding.frames import OnStep, generate_frames
+from audiocraft_mlx.decoding.frames import OnStep, decode_frames
 from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.pattern import DelayPattern
 from audiocraft_mlx.decoding.sampling import SamplingParams, row_keys
 from audiocraft_mlx.decoding.sections import SectionConditions
-from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.decoding.step import LMDecoder, LMStep
 from audiocraft_mlx.networks.condition_tensors import ConditionTensors
 
 
@@ -81,7 +81,7 @@ def infill_region(
     return max(0, first - context), min(frames, last + context)
 
 
-def generate_windows(
+def decode_windows(
     decoder: LMDecoder,
     conditions: Callable[[Window], ConditionTensors | SectionConditions],
     windows: Sequence[Window],
@@ -91,11 +91,11 @@ def generate_windows(
     prompt: mx.array | None = None,
     on_step: OnStep | None = None,
     chunk_frames: Iterator[int] | None = None,
-) -> Iterator[mx.array]:
+) -> Iterator[mx.array | LMStep]:
     """Yield the codes that follow the prompt, in chunks int32 `[B, K, n]`, also at a window's end.
 
     `sampling`, `guidance` and `seeds` have one value for each row, `conditions` makes those of a window, and
-    `on_step(done, total)` counts the steps of all windows. See `generate_frames` for the rest.
+    `on_step(done, total)` counts the steps of all windows. See `decode_frames` for the rest.
     """
     patterns = [DelayPattern(decoder.lm.config.delays, window.frames) for window in windows]
     steps = [p.steps - p.first_step(w.context_frames) for p, w in zip(patterns, windows, strict=True)]
@@ -103,7 +103,7 @@ def generate_windows(
     greedy = all(row.greedy for row in sampling)
     for window, pattern in zip(windows, patterns, strict=True):
         generated: list[mx.array] = []
-        for codes in generate_frames(
+        for item in decode_frames(
             decoder,
             conditions(window),
             window.frames,
@@ -116,8 +116,9 @@ def generate_windows(
             steps_before=sum(steps[: window.index]),
             total_steps=sum(steps),
         ):
-            generated.append(codes)
-            yield codes
+            if not isinstance(item, LMStep):
+                generated.append(item)
+            yield item
         if window.index + 1 < len(windows):
             known = generated if context is None else [context, *generated]
             needed = windows[window.index + 1].context_frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,9 +40,9 @@ from audiocraft_mlx.decoding.guidance import GuidanceParams
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
 from audiocraft_mlx.decoding.sampling import SamplingParams
 from audiocraft_mlx.decoding.sections import SectionConditions
-from audiocraft_mlx.decoding.step import LMDecoder
+from audiocraft_mlx.decoding.step import LMDecoder, LMStep, alone
 from audiocraft_mlx.decoding.stream import chunk_sizes, in_chunks, rechunk
-from audiocraft_mlx.decoding.windows import Window, generate_windows, plan_windows
+from audiocraft_mlx.decoding.windows import Window, decode_windows, plan_windows
 from audiocraft_mlx.errors import MusicGenError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 from audiocraft_mlx.models.holes import Hole, hole_frames
@@ -90,6 +90,8 @@ AudioArray = mx.array | np.ndarray
 WavInputs = AudioArray | Notes | Sequence[AudioArray | Notes | None]
 Description = str | None | Sequence[tuple[float, str | None] | tuple[float, str | None, float] | Section]
 """A text; or sections: `(seconds, text)` from 0 on, or `(seconds, text, seconds of the cross-fade)`."""
+Decoded = tuple[mx.array, mx.array | None]
+"""Codes `[B, K, n]`, and the audio `[B, C, m]` that is known after them."""
 Negative = str | Sequence[str | None] | None
 """What the music is not to be: one text for all rows, or one for each."""
 
@@ -594,7 +596,7 @@ class GenModel:
             negative=negative,
         )
         generate = self._start(inputs, self.params, chunk_seconds, first_chunk_seconds)
-        return _with_progress(generate, self._progress_callback, progress)
+        return _with_progress(lambda on_step: alone(generate(on_step)), self._progress_callback, progress)
 
     def prepare_inputs(
         self,
@@ -821,6 +823,31 @@ class GenModel:
         Raises:
             UsageError: at once, for values that don't fit.
         """
+        return alone(
+            self.stream_steps(
+                inputs,
+                params,
+                chunk_seconds=chunk_seconds,
+                first_chunk_seconds=first_chunk_seconds,
+                on_step=on_step,
+                on_codes=on_codes,
+            )
+        )
+
+    def stream_steps(
+        self,
+        inputs: GenerationInputs,
+        params: GenerationParams | Sequence[GenerationParams],
+        *,
+        chunk_seconds: float = 1.0,
+        first_chunk_seconds: float | None = None,
+        on_step: OnStep | None = None,
+        on_codes: Callable[[mx.array], None] | None = None,
+    ) -> Iterator[mx.array | LMStep]:
+        """`generate_stream` that yields the steps that it waits for, too, which are for the caller to take.
+
+        So several can be generated at a time (`ContinuousBatch`).
+        """
         return self._start(inputs, params, chunk_seconds, first_chunk_seconds, on_codes)(on_step)
 
     def generate_audio(self, gen_tokens: AudioArray) -> mx.array:
@@ -979,7 +1006,7 @@ class GenModel:
         tokens, audio = [], []
         with _progress(self._progress_callback, progress) as on_step:
             decoded = self._decode(inputs, params or self.params, repeat(CHUNK_FRAMES), on_step=on_step)
-            for codes, samples in with_wired_memory(decoded):
+            for codes, samples in alone(with_wired_memory(decoded)):
                 tokens.append(codes)
                 audio += [] if samples is None else [samples]
         whole, codes = mx.concatenate(audio, axis=2), mx.concatenate(tokens, axis=2)
@@ -993,8 +1020,8 @@ class GenModel:
         chunk_seconds: float,
         first_chunk_seconds: float | None,
         on_codes: Callable[[mx.array], None] | None = None,
-    ) -> Callable[[OnStep | None], Iterator[mx.array]]:
-        """`generate_stream`, but for the callback; what can be wrong is found now."""
+    ) -> Callable[[OnStep | None], Iterator[mx.array | LMStep]]:
+        """`stream_steps`, but for the callback; what can be wrong is found now."""
         first_chunk_seconds = chunk_seconds if first_chunk_seconds is None else first_chunk_seconds
         for name, seconds in (("chunk_seconds", chunk_seconds), ("first_chunk_seconds", first_chunk_seconds)):
             validate_number(
@@ -1005,12 +1032,10 @@ class GenModel:
         first, size = int(first_chunk_seconds * self.frame_rate), int(chunk_seconds * self.frame_rate)
         hop = round(self.sample_rate / self.frame_rate)
 
-        def generate(on_step: OnStep | None) -> Iterator[mx.array]:
+        def generate(on_step: OnStep | None) -> Iterator[mx.array | LMStep]:
             frames = chunk_sizes(first, size)
             decoded = self._decode(inputs, rows, frames, without_prompt=True, on_step=on_step)
-            if on_codes is not None:
-                decoded = _tapped(decoded, on_codes)
-            audio = (audio for _, audio in with_wired_memory(decoded) if audio is not None)
+            audio = _audio_of(with_wired_memory(decoded), on_codes)
             return rechunk(audio, (frames * hop for frames in chunk_sizes(first, size)))
 
         return generate
@@ -1083,8 +1108,8 @@ class GenModel:
         chunk_frames: Iterator[int],
         without_prompt: bool = False,
         on_step: OnStep | None = None,
-    ) -> Iterator[tuple[mx.array, mx.array | None]]:
-        """Codes `[B, K, n]` and the audio `[B, C, m]` that is known after them, as they are generated."""
+    ) -> Iterator[Decoded | LMStep]:
+        """Codes and audio as they are generated, and the steps that they wait for."""
         require_mlx_threads()
         rows = params_of_rows(params, len(inputs.descriptions))
         if inputs.part is not None:
@@ -1118,11 +1143,13 @@ class GenModel:
         part: ReplacedPart,
         rows: Sequence[GenerationParams],
         on_step: OnStep | None,
-    ) -> Iterator[tuple[mx.array, mx.array | None]]:
+    ) -> Iterator[Decoded | LMStep]:
         """`_decode` of the chosen takes, with a little of what is before them."""
-        codes = mx.concatenate(
-            [self._best_take(inputs, part, rows, row, on_step) for row in range(len(rows))], axis=0
-        )
+        takes = []
+        for row in range(len(rows)):
+            take = yield from self._best_take(inputs, part, rows, row, on_step)
+            takes.append(take)
+        codes = mx.concatenate(takes)
         decoder = self.compression_model.make_decoder_stream()
         if inputs.prompt is not None:
             lead = min(part.margin, inputs.prompt_frames)
@@ -1138,7 +1165,7 @@ class GenModel:
         rows: Sequence[GenerationParams],
         row: int,
         on_step: OnStep | None,
-    ) -> mx.array:
+    ) -> Generator[LMStep, None, mx.array]:
         """Codes `[1, K, n]` of the take of a row's part after which what follows is most likely."""
         own, params = inputs.of_row(row), rows[row]
         windows = self._plan(own, [params])
@@ -1156,8 +1183,14 @@ class GenModel:
             step = None
             if on_step is not None:
                 step = _share_of(on_step, row * batches + index, len(rows) * batches)
-            chunks = self._code_frames(batch, [params] * len(of_batch), windows, repeat(CHUNK_FRAMES), step)
-            takes.append(mx.concatenate([*chunks], axis=2))
+            chunks: list[mx.array] = []
+            sizes = repeat(CHUNK_FRAMES)
+            for item in self._code_frames(batch, [params] * len(of_batch), windows, sizes, step):
+                if isinstance(item, LMStep):
+                    yield item
+                else:
+                    chunks.append(item)
+            takes.append(mx.concatenate(chunks, axis=2))
             mx.eval(takes[-1])
         codes = mx.concatenate(takes)
         if len(seeds) == 1:
@@ -1190,9 +1223,9 @@ class GenModel:
         windows: Sequence[Window],
         chunk_frames: Iterator[int],
         on_step: OnStep | None,
-    ) -> Iterator[mx.array]:
-        """Codes `[B, K, n]` after the prompt, of `chunk_frames` each."""
-        return generate_windows(
+    ) -> Iterator[mx.array | LMStep]:
+        """Codes `[B, K, n]` after the prompt, of `chunk_frames` each, and the steps that they wait for."""
+        return decode_windows(
             LMDecoder(self.lm, self._cache_bits),
             self._conditions_by_window(inputs, params[0], windows),
             windows,
@@ -1289,10 +1322,16 @@ def _negative_of_rows(negative: Negative, rows: int) -> tuple[str | None, ...] |
 
 
 def decode_chunks(
-    decoder: DecoderStream | StereoDecoderStream, chunks: Iterable[mx.array], frames: int
-) -> Iterator[tuple[mx.array, mx.array | None]]:
-    """Each chunk of codes `[B, K, n]`, all together `frames` frames, and the audio that is known after it."""
+    decoder: DecoderStream | StereoDecoderStream, chunks: Iterable[mx.array | LMStep], frames: int
+) -> Iterator[Decoded | LMStep]:
+    """Each chunk of codes `[B, K, n]`, all together `frames` frames, and the audio that is known after it.
+
+    The steps between them are passed on.
+    """
     for codes in chunks:
+        if isinstance(codes, LMStep):
+            yield codes
+            continue
         frames -= codes.shape[2]
         audio = decoder.step(codes, is_last=frames == 0)
         evaluate_chunk(codes, audio, decoder)
@@ -1370,12 +1409,19 @@ def _unique(values: Sequence[AudioArray | None]) -> tuple[list[AudioArray], list
     return unique, indices
 
 
-def _tapped(
-    decoded: Iterator[tuple[mx.array, mx.array | None]], on_codes: Callable[[mx.array], None]
-) -> Iterator[tuple[mx.array, mx.array | None]]:
-    for codes, audio in decoded:
-        on_codes(codes)
-        yield codes, audio
+def _audio_of(
+    decoded: Iterator[Decoded | LMStep], on_codes: Callable[[mx.array], None] | None
+) -> Iterator[mx.array | LMStep]:
+    """Their audio, as far as there is any; `on_codes` gets their codes."""
+    for item in decoded:
+        if isinstance(item, LMStep):
+            yield item
+            continue
+        codes, audio = item
+        if on_codes is not None:
+            on_codes(codes)
+        if audio is not None:
+            yield audio
 
 
 def _with_progress(

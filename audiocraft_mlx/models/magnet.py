@@ -14,11 +14,13 @@ from audiocraft_mlx.audio.splice import replace_part
 from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.masked import MaskedParams, generate_masked
 from audiocraft_mlx.decoding.params import GenerationParams, params_of_rows
+from audiocraft_mlx.decoding.step import LMStep, alone
 from audiocraft_mlx.decoding.stream import in_chunks
 from audiocraft_mlx.decoding.windows import Window, first_frame, infill_region, plan_windows
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.models.genmodel import (
     AudioArray,
+    Decoded,
     GenerationInputs,
     GenerationOutput,
     GenModel,
@@ -260,7 +262,7 @@ class MAGNeT(GenModel):
         chunk_frames: Iterator[int],
         without_prompt: bool = False,
         on_step: OnStep | None = None,
-    ) -> Iterator[tuple[mx.array, mx.array | None]]:
+    ) -> Iterator[Decoded | LMStep]:
         infill = inputs.infill
         if infill is None:
             yield from super()._decode(inputs, params, chunk_frames, without_prompt, on_step)
@@ -271,7 +273,7 @@ class MAGNeT(GenModel):
         decoder, position = self.compression_model.make_decoder_stream(), 0
         hop = round(self.sample_rate / self.frame_rate)
         chunks = in_chunks(codes, repeat(CHUNK_FRAMES))
-        for chunk, audio in decode_chunks(decoder, chunks, codes.shape[2]):
+        for chunk, audio in alone(decode_chunks(decoder, chunks, codes.shape[2])):
             if audio is None:
                 continue
             start, end = (max(0, frame * hop - position) for frame in (infill.start, infill.end))
@@ -287,7 +289,7 @@ class MAGNeT(GenModel):
         windows: Sequence[Window],
         chunk_frames: Iterator[int],
         on_step: OnStep | None,
-    ) -> Iterator[mx.array]:
+    ) -> Iterator[mx.array | LMStep]:
         codes = self._fill(inputs, params, windows, on_step)
         return in_chunks(codes[:, :, inputs.prompt_frames :], chunk_frames)
 
