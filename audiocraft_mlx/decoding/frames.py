@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import repeat
 from typing import Any
 
@@ -22,7 +23,7 @@ NOISE_CHUNK = 16
 """Steps whose random noise is made at once; one by one it costs more than the draws."""
 
 PREFILL_STEPS = 128
-"""Steps of a prompt that are read at once. What others generate meanwhile doesn't wait for all of a long one."""
+"""Steps of a prompt that are read at once, so that others don't wait for all of a long one."""
 
 _LARGE_COEF = 1000.0
 """Guidance beyond this is named as a possible cause of an overflow."""
@@ -47,8 +48,9 @@ def decode_frames(
     """Yield the codes of a sequence of `frames` frames that follow its prompt, int32 `[B, K, n]` each.
 
     Between them it yields each step of the transformer that it needs, and wants it taken when it is advanced
-    again: `alone` and `ContinuousBatch` do that. All that it goes on with is evaluated at each yield, and a step takes the calling thread's default stream:
-    MLX's streams belong to threads, and the generator can be advanced by any.
+    again: `alone` and `ContinuousBatch` do that. All that it goes on with is evaluated at each yield of
+    codes, and a step takes the calling thread's default stream: MLX's streams belong to threads, and the
+    generator can be advanced by any.
 
     Args:
         conditions: one row for each sequence.
@@ -75,56 +77,56 @@ def decode_frames(
     sequence = pattern.build_sequence(prompt, special)
     known = mx.array(pattern.mask(prompt_frames))
     mask = mx.array(pattern.mask(frames))
-    guided = GuidedDecoder(decoder, conditions, pattern.steps - 1, guidance)
-    start = pattern.first_step(prompt_frames)
-    total = total_steps or pattern.steps - start
-    read = (start - 1) // PREFILL_STEPS * PREFILL_STEPS
-    for begin in range(0, read, PREFILL_STEPS):
-        logits = yield from guided(sequence[:, :, begin : begin + PREFILL_STEPS])
-        mx.eval(logits)
-    inputs, previous = sequence[:, :, read:start], sequence
-    # The steps that hold codes of frames which were not yielded yet: from the first one's on.
-    pending: list[mx.array] = []
-    # The sum of each step's logits, `[B]`, NaN or infinite as soon as one of them is. They are computed with
-    # the codes and looked at with the frames: to look at each step would wait for the device.
-    sums: list[mx.array] = []
-    sizes = repeat(1) if chunk_frames is None else chunk_frames
-    next_chunk = next(sizes)
-    left = frames - prompt_frames
-    noises = repeat(None) if keys is None else _noise_per_step(lm, keys[:, start:])
-    for step, noise in zip(range(start, pattern.steps), noises, strict=False):
-        logits = yield from guided(inputs)
-        sums.append(logits.sum(axis=(1, 2)))
-        codes = sample_codes(logits, sampling, noise)
-        codes = mx.where(mask[:, step], codes, special)
-        codes = mx.where(known[:, step], sequence[:, :, step], codes)
-        mx.async_eval(codes, sums[-1])
-        if step > start:
-            # One step ahead of the device and no further.
-            mx.eval(previous)
-            if on_step is not None:
-                on_step(steps_before + step - start, total)
-        previous, inputs = codes, codes[:, :, None]
-        pending.append(inputs)
-        size = min(next_chunk, left)
-        if len(pending) == size + pattern.max_delay - min(pattern.delays):
-            chunk = _frames_of_steps(pattern, pending, size)
-            mx.eval(chunk, sums)
-            first_bad = _first_non_finite(sums)
-            if first_bad is not None:
-                done = steps_before + step - start + 1
-                rows = [guidance] if isinstance(guidance, GuidanceParams) else guidance
-                coefs = [coef for row in rows for coef in (row.coef, row.beta or 0)]
-                raise non_finite_error(lm, coefs, done - len(sums) + first_bad + 1, total)
-            yield chunk
-            del pending[:size]
-            sums.clear()
-            left -= size
-            if left:
-                next_chunk = next(sizes)
-    mx.eval(previous)
-    if on_step is not None:
-        on_step(steps_before + pattern.steps - start, total)
+    with closing(GuidedDecoder(decoder, conditions, pattern.steps - 1, guidance)) as guided:
+        start = pattern.first_step(prompt_frames)
+        total = total_steps or pattern.steps - start
+        read = (start - 1) // PREFILL_STEPS * PREFILL_STEPS
+        for begin in range(0, read, PREFILL_STEPS):
+            logits = yield from guided(sequence[:, :, begin : begin + PREFILL_STEPS])
+            mx.eval(logits)
+        inputs, previous = sequence[:, :, read:start], sequence
+        # The steps that hold codes of frames which were not yielded yet: from the first one's on.
+        pending: list[mx.array] = []
+        # The sum of each step's logits, `[B]`, NaN or infinite as soon as one of them is. They are computed
+        # with the codes and looked at with the frames: to look at each step would wait for the device.
+        sums: list[mx.array] = []
+        sizes = repeat(1) if chunk_frames is None else chunk_frames
+        next_chunk = next(sizes)
+        left = frames - prompt_frames
+        noises = repeat(None) if keys is None else _noise_per_step(lm, keys[:, start:])
+        for step, noise in zip(range(start, pattern.steps), noises, strict=False):
+            logits = yield from guided(inputs)
+            sums.append(logits.sum(axis=(1, 2)))
+            codes = sample_codes(logits, sampling, noise)
+            codes = mx.where(mask[:, step], codes, special)
+            codes = mx.where(known[:, step], sequence[:, :, step], codes)
+            mx.async_eval(codes, sums[-1])
+            if step > start:
+                # One step ahead of the device and no further.
+                mx.eval(previous)
+                if on_step is not None:
+                    on_step(steps_before + step - start, total)
+            previous, inputs = codes, codes[:, :, None]
+            pending.append(inputs)
+            size = min(next_chunk, left)
+            if len(pending) == size + pattern.max_delay - min(pattern.delays):
+                chunk = _frames_of_steps(pattern, pending, size)
+                mx.eval(chunk, sums)
+                first_bad = _first_non_finite(sums)
+                if first_bad is not None:
+                    done = steps_before + step - start + 1
+                    rows = [guidance] if isinstance(guidance, GuidanceParams) else guidance
+                    coefs = [coef for row in rows for coef in (row.coef, row.beta or 0)]
+                    raise non_finite_error(lm, coefs, done - len(sums) + first_bad + 1, total)
+                yield chunk
+                del pending[:size]
+                sums.clear()
+                left -= size
+                if left:
+                    next_chunk = next(sizes)
+        mx.eval(previous)
+        if on_step is not None:
+            on_step(steps_before + pattern.steps - start, total)
 
 
 def generate_frames(*args: Any, **options: Any) -> Iterator[mx.array]:

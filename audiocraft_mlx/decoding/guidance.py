@@ -101,6 +101,11 @@ class GuidedDecoder:
         branches = [branch for part in logits for branch in mx.split(part, len(part) // len(codes))]
         return branches[0] if len(branches) == 1 else self._guide(*branches)
 
+    def close(self) -> None:
+        """No step will be taken any more."""
+        for steps in self._steps:
+            steps.close()
+
     def _guide(self, *branches: mx.array) -> mx.array:
         guide = _compiled_guidance if on_gpu() else apply_guidance
         guided: mx.array = guide(self._coef, self._beta, *branches)

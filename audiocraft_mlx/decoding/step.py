@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +15,14 @@ from audiocraft_mlx.networks.lm import LM, Block, PositionInfo
 from audiocraft_mlx.ops.cpu.extension import kv_cache_dtype
 from audiocraft_mlx.ops.cpu.fused_block import FusedLayers, fuse_layers
 from audiocraft_mlx.ops.cpu.tiled_quantized_linear import TiledQuantizedLinear
+
+
+class MergedSteps(Protocol):
+    """What the states of several `DecoderSteps` are in at once."""
+
+    def take_out(self, own: DecoderSteps) -> DecoderState: ...
+    def drop(self, own: DecoderSteps) -> None: ...
+
 
 LayerStep = Callable[..., tuple[mx.array, ...]]
 Item = TypeVar("Item")
@@ -42,9 +50,10 @@ class LMDecoder:
 
 
 class LMStep:
-    """A step of the transformer that sequences wait for: a generator yields it, and goes on with its `logits`.
+    """A step of the transformer that sequences wait for.
 
-    So whoever advances the generator can have the steps of several at once (`continuous_batch.py`).
+    A generator yields it, and goes on with its `logits`. So whoever advances the generator can have the steps
+    of several at once (`continuous_batch.py`).
 
     Attributes:
         parts: sequences and their next codes `[B, K, S]`, of each branch of guidance that is computed alone.
@@ -57,8 +66,8 @@ class LMStep:
 
     @property
     def is_single(self) -> bool:
-        """Whether it is of one position, not of several of a prompt."""
-        return all(codes.shape[2] == 1 for _, codes in self.parts)
+        """Whether it is of one position, not of several of a prompt or a prefix."""
+        return all(codes.shape[2] == 1 and not own.has_prefix for own, codes in self.parts)
 
     def take(self) -> None:
         """By itself."""
@@ -90,17 +99,45 @@ def taken(steps: Generator[LMStep, None, Item]) -> Item:
 
 
 class DecoderSteps:
-    """A batch of sequences: `steps(codes)` are the logits for the step after the next ones.
-
-    Attributes:
-        state: what was read so far. Its rows may join and leave between calls.
-    """
+    """A batch of sequences: `steps(codes)` are the logits for the step after the next ones."""
 
     def __init__(self, lm: LM, state: DecoderState, layer_steps: list[LayerStep]) -> None:
         self._lm = lm
-        self.state = state
+        self._state: DecoderState | None = state
         self._layer_steps = layer_steps
+        self._merged: MergedSteps | None = None
         self._fuse()
+
+    @property
+    def state(self) -> DecoderState:
+        """What was read so far. Its rows may join and leave between calls.
+
+        If it is in one with that of others, it is taken out.
+        """
+        if self._merged is not None:
+            self._state = self._merged.take_out(self)
+            self._merged = None
+        assert self._state is not None  # it has not ended
+        return self._state
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the next call reads a prefix, too."""
+        return self._state is not None and self._state.prefix is not None
+
+    def merge(self, merged: MergedSteps) -> None:
+        """From now on its rows are in the state of `merged`."""
+        self._state, self._merged = None, merged
+
+    def close(self) -> None:
+        """No step will be taken any more: its rows are no longer of use."""
+        if self._merged is not None:
+            self._merged.drop(self)
+        self._state = self._merged = None
+
+    def like(self, state: DecoderState) -> DecoderSteps:
+        """Sequences of the same model."""
+        return DecoderSteps(self._lm, state, self._layer_steps)
 
     def __call__(self, codes: mx.array) -> mx.array:
         """Logits `[B, K, S, card]` of the steps `codes`, int `[B, K, S]`; see `LM`."""

@@ -34,7 +34,8 @@ def in_chunks(codes: mx.array, chunk_frames: Iterator[int]) -> Iterator[mx.array
 def rechunk(audio: Iterable[mx.array | LMStep], sizes: Iterator[int]) -> Iterator[mx.array | LMStep]:
     """The samples of arrays `[B, C, m]` of any length in chunks `[B, C, size]`; the last one is shorter.
 
-    The steps between them are passed on. Chunks are evaluated, and so is what is left of the arrays at each yield.
+    The steps between them are passed on. Chunks are evaluated, and so is what is left of the arrays at each
+    yield.
     """
     rest: mx.array | None = None
     size = next(sizes)

@@ -111,14 +111,14 @@ class KVCache:
         if self.scales is not None:
             self.scales[to] = self.scales[taken]
 
-    def put(self, other: KVCache, rows: Sequence[int], first: int, length: int) -> None:
-        """Copy the first `length` positions of the slots `rows` of `other` into the slots from `first` on."""
+    def put(self, other: KVCache, first: int, slots: int, length: int) -> None:
+        """Copy `length` positions of the first `slots` of `other` into the slots from `first` on."""
         if (self.scales is None) != (other.scales is None):
             raise ValueError("an int8 cache can't be joined with one that isn't")
-        taken, end = mx.array(list(rows)), first + len(rows)
-        self.keys_values[first:end, :, :length] = other.keys_values[taken, :, :length]
+        end = first + slots
+        self.keys_values[first:end, :, :length] = other.keys_values[:slots, :, :length]
         if self.scales is not None and other.scales is not None:
-            self.scales[first:end, :, :length] = other.scales[taken, :, :length]
+            self.scales[first:end, :, :length] = other.scales[:slots, :, :length]
 
 
 def _grown(array: mx.array, slots: int, capacity: int, used: int) -> mx.array:
@@ -161,11 +161,11 @@ class DecoderState:
 
     def advance(self, positions: int) -> Span:
         """Count `positions` more as read; where they are. Raises `ValueError` if a cache has no room."""
-        span = Span(self.ends, positions)
+        span, written = Span(self.ends, positions), max(self.ends)
         for cache in self.caches[:1]:
-            if max(span.ends) > cache.capacity:
+            if written + positions > cache.capacity:
                 raise ValueError(
-                    f"the cache has room for {cache.capacity} positions, of which {max(self.ends)} are written"
+                    f"the cache has room for {cache.capacity} positions, of which {written} are written"
                 )
         self.ends = span.ends
         return span
@@ -177,6 +177,7 @@ class DecoderState:
             cache.reserve(len(rows), cache.capacity, self.batch)
             if moved:
                 cache.move(*zip(*moved, strict=True))
+                cache.eval()
         self.starts = tuple(self.starts[row] for row in rows)
         self.ends = tuple(self.ends[row] for row in rows)
         index = mx.array(list(rows), mx.int32)
@@ -199,7 +200,8 @@ class DecoderState:
         rows = self.batch + other.batch
         for mine, theirs in zip(self.caches, other.caches, strict=True):
             mine.reserve(max(rows, slots) if rows > mine.slots else rows, theirs.capacity, self.batch)
-            mine.put(theirs, range(other.batch), self.batch, max(other.ends))
+            mine.put(theirs, self.batch, other.batch, max(other.ends))
+            mine.eval()  # else what they had before would stay in memory, of all layers
         if len(other.positions) > len(self.positions):
             self.positions = other.positions
         self._extend_cross(other)

@@ -1,0 +1,184 @@
+"""Sequences that take their steps together, and join and leave between any two of them.
+
+Continuous batching (Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
+Models"): a machine reads the weights once for all of them, and none waits for the longest one to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import mlx.core as mx
+
+from audiocraft_mlx.decoding.step import DecoderSteps, LMStep
+from audiocraft_mlx.networks.cache import DecoderState
+
+Item = TypeVar("Item")
+
+
+class MergedSteps:
+    """Takes single steps of several sequences as one: their rows are in one state."""
+
+    def __init__(self) -> None:
+        self._steps: DecoderSteps | None = None
+        self._rows: dict[DecoderSteps, list[int]] = {}
+
+    def take(self, steps: Sequence[LMStep]) -> None:
+        """Take `steps`, each of one position."""
+        parts = [part for step in steps for part in step.parts]
+        taking = {own for own, _ in parts}
+        for own in [own for own in self._rows if own not in taking]:
+            _ = own.state  # it goes on alone
+        for own, _ in parts:
+            if own not in self._rows:
+                self._join(own)
+        assert self._steps is not None
+        places = [row for own, _ in parts for row in self._rows[own]]
+        codes = mx.concatenate([codes for _, codes in parts])
+        in_order = places == list(range(len(places)))
+        if not in_order:
+            codes = codes[mx.array(sorted(range(len(places)), key=places.__getitem__))]
+        logits = self._steps(codes)
+        if not in_order:
+            logits = logits[mx.array(places)]
+        first = 0
+        for step in steps:
+            step.logits = []
+            for _, own_codes in step.parts:
+                step.logits.append(logits[first : first + len(own_codes)])
+                first += len(own_codes)
+
+    def _join(self, own: DecoderSteps) -> None:
+        state, first = own.state, 0
+        if self._steps is None:
+            self._steps = own.like(state)
+        else:
+            first = self._steps.state.batch
+            # In powers of two: where rows come and go, the caches soon have room for all.
+            self._steps.state.extend(state, slots=1 << (first + state.batch - 1).bit_length())
+        self._rows[own] = list(range(first, first + state.batch))
+        own.merge(self)
+
+    def take_out(self, own: DecoderSteps) -> DecoderState:
+        """The state of its rows, which are no longer here."""
+        assert self._steps is not None
+        state, rows = self._steps.state, self._rows[own]
+        if len(self._rows) > 1:
+            state = state.rows(rows)
+            state.eval()
+        elif rows != sorted(rows):
+            state.filter(rows)
+        self.drop(own)
+        return state
+
+    def drop(self, own: DecoderSteps) -> None:
+        """Let its rows go. Rows behind them take their places, so that few are copied."""
+        assert self._steps is not None
+        state, left = self._steps.state, self._rows.pop(own)
+        if not self._rows:
+            self._steps = None
+            return
+        rows = state.batch - len(left)
+        order = list(range(rows))
+        behind = [row for row in range(rows, state.batch) if row not in left]
+        for source, target in zip(behind, [row for row in left if row < rows], strict=True):
+            order[target] = source
+        state.filter(order)
+        moved = {source: target for target, source in enumerate(order)}
+        self._rows = {other: [moved[row] for row in own_rows] for other, own_rows in self._rows.items()}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A sequence has ended: with an error, or (None) as it should."""
+
+    error: Exception | None = None
+
+
+@dataclass
+class _Member(Generic[Item]):
+    items: Iterator[Item | LMStep]
+    step: LMStep | None = None
+    """What it waits for."""
+
+
+Key = TypeVar("Key")
+
+
+class ContinuousBatch(Generic[Key, Item]):
+    """Advances generators of items and of steps together: `add`, and then `step` as long as there are any."""
+
+    def __init__(self) -> None:
+        self._members: dict[Key, _Member[Item]] = {}
+        self._merged = MergedSteps()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def add(self, key: Key, items: Iterator[Item | LMStep]) -> None:
+        """From the next step on `items` are advanced, too."""
+        self._members[key] = _Member(items)
+
+    def remove(self, key: Key) -> None:
+        """Close its generator; no error if it has ended."""
+        member = self._members.pop(key, None)
+        if member is not None:
+            _close(member.items)
+
+    def step(self) -> list[tuple[Key, Item | Ended]]:
+        """Advance each generator to the next step that it needs, and take these together.
+
+        Of steps of several positions, with which prompts are read, no more than one is taken.
+
+        Returns:
+            What the generators have yielded, and which of them have ended.
+        """
+        results: list[tuple[Key, Item | Ended]] = []
+        singles: list[_Member[Item]] = []
+        longer: _Member[Item] | None = None
+        for key, member in list(self._members.items()):
+            if member.step is None:
+                results += [(key, item) for item in self._advance(key, member)]
+            if member.step is None:
+                continue
+            if member.step.is_single:
+                singles.append(member)
+            else:
+                longer = longer or member
+        self._take(singles, longer)
+        return results
+
+    def _advance(self, key: Key, member: _Member[Item]) -> list[Item | Ended]:
+        """What a member yields before the next step."""
+        items: list[Item | Ended] = []
+        try:
+            for item in member.items:
+                if isinstance(item, LMStep):
+                    member.step = item
+                    return items
+                items.append(item)
+        except Exception as error:
+            items.append(Ended(error))
+        else:
+            items.append(Ended())
+        del self._members[key]
+        return items
+
+    def _take(self, singles: Sequence[_Member[Item]], longer: _Member[Item] | None) -> None:
+        steps = [member.step for member in singles if member.step is not None]
+        if len(self._members) == 1 and steps:
+            steps[0].take()  # its caches are its own
+        elif steps:
+            self._merged.take(steps)
+        if longer is not None and longer.step is not None:
+            longer.step.take()
+        for member in (*singles, *([] if longer is None else [longer])):
+            member.step = None
+
+
+def _close(items: Iterator[object]) -> None:
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()
