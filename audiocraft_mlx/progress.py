@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
 @contextmanager
 def progress_bar(
-    seconds: float | None = None, clips: int = 1, label: str = "", *, only_terminal: bool = True
-) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields the callback `(steps done, steps in all)` that moves it.
+    seconds: float | None = None, label: str = "", *, only_terminal: bool = True
+) -> Iterator[Callable[[float, float], None]]:
+    """A bar on stderr; yields the callback `(done, in all)`, of steps or of seconds, that moves it.
 
     Args:
-        seconds: duration of each clip. The bar then counts seconds of audio and shows the speed; without
-            it, steps.
-        clips: how many are generated at a time.
+        seconds: of audio, in all. The bar then counts them and shows the speed; without it, steps.
         label: stands in front of the bar.
         only_terminal: show it only if stderr is a terminal.
     """
@@ -26,7 +24,7 @@ def progress_bar(
     if seconds is None:
         with tqdm(unit="step", disable=disable, dynamic_ncols=True, desc=label or None) as bar:
 
-            def show_steps(done: int, total: int) -> None:
+            def show_steps(done: float, total: float) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
@@ -36,10 +34,18 @@ def progress_bar(
     start = time.perf_counter()
     with tqdm(total=seconds, disable=disable, dynamic_ncols=True, bar_format=layout, desc=label) as bar:
 
-        def show_seconds(done: int, total: int) -> None:
-            generated = seconds * done / total
-            speed = clips * generated / (time.perf_counter() - start)
+        def show_seconds(done: float, total: float) -> None:
+            made = seconds * done / total
+            speed = made / (time.perf_counter() - start)
             bar.set_postfix_str(f"{speed:.2f}x real time", refresh=False)
-            bar.update(generated - bar.n)
+            bar.update(made - bar.n)
 
         yield show_seconds
+
+
+def beside_bars() -> AbstractContextManager[None]:
+    """For lines on the terminal while there is a bar: it makes room, and is drawn again behind them."""
+    from tqdm import tqdm
+
+    beside: AbstractContextManager[None] = tqdm.external_write_mode()
+    return beside

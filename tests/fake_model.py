@@ -116,7 +116,7 @@ class FakeModel:
         self.condition_inputs = conditions if prompt is None else {"prompt": prompt, **conditions}
         return FakeInputs(descriptions, 0 if prompt is None else -(-prompt[0].shape[1] // 640) * 640)
 
-    def generate_stream(
+    def stream_steps(
         self,
         inputs: FakeInputs,
         params: Sequence[FakeParams],

@@ -463,14 +463,14 @@ def test_chords_reach_the_model_and_the_tags(fake: FakeModel, capsys: pytest.Cap
 
 
 def test_clips_with_and_without_notes_do_not_share_a_batch(fake: FakeModel) -> None:
-    from audiocraft_mlx.clips.planning import plan_batches, plan_clips
+    from audiocraft_mlx.clips.planning import WaitingClips, plan_clips
 
     fake.condition_types = frozenset({"text", "melody"})
     requests = [
         ClipRequest("a", chords=chords, bpm=bpm) for chords, bpm in (("C", 90), (None, None), ("G", 80))
     ]
-    batches = plan_batches(fake, plan_clips(fake, requests), 8)
-    assert [[plan.index for plan in batch] for batch in batches] == [[0, 2], [1]]
+    waiting = WaitingClips(plan_clips(fake, requests))
+    assert [[plan.index for plan in waiting.take(fake)] for _ in range(2)] == [[0, 2], [1]]
 
 
 @pytest.mark.parametrize(

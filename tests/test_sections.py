@@ -20,7 +20,7 @@ from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.cli.info import show_info
 from audiocraft_mlx.clips.making import generate_clips
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
-from audiocraft_mlx.clips.planning import plan_batches, plan_clips
+from audiocraft_mlx.clips.planning import WaitingClips, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest, FieldError, ModelOptions, OutputOptions
 from audiocraft_mlx.conditioning.sections import (
     FrameSection,
@@ -274,10 +274,10 @@ def test_clips_of_a_prefix_model_with_other_borders_are_made_in_other_batches(
         ClipRequest(CALM, 2, 0.6, sections=(Section(0.3, DRUMS),)),
         ClipRequest(FULL, 3, 0.6, sections=(Section(0.3, CALM),)),
     ]
-    batches = [len(batch) for batch in plan_batches(melody_model, plan_clips(melody_model, requests))]
-    assert batches == [1, 2]
+    waiting = WaitingClips(plan_clips(melody_model, requests))
+    assert [len(waiting.take(melody_model)) for _ in range(2)] == [1, 2]
     mono = text_model("mono")
-    assert [len(batch) for batch in plan_batches(mono, plan_clips(mono, requests))] == [3]
+    assert len(WaitingClips(plan_clips(mono, requests)).take(mono)) == 3
     list(generate_clips(melody_model, requests))
     with pytest.raises(FieldError, match="can't cross-fade"):
         plan_clips(melody_model, [ClipRequest(CALM, 1, 0.6, sections=(Section(0.3, DRUMS, 0.1),))])

@@ -718,13 +718,13 @@ def test_chunks_begin_where_those_of_the_command_do(
     fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = []
-    stream = fake.generate_stream
+    stream = fake.stream_steps
 
-    def generate_stream(*inputs: Any, **options: Any) -> Any:
+    def stream_steps(*inputs: Any, **options: Any) -> Any:
         chunks.append((options["chunk_seconds"], options["first_chunk_seconds"]))
         return stream(*inputs, **options)
 
-    monkeypatch.setattr(fake, "generate_stream", generate_stream)
+    monkeypatch.setattr(fake, "stream_steps", stream_steps)
     assert main(["piano", "-d", "0.3"]) == 0
     opened = open_service(tmp_path / "data")
     made(opened)
@@ -1224,16 +1224,16 @@ def test_a_job_that_cannot_be_finished_fails_alone(
 
 
 def test_a_row_that_fails_its_batch_fails_its_job_alone(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = held.model.generate_stream
+    stream = held.model.stream_steps
 
-    def generate_stream(inputs: Any, params: Any, **options: Any) -> Any:
+    def stream_steps(inputs: Any, params: Any, **options: Any) -> Any:
         chunks = stream(inputs, params, **options)
         yield next(chunks)
         if any(row.options["cfg_coef"] == 1e38 for row in params):
             raise MusicGenError("the logits are infinite")
         yield from chunks
 
-    monkeypatch.setattr(held.model, "generate_stream", generate_stream)
+    monkeypatch.setattr(held.model, "stream_steps", stream_steps)
     first = held.occupy()
     asked = ((3.0, 2), (1e38, 1), (2.0, 1))
     shared = [submit(held.service, cfg_coef=coef, takes=takes) for coef, takes in asked]
@@ -1267,7 +1267,7 @@ def test_stems_without_their_network_fail_before_anything_is_made(
 def test_takes_that_were_made_go_when_their_job_is_cancelled_between_batches(
     fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "max_batch_size", lambda *_: 1)
+    monkeypatch.setattr(memory, "max_batch_size", lambda *values: 0 if values[4] else 1)
     gates = [threading.Event() for _ in range(3)]
     batches = iter(gates)
 
@@ -1305,7 +1305,7 @@ def test_an_error_between_batches_is_survived(
     opened = open_service(tmp_path / "data")
     until(lambda: opened.models()[0].state == "loaded")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "plan_batches", raiser(ZeroDivisionError()))
+        patch.setattr(engine, "WaitingClips", raiser(ZeroDivisionError()))
         job = submit(opened)
         job = run(opened.wait(job.id))
     assert (job.status, job.error) == (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,19 +11,19 @@ from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.cli.arguments import GenerateClips
 from audiocraft_mlx.cli.clip_files import ClipFiles
+from audiocraft_mlx.cli.clips_progress import ClipsProgress
 from audiocraft_mlx.cli.common import print_stderr, print_stdout
 from audiocraft_mlx.cli.loop_takes import LoopTakes
 from audiocraft_mlx.cli.playing import Player
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
-from audiocraft_mlx.clips.loops import LoopShape
+from audiocraft_mlx.clips.loops import LoopShape, made_seconds
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.planning import ClipPlan
 from audiocraft_mlx.clips.saving import SavedFile, save_clip
 from audiocraft_mlx.clips.source import AudioInput
 from audiocraft_mlx.conditioning.notes import Notes
-from audiocraft_mlx.progress import progress_bar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +49,7 @@ _MAX_NAMED = 3
 
 
 class ClipWriter:
-    """The sinks of the batch that is generated.
+    """The sinks of the clips that are generated.
 
     Attributes:
         paths: the files that hold the clips so far.
@@ -67,28 +66,26 @@ class ClipWriter:
         self._model, self._separator = model, separator
         self._streaming = command.streaming
         # Standard output belongs to the audio.
-        self._report: Callable[[str], None] = print_stderr if self._streaming else print_stdout
+        self._print: Callable[[str], None] = print_stderr if self._streaming else print_stdout
         self.paths: list[Path] = []
         self._chromagrams: dict[
             tuple[AudioInput | Notes | None, float], Chromagram | StyleExcerpt | None
         ] = {}
-        # Of the batch.
+        # Of the clips that have begun and aren't finished.
         self._plans: dict[int, ClipPlan] = {}
         self._unfinished: set[int] = set()
-        self._generating = False
         self._spools: dict[int, AudioSpool] = {}
         self._stream: WavStream | None = None
         self._player: Player | None = None
         self._takes: LoopTakes[_Made] = LoopTakes(
             command.takes, command.takes if command.keep_best is None else command.keep_best
         )
-        self._bar = ExitStack()
-        self._show_progress: Callable[[int, int], None] | None = None
+        seconds = sum(map(made_seconds, command.requests))
+        self._progress = ClipsProgress(seconds, len(command.requests))
         self._warn_unsupported_options()
 
     def show_progress(self, progress: Progress) -> None:
-        if self._show_progress is not None:
-            self._show_progress(progress.done, progress.total)
+        self._progress.advance(progress)
 
     def handle(self, event: Event) -> None:
         """Raises `OutputError`, and `BrokenPipeError` if the reader of standard output has gone."""
@@ -100,7 +97,7 @@ class ClipWriter:
             self._finish(event)
 
     def save_partial(self) -> str:
-        """Save the output so far of a batch that was interrupted; a message about it."""
+        """Save the output so far of clips that were interrupted; a message about it."""
         self._stop()
         started = {index: self._spools[index] for index in sorted(self._unfinished & {*self._spools})}
         started = {
@@ -125,29 +122,28 @@ class ClipWriter:
         self._spools = {}
 
     def _stop(self) -> None:
-        self._bar.close()
+        self._progress.close()
         if self._player is not None:
             self._player.stop()
             self._player = None
 
     def _start(self, event: Started) -> None:
-        self.close()
         model, batch = self._model, event.batch
-        self._plans = {plan.index: plan for plan in batch}
-        self._unfinished, self._generating = {*self._plans}, True
-        for index in self._plans:
+        plans = {plan.index: plan for plan in batch}
+        self._plans |= plans
+        self._unfinished |= {*plans}
+        for index in plans:
             # The files of a loop are known when all takes are made; the first take has some in any case.
             files = self._files[index if self._plans[index].loop is None else self._first_take(index)]
             path = files.path or files.plot
             if path is not None:
                 self._spools[index] = AudioSpool(model.audio_channels, path)
-        first, total = batch[0], len(self._command.requests)
+        first = batch[0]
         if self._command.play:
             self._player = Player(first.seconds, model.sample_rate, model.audio_channels, self._report)
             if first.prompt is not None:
                 self._player.write_prompt(first.prompt)
-        label = "" if len(batch) == total else f"{len(batch)} of {total} clips "
-        self._show_progress = self._bar.enter_context(progress_bar(first.seconds, len(batch), label))
+        self._progress.start(batch)
         self._stream = self._open_stream(first) if self._streaming else None
 
     def _write(self, event: Chunk) -> None:
@@ -159,13 +155,10 @@ class ClipWriter:
             self._stream.write(event.audio)
 
     def _finish(self, event: Finished) -> None:
-        if self._generating:
-            self._generating = False
-            self._bar.close()
-            self._report_clipping()
         plan, total = self._plans[event.index], len(self._command.requests)
-        seconds = sum(each.seconds for each in self._plans.values())
-        timing = f"{event.elapsed:.1f} s to make, {seconds / event.elapsed:.2f}x real time"
+        self._progress.finish(plan)
+        self._report_clipping()
+        timing = f"{event.elapsed:.1f} s to make, {plan.seconds / event.elapsed:.2f}x real time"
         clip = self._finished(event.index, plan.loop) if event.index in self._spools else None
         if clip is not None and self._separator is not None:
             clip = clip.in_memory()
@@ -176,14 +169,18 @@ class ClipWriter:
             for ranked in self._takes.add(event.index, clip.loop.measure.score, made):
                 self._put(ranked.place, ranked.take)
         self._unfinished.discard(event.index)
-        if not self._unfinished:
-            if total > 1:
-                count = len(self._plans)  # of this batch
-                self._report(f"{count} {'clip' if count == 1 else 'clips'}, {timing}")
-            if self._player is not None:
-                self._player.finish()
-                self._player = None
-            self.close()
+        if event.index in self._spools:
+            self._spools.pop(event.index).close()
+        del self._plans[event.index]
+        if self._player is not None:
+            self._player.finish()
+            self._player = None
+        if self._progress.is_complete and total > 1:
+            self._report(f"{total} clips, {self._progress}")
+
+    def _report(self, line: str) -> None:
+        with self._progress.beside():
+            self._print(line)
 
     def _put(self, place: int | None, made: _Made) -> None:
         """Write a clip into the files of the request at `place`, and tell; None: it isn't kept."""

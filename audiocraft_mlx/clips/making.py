@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audiocraft_mlx.clips.codes import ClipCodes
-from audiocraft_mlx.clips.planning import ClipPlan, plan_batches, plan_clips
+from audiocraft_mlx.clips.planning import ClipPlan, WaitingClips, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest
+from audiocraft_mlx.decoding.continuous_batch import ContinuousBatch, Ended
+from audiocraft_mlx.decoding.step import LMStep
 from audiocraft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,17 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Started:
-    """A batch begins."""
+    """Clips that can share a batch begin, beside those that run already."""
 
     batch: tuple[ClipPlan, ...]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many of the batch's steps are done."""
+    """How many of the steps of a batch are done; `first` is the index of its first clip."""
 
     done: int
     total: int
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +53,17 @@ class Finished:
 
     index: int
     elapsed: float
-    """Seconds that its batch took."""
+    """Seconds since its batch began."""
     codes: ClipCodes | None = None
     """Of the whole clip; None if it continues audio without any."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The clips of a batch can't be made. Others go on."""
+
+    batch: tuple[ClipPlan, ...]
+    error: Exception
 
 
 Event = Started | Progress | Chunk | Finished
@@ -66,11 +78,12 @@ def generate_clips(
     first_chunk_seconds: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Generator[Event, None, None]:
-    """Generate the clips of `requests`, in batches of those that can share one.
+    """Generate the clips of `requests`, as many at a time as there is room for.
 
-    The events of each batch: `Started`; for every `chunk_seconds` of audio `Progress`, then a `Chunk` for
-    each clip; at last a `Finished` for each clip. `index` is that of the request. Closing the iterator
-    cancels: the chunks so far are the partial output of clips that aren't finished.
+    Those that can share a batch begin together; when a clip ends, the next ones take its place. The events
+    of each batch: `Started`; for every `chunk_seconds` of audio `Progress`, then a `Chunk` for each clip; at
+    last a `Finished` for each clip. `index` is that of the request. Closing the iterator cancels: the chunks
+    so far are the partial output of clips that aren't finished.
 
     Args:
         first_chunk_seconds: of the first chunk, which may be shorter (`GenModel.generate_stream`).
@@ -84,43 +97,106 @@ def generate_clips(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
-    plans = plan_clips(model, requests)
-    batches = plan_batches(model, plans, batch_size)
-    return _generate(model, batches, (chunk_seconds, first_chunk_seconds), on_progress)
+    waiting = WaitingClips(plan_clips(model, requests))
+    running = RunningClips(
+        model, chunk_seconds=chunk_seconds, first_chunk_seconds=first_chunk_seconds, on_progress=on_progress
+    )
+    return _generate(model, waiting, running, batch_size)
 
 
 def _generate(
-    model: GenModel,
-    batches: Iterator[tuple[ClipPlan, ...]],
-    chunk_seconds: tuple[float, float | None],
-    on_progress: Callable[[Progress], None] | None,
+    model: GenModel, waiting: WaitingClips, running: RunningClips, batch_size: int | None
 ) -> Generator[Event, None, None]:
-    for batch in batches:
-        progress = Progress(0, 0)
+    with closing(running):
+        has_room = True
+        while waiting or running.plans:
+            while has_room and (batch := waiting.take(model, running.plans, batch_size)):
+                running.add(batch)
+            has_room = False
+            for event in running.step():
+                if isinstance(event, Failed):
+                    raise event.error
+                has_room = has_room or isinstance(event, Finished)
+                yield event
 
-        def on_step(done: int, total: int) -> None:
-            nonlocal progress
-            progress = Progress(done, total)
-            if on_progress is not None:
-                on_progress(progress)
 
-        codes: list[mx.array] = []
-        stream = _start(model, batch, chunk_seconds, on_step, codes.append)
-        try:
-            yield Started(batch)
-            start = time.perf_counter()
-            for chunk in stream:
-                yield progress
-                for plan, audio in zip(batch, np.asarray(chunk), strict=True):
+@dataclass(eq=False)
+class _Batch:
+    """Clips that began together."""
+
+    plans: tuple[ClipPlan, ...]
+    progress: Progress
+    codes: list[mx.array]
+    begun: float = 0.0
+
+
+class RunningClips:
+    """Clips of one model that are generated together. Others may join them between any two steps."""
+
+    def __init__(
+        self,
+        model: GenModel,
+        *,
+        chunk_seconds: float = 1.0,
+        first_chunk_seconds: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """See `generate_clips`."""
+        self._model, self._chunk_seconds = model, (chunk_seconds, first_chunk_seconds)
+        self._on_progress = on_progress
+        self._steps: ContinuousBatch[_Batch, mx.array] = ContinuousBatch()
+        self._batches: list[_Batch] = []
+
+    @property
+    def plans(self) -> list[ClipPlan]:
+        """Those that aren't finished."""
+        return [plan for batch in self._batches for plan in batch.plans]
+
+    def add(self, plans: Sequence[ClipPlan]) -> None:
+        """Clips with equal `batch_key`, which begin with the next step."""
+        batch = _Batch(tuple(plans), Progress(0, 0, plans[0].index), [])
+        self._batches.append(batch)
+        self._steps.add(batch, self._stream(batch))
+
+    def remove(self, plan: ClipPlan) -> None:
+        """Cancel the clips that began together with that of `plan`; no error if they have ended."""
+        for batch in [batch for batch in self._batches if plan in batch.plans]:
+            self._batches.remove(batch)
+            self._steps.remove(batch)
+
+    def close(self) -> None:
+        for plan in self.plans:
+            self.remove(plan)
+
+    def step(self) -> Iterator[Event | Failed]:
+        """Take a step of all, and tell what has come of it."""
+        for batch in self._batches:
+            if not batch.begun:
+                batch.begun = time.perf_counter()
+                yield Started(batch.plans)
+        for batch, item in self._steps.step():
+            if not isinstance(item, Ended):
+                yield batch.progress
+                for plan, audio in zip(batch.plans, np.asarray(item), strict=True):
                     yield Chunk(plan.index, audio)
-            elapsed = time.perf_counter() - start
-        finally:
-            if isinstance(stream, Generator):
-                stream.close()
-        for row, plan in enumerate(batch):
-            yield Finished(
-                plan.index, elapsed, _codes_of_clip(model, plan, [np.array(each)[row] for each in codes])
-            )
+                continue
+            self._batches.remove(batch)
+            if item.error is not None:
+                yield Failed(batch.plans, item.error)
+                continue
+            elapsed = time.perf_counter() - batch.begun
+            for row, plan in enumerate(batch.plans):
+                new = [np.array(codes)[row] for codes in batch.codes]
+                yield Finished(plan.index, elapsed, _codes_of_clip(self._model, plan, new))
+
+    def _stream(self, batch: _Batch) -> Iterator[mx.array | LMStep]:
+        def on_step(done: int, total: int) -> None:
+            batch.progress = Progress(done, total, batch.plans[0].index)
+            if self._on_progress is not None:
+                self._on_progress(batch.progress)
+
+        # What it is made of is prepared when its first step is due.
+        yield from _start(self._model, batch.plans, self._chunk_seconds, on_step, batch.codes.append)
 
 
 def _start(
@@ -129,8 +205,8 @@ def _start(
     chunk_seconds: tuple[float, float | None],
     on_step: Callable[[int, int], None],
     on_codes: Callable[[mx.array], None],
-) -> Iterator[mx.array]:
-    """The model's generator of audio `[B, C, n]` for the rows of a batch."""
+) -> Iterator[mx.array | LMStep]:
+    """The model's generator of audio `[B, C, n]` for the rows of a batch, and of the steps that it needs."""
     given: dict[str, Any] = {}
     # All rows have them or none: see `ClipPlan.batch_key`.
     conditions = [plan.condition for plan in batch if plan.condition is not None]
@@ -174,7 +250,7 @@ def _start(
             **more,
         )
     usual, first = chunk_seconds
-    return model.generate_stream(
+    return model.stream_steps(
         inputs, params, chunk_seconds=usual, first_chunk_seconds=first, on_step=on_step, on_codes=on_codes
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -264,28 +266,55 @@ def _with_sections(model: GenModel, plan: ClipPlan, remade: int) -> ClipPlan:
     )
 
 
-def plan_batches(
-    model: GenModel, plans: Sequence[ClipPlan], batch_size: int | None = None
-) -> Iterator[tuple[ClipPlan, ...]]:
-    """The plans in batches of at most `batch_size`, by default as many as fit into memory."""
-    groups: dict[Hashable, list[ClipPlan]] = {}
-    for plan in plans:
-        groups.setdefault(plan.batch_key, []).append(plan)
-    for group in groups.values():
-        size = most_in_batch(model, group) if batch_size is None else batch_size
-        for start in range(0, len(group), size):
-            yield tuple(group[start : start + size])
+class WaitingClips:
+    """Plans that wait for their turn, in groups of those that can share a batch."""
+
+    def __init__(self, plans: Iterable[ClipPlan]) -> None:
+        self._groups: dict[Hashable, deque[ClipPlan]] = {}
+        for plan in plans:
+            self._groups.setdefault(plan.batch_key, deque()).append(plan)
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def take(
+        self, model: GenModel, running: Sequence[ClipPlan] = (), most: int | None = None
+    ) -> tuple[ClipPlan, ...]:
+        """The next clips that can share a batch, as many as there is room for beside those that run.
+
+        There is room for `most` in all, by default for as many as fit into memory. Empty if there is none.
+        """
+        if not self._groups:
+            return ()
+        key, group = next(iter(self._groups.items()))
+        if most is None:
+            room = room_for(model, [*islice(group, memory.MAX_BATCH_SIZE)], running)
+        else:
+            room = most - len(running)
+        taken = [group.popleft() for _ in range(min(len(group), max(0, room)))]
+        if not group:
+            del self._groups[key]
+        return tuple(taken)
 
 
-def most_in_batch(model: GenModel, plans: Sequence[ClipPlan]) -> int:
-    """How many clips like `plans`, which may share a batch, fit into memory at a time.
+def room_for(
+    model: GenModel,
+    plans: Sequence[ClipPlan],
+    running: Sequence[ClipPlan] = (),
+    most: int = memory.MAX_BATCH_SIZE,
+) -> int:
+    """How many clips like `plans`, with equal `batch_key`, there is room for beside those that run.
 
-    One, where the clips of a batch are made one after the other anyway, but come all at the end.
+    As many as fit into memory, `most` in all.
+
+    One, and only where none runs, where the clips of a batch are made one after the other anyway, but come
+    all at the end; and none beside such a one.
     """
-    if model.fills_masks or any(plan.replacement is not None for plan in plans):
-        return 1
+    if model.fills_masks or any(plan.replacement is not None for plan in (*plans, *running)):
+        return 0 if running else 1
     seconds = max(made_seconds(plan.request) for plan in plans)
-    return memory.max_batch_size(model, seconds, _branches(plans), max(plan.tokens for plan in plans))
+    tokens = max(plan.tokens for plan in plans)
+    return memory.max_batch_size(model, seconds, _branches(plans), tokens, len(running), most)
 
 
 def count_tokens(model: GenModel, text: str) -> int:

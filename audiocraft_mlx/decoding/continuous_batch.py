@@ -102,6 +102,8 @@ class _Member(Generic[Item]):
     items: Iterator[Item | LMStep]
     step: LMStep | None = None
     """What it waits for."""
+    is_there: bool = True
+    """False when it was removed."""
 
 
 Key = TypeVar("Key")
@@ -125,46 +127,47 @@ class ContinuousBatch(Generic[Key, Item]):
         """Close its generator; no error if it has ended."""
         member = self._members.pop(key, None)
         if member is not None:
+            member.is_there = False
             _close(member.items)
 
-    def step(self) -> list[tuple[Key, Item | Ended]]:
-        """Advance each generator to the next step that it needs, and take these together.
+    def step(self) -> Iterator[tuple[Key, Item | Ended]]:
+        """Advance each generator to the next step that it needs, and then take these together.
 
         Of steps of several positions, with which prompts are read, no more than one is taken.
 
-        Returns:
-            What the generators have yielded, and which of them have ended.
+        Yields:
+            What the generators yield, as it comes, and which of them have ended. Between two of them others
+            may be added or removed.
         """
-        results: list[tuple[Key, Item | Ended]] = []
         singles: list[_Member[Item]] = []
         longer: _Member[Item] | None = None
         for key, member in list(self._members.items()):
             if member.step is None:
-                results += [(key, item) for item in self._advance(key, member)]
-            if member.step is None:
+                for item in self._advance(key, member):
+                    yield key, item
+            if member.step is None or key not in self._members:
                 continue
             if member.step.is_single:
                 singles.append(member)
             else:
                 longer = longer or member
-        self._take(singles, longer)
-        return results
+        self._take([member for member in singles if member.is_there], longer)
 
-    def _advance(self, key: Key, member: _Member[Item]) -> list[Item | Ended]:
+    def _advance(self, key: Key, member: _Member[Item]) -> Iterator[Item | Ended]:
         """What a member yields before the next step."""
-        items: list[Item | Ended] = []
+        ended = Ended()
         try:
             for item in member.items:
                 if isinstance(item, LMStep):
                     member.step = item
-                    return items
-                items.append(item)
+                    return
+                yield item
+                if not member.is_there:
+                    return
         except Exception as error:
-            items.append(Ended(error))
-        else:
-            items.append(Ended())
-        del self._members[key]
-        return items
+            ended = Ended(error)
+        self.remove(key)
+        yield ended
 
     def _take(self, singles: Sequence[_Member[Item]], longer: _Member[Item] | None) -> None:
         steps = [member.step for member in singles if member.step is not None]
@@ -172,10 +175,11 @@ class ContinuousBatch(Generic[Key, Item]):
             steps[0].take()  # its caches are its own
         elif steps:
             self._merged.take(steps)
-        if longer is not None and longer.step is not None:
-            longer.step.take()
-        for member in (*singles, *([] if longer is None else [longer])):
+        for member in singles:
             member.step = None
+        if longer is not None and longer.is_there and longer.step is not None:
+            longer.step.take()
+            longer.step = None
 
 
 def _close(items: Iterator[object]) -> None:

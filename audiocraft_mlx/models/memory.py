@@ -40,14 +40,22 @@ _granted = 0
 """Bytes that the largest batch of this process had: what it gave back the next one gets."""
 
 
-def max_batch_size(model: _Model, seconds: float, branches: int, tokens: int = 0) -> int:
-    """How many clips of `seconds` fit into memory beside the loaded model, 1 to 8.
+def max_batch_size(
+    model: _Model,
+    seconds: float,
+    branches: int,
+    tokens: int = 0,
+    running: int = 0,
+    most: int = MAX_BATCH_SIZE,
+) -> int:
+    """How many clips of `seconds` fit into memory beside the loaded model, 1 to `most`.
 
     Each needs the keys and values of one window and of the `tokens` of the longest prompt, for each of the
-    `branches` of guidance, and the codec's activations. Generated audio waits on disk.
+    `branches` of guidance, and the codec's activations. Generated audio waits on disk. Beside clips that are
+    `running` already, whose memory is taken: 0 to `most` less these.
     """
-    size = bytes_per_clip(model, seconds, branches, tokens)
-    return max(1, min(MAX_BATCH_SIZE, available_memory() // size))
+    fitting = available_memory() // bytes_per_clip(model, seconds, branches, tokens)
+    return max(0 if running else 1, min(most - running, fitting))
 
 
 def available_memory() -> int:

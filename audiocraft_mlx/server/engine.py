@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING
 
-from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
-from audiocraft_mlx.clips.making import Chunk, Finished, Progress, Started, generate_clips
-from audiocraft_mlx.clips.planning import ClipPlan, most_in_batch, plan_batches, plan_clips
+from audiocraft_mlx.clips.making import Chunk, Failed, Finished
+from audiocraft_mlx.clips.planning import ClipPlan, WaitingClips, plan_clips
 from audiocraft_mlx.clips.saving import check_size
 from audiocraft_mlx.errors import OutputError
 from audiocraft_mlx.machine import trim_heap
-from audiocraft_mlx.models.memory import MAX_BATCH_SIZE
 from audiocraft_mlx.server import schema
 from audiocraft_mlx.server.errors import DISK_FULL
 from audiocraft_mlx.server.folder import DataFolder
 from audiocraft_mlx.server.jobs import Jobs, LiveJob
 from audiocraft_mlx.server.models import Models, describe_failure
+from audiocraft_mlx.server.running import MOST_TAKES, RunningTakes, Take
 from audiocraft_mlx.server.saving import save_files
 from audiocraft_mlx.server.store import AudioShape
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from audiocraft_mlx.networks.htdemucs import HTDemucs
 
 _log = logging.getLogger(__name__)
-# Seconds between two events of a batch's progress.
-_PROGRESS_SECONDS = 0.2
 # Seconds without work: then all threads have freed what a batch took.
 _SETTLED_SECONDS = 0.5
 # Jobs that turn out not to fit into a batch, after which no more are looked at.
@@ -42,7 +39,7 @@ _MISSES = 3
 
 
 class _Cancelled(Exception):
-    """Nobody wants the batch any more."""
+    """Nobody wants the clips any more."""
 
 
 class Engine:
@@ -59,6 +56,8 @@ class Engine:
         self._separator: HTDemucs | None = None
         self._begun: set[LiveJob] = set()
         """Jobs of which some takes are files."""
+        self._planned: dict[LiveJob, list[Take]] = {}
+        """Of the job that is the next one, while there is no room for it."""
 
     def start(self) -> None:
         self._thread.start()
@@ -128,15 +127,8 @@ class Engine:
             return False
         model = self._load(waiting[0].model)
         if model is not None:
-            try:
-                batch = self._next_batch(model, waiting)
-            except Exception as error:  # not again and again
-                _log.exception("no batch can be put together")
-                self._fail(waiting[:1], error)
-                return True
-            if batch:
-                self._make(model, batch)
-                _give_back_memory()
+            self._make(waiting[0].model, model)
+            _give_back_memory()
         return True
 
     def _load(self, name: str) -> GenModel | None:
@@ -155,10 +147,89 @@ class Engine:
             self._jobs.size(name, model)
         return model
 
-    def _next_batch(self, model: GenModel, waiting: Sequence[LiveJob]) -> list[tuple[LiveJob, int, ClipPlan]]:
-        """The first job's clips, and those of others that may share their batch, as far as memory goes."""
-        first, size, misses = waiting[0], MAX_BATCH_SIZE, 0
-        candidates: dict[ClipPlan, tuple[LiveJob, int]] = {}
+    def _make(self, name: str, model: GenModel) -> None:
+        """Make clips of a model as long as there are any, or until something else has its turn."""
+        running = RunningTakes(model, self._jobs, self._require_wanted)
+        with closing(running):
+            has_room = True
+            while not self._stopping:
+                if has_room or self._take_news():
+                    self._admit(name, model, running)
+                if not running.takes:
+                    return
+                has_room = self._step(model, running)
+
+    def _step(self, model: GenModel, running: RunningTakes) -> bool:
+        """Take a step of all clips; whether some of them have ended."""
+        ended = False
+        for event in running.step():
+            if isinstance(event, Failed):
+                ended = True
+                self._fail_batch(running, running.end(plan.index for plan in event.batch), event.error)
+            elif isinstance(event, Chunk):
+                take, audio = running.take(event.index), running.new_audio(event)
+                if audio.shape[1]:
+                    self._attempt(take.job, lambda: self._append(take, audio))  # noqa: B023, called at once
+            elif isinstance(event, Finished):
+                ended = True
+                (take,), finished = running.end([event.index]), event
+                self._begun.add(take.job)
+                self._attempt(take.job, lambda: self._finish(model, take, finished))  # noqa: B023
+        removed = running.remove_unwanted()
+        self._begun.update(take.job for take in removed)
+        if removed or ended:
+            self._remove_unwanted()
+            self._tidy()
+            trim_heap()
+            return True
+        return False
+
+    def _fail_batch(self, running: RunningTakes, takes: Sequence[Take], error: Exception) -> None:
+        """Clips that began together can't be made."""
+        self._begun.update(take.job for take in takes)
+        jobs = list(dict.fromkeys(take.job for take in takes if take.job.is_live))
+        if isinstance(error, _Cancelled):
+            return
+        if len(jobs) > 1:
+            # One of them may be at fault: guidance that makes the logits infinite, for example.
+            _log.warning("a batch of %d jobs failed (%s): each is made alone", len(jobs), error)
+            for job in jobs:
+                running.add([take for take in takes if take.job is job])
+            return
+        if _traceback(error) and not self._stopping:
+            _log.error("an unexpected error while clips were made", exc_info=error)
+        self._fail(jobs, error)
+
+    def _admit(self, name: str, model: GenModel, running: RunningTakes) -> None:
+        """Add waiting clips to those that are made, as far as there is room."""
+        # A model that is wanted is loaded when all have ended, and so has a job of another one its turn.
+        while not self._stopping and not self._wanted:
+            waiting = self._jobs.waiting()
+            if not waiting or waiting[0].model != name or len(running.takes) >= MOST_TAKES:
+                return
+            waiting = [job for job in waiting if running.clients_room(job.record.client) > 0]
+            if not waiting:
+                return
+            try:
+                takes = self._next_batch(model, waiting, running)
+            except Exception as error:  # not again and again
+                _log.exception("no batch can be put together")
+                self._fail(waiting[:1], error)
+                continue
+            if not takes:
+                return
+            self._jobs.size(name, model, dict.fromkeys(take.job for take in takes))
+            self._jobs.start([(take.job, take.number) for take in takes])
+            for take in takes:
+                self._attempt(take.job, lambda take=take: self._begin(model, take))  # type: ignore[misc]
+            takes = [take for take in takes if take.job.is_live]
+            if takes:
+                running.add(takes)
+
+    def _next_batch(self, model: GenModel, waiting: Sequence[LiveJob], running: RunningTakes) -> list[Take]:
+        """The first job's clips, and those of others that may begin with them, as far as there is room."""
+        first, size, misses = waiting[0], MOST_TAKES, 0
+        candidates: dict[ClipPlan, Take] = {}
         for job in waiting:
             if job.model != first.model or job.recipe.rough_key != first.recipe.rough_key:
                 continue
@@ -166,128 +237,53 @@ class Engine:
             if len(candidates) >= size or misses >= _MISSES:
                 break
             try:
-                plans = self._plan(model, job)
+                takes = self._planned.pop(job, None) or self._plan(model, job)
             except Exception as error:
                 if _traceback(error):
                     _log.exception("a job can't be planned")
                 self._jobs.fail(job, describe_failure(error))
                 if job is first:
-                    return []
+                    return self._next_batch(model, rest, running) if (rest := self._jobs.waiting()) else []
                 continue
             count = len(candidates)
-            for take, plan in plans:
-                if not candidates or plan.batch_key == next(iter(candidates)).batch_key:
-                    candidates[plan] = job, take
+            for take in takes:
+                if not candidates or take.plan.batch_key == next(iter(candidates)).batch_key:
+                    candidates[take.plan] = take
             if not count:
-                size = most_in_batch(model, [*candidates])
+                size = running.room_for(takes)
+                if not size:
+                    self._planned = {job: takes}  # so that its audio isn't decoded again when there is room
+                    return []
             misses += len(candidates) == count
-        if not candidates:
-            return []
-        batch = next(plan_batches(model, [*candidates]))
-        return [(*candidates[plan], plan) for plan in batch]
+        batch = WaitingClips(candidates).take(model, most=size)
+        return [candidates[plan] for plan in batch]
 
-    def _plan(self, model: GenModel, job: LiveJob) -> list[tuple[int, ClipPlan]]:
+    def _plan(self, model: GenModel, job: LiveJob) -> list[Take]:
         """The takes of a job that nobody makes yet. Raises what reading its audio, or Demucs, does."""
         if job.recipe.output.stems:
             self._load_separator()
-        takes = range(job.taken, len(job.recipe.clips))
+        numbers = range(job.taken, len(job.recipe.clips))
         plans = plan_clips(model, job.recipe.load()[job.taken :])
         path = self._folder.clip_file(job.id, job.record.clips[0].id, job.recipe.output.audio_format)
         check_size(Path(path.name), plans[0].request, job.recipe.output, model)
-        return list(zip(takes, plans, strict=True))
+        return [Take(job, number, plan) for number, plan in zip(numbers, plans, strict=True)]
 
-    def _make(self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]]) -> None:
-        """Make a batch, whatever happens."""
-        jobs = list(dict.fromkeys(job for job, _, _ in batch))
-        try:
-            self._jobs.size(jobs[0].model, model, jobs)
-            self._jobs.start([(job, take) for job, take, _ in batch])
-            try:
-                self._generate(model, batch)
-            except Exception as error:
-                if len(jobs) == 1 or isinstance(error, _Cancelled):
-                    raise
-                # One of them may be at fault: guidance that makes the logits infinite, for example.
-                _log.warning("a batch of %d jobs failed (%s): each is made alone", len(jobs), error)
-                for job in jobs:
-                    self._make_alone(model, job, [each for each in batch if each[0] is job])
-        except _Cancelled:
-            pass
-        except Exception as error:
-            if _traceback(error) and not self._stopping:
-                _log.exception("an unexpected error while clips were made")
-            self._fail(jobs, error)
-        finally:
-            self._begun.update(jobs)
-            self._remove_unwanted()
+    def _require_wanted(self, jobs: Iterable[LiveJob]) -> None:
+        """Raise `_Cancelled` if nobody wants clips of `jobs` any more."""
+        if self._stopping or not any(job.is_live for job in jobs):
+            raise _Cancelled
 
-    def _make_alone(self, model: GenModel, job: LiveJob, takes: list[tuple[LiveJob, int, ClipPlan]]) -> None:
-        """Make the takes of a job of a batch that failed, if it is live."""
-        if not job.is_live:
-            return
-        _give_back_memory()
-        try:
-            self._generate(model, takes)
-        except _Cancelled:
-            if self._stopping:
-                raise
-        except Exception as error:
-            if _traceback(error) and not self._stopping:
-                _log.exception("an unexpected error while clips were made")
-            self._fail([job], error)
-
-    def _generate(self, model: GenModel, batch: list[tuple[LiveJob, int, ClipPlan]]) -> None:
-        """Make the clips of a batch, those that have begun already from where their audio ends."""
-        jobs = list(dict.fromkeys(job for job, _, _ in batch))
-        begun = told = time.perf_counter()
-        seconds = sum(plan.seconds for _, _, plan in batch)
-        # Samples of each that are there: equal ones come again.
-        there = [0 if (new := job.clips[take].new) is None else new.samples for job, take, _ in batch]
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal told
-            if self._stopping or not any(job.is_live for job in jobs):
-                raise _Cancelled
-            now = time.perf_counter()
-            if now - told < _PROGRESS_SECONDS and progress.done < progress.total:
-                return
-            told = now
-            speed = seconds * progress.done / progress.total / max(now - begun, 1e-6)
-            done = schema.Progress(done=progress.done, total=progress.total)
-            for job in jobs:
-                if job.is_live:
-                    self._jobs.advance(job, done, round(speed, 3))
-
-        for job, take, plan in batch:
-            self._attempt(job, lambda job=job, take=take, plan=plan: self._begin(model, job, take, plan))  # type: ignore[misc]
-        events = generate_clips(
-            model,
-            [plan.request for _, _, plan in batch],
-            batch_size=len(batch),
-            chunk_seconds=CHUNK_SECONDS,
-            first_chunk_seconds=FIRST_CHUNK_SECONDS,
-            on_progress=on_progress,
-        )
-        with closing(events):
-            for event in events:
-                if isinstance(event, Started):
-                    begun = time.perf_counter()
-                elif isinstance(event, Chunk | Finished):
-                    job, take, plan = batch[event.index]
-                    if isinstance(event, Chunk):
-                        known = min(there[event.index], event.audio.shape[1])
-                        there[event.index] -= known
-                        audio = event.audio[:, known:]
-                        if audio.shape[1]:
-                            self._attempt(job, lambda: self._append(job, take, audio))  # noqa: B023, called at once
-                    else:
-                        self._attempt(job, lambda: self._finish(model, job, take, plan, event))  # noqa: B023
+    def _take_news(self) -> bool:
+        """Whether there is something new in the queue since this was asked last."""
+        if not self._has_news:  # after each step: without the lock
+            return False
+        with self._news:
+            self._has_news = False
+        return True
 
     def _attempt(self, job: LiveJob, work: Callable[[], None]) -> None:
-        """Do the `work` of one job of the batch: if it fails, the others go on."""
-        if self._stopping:
-            raise _Cancelled
-        if not job.is_live:
+        """Do the `work` of one job: if it fails, the others go on."""
+        if self._stopping or not job.is_live:
             return
         try:
             work()
@@ -296,8 +292,9 @@ class Engine:
                 _log.exception("an unexpected error in one job of a batch")
             self._fail([job], error)
 
-    def _begin(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan) -> None:
-        clip = job.clips[take]
+    def _begin(self, model: GenModel, take: Take) -> None:
+        job, plan = take.job, take.plan
+        clip = job.clips[take.number]
         if clip.new is not None:
             return
         new = AudioShape(model.sample_rate, model.audio_channels, round(plan.seconds * model.sample_rate))
@@ -305,27 +302,28 @@ class Engine:
         if plan.source is not None and plan.replacement is None:
             source = plan.source.resampled(model.sample_rate, model.audio_channels)
         clip.begin(self._folder.making, new, source)
-        self._jobs.tell_peaks(job.record.clips[take].id, 0, clip.peaks)
+        self._jobs.tell_peaks(job.record.clips[take.number].id, 0, clip.peaks)
 
-    def _append(self, job: LiveJob, take: int, audio: np.ndarray) -> None:
+    def _append(self, take: Take, audio: np.ndarray) -> None:
         """`audio` is float32 `[channels, n]`."""
-        start, peaks = job.clips[take].append(audio)
-        self._jobs.tell_peaks(job.record.clips[take].id, start, peaks)
+        start, peaks = take.job.clips[take.number].append(audio)
+        self._jobs.tell_peaks(take.job.record.clips[take.number].id, start, peaks)
 
-    def _finish(self, model: GenModel, job: LiveJob, take: int, plan: ClipPlan, event: Finished) -> None:
-        clip, audio = job.record.clips[take], job.clips[take].new
+    def _finish(self, model: GenModel, take: Take, event: Finished) -> None:
+        job, number = take.job, take.number
+        clip, audio = job.record.clips[number], job.clips[number].new
         assert audio is not None
         separator = self._load_separator() if job.recipe.output.stems else None
-        job.finished[take] = save_files(
+        job.finished[number] = save_files(
             self._folder,
             job.id,
             clip,
             job.recipe,
-            plan,
+            take.plan,
             audio,
             model.sample_rate,
             separator,
-            job.clips[take].peaks,
+            job.clips[number].peaks,
             event.codes,
         )
         if len(job.finished) == len(job.clips):

@@ -56,11 +56,13 @@ class LiveClip:
         ended: nothing more will come.
         peaks: so far.
         new: the model's audio alone.
+        readers: how many read it while it is made.
     """
 
     def __init__(self, shape: AudioShape) -> None:
         self.shape = shape
         self.ready, self.ended, self.peaks = 0, False, b""
+        self.readers = 0
         self.new: AudioSpool | None = None
         self._head: AudioSpool | None = None
         self._source: np.ndarray | None = None
@@ -136,14 +138,18 @@ class LiveAudio(ClipAudio):
 
     async def blocks(self, start: int = 0) -> AsyncIterator[np.ndarray]:
         position = max(0, start)
-        while position < self.samples:
-            await self._clip.wait_for(position)
-            count = min(self._clip.ready, self.samples) - position
-            if count <= 0:
-                return
-            block = self._clip.read(position, min(count, _BLOCK))
-            position += block.shape[1]
-            yield block
+        self._clip.readers += 1
+        try:
+            while position < self.samples:
+                await self._clip.wait_for(position)
+                count = min(self._clip.ready, self.samples) - position
+                if count <= 0:
+                    return
+                block = self._clip.read(position, min(count, _BLOCK))
+                position += block.shape[1]
+                yield block
+        finally:
+            self._clip.readers -= 1
 
 
 class FileAudio(ClipAudio):
