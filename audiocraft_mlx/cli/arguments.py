@@ -103,9 +103,9 @@ class GenerateClips:
         return self.path == STDOUT
 
     @property
-    def requests(self) -> list[ClipRequest]:
+    def requests(self) -> tuple[ClipRequest, ...]:
         """Of each clip."""
-        return [clip.request for clip in self.clips]
+        return tuple(clip.request for clip in self.clips)
 
     def describe(self, clip: ListedClip) -> GenerationMetadata:
         """How it is made."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiocraft_mlx.cli.arguments import GenerateClips
-from audiocraft_mlx.clips.naming import clip_paths, find_duplicates, namer
+from audiocraft_mlx.clips.naming import clip_paths, file_keys, namer
 from audiocraft_mlx.clips.prompt_lines import ListedClip
 from audiocraft_mlx.clips.prompt_lists import LineErrors
 from audiocraft_mlx.errors import OutputError
@@ -72,19 +72,29 @@ def _plots(command: GenerateClips) -> list[Path | None]:
 
 
 def _check_unique(command: GenerateClips, paths: Sequence[Path | None]) -> None:
-    """Raise `UsageErrors` for two clips with the same file."""
+    """Raise `UsageErrors` for two clips with the same file, or a file that the command needs otherwise."""
+    if command.prompts_file is None and command.manifest is None:
+        return  # they are numbered; and who names an input as the output of one clip wants that
     errors = LineErrors(command.prompts_file)
-    if any(clip.path is not None for clip in command.clips):
-        for index, first in find_duplicates(paths):
-            lines = [(index, first), (first, index)]
+    others = {command.prompts_file: "the file of prompts", command.manifest: "the manifest"}
+    for clip in command.clips:
+        for path in (clip.request.condition, clip.request.source):
+            if isinstance(path, Path) and clip.line is not None:
+                others.setdefault(path, f"read by line {clip.line}")
+    taken = {key: what for key, what in zip(file_keys(others), others.values(), strict=True) if key}
+    seen: dict[str, int] = {}
+    for index, key in enumerate(file_keys(paths)):
+        if key is None:
+            continue
+        clip, first = command.clips[index], seen.setdefault(key, index)
+        if key in taken:
+            errors.add(clip.line, f"its file {paths[index]} is {taken[key]}; choose another output")
+        elif first != index:
             # The numbered one is named after the others.
-            own, other = next(pair for pair in lines if command.clips[pair[0]].path is not None)
-            line = command.clips[other].line
-            whose = "another clip's" if line is None else f"line {line}'s"
-            errors.add(
-                command.clips[own].line,
-                f"its file {paths[index]} is {whose}, too; choose another output",
-            )
+            other = command.clips[first]
+            clip, other = (clip, other) if clip.path is not None else (other, clip)
+            whose = "another clip's" if other.line is None else f"line {other.line}'s"
+            errors.add(clip.line, f"its file {paths[index]} is {whose}, too; choose another output")
     errors.raise_any()
 
 

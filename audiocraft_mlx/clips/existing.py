@@ -97,7 +97,7 @@ def _compare(
         if name is None:
             return metadata, ""
         there, here = (_recipe(values).get(name) for values in (metadata, each))
-        difference = f"{path} is there, and was made with another {name}: {shown(there)}, not {shown(here)}"
+        difference = f"{path} is there, and was made with another {name}: {_shown(there)}, not {_shown(here)}"
     return None, difference
 
 
@@ -118,3 +118,7 @@ def _recipe(metadata: GenerationMetadata) -> dict[str, Any]:
         values.pop(name, None)
     values["model"] = released_repository(metadata.model) or metadata.model
     return {**values, **options}
+
+
+def _shown(value: object) -> str:
+    return "the default" if value is None else shown(value)

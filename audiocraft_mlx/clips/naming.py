@@ -42,22 +42,24 @@ def namer(path: Path, count: int, first: int = 1) -> Callable[[int], Path]:
     return lambda number: path.with_name(f"{stem}-{number:0{digits}}{suffix}")
 
 
-def find_duplicates(paths: Iterable[Path | None]) -> list[tuple[int, int]]:
-    """The indices of paths that name the file of an earlier one, and that one's."""
+def file_keys(paths: Iterable[Path | None]) -> list[str | None]:
+    """What is equal for paths that name the same file, which needn't be there; None stays None.
+
+    Links to folders are followed, links to files aren't.
+    """
     folders: dict[Path, str] = {}
-    seen: dict[str, int] = {}
-    twice = []
-    for index, path in enumerate(paths):
+    keys: list[str | None] = []
+    for path in paths:
         if path is None:
+            keys.append(None)
             continue
         if path.parent not in folders:
             folders[path.parent] = os.path.realpath(path.parent)
-        name = os.path.join(folders[path.parent], path.name)
+        key = os.path.join(folders[path.parent], path.name)
         if sys.platform == "darwin":  # where upper and lower case are the same name
-            name = unicodedata.normalize("NFC", name).casefold()
-        if seen.setdefault(name, index) != index:
-            twice.append((index, seen[name]))
-    return twice
+            key = unicodedata.normalize("NFC", key).casefold()
+        keys.append(key)
+    return keys
 
 
 def _with_format(path: Path, name: str) -> Path:

@@ -105,7 +105,7 @@ def _json_lines(file: TextIO, check_names: Names) -> Iterator[PromptLine | BadLi
 def _json_object(line: str) -> dict[str, Any]:
     example = '{"prompt": "a solo cello", "seed": 1}'
     try:
-        values = json.loads(line, object_pairs_hook=_unique, parse_constant=_no_number)
+        values = json.loads(line.strip(), object_pairs_hook=_unique, parse_constant=_no_number)
     except RecursionError:
         raise UsageError("it is nested too deep") from None
     except json.JSONDecodeError as error:
@@ -137,17 +137,18 @@ def _no_number(text: str) -> NoReturn:
 
 def _csv_lines(file: TextIO, check_names: Names) -> Iterator[PromptLine | BadLine]:
     lines = _csv_source(file)
-    before = 0
-    for first in lines:
-        if first.strip():
-            break
-        before += 1
-    else:
-        return
-    # None of the names has one of these in it.
-    rows = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
-    number = before + 1
+    number = 1
     try:
+        for first in lines:
+            if first.strip():
+                break
+            number += 1
+        else:
+            return
+        before = number - 1
+        # None of the names has one of these in it.
+        delimiter = max(",;\t", key=first.count)
+        rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         header = [name.strip().lower() for name in next(rows)]
         _check_header(header, check_names)
         while True:
@@ -164,7 +165,7 @@ def _csv_lines(file: TextIO, check_names: Names) -> Iterator[PromptLine | BadLin
     except csv.Error as error:
         long = "field larger" in str(error)
         what = "a cell is too long; is a quote missing?" if long else f"{error}; is there a quote too many?"
-        yield BadLine(number, f"its quotes or cells can't be read: {what}")
+        yield BadLine(number, f"its cells can't be told apart: {what}")
     except _LongLine:
         yield BadLine(number, f"a line is longer than {_MAX_LINE} characters; is it a CSV file?")
     except UsageError as error:

@@ -137,7 +137,7 @@ def clips_of_line(
     takes = merged.get("takes", 1)
     TAKES.validate("takes", takes)
     if first + takes > MAX_CLIPS:
-        raise UsageError(f"with its clips these are more than {MAX_CLIPS}; split the list")
+        raise UsageError(f"these are {first + takes} clips; ask for {MAX_CLIPS} at most")
     for name, needed in (("edit", "replace"), ("replace", "edit")):
         if name in merged and needed not in merged:
             raise UsageError(f"{name} needs {needed}: a file, and the part of it that is generated anew")
@@ -225,7 +225,7 @@ def _prompt(value: Any) -> str:
     return text if text.strip() else ""
 
 
-def _path(value: Any) -> Path:
+def _name(value: Any) -> str:
     text = _text(value)
     try:
         os.fsencode(text)
@@ -233,8 +233,12 @@ def _path(value: Any) -> Path:
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise UsageError(f"must be the name of a file, not {shown(value)}")
-    return expand_home(text)
+        raise UsageError(f"must be a name, not {shown(value)}")
+    return text
+
+
+def _path(value: Any) -> Path:
+    return expand_home(_name(value))
 
 
 def _output_path(value: Any) -> Path:
@@ -271,7 +275,7 @@ def _flag(value: Any) -> bool:
 
 
 def _adapters(value: Any) -> tuple[LoraSpec, ...]:
-    return tuple(LoraSpec.parse(_text(name)) for name in (value if isinstance(value, list) else [value]))
+    return tuple(LoraSpec.parse(_name(name)) for name in (value if isinstance(value, list) else [value]))
 
 
 def _whole(value: Any) -> Any:
@@ -342,12 +346,12 @@ _FILE: dict[str, Callable[[Any], Any]] = {
     "stems": _flag,
 }
 _MODEL: dict[str, Callable[[Any], Any]] = {
-    "model": _text,
-    "revision": _text,
+    "model": _name,
+    "revision": _name,
     "quantize": _one_of(4, 8),
     "int8_activations": _flag,
     "cache_bits": _one_of(8),
-    "weights": _text,
+    "weights": _name,
     "lora": _adapters,
 }
 _READERS = {**_CLIP, **_FILE, **_MODEL}

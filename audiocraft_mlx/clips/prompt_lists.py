@@ -23,7 +23,7 @@ from audiocraft_mlx.configs import shown
 from audiocraft_mlx.errors import UsageError, UsageErrors
 
 _MOST_ERRORS = 10
-_MOST_CHARACTERS = 400
+_MOST_CHARACTERS = 700
 
 
 class LineErrors:
