@@ -224,6 +224,8 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
     )
     if listed:
         command.check_clips(lambda clip: _check_sink(command, clip))
+        if arguments.keep_best is not None and not any(clip.request.loop for clip in clips):
+            raise UsageError("--keep-best is for loops; it needs --loop, or loop in a line")
     return command
 
 
@@ -239,7 +241,10 @@ def _check_sink(command: GenerateClips, clip: ListedClip) -> None:
         if clip.request.loop or clip.request.replace is not None:
             what = "loop" if clip.request.loop else "edit"
             raise UsageError(f"{what} and {where} don't go together; leave one of them out")
-        if clip.output.stems and command.streaming:
+    if command.streaming:
+        if clip.path is not None or clip.output.audio_format != WAV.name:
+            raise UsageError("standard output gets WAV; leave output and format out, or -o -")
+        if clip.output.stems:
             raise UsageError("stems are written beside a file; give one to --output")
 
 

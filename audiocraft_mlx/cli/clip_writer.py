@@ -112,7 +112,7 @@ class ClipWriter:
             if spool.samples and self._files[index].path is not None
         }
         for ranked in self._takes.rest():
-            self._put(ranked.place, ranked.take)
+            self._put(ranked.place, ranked.take, partial=True)
         if self._streaming or not started:
             return ""
         kept = [str(self._save(index, index, self._finished(index), partial=True).path) for index in started]
@@ -191,8 +191,11 @@ class ClipWriter:
                 self._player = None
             self.close()
 
-    def _put(self, place: int | None, made: _Made) -> None:
-        """Write a clip into the files of the request at `place`, and tell; None: it isn't kept."""
+    def _put(self, place: int | None, made: _Made, partial: bool = False) -> None:
+        """Write a clip into the files of the request at `place`, and tell; None: it isn't kept.
+
+        `partial`: it is the best only of those takes that were made before an interruption.
+        """
         if place is None:
             return
         clip, plan, files, total = made.clip, made.plan, self._files[place], len(self._command.clips)
@@ -200,7 +203,7 @@ class ClipWriter:
         if clip is None or files.path is None:
             self._report(f"seed {seed}, {made.timing}")
         else:
-            saved = self._save(place, made.index, clip, made.codes)
+            saved = self._save(place, made.index, clip, made.codes, partial)
             # From here on an interruption finds it whole, though its plot or its stems may be missing.
             self._unfinished.discard(made.index)
             self.paths.append(saved.path)
@@ -221,7 +224,7 @@ class ClipWriter:
             prompt = plan.request.prompt
             save_plot(files.plot, clip.audio, clip.sample_rate, prompt, self._condition(plan), *joins)
             self._report(f"drew {files.plot}")
-        if saved is not None and self._manifest is not None:
+        if saved is not None and self._manifest is not None and not partial:
             self._manifest.append(self._manifest_line(made.index, saved))
 
     def _first_take(self, index: int) -> int:

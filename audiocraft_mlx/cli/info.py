@@ -27,7 +27,7 @@ def show_info(path: Path) -> None:
         return
     print_stdout(f"made with {metadata.program} {_shown(metadata.version)}")
     if metadata.partial:
-        print_stdout("  it was interrupted: this is its beginning")
+        print_stdout("  interrupted: this is what was made until then")
     shown = {
         "prompt": metadata.prompt or None,
         "model": metadata.model,

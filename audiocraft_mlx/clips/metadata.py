@@ -30,8 +30,8 @@ class GenerationMetadata:
     """What was asked for. None is the model's own default.
 
     `options` are further options of the command without their dashes, as `{"quantize": 8, "cache-bits": 8}`.
-    `program` is the command's name, one of `PROGRAMS`. `partial`: it was interrupted, and the file has its
-    beginning.
+    `program` is the command's name, one of `PROGRAMS`. `partial`: it was interrupted, and the file has the
+    beginning only, or the best of some of its takes.
     """
 
     prompt: str
