@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from audiocraft_mlx.cli.clip_files import plan_files
 from audiocraft_mlx.cli.generate import main
 from audiocraft_mlx.clips.defaults import AUDIOGEN
 from audiocraft_mlx.clips.metadata import describe_request
+from audiocraft_mlx.clips.naming import file_keys
 from audiocraft_mlx.clips.prompt_files import PromptLine
 from audiocraft_mlx.clips.prompt_lines import (
     LineDefaults,
@@ -351,3 +353,12 @@ def test_100_000_lines_are_planned_in_seconds(fake: FakeModel) -> None:
         Path("out/99999.flac"),
         99_999,
     )
+
+
+def test_on_a_mac_upper_and_lower_case_are_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [Path("A/\u00e9.wav"), None, Path("A/E\u0301.WAV"), Path("A/../A/\u00e9.wav")]
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    keys = file_keys(names)
+    assert (keys[1], len({*keys})) == (None, 3)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert len({*file_keys(names)}) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import platform
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ def file_keys(paths: Iterable[Path | None]) -> list[str | None]:
         if path.parent not in folders:
             folders[path.parent] = os.path.realpath(path.parent)
         key = os.path.join(folders[path.parent], path.name)
-        if sys.platform == "darwin":  # where upper and lower case are the same name
+        if platform.system() == "Darwin":  # where upper and lower case are the same name
             key = unicodedata.normalize("NFC", key).casefold()
         keys.append(key)
     return keys
