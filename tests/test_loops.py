@@ -256,11 +256,12 @@ def test_a_melody_is_as_long_as_what_is_made(fake: FakeModel) -> None:
 
 
 def test_the_best_takes_of_each_prompt_come_first() -> None:
-    takes: LoopTakes[str] = LoopTakes(3, 2)
-    assert takes.add(0, 0.5, "a") == []
-    assert takes.add(3, 0.1, "d") == []
-    assert takes.add(2, 0.7, "c") == []
-    assert [(r.place, r.take) for r in takes.add(1, 0.2, "b")] == [(0, "b"), (1, "a"), (None, "c")]
+    takes: LoopTakes[str] = LoopTakes()
+    first, second = range(3), range(3, 6)
+    assert takes.add(0, 0.5, "a", first, 2) == []
+    assert takes.add(3, 0.1, "d", second, 3) == []
+    assert takes.add(2, 0.7, "c", first, 2) == []
+    assert [(r.place, r.take) for r in takes.add(1, 0.2, "b", first, 2)] == [(0, "b"), (1, "a"), (None, "c")]
     assert [(r.place, r.take) for r in takes.rest()] == [(3, "d")]
     assert takes.rest() == []
 

@@ -61,7 +61,7 @@ def test_a_file_as_a_prompt_is_one_line_before_the_model_is_loaded(
     assert len(err.splitlines()) == 1
     assert len(err) < 300
     assert "10000" in err
-    assert ("line 2 of prompts.txt" in err) == (where == "file")
+    assert ("prompts.txt, line 2: " in err) == (where == "file")
     assert not fake.loaded
 
 

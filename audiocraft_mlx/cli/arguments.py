@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
@@ -18,11 +19,24 @@ from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_as_magn
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.cli.control import add_control
 from audiocraft_mlx.cli.edit_options import add_edit_options, check_edit_options
+from audiocraft_mlx.cli.list_options import add_list_options, add_prompts, check_list_options
 from audiocraft_mlx.cli.loop_options import add_loop_options, check_loop_options
 from audiocraft_mlx.cli.masked_options import add_masked_options
 from audiocraft_mlx.cli.note_options import add_note_options
 from audiocraft_mlx.cli.tempo_options import add_tempo_options
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN, CommandDefaults
+from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.prompt_files import TABLES
+from audiocraft_mlx.clips.prompt_lines import (
+    DEFAULT_NAMES,
+    MODEL_NAMES,
+    TAKES,
+    LineDefaults,
+    ListedClip,
+    clips_of_line,
+    describe_in_line,
+)
+from audiocraft_mlx.clips.prompt_lists import LineErrors, ListModel, read_clips
 from audiocraft_mlx.clips.requests import (
     DEFAULT_LUFS,
     DEFAULT_PROMPT_SECONDS,
@@ -30,12 +44,10 @@ from audiocraft_mlx.clips.requests import (
     ClipRequest,
     FieldError,
     ModelOptions,
-    OutputOptions,
     draw_seed,
-    require_loopable,
 )
-from audiocraft_mlx.errors import UsageError
-from audiocraft_mlx.files import read_error
+from audiocraft_mlx.clips.shards import Shard
+from audiocraft_mlx.errors import UsageError, UsageErrors
 from audiocraft_mlx.validation import (
     CFG_COEF,
     DURATION,
@@ -53,9 +65,8 @@ from audiocraft_mlx.validation import (
 
 STDOUT = Path("-")
 """What `--output` is for standard output."""
-# Enough for weeks, and few enough that all can be planned ahead.
-_MAX_CLIPS = 100_000
-_TAKES = NumberRange(int, f"an integer from 1 to {_MAX_CLIPS}", lambda takes: 1 <= takes <= _MAX_CLIPS)
+_DESTINATIONS = {"continue": "source"}
+"""Values of lines whose options argparse keeps under another name."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +82,10 @@ class GenerateClips:
 
     program: CommandDefaults
     model: ModelOptions
-    requests: tuple[ClipRequest, ...]
-    """One for each clip, the takes of a prompt side by side. Their audio files aren't read yet."""
-    output: OutputOptions
+    clips: tuple[ListedClip, ...]
+    """The takes of a prompt side by side."""
+    audio_format: str
+    """Of a file whose format no line says."""
     path: Path | None
     """`STDOUT` for standard output, None for the default name."""
     plot: Path | None
@@ -81,20 +93,57 @@ class GenerateClips:
     open: bool
     tags: bool = True
     """Whether the files hold how they were generated."""
-    takes: int = 1
-    keep_best: int | None = None
-    """How many loops of each prompt get a file; None: all."""
+    prompts_file: Path | None = None
+    manifest: Path | None = None
+    skip_existing: bool = False
+    shard: Shard | None = None
 
     @property
     def streaming(self) -> bool:
         return self.path == STDOUT
 
+    @property
+    def requests(self) -> tuple[ClipRequest, ...]:
+        """Of each clip."""
+        return tuple(clip.request for clip in self.clips)
+
+    def describe(self, clip: ListedClip) -> GenerationMetadata:
+        """How it is made."""
+        return describe_request(clip.request, clip.output, self.model, self.program)
+
+    def check_clips(
+        self, check: Callable[[ListedClip], None], clips: Sequence[ListedClip] | None = None
+    ) -> None:
+        """Call `check` with each of `clips`; None: with all.
+
+        Raises `UsageErrors`, with the numbers of the lines at fault; for a clip without one, and for options,
+        the first `UsageError`.
+        """
+        errors = LineErrors(self.prompts_file)
+        wrong: int | None = None
+        for clip in self.clips if clips is None else clips:
+            if wrong is not None and clip.line == wrong:
+                continue  # another take
+            try:
+                check(clip)
+            except FieldError as error:
+                if not _is_table(self.prompts_file) or clip.line is None:
+                    raise UsageError(error.describe(option_name)) from None
+                errors.add(clip.line, describe_in_line(error))
+            except UsageError as error:
+                errors.add(clip.line, str(error))
+            else:
+                continue
+            wrong = clip.line
+        errors.raise_any()
+
     def require_supported(self, condition_types: frozenset[str], fills_masks: bool | None) -> None:
         """Raise `UsageError` if the model can't use an option; see `ClipRequest.require_supported`."""
-        try:
-            self.requests[0].require_supported(condition_types, self.model.name, fills_masks)
-        except FieldError as error:
-            raise UsageError(error.describe(option_name)) from None
+
+        def check(clip: ListedClip) -> None:
+            clip.request.require_supported(condition_types, self.model.name, fills_masks)
+
+        self.check_clips(check)
         if fills_masks and self.model.cache_bits is not None:
             raise UsageError(
                 f"--cache-bits: {self.model.name} is a MAGNeT, which keeps no keys and values; leave it out"
@@ -121,9 +170,11 @@ def parse(argv: list[str] | None, program: CommandDefaults = MUSICGEN) -> Genera
         return ShowInfo(arguments.info)
     try:
         command = _to_command(arguments, program)
-        condition_types = released_condition_types(arguments.model)
+        condition_types = released_condition_types(command.model.name)
         if condition_types is not None:
-            command.require_supported(condition_types, released_as_magnet(arguments.model))
+            command.require_supported(condition_types, released_as_magnet(command.model.name))
+    except UsageErrors:
+        raise
     except FieldError as error:
         parser.error(error.describe(option_name))
     except UsageError as error:
@@ -138,76 +189,106 @@ def option_name(field: str) -> str:
 
 
 def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> GenerateClips:
-    check_edit_options(arguments)
-    check_loop_options(arguments)
+    listed = _is_table(arguments.prompts_file)
+    if not listed:  # else they are defaults, and lines may say what is missing
+        check_edit_options(arguments)
+        check_loop_options(arguments)
     _check_stdout(arguments)
-    output = OutputOptions(
-        _format(arguments, program).name,
-        arguments.bit_depth,
-        arguments.normalize,
-        arguments.lufs,
-        arguments.fade_out,
-        arguments.stems,
-        arguments.ending,
-    )
-    prompts = _all_prompts(arguments)
-    first_seed = draw_seed() if arguments.seed is None else arguments.seed
-    requests = tuple(
-        ClipRequest(
-            prompt if prompt.strip() else "",
-            (first_seed + index) % 2**32,
-            program.duration if arguments.duration is None else arguments.duration,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            temperature=arguments.temperature,
-            cfg_coef=arguments.cfg_coef,
-            melody=arguments.melody,
-            style=arguments.style,
-            style_coef=arguments.style_coef,
-            max_cfg_coef=arguments.max_cfg_coef,
-            min_cfg_coef=arguments.min_cfg_coef,
-            decoding_steps=arguments.decoding_steps,
-            span_arrangement=arguments.span_arrangement,
-            source=arguments.edit or arguments.source,
-            replace=arguments.replace,
-            candidates=arguments.candidates,
-            prompt_seconds=arguments.prompt_seconds,
-            melody_separation=arguments.melody_separation,
-            sections=tuple(arguments.sections or ()),
-            negative=arguments.negative,
-            loop=arguments.loop,
-            bars=arguments.bars,
-            midi_track=arguments.midi_track,
-            chords=arguments.chords,
-            bpm=arguments.bpm,
-            beats_per_bar=arguments.beats_per_bar,
-        )
-        for index, prompt in enumerate(prompts)
-    )
-    require_loopable(requests[0], output)
-    if len(requests) > 1 and arguments.output == STDOUT:
-        raise UsageError(f"standard output holds one clip, not {len(requests)}; give a file to --output")
-    return GenerateClips(
+    audio_format = _format(arguments, program).name
+    clips, model = _list_clips(arguments, program, audio_format)
+    if len(clips) > 1 and arguments.output == STDOUT:
+        raise UsageError(f"standard output holds one clip, not {len(clips)}; give a file to --output")
+    command = GenerateClips(
         program,
-        ModelOptions(
-            arguments.model,
-            arguments.revision,
-            arguments.quantize,
-            arguments.int8_activations,
-            arguments.cache_bits,
-            arguments.weights,
-            tuple(arguments.lora),
-        ),
-        requests,
-        output,
+        model,
+        tuple(clips),
+        audio_format,
         arguments.output,
         arguments.plot,
         arguments.play,
         arguments.open,
         arguments.tags,
-        arguments.takes,
+        arguments.prompts_file,
+        arguments.manifest,
+        arguments.skip_existing,
+        arguments.shard,
+    )
+    check_list_options(
+        clips,
+        arguments.output,
+        arguments.prompts_file,
+        arguments.manifest,
+        arguments.skip_existing,
+        arguments.shard,
+        arguments.tags,
+    )
+    if listed:
+        command.check_clips(lambda clip: _check_sink(command, clip))
+        if arguments.keep_best is not None and not any(clip.request.loop for clip in clips):
+            raise UsageError("--keep-best is for loops; it needs --loop, or loop in a line")
+    return command
+
+
+def _is_table(path: Path | None) -> bool:
+    """Whether its lines say more than a prompt."""
+    return path is not None and path.suffix.lower() in TABLES
+
+
+def _check_sink(command: GenerateClips, clip: ListedClip) -> None:
+    """What `check_edit_options` and `check_loop_options` refuse."""
+    if command.play or command.streaming:
+        where = "--play" if command.play else "standard output (-o -)"
+        if clip.request.loop or clip.request.replace is not None:
+            what = "loop" if clip.request.loop else "edit"
+            raise UsageError(f"{what} and {where} don't go together; leave one of them out")
+    if command.streaming:
+        if clip.path is not None or clip.output.audio_format != WAV.name:
+            raise UsageError("standard output gets WAV; leave output and format out, or -o -")
+        if clip.output.stems:
+            raise UsageError("stems are written beside a file; give one to --output")
+
+
+def _list_clips(
+    arguments: argparse.Namespace, program: CommandDefaults, audio_format: str
+) -> tuple[list[ListedClip], ModelOptions]:
+    """The clips of all prompts, and the model that makes them."""
+    seed_is_drawn = arguments.seed is None
+    defaults = LineDefaults(
+        _defaults(arguments, program),
+        audio_format,
+        draw_seed() if seed_is_drawn else arguments.seed,
+        seed_is_drawn,
         arguments.keep_best,
     )
+    arguments.lora = tuple(arguments.lora)
+    model = ListModel({name: value for name in MODEL_NAMES if (value := getattr(arguments, name))})
+    clips: list[ListedClip] = []
+    for prompt in _given_prompts(arguments):
+        clips += clips_of_line({"prompt": prompt}, defaults, len(clips))
+    if arguments.prompts_file is not None:
+        if not clips and not _is_table(arguments.prompts_file):
+            clips_of_line({"prompt": "music"}, defaults, 0)  # mistakes in the options
+        try:
+            clips += read_clips(arguments.prompts_file, defaults, len(clips), model)
+        except UsageErrors:
+            raise
+        except UsageError as error:
+            raise UsageError(f"--prompts: {error}") from error
+    elif not clips:
+        instead = ("melody", "style", "source", "edit", "sections", "chords")
+        if not any(getattr(arguments, name) for name in instead):
+            raise UsageError("the prompt is missing; say what to play")
+        clips += clips_of_line({}, defaults, 0)
+    return clips, model.options(program.model)
+
+
+def _defaults(arguments: argparse.Namespace, program: CommandDefaults) -> dict[str, Any]:
+    """What the options say for all clips, by the names of lines."""
+    given = {name: getattr(arguments, _DESTINATIONS.get(name, name)) for name in DEFAULT_NAMES}
+    given["sections"] = tuple(given["sections"] or ())
+    if given["duration"] is None:
+        given["duration"] = program.duration
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_stdout(arguments: argparse.Namespace) -> None:
@@ -229,24 +310,12 @@ def _format(arguments: argparse.Namespace, program: CommandDefaults) -> AudioFor
     return choose_format(path, name, bits)
 
 
-def _all_prompts(arguments: argparse.Namespace) -> list[str]:
-    """The prompt of each clip: "" if there is none, but audio."""
+def _given_prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompts)
     if prompts.count("-") > 1:
         raise UsageError("standard input holds one prompt; give '-' once")
     prompts = [_read_prompt() if prompt == "-" else prompt for prompt in prompts]
-    if arguments.prompts_file is not None:
-        most = max(0, _MAX_CLIPS // arguments.takes - len(prompts))
-        prompts += _read_prompts(arguments.prompts_file, most)
-    names = ("melody", "style", "source", "edit", "sections", "chords")
-    instead = [getattr(arguments, name) for name in names]
-    if not prompts and not any(instead):
-        raise UsageError("the prompt is missing; say what to play")
-    prompts = prompts or [""]
-    clips = len(prompts) * arguments.takes
-    if clips > _MAX_CLIPS:
-        raise UsageError(f"these are {clips} clips; ask for {_MAX_CLIPS} at most")
-    return [prompt for prompt in prompts for _ in range(arguments.takes)]
+    return [prompt if prompt.strip() else "" for prompt in prompts]
 
 
 def _read_prompt() -> str:
@@ -261,40 +330,6 @@ def _read_prompt() -> str:
         return given.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UsageError("the prompt on standard input is not valid UTF-8; convert it first") from None
-
-
-def _read_prompts(path: Path, most: int) -> list[str]:
-    """The prompts in a file, one a line, without blank lines and comments.
-
-    Raises:
-        UsageError: also for more than `most`, which is found without reading all of the file.
-    """
-    prompts: list[str] = []
-    try:
-        # Lines end as in a text editor: not at what else Unicode calls the end of a line or paragraph.
-        with path.open(encoding="utf-8-sig", newline=None) as file:
-            longest = MAX_PROMPT_CHARACTERS + 1
-            for number, line in enumerate(iter(lambda: file.readline(longest), ""), start=1):
-                if len(line) == longest and not line.endswith("\n"):
-                    raise UsageError(
-                        f"--prompts: line {number} of {path} is longer than {MAX_PROMPT_CHARACTERS}"
-                        " characters; write one prompt a line"
-                    )
-                prompt = line.strip()
-                if not prompt or prompt.startswith("#"):
-                    continue
-                if len(prompts) == most:
-                    raise UsageError(
-                        f"--prompts: {path} has prompts for more than {_MAX_CLIPS} clips; split it"
-                    )
-                prompts.append(prompt)
-    except OSError as error:
-        raise UsageError(f"--prompts: {read_error(path, error, 'give a text file')}") from error
-    except UnicodeDecodeError:
-        raise UsageError(f"--prompts: {path} is not valid UTF-8; convert it first") from None
-    if not prompts:
-        raise UsageError(f"--prompts: {path} has no prompts; write one a line")
-    return prompts
 
 
 def make_parser(program: CommandDefaults) -> Parser:
@@ -327,9 +362,8 @@ def _add_model(parser: Parser, program: CommandDefaults) -> None:
         "-m",
         "--model",
         metavar="NAME",
-        default=program.model,
         help=f"a name on the Hugging Face Hub, a short name ({', '.join(short)}), a local folder, a "
-        "training's file (checkpoint.th), or demo, a toy that needs no download (default: %(default)s)",
+        f"training's file (checkpoint.th), or demo, a toy that needs no download (default: {program.model})",
     )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
     add_weights(add)
@@ -395,18 +429,12 @@ def add_quantization(add: Callable[..., object]) -> None:
 
 def _add_conditioning_args(parser: Parser) -> None:
     add = parser.add_argument_group("what to play").add_argument
-    add(
-        "--prompts",
-        dest="prompts_file",
-        metavar="FILE",
-        type=Path,
-        help="read more prompts from this text file, one a line; lines that begin with # are skipped",
-    )
+    add_prompts(add)
     add(
         "-n",
         "--takes",
         metavar="N",
-        type=number(_TAKES),
+        type=number(TAKES),
         default=1,
         help="generate N clips of each prompt, with a seed for each (default: 1)",
     )
@@ -514,6 +542,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         type=_png,
         help="also plot waveform and mel spectrogram into this PNG file (needs the extra 'plot')",
     )
+    add_list_options(add)
     add("--play", action="store_true", help="play it while it is generated (needs the extra 'play')")
     add("--no-open", dest="open", action="store_false", help="don't open the file when it is done (macOS)")
     add("--info", metavar="FILE", type=Path, help="only show how an audio file was generated")

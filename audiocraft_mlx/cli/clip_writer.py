@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
@@ -19,7 +19,7 @@ from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
 from audiocraft_mlx.clips.loops import LoopShape, made_seconds
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
-from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
+from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.clips.planning import ClipPlan
 from audiocraft_mlx.clips.saving import SavedFile, save_clip
 from audiocraft_mlx.clips.source import AudioInput
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from audiocraft_mlx.audio.plot import Chromagram, StyleExcerpt
+    from audiocraft_mlx.clips.manifest import Manifest
     from audiocraft_mlx.models.genmodel import GenModel
     from audiocraft_mlx.networks.htdemucs import HTDemucs
 
@@ -61,9 +62,10 @@ class ClipWriter:
         files: Sequence[ClipFiles],
         model: GenModel,
         separator: HTDemucs | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
         self._command, self._files = command, files
-        self._model, self._separator = model, separator
+        self._model, self._separator, self._manifest = model, separator, manifest
         self._streaming = command.streaming
         # Standard output belongs to the audio.
         self._print: Callable[[str], None] = print_stderr if self._streaming else print_stdout
@@ -77,24 +79,26 @@ class ClipWriter:
         self._spools: dict[int, AudioSpool] = {}
         self._stream: WavStream | None = None
         self._player: Player | None = None
-        self._takes: LoopTakes[_Made] = LoopTakes(
-            command.takes, command.takes if command.keep_best is None else command.keep_best
-        )
-        seconds = sum(map(made_seconds, command.requests))
-        self._progress = ClipsProgress(seconds, len(command.requests))
+        self._takes: LoopTakes[_Made] = LoopTakes()
+        seconds = sum(made_seconds(clip.request) for clip in command.clips)
+        self._progress = ClipsProgress(seconds, len(command.clips))
         self._warn_unsupported_options()
 
-    def show_progress(self, progress: Progress) -> None:
-        self._progress.advance(progress)
+    def show_progress(self, progress: Progress, first: int = 0) -> None:
+        """Of clips that are counted from the clip `first` of the command on."""
+        self._progress.advance(replace(progress, first=first + progress.first))
 
-    def handle(self, event: Event) -> None:
-        """Raises `OutputError`, and `BrokenPipeError` if the reader of standard output has gone."""
+    def handle(self, event: Event, first: int = 0) -> None:
+        """Take an event, whose clips are counted from the clip `first` of the command on.
+
+        Raises `OutputError`, and `BrokenPipeError` if the reader of standard output has gone.
+        """
         if isinstance(event, Started):
-            self._start(event)
+            self._start(tuple(replace(plan, index=first + plan.index) for plan in event.batch))
         elif isinstance(event, Chunk):
-            self._write(event)
+            self._write(replace(event, index=first + event.index))
         elif isinstance(event, Finished):
-            self._finish(event)
+            self._finish(replace(event, index=first + event.index))
 
     def save_partial(self) -> str:
         """Save the output so far of clips that were interrupted; a message about it."""
@@ -106,13 +110,14 @@ class ClipWriter:
             if spool.samples and self._files[index].path is not None
         }
         for ranked in self._takes.rest():
-            self._put(ranked.place, ranked.take)
+            self._put(ranked.place, ranked.take, partial=True)
         if self._streaming or not started:
             return ""
-        kept = [str(self._save(index, index, self._finished(index)).path) for index in started]
+        kept = [str(self._save(index, index, self._finished(index), partial=True).path) for index in started]
         named = kept if len(kept) <= _MAX_NAMED else [kept[0], "…", kept[-1]]
-        seconds = next(iter(started.values())).samples / self._model.sample_rate
-        return f"interrupted; the {seconds:.2f} s made so far are kept in {', '.join(named)}"
+        lengths = {spool.samples / self._model.sample_rate for spool in started.values()}
+        made = f"the {lengths.pop():.2f} s" if len(lengths) == 1 else f"up to {max(lengths):.2f} s"
+        return f"interrupted; {made} made so far are kept in {', '.join(named)}"
 
     def close(self) -> None:
         """Stop the player, and drop what wasn't saved."""
@@ -127,8 +132,8 @@ class ClipWriter:
             self._player.stop()
             self._player = None
 
-    def _start(self, event: Started) -> None:
-        model, batch = self._model, event.batch
+    def _start(self, batch: tuple[ClipPlan, ...]) -> None:
+        model = self._model
         plans = {plan.index: plan for plan in batch}
         self._plans |= plans
         self._unfinished |= {*plans}
@@ -155,18 +160,21 @@ class ClipWriter:
             self._stream.write(event.audio)
 
     def _finish(self, event: Finished) -> None:
-        plan, total = self._plans[event.index], len(self._command.requests)
+        plan, total = self._plans[event.index], len(self._command.clips)
         self._progress.finish(plan)
         self._report_clipping()
         timing = f"{event.elapsed:.1f} s to make, {plan.seconds / event.elapsed:.2f}x real time"
         clip = self._finished(event.index, plan.loop) if event.index in self._spools else None
-        if clip is not None and self._separator is not None:
+        listed = self._command.clips[event.index]
+        if clip is not None and listed.output.stems:
             clip = clip.in_memory()
         made = _Made(event.index, plan, clip, timing, event.codes)
         if clip is None or clip.loop is None:
             self._put(event.index, made)
         else:
-            for ranked in self._takes.add(event.index, clip.loop.measure.score, made):
+            first = self._first_take(event.index)
+            group = range(first, first + listed.takes)
+            for ranked in self._takes.add(event.index, clip.loop.measure.score, made, group, listed.kept):
                 self._put(ranked.place, ranked.take)
         self._unfinished.discard(event.index)
         if event.index in self._spools:
@@ -182,16 +190,19 @@ class ClipWriter:
         with self._progress.beside():
             self._print(line)
 
-    def _put(self, place: int | None, made: _Made) -> None:
-        """Write a clip into the files of the request at `place`, and tell; None: it isn't kept."""
+    def _put(self, place: int | None, made: _Made, partial: bool = False) -> None:
+        """Write a clip into the files of the request at `place`, and tell; None: it isn't kept.
+
+        `partial`: it is the best only of those takes that were made before an interruption.
+        """
         if place is None:
             return
-        clip, plan, files, total = made.clip, made.plan, self._files[place], len(self._command.requests)
-        seed = plan.request.seed
+        clip, plan, files, total = made.clip, made.plan, self._files[place], len(self._command.clips)
+        seed, saved = plan.request.seed, None
         if clip is None or files.path is None:
             self._report(f"seed {seed}, {made.timing}")
         else:
-            saved = self._save(place, made.index, clip, made.codes)
+            saved = self._save(place, made.index, clip, made.codes, partial)
             # From here on an interruption finds it whole, though its plot or its stems may be missing.
             self._unfinished.discard(made.index)
             self.paths.append(saved.path)
@@ -202,7 +213,7 @@ class ClipWriter:
                 self._report(f"seed {seed}, {made.timing}")
             if saved.peak > 1:
                 self._report(f"peak {saved.peak:.2f} scaled down to full scale")
-            if self._separator is not None:
+            if self._separator is not None and self._command.clips[place].output.stems:
                 stems = self._save_stems(place, made.index, clip, saved, self._separator)
                 self._report(f"its stems: {', '.join(map(str, stems))}")
         if clip is not None and files.plot is not None:
@@ -212,22 +223,34 @@ class ClipWriter:
             prompt = plan.request.prompt
             save_plot(files.plot, clip.audio, clip.sample_rate, prompt, self._condition(plan), *joins)
             self._report(f"drew {files.plot}")
+        if saved is not None and self._manifest is not None and not partial:
+            self._manifest.append(self._manifest_line(made.index, saved))
 
     def _first_take(self, index: int) -> int:
         """Of the prompt of a request."""
-        return index - index % self._command.takes
+        return index - self._command.clips[index].take
 
     def _finished(self, index: int, loop: LoopShape | None = None) -> FinishedAudio:
-        command, plan = self._command, self._plans[index]
+        output, plan = self._command.clips[index].output, self._plans[index]
         return finish_audio(
-            self._spools[index], self._model.sample_rate, command.output, plan.source, plan.replacement, loop
+            self._spools[index], self._model.sample_rate, output, plan.source, plan.replacement, loop
         )
 
-    def _save(self, place: int, index: int, clip: FinishedAudio, codes: ClipCodes | None = None) -> SavedFile:
+    def _save(
+        self,
+        place: int,
+        index: int,
+        clip: FinishedAudio,
+        codes: ClipCodes | None = None,
+        partial: bool = False,
+    ) -> SavedFile:
         """Into the file of the request at `place`, with how that at `index` was made."""
         files = self._files[place]
         assert files.path is not None
-        return save_clip(files.resolve_path(files.path), clip, self._metadata(index), codes)
+        metadata = self._metadata(index)
+        if metadata is not None and partial:
+            metadata = replace(metadata, partial=True)
+        return save_clip(files.resolve_path(files.path), clip, metadata, codes)
 
     def _save_stems(
         self, place: int, index: int, clip: FinishedAudio, saved: SavedFile, separator: HTDemucs
@@ -241,9 +264,20 @@ class ClipWriter:
 
     def _metadata(self, index: int) -> GenerationMetadata | None:
         command = self._command
-        if not command.tags:
-            return None
-        return describe_request(command.requests[index], command.output, command.model, command.program)
+        return command.describe(command.clips[index]) if command.tags else None
+
+    def _manifest_line(self, index: int, saved: SavedFile) -> dict[str, Any]:
+        from audiocraft_mlx.clips.manifest import manifest_line
+
+        clip, seconds = self._command.clips[index], saved.samples / saved.sample_rate
+        return manifest_line(
+            saved.path,
+            self._command.describe(clip),
+            seconds,
+            saved.sample_rate,
+            clip.line,
+            clip.output.stems,
+        )
 
     def _condition(self, plan: ClipPlan) -> Chromagram | StyleExcerpt | None:
         """For the plot of a clip: its melody's chromagram or its style's excerpt."""
@@ -260,7 +294,7 @@ class ClipWriter:
         return self._chromagrams[key]
 
     def _open_stream(self, plan: ClipPlan) -> WavStream:
-        model, bits = self._model, self._command.output.file_format().bits
+        model, bits = self._model, self._command.clips[plan.index].output.file_format().bits
         rate, channels = model.sample_rate, model.audio_channels
         assert bits is not None  # it is WAV
         if plan.source is None:
@@ -270,13 +304,16 @@ class ClipWriter:
 
     def _report_clipping(self) -> None:
         stream = self._stream
-        if stream is not None and stream.peak > 1 and self._command.output.bit_depth != 32:
+        if stream is not None and stream.peak > 1 and self._command.clips[0].output.bit_depth != 32:
             print_stderr(f"peak {stream.peak:.2f} was cut off: a stream can't be scaled down afterwards")
 
     def _warn_unsupported_options(self) -> None:
-        output = self._command.output
-        given = {"--normalize": output.normalize != "none", "--ending": output.ending not in (None, "cut")}
-        given["--fade-out"] = output.fade_out is not None
+        outputs = [clip.output for clip in self._command.clips]
+        given = {
+            "--normalize": any(output.normalize != "none" for output in outputs),
+            "--ending": any(output.ending not in (None, "cut") for output in outputs),
+            "--fade-out": any(output.fade_out is not None for output in outputs),
+        }
         options = [option for option, is_given in given.items() if is_given]
         if options and (self._streaming or self._command.play):
             needs = "needs" if len(options) == 1 else "need"

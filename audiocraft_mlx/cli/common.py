@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
+from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError, UsageErrors
 from audiocraft_mlx.machine import is_out_of_memory
 from audiocraft_mlx.version import __version__
 
@@ -45,6 +45,10 @@ def run_command(work: Callable[[list[str] | None], None], argv: list[str] | None
     warnings.showwarning = lambda message, *_, **__: print(f"{program}: warning: {message}", file=sys.stderr)
     try:
         work(argv)
+    except UsageErrors as error:
+        for message in error.messages:
+            _fail(program, message, error.exit_status)
+        return error.exit_status
     except MusicGenError as error:
         return _fail(program, str(error), error.exit_status)
     except (MemoryError, RuntimeError, ImportError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -27,6 +27,10 @@ from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 
 if TYPE_CHECKING:
+    from audiocraft_mlx.cli.clip_files import ClipFiles
+    from audiocraft_mlx.cli.clip_writer import ClipWriter
+    from audiocraft_mlx.clips.prompt_lines import ListedClip
+    from audiocraft_mlx.clips.requests import ClipRequest
     from audiocraft_mlx.models.genmodel import GenModel
 
 _CLASSES = {
@@ -63,55 +67,136 @@ def _generate(command: GenerateClips) -> None:
         files = plan_files(command)
         _check_sinks(command)
 
-        from audiocraft_mlx.clips.inputs import load_inputs
+        from audiocraft_mlx.cli.remaining import select_remaining
 
-        try:
-            requests = load_inputs(command.requests)
-        except FieldError as error:
-            raise UsageError(error.describe(option_name)) from None
+        manifest = None
+        if command.manifest is not None:
+            from audiocraft_mlx.clips.manifest import Manifest
+
+            manifest = Manifest(command.manifest)
+        command, files = select_remaining(command, files, manifest)
+        if not command.clips:
+            return
+
+        from audiocraft_mlx.clips.portions import portions
+
+        parts = list(portions(command.clips))
+        # All are read now to find what is wrong; what doesn't fit into memory is read again in its turn.
+        loaded = [_load_inputs(command, part) for part in parts[:1]]
+        for part in parts[1:]:
+            _load_inputs(command, part)
+
+        def requests_of(part: range) -> list[ClipRequest]:
+            return loaded[0] if len(parts) == 1 else _load_inputs(command, part)
+
         model = _load_model(command)
         command.require_supported(model.condition_types, model.fills_masks)
         separator = None
-        if command.output.stems:
+        if any(clip.output.stems for clip in command.clips):
             from audiocraft_mlx.checkpoints.demucs import load_htdemucs
 
             separator = load_htdemucs()
 
         from audiocraft_mlx.cli.clip_writer import ClipWriter
-        from audiocraft_mlx.clips.making import generate_clips
-        from audiocraft_mlx.clips.saving import check_size
 
-    checked: set[tuple[float, object]] = set()
-    for request, clip_files in zip(requests, files, strict=True):
-        if clip_files.path is not None and (request.duration, request.source) not in checked:
-            check_size(clip_files.path, request, command.output, model)
-            checked.add((request.duration, request.source))
-    # What is played or streamed while it is generated is generated alone.
-    batch_size = 1 if command.streaming or command.play else None
-    with closing(ClipWriter(command, files, model, separator)) as writer:
-        try:
-            events = generate_clips(
-                model,
-                requests,
-                batch_size=batch_size,
-                chunk_seconds=CHUNK_SECONDS,
-                # Of files too: the codec's rounding depends on where its chunks begin.
-                first_chunk_seconds=FIRST_CHUNK_SECONDS,
-                on_progress=writer.show_progress,
-            )
-        except FieldError as error:
-            raise UsageError(error.describe(option_name)) from None
-        with closing(events):
-            try:
-                for event in events:
-                    writer.handle(event)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(writer.save_partial()) from None
-    if command.open and sys.platform == "darwin" and len(requests) == len(writer.paths) == 1:
+    for part in parts:
+        _check_part(command, files, model, part, requests_of(part), with_plan=len(parts) > 1)
+    with closing(ClipWriter(command, files, model, separator, manifest)) as writer:
+        for part in parts:
+            _generate_part(command, model, part, requests_of(part), writer)
+    if command.open and sys.platform == "darwin" and len(command.clips) == len(writer.paths) == 1:
         if not command.play:
             # A courtesy: over ssh, for example, there is no player, and the file is there all the same.
             path = str(writer.paths[0].resolve())
             subprocess.run(["open", path], check=False, stderr=subprocess.DEVNULL)
+
+
+def _load_inputs(command: GenerateClips, part: range) -> list[ClipRequest]:
+    """The requests of clips with their audio. Raises `UsageError`, with the lines at fault."""
+    from audiocraft_mlx.clips.inputs import load_inputs
+
+    clips = command.clips[part.start : part.stop]
+    try:
+        return load_inputs([clip.request for clip in clips])
+    except UsageError as error:
+        seen = set()
+
+        def check(clip: ListedClip) -> None:
+            request = clip.request
+            read = (request.melody, request.style, request.source, request.midi_track, request.duration)
+            if read not in seen:
+                seen.add(read)
+                load_inputs([request])
+
+        command.check_clips(check, clips)
+        raise UsageError(_described(error)) from None  # a file that has changed
+
+
+def _check_part(
+    command: GenerateClips,
+    files: Sequence[ClipFiles],
+    model: GenModel,
+    part: range,
+    requests: Sequence[ClipRequest],
+    with_plan: bool,
+) -> None:
+    """Raise `OutputError` for files that are too large, and `UsageError` for what the model can't do."""
+    from audiocraft_mlx.clips.planning import plan_clips
+    from audiocraft_mlx.clips.saving import check_size
+
+    checked: set[tuple[float, object, object]] = set()
+    for position, request in zip(part, requests, strict=True):
+        path, output = files[position].path, command.clips[position].output
+        key = (request.duration, request.source, output)
+        if path is not None and key not in checked:
+            check_size(path, request, output, model)
+            checked.add(key)
+    if with_plan:
+        with _errors_with_lines(command, model, part):
+            plan_clips(model, requests)
+
+
+def _generate_part(
+    command: GenerateClips, model: GenModel, part: range, requests: Sequence[ClipRequest], writer: ClipWriter
+) -> None:
+    from audiocraft_mlx.clips.making import generate_clips
+
+    with _errors_with_lines(command, model, part):
+        events = generate_clips(
+            model,
+            requests,
+            # What is played or streamed while it is generated is generated alone.
+            batch_size=1 if command.streaming or command.play else None,
+            chunk_seconds=CHUNK_SECONDS,
+            # Of files too: the codec's rounding depends on where its chunks begin.
+            first_chunk_seconds=FIRST_CHUNK_SECONDS,
+            on_progress=lambda progress: writer.show_progress(progress, part.start),
+        )
+    with closing(events):
+        try:
+            for event in events:
+                writer.handle(event, part.start)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(writer.save_partial()) from None
+
+
+@contextmanager
+def _errors_with_lines(command: GenerateClips, model: GenModel, part: range) -> Iterator[None]:
+    """Of planning the clips of `part`."""
+    try:
+        yield
+    except UsageError as error:
+        from audiocraft_mlx.clips.planning import plan_clips
+
+        def check(clip: ListedClip) -> None:
+            plan_clips(model, [clip.request])
+
+        command.check_clips(check, command.clips[part.start : part.stop])
+        raise UsageError(_described(error)) from None
+
+
+def _described(error: UsageError) -> str:
+    return error.describe(option_name) if isinstance(error, FieldError) else str(error)
 
 
 @contextmanager
@@ -132,7 +217,7 @@ def _check_sinks(command: GenerateClips) -> None:
     if command.plot is not None:
         from audiocraft_mlx.audio.plot import check_plotting
 
-        check_plotting(command.requests[0].prompt)
+        check_plotting(command.clips[0].request.prompt)
     if command.play:
         from audiocraft_mlx.cli.playing import require_sounddevice
 

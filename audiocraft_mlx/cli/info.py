@@ -26,6 +26,8 @@ def show_info(path: Path) -> None:
         print_stdout(f"it has no tags of {MUSICGEN.name}")
         return
     print_stdout(f"made with {metadata.program} {_shown(metadata.version)}")
+    if metadata.partial:
+        print_stdout("  interrupted: this is what was made until then")
     shown = {
         "prompt": metadata.prompt or None,
         "model": metadata.model,

@@ -30,7 +30,8 @@ class GenerationMetadata:
     """What was asked for. None is the model's own default.
 
     `options` are further options of the command without their dashes, as `{"quantize": 8, "cache-bits": 8}`.
-    `program` is the command's name, one of `PROGRAMS`.
+    `program` is the command's name, one of `PROGRAMS`. `partial`: it was interrupted, and the file has the
+    beginning only, or the best of some of its takes.
     """
 
     prompt: str
@@ -44,12 +45,15 @@ class GenerationMetadata:
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     version: str = __version__
     program: str = MUSICGEN.name
+    partial: bool = False
 
     def __post_init__(self) -> None:
         for name, (kinds, wanted) in _KINDS.items():
             if not _is(getattr(self, name), kinds):
                 raise ValueError(f"{name} is not {wanted}")
         # Files come from anywhere, and their users are shown a command to run.
+        if not isinstance(self.partial, bool):
+            raise ValueError("partial is not true or false")
         if self.program not in PROGRAMS:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
@@ -86,7 +90,10 @@ class GenerationMetadata:
 
     def to_json(self) -> str:
         """The same for programs, in ASCII."""
-        return json.dumps(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        if not self.partial:  # older versions know of nothing else, and a short tag fits into more files
+            del values["partial"]
+        return json.dumps(values)
 
     def to_tags(self) -> AudioTags:
         """The same as the tags of a file."""

@@ -137,7 +137,7 @@ class ClipRequest:
         validate_prompt(self.prompt)
         self._validate_replace()
         self._validate_loop()
-        _validate_numbers(self, _CLIP_RANGES, required=("seed", "duration"))
+        _validate_numbers(self, CLIP_RANGES, required=("seed", "duration"))
         self._check_sections()
         if self.negative is not None:
             if not isinstance(self.negative, str):
@@ -227,7 +227,7 @@ class ClipRequest:
         if not isinstance(self.loop, bool):
             raise UsageError(f"loop must be true or false, not {self.loop!r}")
         if self.bars is not None:
-            _validate_numbers(self, {name: _CLIP_RANGES[name] for name in ("bars", "bpm", "beats_per_bar")})
+            _validate_numbers(self, {name: CLIP_RANGES[name] for name in ("bars", "bpm", "beats_per_bar")})
             if not self.loop:
                 raise FieldError("{bars} are those of a loop; they need {loop}")
             if self.bpm is None:
@@ -370,7 +370,7 @@ class OutputOptions:
         for name, choices in (("audio_format", tuple(BIT_DEPTHS)), ("normalize", NORMALIZATIONS)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        _validate_numbers(self, _OUTPUT_RANGES)
+        _validate_numbers(self, OUTPUT_RANGES)
         if not isinstance(self.stems, bool):
             raise UsageError(f"stems must be true or false, not {self.stems!r}")
         if self.lufs is not None and self.normalize != "loudness":
@@ -434,7 +434,7 @@ _ONLY_WITH_MASKS = ("max_cfg_coef", "min_cfg_coef", "decoding_steps", "span_arra
 _ONLY_WITHOUT_MASKS = ("cfg_coef", "candidates")
 _WITH_TEMPO = ("chords", "loop")
 """What has a tempo."""
-_CLIP_RANGES = {
+CLIP_RANGES: dict[str, NumberRange] = {
     "seed": SEED,
     "duration": DURATION,
     "top_k": TOP_K,
@@ -451,8 +451,10 @@ _CLIP_RANGES = {
     "bars": BARS,
     "candidates": CANDIDATES,
 }
+"""The numbers of a `ClipRequest`."""
 _BIT_DEPTH = NumberRange(int, "16, 24 or 32", lambda bits: bits in (16, 24, 32))
-_OUTPUT_RANGES = {"bit_depth": _BIT_DEPTH, "lufs": LUFS, "fade_out": SECONDS}
+OUTPUT_RANGES: dict[str, NumberRange] = {"bit_depth": _BIT_DEPTH, "lufs": LUFS, "fade_out": SECONDS}
+"""Those of an `OutputOptions`."""
 
 
 def _validate_numbers(
