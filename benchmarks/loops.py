@@ -15,7 +15,6 @@ from audiocraft_mlx.audio.beat import find_beat
 from audiocraft_mlx.audio.flux import log_spectra
 from audiocraft_mlx.audio.loop import MOST_BEAT_ERROR, LoopMeasure, measure_loop
 from audiocraft_mlx.cli.common import print_stdout
-from audiocraft_mlx.clips.loops import LoopShape
 from audiocraft_mlx.clips.making import Chunk, Finished, generate_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.models.musicgen import MusicGen
@@ -55,9 +54,8 @@ def main() -> None:
         elif isinstance(event, Finished):
             request = requests[event.index]
             audio = np.concatenate(chunks.pop(event.index), axis=1)
-            shape = LoopShape.of(request)
-            assert shape is not None
-            loop = shape.cut(audio, rate)
+            loop = event.loop
+            assert loop is not None
             samples = round(request.duration * rate)
             assert loop.audio.shape[1] == samples
             cut = audio[:, :samples]

@@ -12,7 +12,7 @@ turned around so that it begins on a beat.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from audiocraft_mlx.audio.flux import (
     spectral_flux,
 )
 from audiocraft_mlx.audio.join import JoinMeasure, beat_flux, crossfade, highest_flux, join_flux
+from audiocraft_mlx.audio.splice import JOINT_SECONDS, without_step
 from audiocraft_mlx.audio.stretch import stretch_loop
 
 LEAD_IN_SECONDS, LEAD_OUT_SECONDS = 1.0, 2.0
@@ -79,10 +80,12 @@ class Loop:
 
     Attributes:
         audio: its samples.
-        join: the samples from which and up to which it was cross-faded; they may go around its end.
+        join: the samples from which and up to which it was cross-faded, or filled; they may go around its end.
         stretch: how much longer it was made: 0.01 for 1 %.
         measure: how much the join is heard.
         beats: how many it has; None: there is no beat, or their number isn't whole.
+        beat: that of its music; None: there is none.
+        is_filled: the join is music that a model made, with both sides in view, not a cross-fade.
     """
 
     audio: np.ndarray
@@ -90,6 +93,8 @@ class Loop:
     stretch: float
     measure: LoopMeasure
     beats: int | None = None
+    beat: Beat | None = None
+    is_filled: bool = False
 
 
 def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
@@ -157,6 +162,25 @@ def measure_loop(
         flux, beat_flux(once, width / rate, beat), float(steps[begin:end].max(initial=0)), float(rest)
     )
     return LoopMeasure(measure, error)
+
+
+def fill_join(loop: Loop, rate: int, start: int, new: np.ndarray) -> Loop:
+    """`loop` with the music `new`, from sample `start` on and around its end, in place of its join.
+
+    All other samples stay as they are; the steps at both ends of `new` are smoothed out within it. The
+    measure is that of the end which is heard more.
+    """
+    samples, count = loop.audio.shape[1], new.shape[1]
+    turned = np.roll(loop.audio, -start, axis=1)
+    rest = turned[:, count:]
+    part = without_step(rest, new, rate)
+    part = without_step(rest[:, ::-1], part[:, ::-1], rate)[:, ::-1]
+    audio = np.roll(np.concatenate([part, rest], axis=1), start, axis=1)
+    first, width = start % samples, min(round(JOINT_SECONDS * rate), count)
+    ends = (first, first + width), (first + count - width, first + count)
+    measures = [measure_loop(audio, rate, end, loop.beat) for end in ends]
+    worst = max(measures, key=lambda measure: measure.score)
+    return replace(loop, audio=audio, join=(first, first + count), measure=worst, is_filled=True)
 
 
 @dataclass(frozen=True)
@@ -267,8 +291,9 @@ def _join(audio: np.ndarray, rate: int, join: _CrossFade, samples: int, beat: Be
         times = beat_times(beat, samples / rate + period) - _BEFORE_BEAT
         # One that the cross-fade ends at is found a little earlier or later now.
         begin = int(times[np.searchsorted(times, fade / rate - _SHORT_FADE_SECONDS)] * rate) % samples
+        beat = replace(beat, first=(first - begin / rate) % period)
     loop = np.roll(loop, -begin, axis=1)
     faded = ((-begin) % samples, (-begin) % samples + fade)
     beats = None if beat is None else samples / rate / beat.period
     whole = None if beats is None or abs(beats - round(beats)) > 0.05 else round(beats)
-    return Loop(loop, faded, samples / length - 1, measure_loop(loop, rate, faded, beat), whole)
+    return Loop(loop, faded, samples / length - 1, measure_loop(loop, rate, faded, beat), whole, beat)

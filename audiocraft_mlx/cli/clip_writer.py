@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from audiocraft_mlx.audio.loop import Loop
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.cli.arguments import GenerateClips
@@ -17,7 +18,6 @@ from audiocraft_mlx.cli.loop_takes import LoopTakes
 from audiocraft_mlx.cli.playing import Player
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
-from audiocraft_mlx.clips.loops import LoopShape
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
 from audiocraft_mlx.clips.metadata import GenerationMetadata, describe_request
 from audiocraft_mlx.clips.planning import ClipPlan
@@ -166,7 +166,7 @@ class ClipWriter:
         plan, total = self._plans[event.index], len(self._command.requests)
         seconds = sum(each.seconds for each in self._plans.values())
         timing = f"{event.elapsed:.1f} s to make, {seconds / event.elapsed:.2f}x real time"
-        clip = self._finished(event.index, plan.loop) if event.index in self._spools else None
+        clip = self._finished(event.index, event.loop) if event.index in self._spools else None
         if clip is not None and self._separator is not None:
             clip = clip.in_memory()
         made = _Made(event.index, plan, clip, timing, event.codes)
@@ -220,11 +220,10 @@ class ClipWriter:
         """Of the prompt of a request."""
         return index - index % self._command.takes
 
-    def _finished(self, index: int, loop: LoopShape | None = None) -> FinishedAudio:
-        command, plan = self._command, self._plans[index]
-        return finish_audio(
-            self._spools[index], self._model.sample_rate, command.output, plan.source, plan.replacement, loop
-        )
+    def _finished(self, index: int, loop: Loop | None = None) -> FinishedAudio:
+        plan, audio, rate = self._plans[index], self._spools[index], self._model.sample_rate
+        output = self._command.output
+        return finish_audio(audio, rate, output, plan.source, plan.replacement, loop, plan.loop)
 
     def _save(self, place: int, index: int, clip: FinishedAudio, codes: ClipCodes | None = None) -> SavedFile:
         """Into the file of the request at `place`, with how that at `index` was made."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiocraft_mlx.audio.loop import Loop
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.planning import ClipPlan, plan_batches, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.progress import StepCount
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -52,6 +54,8 @@ class Finished:
     """Seconds that its batch took."""
     codes: ClipCodes | None = None
     """Of the whole clip; None if it continues audio without any."""
+    loop: Loop | None = None
+    """What the clip's file holds, if a loop was asked for: it is cut out of the chunks."""
 
 
 Event = Started | Progress | Chunk | Finished
@@ -105,22 +109,46 @@ def _generate(
                 on_progress(progress)
 
         codes: list[mx.array] = []
-        stream = _start(model, batch, chunk_seconds, on_step, codes.append)
+        closing = [_closing_steps(model, plan) for plan in batch]
+        steps = StepCount(on_step, sum(closing))
+        loop_chunks: dict[int, list[np.ndarray]] = {
+            row: [] for row, plan in enumerate(batch) if plan.loop is not None
+        }
+        stream = _start(model, batch, chunk_seconds, steps, codes.append)
         try:
             yield Started(batch)
             start = time.perf_counter()
             for chunk in stream:
                 yield progress
-                for plan, audio in zip(batch, np.asarray(chunk), strict=True):
+                for row, (plan, audio) in enumerate(zip(batch, np.asarray(chunk), strict=True)):
+                    if row in loop_chunks:
+                        loop_chunks[row].append(audio)
                     yield Chunk(plan.index, audio)
-            elapsed = time.perf_counter() - start
         finally:
             if isinstance(stream, Generator):
                 stream.close()
+        loops = {}
+        for row, chunks in loop_chunks.items():
+            steps.next(closing[row])
+            loops[row] = _make_loop(model, batch[row], np.concatenate(chunks, axis=1), steps)
+            chunks.clear()
+        elapsed = time.perf_counter() - start
         for row, plan in enumerate(batch):
-            yield Finished(
-                plan.index, elapsed, _codes_of_clip(model, plan, [np.array(each)[row] for each in codes])
-            )
+            codes_of_clip = _codes_of_clip(model, plan, [np.array(each)[row] for each in codes])
+            yield Finished(plan.index, elapsed, codes_of_clip, loops.pop(row, None))
+
+
+def _closing_steps(model: GenModel, plan: ClipPlan) -> int:
+    if plan.loop is None:
+        return 0
+    return model.closing_steps(plan.loop.samples(model.sample_rate), plan.params)
+
+
+def _make_loop(model: GenModel, plan: ClipPlan, audio: np.ndarray, on_step: Callable[[int, int], None]) -> Loop:
+    """Cut out of the `audio` of a clip, float32 `[channels, samples]`, and closed by the model if it can."""
+    assert plan.loop is not None
+    loop = plan.loop.cut(audio, model.sample_rate)
+    return model.close_loop(loop, plan.request.description, plan.request.seed, plan.params, on_step)
 
 
 def _start(

@@ -327,6 +327,7 @@ class Engine:
             separator,
             job.clips[take].peaks,
             event.codes,
+            event.loop,
         )
         if len(job.finished) == len(job.clips):
             self._jobs.finish(job, event.elapsed)
