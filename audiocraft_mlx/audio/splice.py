@@ -9,8 +9,8 @@ import numpy as np
 
 from audiocraft_mlx.audio.resample import resample
 
-JOINT_SECONDS = 0.01
-"""The step at a joint is faded out over this time."""
+# The step at the joint is faded out over this time.
+_JOINT_SECONDS = 0.01
 
 
 def append_continuation(
@@ -74,17 +74,12 @@ def smooth_joint(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
     would need the source to overlap with it, and a fade-in starts with a step to zero, another click. So the
     step is subtracted, and that correction fades out within milliseconds.
     """
-    limit = np.maximum(1, np.abs(before[:, -1:]))  # a float source may end beyond full scale
-    return np.clip(without_step(before, new, rate), -limit, limit)
-
-
-def without_step(before: np.ndarray, new: np.ndarray, rate: int) -> np.ndarray:
-    """As `smooth_joint`, for music that may be beyond full scale."""
-    length = min(round(JOINT_SECONDS * rate), new.shape[1])
+    length = min(round(_JOINT_SECONDS * rate), new.shape[1])
     fade = 0.5 + 0.5 * np.cos(np.pi * np.arange(length, dtype=np.float32) / length)
     smooth = new.copy()
     smooth[:, :length] += (before[:, -1:] - new[:, :1]) * fade
-    return smooth
+    limit = np.maximum(1, np.abs(before[:, -1:]))  # a float source may end beyond full scale
+    return np.clip(smooth, -limit, limit)
 
 
 def broadcast_channels(audio: np.ndarray, channels: int) -> np.ndarray:

@@ -34,7 +34,7 @@ class FinishedLoop:
     """A clip whose end goes on at its beginning; see `Loop`."""
 
     join: tuple[int, int]
-    """The samples from which and up to which it was cross-faded, or filled; they may go around its end."""
+    """The samples from which and up to which it was cross-faded, or made anew; they may go around its end."""
     is_filled: bool
     stretch: float
     measure: LoopMeasure
@@ -110,7 +110,8 @@ def finish_audio(
 ) -> FinishedAudio:
     """The clip with the new music `audio`, float32 `[channels, samples]` at the model's `sample_rate`.
 
-    It follows `source`, or is the `replacement` of a part of it, or the `loop`, one of `shape`, was made of it.
+    It follows `source`, or is the `replacement` of a part of it. If a `loop` of a `shape` was made of it,
+    that is the clip.
 
     It may be the part of a clip that was generated before it was cancelled.
     """

@@ -144,7 +144,9 @@ def _closing_steps(model: GenModel, plan: ClipPlan) -> int:
     return model.closing_steps(plan.loop.samples(model.sample_rate), plan.params)
 
 
-def _make_loop(model: GenModel, plan: ClipPlan, audio: np.ndarray, on_step: Callable[[int, int], None]) -> Loop:
+def _make_loop(
+    model: GenModel, plan: ClipPlan, audio: np.ndarray, on_step: Callable[[int, int], None]
+) -> Loop:
     """Cut out of the `audio` of a clip, float32 `[channels, samples]`, and closed by the model if it can."""
     assert plan.loop is not None
     loop = plan.loop.cut(audio, model.sample_rate)

@@ -999,9 +999,7 @@ class GenModel:
             raise UsageError(f"the {name}s of a batch must be of the same length")
         return mx.stack(audio), [index or 0 for index in index_of_row]
 
-    def _generate(
-        self, inputs: GenerationInputs, progress: bool, return_tokens: bool
-    ) -> GenerationOutput:
+    def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         with _progress(self._progress_callback, progress) as on_step:
             whole, codes = self._collect(inputs, self.params, on_step)
         return (whole, codes) if return_tokens else whole

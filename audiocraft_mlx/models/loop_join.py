@@ -11,8 +11,8 @@ from audiocraft_mlx.models.replaced_part import candidate_seeds
 
 # The part is so many beats long, and so many seconds where there is no beat.
 _BEATS, _SECONDS = 2, 1.0
-# It ends so much before a beat: the attack stays whole, and what is smoothed at an edge is before it.
-_BEFORE_BEAT = 0.015
+# It begins and ends so much before a beat: the cross-fades at its edges are before the attacks.
+_BEFORE_BEAT = 0.1
 # Not more of what is in view: a quarter of that on either side stays.
 _MOST = 0.5
 
@@ -43,7 +43,7 @@ class JoinHole:
 def seen_frames(samples: int, hop: int, longest: int, unit: int) -> int:
     """How much is seen of a loop of `samples` samples, in frames; 0: it is too short to have a hole.
 
-    Whole spans of `unit` frames, once around the loop or as many as the model's window of `longest` frames has.
+    Whole spans of `unit` frames: once around the loop, or of the model's window of `longest` frames.
     """
     frames = min(samples // hop, longest) // unit * unit
     return frames if frames >= 4 * unit else 0
