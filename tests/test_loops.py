@@ -432,6 +432,8 @@ def test_a_loop_of_the_demo_model(
         model.generate_loop(["a"], bars=1)
     with pytest.raises(UsageError, match="without sections"):
         model.generate_loop([[(0, "a")]])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="must be a list of texts"):
+        model.generate_loop(None)  # type: ignore[arg-type]
 
 
 def test_models_that_fill_masks_make_loops(goldens: Path, hub_cache: Path) -> None:

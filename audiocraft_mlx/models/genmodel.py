@@ -529,7 +529,8 @@ class GenModel:
             if bpm is None:
                 raise UsageError("bars need bpm, which say how long they are")
             seconds = seconds_of_bars(bars, bpm, beats_per_bar)
-        if isinstance(descriptions, str) or any(not isinstance(text, str | None) for text in descriptions):
+        is_list = isinstance(descriptions, Sequence) and not isinstance(descriptions, str)
+        if not is_list or any(not isinstance(text, str | None) for text in descriptions):
             raise UsageError("the descriptions of loops must be a list of texts, without sections")
         params = replace(self.params, duration=seconds + LEAD_IN_SECONDS + LEAD_OUT_SECONDS)
         inputs = self._inputs([text and with_tempo(text, bpm) for text in descriptions], negative=negative)
@@ -1060,21 +1061,30 @@ class GenModel:
         frames = self.clip_frames(params)
         if inputs.part is not None:
             frames = inputs.prompt_frames + inputs.part.made_frames
-        longest = self._frames(params, params.max_duration)
-        stride = self._frames(params, params.extend_stride)
         if inputs.prompt_frames >= frames:
             raise UsageError(
                 f"the prompt has {inputs.prompt_frames / self.frame_rate:g} s and {params.duration:g} s are"
                 " asked for in all: nothing is left to generate; ask for more, or give a shorter prompt"
             )
-        if frames > longest <= stride:
-            raise UsageError(
-                f"to generate {params.duration:g} s, extend_stride ({params.extend_stride:g} s) must be below"
-                f" max_duration ({params.max_duration:g} s)"
-            )
+        longest, stride = self._window_frames(params, frames)
         return plan_windows(
             frames, longest, stride, inputs.prompt_frames, self._window_borders(inputs, frames)
         )
+
+    def _window_frames(self, params: GenerationParams, frames: int) -> tuple[int, int]:
+        """How many frames a window has, and by how many it moves on, to see `frames` frames.
+
+        Raises `UsageError` if windows can't.
+        """
+        longest = self._frames(params, params.max_duration)
+        stride = self._frames(params, params.extend_stride)
+        if frames > longest and not 0 < stride < longest:
+            limit = "longer" if not stride else f"below max_duration, {params.max_duration:g} s"
+            raise UsageError(
+                f"extend_stride, {params.extend_stride:g} s, must be {limit}: {frames / self.frame_rate:g} s"
+                " are more than one window"
+            )
+        return longest, stride
 
     def _sections(self, inputs: GenerationInputs, frames: int) -> list[tuple[FrameSection, ...]]:
         """Each row's sections. Raises `UsageError` if they don't fit into a clip of `frames` frames."""

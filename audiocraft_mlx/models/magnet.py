@@ -219,8 +219,10 @@ class MAGNeT(GenModel):
         hop = round(self.sample_rate / self.frame_rate)
         frames = -(-clips.shape[2] // hop)
         part_frames = hole_frames(holes, clips.shape[2] / self.sample_rate, frames, self.frame_rate)
-        longest = self._frames(params, params.max_duration)
-        region = infill_region(frames, part_frames, longest, self._frames(params, params.extend_stride))
+        first, last = min(start for start, _ in part_frames), max(end for _, end in part_frames)
+        # Where the holes and a frame on either side aren't in view at once, windows must be possible.
+        longest, stride = self._window_frames(params, min(frames, last - first + 2))
+        region = infill_region(frames, part_frames, longest, stride)
         part = clips[:, :, region[0] * hop : region[1] * hop]
         codes = self.compression_model.encode(part)[mx.array(index_of_row)]
         # Whole spans: what is beyond the clip's end is filled, too, and dropped.
@@ -234,7 +236,6 @@ class MAGNeT(GenModel):
             raise UsageError("the holes leave nothing of the clip; generate a new one instead")
         codes = mx.pad(codes, [(0, 0), (0, 0), (0, size - codes.shape[2])])
         mx.eval(codes)  # another thread may use it
-        first, last = min(start for start, _ in part_frames), max(end for _, end in part_frames)
         return replace(inputs, infill=Infill(codes, known, first - region[0], last - region[0]))
 
     def closing_steps(self, samples: int, params: GenerationParams) -> int:
@@ -286,9 +287,8 @@ class MAGNeT(GenModel):
             raise UsageError("a MAGNeT can't use sections or negative prompts: it fills masks; omit them")
         if inputs.infill is None:
             return super()._plan(inputs, rows)
-        params = rows[0]
-        longest = self._frames(params, params.max_duration)
-        return plan_windows(len(inputs.infill.known), longest, self._frames(params, params.extend_stride))
+        frames = len(inputs.infill.known)
+        return plan_windows(frames, *self._window_frames(rows[0], frames))
 
     def _decode(
         self,
