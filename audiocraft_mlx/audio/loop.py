@@ -42,7 +42,7 @@ _FADE_SECONDS, _LONG_FADES_SECONDS = (0.05,), (0.2, 0.5)
 # That right before a beat.
 _SHORT_FADE_SECONDS = 0.01
 # Those at both ends of a join that a model made anew, and how far inside they may be; and without a beat.
-_EDGE_FADE_SECONDS, _EDGE_SECONDS = 0.03, 0.1
+_EDGE_FADE_SECONDS, _EDGE_SECONDS = 0.05, 0.2
 _LONG_EDGE_FADE_SECONDS, _LONG_EDGE_SECONDS = 0.15, 0.25
 # The spectra of this much time around two places are compared, those near the place the most.
 _CONTEXT_SECONDS = 0.25
@@ -177,7 +177,7 @@ def measure_loop(
 def fill_join(loop: Loop, rate: int, start: int, new: np.ndarray) -> Loop:
     """`loop` with the music `new`, from sample `start` on and around its end, in place of its join.
 
-    All other samples stay as they are. In the first and the last 0.1 s of `new` (0.25 s without a beat) the
+    All other samples stay as they are. In the first and the last 0.2 s of `new` (0.25 s without a beat) the
     loop's own music cross-fades with it, where that is heard least. The measure is that of the cross-fade
     which is heard more.
     """
