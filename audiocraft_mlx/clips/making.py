@@ -128,10 +128,10 @@ def _generate(
             if isinstance(stream, Generator):
                 stream.close()
         loops = {}
-        for row, chunks in loop_chunks.items():
+        for row in [*loop_chunks]:
             steps.next(closing[row])
-            loops[row] = _make_loop(model, batch[row], np.concatenate(chunks, axis=1), steps)
-            chunks.clear()
+            audio = np.concatenate(loop_chunks.pop(row), axis=1)
+            loops[row] = _make_loop(model, batch[row], audio, steps)
         elapsed = time.perf_counter() - start
         for row, plan in enumerate(batch):
             codes_of_clip = _codes_of_clip(model, plan, [np.array(each)[row] for each in codes])
