@@ -1,4 +1,4 @@
-"""The progress bar of a generation."""
+"""The progress of a generation, and its bar."""
 
 from __future__ import annotations
 
@@ -49,3 +49,24 @@ def beside_bars() -> AbstractContextManager[None]:
 
     beside: AbstractContextManager[None] = tqdm.external_write_mode()
     return beside
+
+
+class StepCount:
+    """A callback `(steps done, steps in all)` of several generations, one after the other, as of one.
+
+    `later` are the steps of those that follow the first one; `on_step` is told all of them.
+    """
+
+    def __init__(self, on_step: Callable[[int, int], None] | None, later: int) -> None:
+        self._on_step, self._before, self._now, self._later = on_step, 0, 0, later
+
+    def __call__(self, done: int, total: int) -> None:
+        self._now = total
+        if self._on_step is not None:
+            self._on_step(self._before + done, self._before + total + self._later)
+
+    def next(self, steps: int) -> None:
+        """The next generation begins, one of `steps` steps."""
+        self._before += self._now
+        self._now = steps
+        self._later -= steps

@@ -100,6 +100,12 @@ class FakeModel:
     def clip_frames(self, params: FakeParams) -> int:
         return int(params.duration * self.frame_rate)
 
+    def closing_steps(self, samples: int, params: FakeParams) -> int:
+        return 0
+
+    def close_loop(self, loop: Any, *given: object) -> Any:
+        return loop
+
     def prepare_inputs(
         self,
         descriptions: Sequence[str | None],

@@ -324,7 +324,10 @@ def chunks_of(path: Path) -> dict[bytes, bytes]:
 def loop_file(tmp_path: Path) -> Callable[..., Path]:
     def write(output: OutputOptions, **values: object) -> Path:
         request = ClipRequest("jazz", 3, duration=2.0, loop=True, **values)  # type: ignore[arg-type]
-        finished = finish_audio(music(120, 5), RATE, output, loop=LoopShape.of(request))
+        shape = LoopShape.of(request)
+        assert shape is not None
+        audio = music(120, 5)
+        finished = finish_audio(audio, RATE, output, loop=shape.cut(audio, RATE), shape=shape)
         metadata = describe_request(request, output, ModelOptions("demo"))
         path = tmp_path / f"a.{output.audio_format}"
         save_clip(path, finished, metadata)
@@ -376,7 +379,8 @@ def test_the_stems_of_a_loop_are_loops(loop_file: Callable[..., Path]) -> None:
             return [[self.mix[0]]]
 
     separator = Separator()
-    finished = finish_audio(music(120, 5), RATE, OutputOptions(), loop=LoopShape(2.0))
+    audio, shape = music(120, 5), LoopShape(2.0)
+    finished = finish_audio(audio, RATE, OutputOptions(), loop=shape.cut(audio, RATE), shape=shape)
     ((name, stem),) = separate_stems(finished, 1.0, separator)  # type: ignore[arg-type]
     assert name == "drums"
     np.testing.assert_array_equal(stem.as_array(), finished.as_array())
@@ -428,6 +432,8 @@ def test_a_loop_of_the_demo_model(
         model.generate_loop(["a"], bars=1)
     with pytest.raises(UsageError, match="without sections"):
         model.generate_loop([[(0, "a")]])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="must be a list of texts"):
+        model.generate_loop(None)  # type: ignore[arg-type]
 
 
 def test_models_that_fill_masks_make_loops(goldens: Path, hub_cache: Path) -> None:

@@ -361,17 +361,19 @@ def test_holes_at_the_ends_and_several(model: MAGNeT, holes: list[tuple[float, f
     assert (audio[:, changed] != source[:, changed]).mean() > 0.9
 
 
-def test_a_hole_longer_than_a_window_is_filled_by_several(model: MAGNeT) -> None:
+@pytest.mark.parametrize("end", [1.08, 1.1, 1.5])  # almost a window, one, and more
+def test_a_hole_longer_than_a_window_is_filled_by_several(model: MAGNeT, end: float) -> None:
     model.max_duration = 0.6
     try:
         model.set_generation_params(decoding_steps=STEPS, duration=0.6, extend_stride=0.3, seed=1)
         source = np.random.default_rng(5).normal(size=(1, 64000)).astype(np.float32) / 10
-        audio = np.array(model.generate_infill(source, 32000, [(0.5, 1.5)]))[0]
+        audio = np.array(model.generate_infill(source, 32000, [(0.5, end)]))[0]
     finally:
         model.max_duration = 4
+    last = round(end * 32000)
     np.testing.assert_array_equal(audio[:, :16000], source[:, :16000])
-    np.testing.assert_array_equal(audio[:, 48000:], source[:, 48000:])
-    assert (audio[:, 16000:48000] != source[:, 16000:48000]).mean() > 0.9
+    np.testing.assert_array_equal(audio[:, last:], source[:, last:])
+    assert (audio[:, 16000:last] != source[:, 16000:last]).mean() > 0.9
 
 
 def test_the_part_that_is_seen_has_the_hole_in_its_middle() -> None:
@@ -380,6 +382,10 @@ def test_the_part_that_is_seen_has_the_hole_in_its_middle() -> None:
     assert infill_region(9000, [(0, 100)], 498, 300) == (0, 498)
     assert infill_region(9000, [(8950, 9000)], 498, 300) == (8502, 9000)
     assert infill_region(9000, [(4000, 4600)], 498, 300) == (3802, 4798)
+    # Of the context of windows that overlap half is enough in one.
+    assert infill_region(9000, [(4000, 4399)], 498, 300) == (3950, 4448)
+    assert infill_region(9000, [(4000, 4400)], 498, 300) == (3802, 4598)
+    assert infill_region(499, [(0, 496)], 498, 498) == (0, 498)
 
 
 # Mistakes
@@ -396,12 +402,35 @@ def test_the_part_that_is_seen_has_the_hole_in_its_middle() -> None:
         ({"span_arrangement": "stride2"}, "nonoverlap, stride1"),
         ({"max_cfg_coef": float("nan")}, "max_cfg_coef"),
         ({"top_p": 2}, "top_p"),
+        ({"use_sampling": "no"}, "use_sampling must be True or False"),
         ({"duration": 0.04}, "at least one span, 0.06 s"),
     ],
 )
 def test_parameters_out_of_range(model: MAGNeT, params: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         model.set_generation_params(**params)
+
+
+def test_windows_that_would_not_move_on_are_refused(model: MAGNeT) -> None:
+    audio = np.full((1, 3 * 32000), 0.1, np.float32)
+    model.max_duration = 1.0
+    try:
+        # Less than a span.
+        model.set_generation_params(decoding_steps=STEPS, duration=0.9, extend_stride=0.02)
+        for generate in (
+            lambda: model.generate_infill(audio, 32000, [(0.5, 2.5)]),
+            lambda: model.generate_loop(["piano"]),
+        ):
+            with pytest.raises(UsageError, match=r"extend_stride, 0.02 s, must be longer"):
+                generate()
+        # In whole spans as long as a window.
+        model.set_generation_params(decoding_steps=STEPS, duration=0.9, extend_stride=0.99)
+        with pytest.raises(UsageError, match=r"extend_stride, 0.99 s, must be below max_duration, 1 s"):
+            model.generate_infill(audio, 32000, [(0.5, 2.5)])
+        # What fits into one needs none.
+        assert model.generate_infill(audio, 32000, [(0.5, 0.7)]).shape == (1, 1, 3 * 32000)
+    finally:
+        model.max_duration = 4
 
 
 def test_parameters_of_other_models_are_refused(model: MAGNeT) -> None:
@@ -600,6 +629,14 @@ def test_a_part_beyond_the_end_of_the_file(folder: str, capsys: pytest.CaptureFi
     assert "--replace: song.wav has 2.00 s; give a part of it" in capsys.readouterr().err
     assert main(["piano", "-m", folder, "--edit", "song.wav", "--replace", "1-1.001"]) == 2
     assert "--replace: a part must be at least one frame, 0.02 s" in capsys.readouterr().err
+    # One frame, which is less than a span; as a difference of floats it is a little less still.
+    one = ["--edit", "song.wav", "--replace", "1.1-1.12", "--decoding-steps", "2,1,1,1"]
+    assert main(["piano", "-m", folder, *one, "-o", "new.wav", "--no-open"]) == 0
+    made = soundfile.read("new.wav", dtype="int16")[0]
+    changed = made != soundfile.read("song.wav", dtype="int16")[0]
+    assert changed[35200:35840].mean() > 0.9
+    assert not changed[:35200].any()
+    assert not changed[35840:].any()
 
 
 def test_short_names() -> None:
@@ -615,6 +652,6 @@ def test_memory_stays_flat(model: MAGNeT) -> None:
     model.set_generation_params(decoding_steps=(2, 1, 1, 1), duration=0.6, seed=1)
     model.generate(["piano"])
     before = mx.get_active_memory()
-    for _ in range(30):
+    for _ in range(100):
         model.generate(["piano"])
     assert mx.get_active_memory() <= before + 2**16

@@ -1499,6 +1499,11 @@ def test_a_model_that_fills_masks_makes_what_the_command_makes(
         found = opened.read_recipe(tmp_path / "a.wav").recipe
         assert found is not None
         assert (found.decoding_steps, found.span_arrangement, found.max_cfg_coef) == tuple(values.values())
+        # A loop, whose join is filled.
+        job = made(opened, model=opened.health().model, loop=True, duration=1.0, **values)
+        loop = ["piano", "-m", folder, "-d", "1", "--seed", "7", "--loop", "-o", "b.wav", "--no-open"]
+        assert main([*loop, *options]) == 0
+        np.testing.assert_array_equal(file(opened, job), read(tmp_path / "b.wav"))
         with pytest.raises(InvalidFieldError, match="cfg_coef"):
             submit(opened, cfg_coef=3.0)
         with pytest.raises(InvalidFieldError, match="decoding_steps") as caught:

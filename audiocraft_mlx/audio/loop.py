@@ -12,7 +12,7 @@ turned around so that it begins on a beat.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +25,14 @@ from audiocraft_mlx.audio.flux import (
     reference_level,
     spectral_flux,
 )
-from audiocraft_mlx.audio.join import JoinMeasure, beat_flux, crossfade, highest_flux, join_flux
+from audiocraft_mlx.audio.join import (
+    JoinMeasure,
+    beat_flux,
+    choose_crossfade,
+    crossfade,
+    highest_flux,
+    join_flux,
+)
 from audiocraft_mlx.audio.stretch import stretch_loop
 
 LEAD_IN_SECONDS, LEAD_OUT_SECONDS = 1.0, 2.0
@@ -34,6 +41,9 @@ LEAD_IN_SECONDS, LEAD_OUT_SECONDS = 1.0, 2.0
 _FADE_SECONDS, _LONG_FADES_SECONDS = (0.05,), (0.2, 0.5)
 # That right before a beat.
 _SHORT_FADE_SECONDS = 0.01
+# Those at both ends of a join that a model made anew, and how far inside they may be; and without a beat.
+_EDGE_FADE_SECONDS, _EDGE_SECONDS = 0.05, 0.2
+_LONG_EDGE_FADE_SECONDS, _LONG_EDGE_SECONDS = 0.15, 0.25
 # The spectra of this much time around two places are compared, those near the place the most.
 _CONTEXT_SECONDS = 0.25
 # Places may be this much more or less than whole beats apart: nobody hears it, and there is more choice.
@@ -79,10 +89,13 @@ class Loop:
 
     Attributes:
         audio: its samples.
-        join: the samples from which and up to which it was cross-faded; they may go around its end.
+        join: the samples from which and up to which it was cross-faded, or made anew; they may go around its
+            end.
         stretch: how much longer it was made: 0.01 for 1 %.
         measure: how much the join is heard.
         beats: how many it has; None: there is no beat, or their number isn't whole.
+        beat: that of its music; None: there is none.
+        is_filled: the join is music that a model made, with both sides in view, not a cross-fade.
     """
 
     audio: np.ndarray
@@ -90,6 +103,8 @@ class Loop:
     stretch: float
     measure: LoopMeasure
     beats: int | None = None
+    beat: Beat | None = None
+    is_filled: bool = False
 
 
 def cut_loop(audio: np.ndarray, rate: int, samples: int) -> Loop:
@@ -157,6 +172,40 @@ def measure_loop(
         flux, beat_flux(once, width / rate, beat), float(steps[begin:end].max(initial=0)), float(rest)
     )
     return LoopMeasure(measure, error)
+
+
+def fill_join(loop: Loop, rate: int, start: int, new: np.ndarray) -> Loop:
+    """`loop` with the music `new`, from sample `start` on and around its end, in place of its join.
+
+    All other samples stay as they are. In the first and the last 0.2 s of `new` (0.25 s without a beat) the
+    loop's own music cross-fades with it, where that is heard least. The measure is that of the cross-fade
+    which is heard more.
+    """
+    samples, count = loop.audio.shape[1], new.shape[1]
+    turned = np.roll(loop.audio, -start, axis=1)
+    old = turned[:, :count]
+    fade, reach = _EDGE_FADE_SECONDS, _EDGE_SECONDS
+    if loop.beat is None:
+        fade, reach = _LONG_EDGE_FADE_SECONDS, _LONG_EDGE_SECONDS
+    area = min(round(reach * rate), count // 4)
+    width = min(round(fade * rate), area)
+    first = choose_crossfade(old[:, :area], new[:, :area], rate, width)
+    last = count - area + choose_crossfade(new[:, -area:], old[:, -area:], rate, width)
+    parts = [
+        old[:, :first],
+        crossfade(old[:, first : first + width], new[:, first : first + width]),
+        new[:, first + width : last],
+        crossfade(new[:, last : last + width], old[:, last : last + width]),
+        turned[:, last + width :],
+    ]
+    audio = np.roll(np.concatenate(parts, axis=1), start, axis=1)
+    begin = start % samples
+    measures = [
+        measure_loop(audio, rate, (begin + place, begin + place + width), loop.beat)
+        for place in (first, last)
+    ]
+    worst = max(measures, key=lambda measure: measure.score)
+    return replace(loop, audio=audio, join=(begin, begin + count), measure=worst, is_filled=True)
 
 
 @dataclass(frozen=True)
@@ -267,8 +316,9 @@ def _join(audio: np.ndarray, rate: int, join: _CrossFade, samples: int, beat: Be
         times = beat_times(beat, samples / rate + period) - _BEFORE_BEAT
         # One that the cross-fade ends at is found a little earlier or later now.
         begin = int(times[np.searchsorted(times, fade / rate - _SHORT_FADE_SECONDS)] * rate) % samples
+        beat = replace(beat, first=(first - begin / rate) % period)
     loop = np.roll(loop, -begin, axis=1)
     faded = ((-begin) % samples, (-begin) % samples + fade)
     beats = None if beat is None else samples / rate / beat.period
     whole = None if beats is None or abs(beats - round(beats)) > 0.05 else round(beats)
-    return Loop(loop, faded, samples / length - 1, measure_loop(loop, rate, faded, beat), whole)
+    return Loop(loop, faded, samples / length - 1, measure_loop(loop, rate, faded, beat), whole, beat)

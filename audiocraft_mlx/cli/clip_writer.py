@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from audiocraft_mlx.audio.loop import Loop
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.audio.wav_stream import ContinuationWavStream, WavStream
 from audiocraft_mlx.cli.arguments import GenerateClips
@@ -17,7 +18,7 @@ from audiocraft_mlx.cli.loop_takes import LoopTakes
 from audiocraft_mlx.cli.playing import Player
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
-from audiocraft_mlx.clips.loops import LoopShape, made_seconds
+from audiocraft_mlx.clips.loops import made_seconds
 from audiocraft_mlx.clips.making import Chunk, Event, Finished, Progress, Started
 from audiocraft_mlx.clips.metadata import GenerationMetadata
 from audiocraft_mlx.clips.planning import ClipPlan
@@ -164,7 +165,7 @@ class ClipWriter:
         self._progress.finish(plan)
         self._report_clipping()
         timing = f"{event.elapsed:.1f} s to make, {plan.seconds / event.elapsed:.2f}x real time"
-        clip = self._finished(event.index, plan.loop) if event.index in self._spools else None
+        clip = self._finished(event.index, event.loop) if event.index in self._spools else None
         listed = self._command.clips[event.index]
         if clip is not None and listed.output.stems:
             clip = clip.in_memory()
@@ -230,11 +231,10 @@ class ClipWriter:
         """Of the prompt of a request."""
         return index - self._command.clips[index].take
 
-    def _finished(self, index: int, loop: LoopShape | None = None) -> FinishedAudio:
-        output, plan = self._command.clips[index].output, self._plans[index]
-        return finish_audio(
-            self._spools[index], self._model.sample_rate, output, plan.source, plan.replacement, loop
-        )
+    def _finished(self, index: int, loop: Loop | None = None) -> FinishedAudio:
+        plan, audio, rate = self._plans[index], self._spools[index], self._model.sample_rate
+        output = self._command.clips[index].output
+        return finish_audio(audio, rate, output, plan.source, plan.replacement, loop, plan.loop)
 
     def _save(
         self,

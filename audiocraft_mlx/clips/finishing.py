@@ -10,7 +10,7 @@ import numpy as np
 
 from audiocraft_mlx.audio.ending import end_audio
 from audiocraft_mlx.audio.formats import AudioFormat
-from audiocraft_mlx.audio.loop import LoopMeasure
+from audiocraft_mlx.audio.loop import Loop, LoopMeasure
 from audiocraft_mlx.audio.loop_chunks import LoopChunks
 from audiocraft_mlx.audio.loudness import normalize_audio
 from audiocraft_mlx.audio.part import crossfade_part
@@ -34,7 +34,8 @@ class FinishedLoop:
     """A clip whose end goes on at its beginning; see `Loop`."""
 
     join: tuple[int, int]
-    """The samples from which and up to which it was cross-faded; they may go around its end."""
+    """The samples from which and up to which it was cross-faded, or made anew; they may go around its end."""
+    is_filled: bool
     stretch: float
     measure: LoopMeasure
     chunks: LoopChunks
@@ -45,9 +46,13 @@ class FinishedLoop:
         beside = "moments" if error is None else "beats"
         beat = "" if error is None else f"; the beat is off by {1000 * abs(error):.0f} ms"
         stretched = f"; stretched by {100 * self.stretch:.1f} %" if abs(self.stretch) > 5e-4 else ""
+        start, end = (sample / rate for sample in self.join)
+        how = f"joined at {start:.2f} s, where"
+        if self.is_filled:
+            how = f"made anew from {start:.2f} s, {end - start:.2f} s long, at whose edges"
         return (
-            f"joined at {self.join[0] / rate:.2f} s, where the sound changes {join.score:.2f} times as much "
-            f"as at its strongest {beside}{beat}{stretched}"
+            f"{how} the sound changes {join.score:.2f} times as much as at its strongest "
+            f"{beside}{beat}{stretched}"
         )
 
 
@@ -100,11 +105,13 @@ def finish_audio(
     output: OutputOptions,
     source: SourceClip | None = None,
     replacement: Replacement | None = None,
-    loop: LoopShape | None = None,
+    loop: Loop | None = None,
+    shape: LoopShape | None = None,
 ) -> FinishedAudio:
     """The clip with the new music `audio`, float32 `[channels, samples]` at the model's `sample_rate`.
 
-    It follows `source`, or is the `replacement` of a part of it, or the `loop` is cut out of it.
+    It follows `source`, or is the `replacement` of a part of it. If a `loop` of a `shape` was made of it,
+    that is the clip.
 
     It may be the part of a clip that was generated before it was cancelled.
     """
@@ -122,10 +129,9 @@ def finish_audio(
             given = (*part, new, sample_rate, replacement.new_start, rate)
             audio = crossfade_part(*given).audio if replacement.crossfades else replace_part(*given)
     finished_loop = None
-    if loop is not None:
-        cut = loop.cut(_as_array(audio), rate)
-        audio, chunks = cut.audio, loop.chunks(cut, rate)
-        finished_loop = FinishedLoop(cut.join, cut.stretch, cut.measure, chunks)
+    if loop is not None and shape is not None:
+        audio, chunks = loop.audio, shape.chunks(loop, rate)
+        finished_loop = FinishedLoop(loop.join, loop.is_filled, loop.stretch, loop.measure, chunks)
     if output.normalize != "none":
         lufs = DEFAULT_LUFS if output.lufs is None else output.lufs
         audio = normalize_audio(_as_array(audio), rate, output.normalize, lufs)

@@ -33,7 +33,10 @@ class LoopShape:
 
     def cut(self, audio: np.ndarray, rate: int) -> Loop:
         """The loop in music that was made for it, float32 `[channels, samples]`."""
-        return cut_loop(audio, rate, round(self.seconds * rate))
+        return cut_loop(audio, rate, self.samples(rate))
+
+    def samples(self, rate: int) -> int:
+        return round(self.seconds * rate)
 
     def chunks(self, loop: Loop, rate: int) -> LoopChunks:
         """For the file of `loop`, whose tempo is what was asked for, or else what was found."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiocraft_mlx.audio.loop import Loop
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.planning import ClipPlan, WaitingClips, plan_clips
 from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.decoding.continuous_batch import ContinuousBatch, Ended
 from audiocraft_mlx.decoding.step import LMStep
 from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.progress import StepCount
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -56,6 +58,8 @@ class Finished:
     """Seconds since its batch began."""
     codes: ClipCodes | None = None
     """Of the whole clip; None if it continues audio without any."""
+    loop: Loop | None = None
+    """What the clip's file holds, if a loop was asked for: it is cut out of the chunks."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,11 @@ class _Batch:
 
     plans: tuple[ClipPlan, ...]
     progress: Progress
-    codes: list[mx.array]
+    steps: StepCount
     begun: float = 0.0
+    codes: list[mx.array] = field(default_factory=list)
+    loop_chunks: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    """Of the rows that loops are cut out of."""
 
 
 class RunningClips:
@@ -154,7 +161,15 @@ class RunningClips:
 
     def add(self, plans: Sequence[ClipPlan]) -> None:
         """Clips with equal `batch_key`, which begin with the next step."""
-        batch = _Batch(tuple(plans), Progress(0, 0, plans[0].index), [])
+
+        def on_step(done: int, total: int) -> None:
+            batch.progress = Progress(done, total, plans[0].index)
+            if self._on_progress is not None:
+                self._on_progress(batch.progress)
+
+        closing = sum(_closing_steps(self._model, plan) for plan in plans)
+        batch = _Batch(tuple(plans), Progress(0, 0, plans[0].index), StepCount(on_step, closing))
+        batch.loop_chunks = {row: [] for row, plan in enumerate(plans) if plan.loop is not None}
         self._batches.append(batch)
         self._steps.add(batch, self._stream(batch))
 
@@ -175,28 +190,49 @@ class RunningClips:
                 batch.begun = time.perf_counter()
                 yield Started(batch.plans)
         for batch, item in self._steps.step():
-            if not isinstance(item, Ended):
-                yield batch.progress
-                for plan, audio in zip(batch.plans, np.asarray(item), strict=True):
-                    yield Chunk(plan.index, audio)
+            if isinstance(item, Ended):
+                self._batches.remove(batch)
+                yield from self._finish(batch) if item.error is None else [Failed(batch.plans, item.error)]
                 continue
-            self._batches.remove(batch)
-            if item.error is not None:
-                yield Failed(batch.plans, item.error)
-                continue
-            elapsed = time.perf_counter() - batch.begun
-            for row, plan in enumerate(batch.plans):
-                new = [np.array(codes)[row] for codes in batch.codes]
-                yield Finished(plan.index, elapsed, _codes_of_clip(self._model, plan, new))
+            yield batch.progress
+            for row, (plan, audio) in enumerate(zip(batch.plans, np.asarray(item), strict=True)):
+                if row in batch.loop_chunks:
+                    batch.loop_chunks[row].append(audio)
+                yield Chunk(plan.index, audio)
+
+    def _finish(self, batch: _Batch) -> Iterator[Finished | Failed]:
+        loops = {}
+        try:
+            for row, chunks in batch.loop_chunks.items():
+                plan = batch.plans[row]
+                batch.steps.next(_closing_steps(self._model, plan))
+                loops[row] = _make_loop(self._model, plan, np.concatenate(chunks, axis=1), batch.steps)
+        except Exception as error:
+            yield Failed(batch.plans, error)
+            return
+        elapsed = time.perf_counter() - batch.begun
+        for row, plan in enumerate(batch.plans):
+            codes = _codes_of_clip(self._model, plan, [np.array(each)[row] for each in batch.codes])
+            yield Finished(plan.index, elapsed, codes, loops.get(row))
 
     def _stream(self, batch: _Batch) -> Iterator[mx.array | LMStep]:
-        def on_step(done: int, total: int) -> None:
-            batch.progress = Progress(done, total, batch.plans[0].index)
-            if self._on_progress is not None:
-                self._on_progress(batch.progress)
-
         # What it is made of is prepared when its first step is due.
-        yield from _start(self._model, batch.plans, self._chunk_seconds, on_step, batch.codes.append)
+        yield from _start(self._model, batch.plans, self._chunk_seconds, batch.steps, batch.codes.append)
+
+
+def _closing_steps(model: GenModel, plan: ClipPlan) -> int:
+    if plan.loop is None:
+        return 0
+    return model.closing_steps(plan.loop.samples(model.sample_rate), plan.params)
+
+
+def _make_loop(
+    model: GenModel, plan: ClipPlan, audio: np.ndarray, on_step: Callable[[int, int], None]
+) -> Loop:
+    """Cut out of the `audio` of a clip, float32 `[channels, samples]`, and closed by the model if it can."""
+    assert plan.loop is not None
+    loop = plan.loop.cut(audio, model.sample_rate)
+    return model.close_loop(loop, plan.request.description, plan.request.seed, plan.params, on_step)
 
 
 def _start(

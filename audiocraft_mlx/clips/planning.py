@@ -183,8 +183,10 @@ def plan_clips(model: GenModel, requests: Sequence[ClipRequest]) -> list[ClipPla
             request.span_arrangement,
         )
         if same not in params_of:
+            seconds = _total_duration(model, made_seconds(request), prompt, remade)
             params = model.make_params(
-                duration=_total_duration(model, made_seconds(request), prompt, remade),
+                # That of a part of a source doesn't count.
+                duration=seconds if request.replace is None else model.max_duration,
                 top_k=request.top_k,
                 top_p=request.top_p,
                 temperature=request.temperature,
@@ -359,7 +361,7 @@ def _replacement(model: GenModel, source: SourceClip, part: tuple[float, float])
             name=source.name or "the clip",
             seconds=f"{source.seconds:.2f}",
         )
-    if end - start < 1 / model.frame_rate:
+    if end - start < 1 / model.frame_rate - 1e-9:
         raise FieldError(
             "{replace}: a part must be at least one frame, {seconds} s", seconds=f"{1 / model.frame_rate:g}"
         )

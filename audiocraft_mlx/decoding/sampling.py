@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.ops.device import on_gpu
 from audiocraft_mlx.validation import TEMPERATURE, TOP_K, TOP_P, use_python_numbers
 
@@ -30,6 +31,8 @@ class SamplingParams:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.use_sampling not in (True, False):
+            raise UsageError(f"use_sampling must be True or False, not {self.use_sampling!r}")
         TOP_K.validate("top_k", self.top_k)
         TOP_P.validate("top_p", self.top_p)
         TEMPERATURE.validate("temperature", self.temperature)

@@ -69,15 +69,16 @@ def infill_region(
     """Where the part of a clip of `frames` frames begins and ends that is seen when `holes` in it are filled.
 
     `holes` are the frames from the first to before the second of each. One window of `longest` frames with
-    the holes in its middle, or if they don't fit, the holes and a window's context on either side.
+    the holes in its middle; or if that leaves less around them than half the context of windows that overlap,
+    the holes and such a context on either side, for several windows.
     """
     first, last = min(start for start, _ in holes), max(end for _, end in holes)
     if frames <= longest:
         return 0, frames
-    if last - first <= longest:
+    context = longest - stride
+    if last - first <= longest - max(2, context // 2):
         start = min(max(0, (first + last - longest) // 2), frames - longest)
         return start, start + longest
-    context = longest - stride
     return max(0, first - context), min(frames, last + context)
 
 

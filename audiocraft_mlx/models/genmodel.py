@@ -69,7 +69,7 @@ from audiocraft_mlx.networks.encodec import (
 )
 from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.ops.wired_memory import with_wired_memory
-from audiocraft_mlx.progress import progress_bar
+from audiocraft_mlx.progress import StepCount, progress_bar
 from audiocraft_mlx.validation import (
     BARS,
     BEATS_PER_BAR,
@@ -506,7 +506,8 @@ class GenModel:
     ) -> list[Loop]:
         """Music for each of `descriptions` whose end goes on at its beginning. See docs/CONTROL.md.
 
-        Three seconds more are generated: a lead-in and a lead-out, to choose the loop from.
+        Three seconds more are generated: a lead-in and a lead-out, to choose the loop from. A MAGNeT then
+        makes the join itself anew, with both sides in view.
 
         Args:
             bars: how long the loops are, in bars of `bpm`. Default: `duration` seconds.
@@ -530,12 +531,42 @@ class GenModel:
             if bpm is None:
                 raise UsageError("bars need bpm, which say how long they are")
             seconds = seconds_of_bars(bars, bpm, beats_per_bar)
-        if isinstance(descriptions, str) or any(not isinstance(text, str | None) for text in descriptions):
+        is_list = isinstance(descriptions, Sequence) and not isinstance(descriptions, str)
+        if not is_list or any(not isinstance(text, str | None) for text in descriptions):
             raise UsageError("the descriptions of loops must be a list of texts, without sections")
         params = replace(self.params, duration=seconds + LEAD_IN_SECONDS + LEAD_OUT_SECONDS)
         inputs = self._inputs([text and with_tempo(text, bpm) for text in descriptions], negative=negative)
-        made = np.array(self._generate(inputs, progress, False, params))
-        return [cut_loop(audio, self.sample_rate, round(seconds * self.sample_rate)) for audio in made]
+        samples = round(seconds * self.sample_rate)
+        closing, loops = self.closing_steps(samples, params), list[Loop]()
+        with _progress(self._progress_callback, progress) as on_step:
+            steps = StepCount(on_step, closing * len(inputs.seeds))
+            made, _ = self._collect(inputs, params, steps)
+            rows = zip(np.array(made), inputs.descriptions, inputs.seeds, strict=True)
+            for audio, text, seed in rows:
+                steps.next(closing)
+                loop = cut_loop(audio, self.sample_rate, samples)
+                loops.append(self.close_loop(loop, text, seed, params, steps))
+        return loops
+
+    def closing_steps(self, samples: int, params: GenerationParams) -> int:
+        """Steps of `close_loop` for a loop of `samples` samples; 0: it leaves the loop as it is."""
+        return 0
+
+    def close_loop(
+        self,
+        loop: Loop,
+        description: str | None,
+        seed: int,
+        params: GenerationParams,
+        on_step: OnStep | None = None,
+    ) -> Loop:
+        """`loop`, of music for `description`, with a join that the model makes anew, if it can: a MAGNeT.
+
+        Args:
+            seed, params: of the music.
+            on_step: called as in `generate_stream`.
+        """
+        return loop
 
     def generate_continuation(
         self,
@@ -996,22 +1027,23 @@ class GenModel:
             raise UsageError(f"the {name}s of a batch must be of the same length")
         return mx.stack(audio), [index or 0 for index in index_of_row]
 
-    def _generate(
-        self,
-        inputs: GenerationInputs,
-        progress: bool,
-        return_tokens: bool,
-        params: GenerationParams | None = None,
-    ) -> GenerationOutput:
-        tokens, audio = [], []
+    def _generate(self, inputs: GenerationInputs, progress: bool, return_tokens: bool) -> GenerationOutput:
         with _progress(self._progress_callback, progress) as on_step:
-            decoded = self._decode(inputs, params or self.params, repeat(CHUNK_FRAMES), on_step=on_step)
-            for codes, samples in alone(with_wired_memory(decoded)):
-                tokens.append(codes)
-                audio += [] if samples is None else [samples]
+            whole, codes = self._collect(inputs, self.params, on_step)
+        return (whole, codes) if return_tokens else whole
+
+    def _collect(
+        self, inputs: GenerationInputs, params: GenerationParams, on_step: OnStep | None
+    ) -> tuple[mx.array, mx.array]:
+        """Audio and codes of whole clips."""
+        tokens, audio = [], []
+        decoded = self._decode(inputs, params, repeat(CHUNK_FRAMES), on_step=on_step)
+        for codes, samples in alone(with_wired_memory(decoded)):
+            tokens.append(codes)
+            audio += [] if samples is None else [samples]
         whole, codes = mx.concatenate(audio, axis=2), mx.concatenate(tokens, axis=2)
         mx.eval(whole, codes)  # else only this thread could use them
-        return (whole, codes) if return_tokens else whole
+        return whole, codes
 
     def _start(
         self,
@@ -1054,21 +1086,30 @@ class GenModel:
         frames = self.clip_frames(params)
         if inputs.part is not None:
             frames = inputs.prompt_frames + inputs.part.made_frames
-        longest = self._frames(params, params.max_duration)
-        stride = self._frames(params, params.extend_stride)
         if inputs.prompt_frames >= frames:
             raise UsageError(
                 f"the prompt has {inputs.prompt_frames / self.frame_rate:g} s and {params.duration:g} s are"
                 " asked for in all: nothing is left to generate; ask for more, or give a shorter prompt"
             )
-        if frames > longest <= stride:
-            raise UsageError(
-                f"to generate {params.duration:g} s, extend_stride ({params.extend_stride:g} s) must be below"
-                f" max_duration ({params.max_duration:g} s)"
-            )
+        longest, stride = self._window_frames(params, frames)
         return plan_windows(
             frames, longest, stride, inputs.prompt_frames, self._window_borders(inputs, frames)
         )
+
+    def _window_frames(self, params: GenerationParams, frames: int) -> tuple[int, int]:
+        """How many frames a window has, and by how many it moves on, to see `frames` frames.
+
+        Raises `UsageError` if windows can't.
+        """
+        longest = self._frames(params, params.max_duration)
+        stride = self._frames(params, params.extend_stride)
+        if frames > longest and not 0 < stride < longest:
+            limit = "longer" if not stride else f"below max_duration, {params.max_duration:g} s"
+            raise UsageError(
+                f"extend_stride, {params.extend_stride:g} s, must be {limit}: {frames / self.frame_rate:g} s"
+                " are more than one window"
+            )
+        return longest, stride
 
     def _sections(self, inputs: GenerationInputs, frames: int) -> list[tuple[FrameSection, ...]]:
         """Each row's sections. Raises `UsageError` if they don't fit into a clip of `frames` frames."""

@@ -10,6 +10,7 @@ from itertools import repeat
 import mlx.core as mx
 import numpy as np
 
+from audiocraft_mlx.audio.loop import Loop, fill_join
 from audiocraft_mlx.audio.splice import replace_part
 from audiocraft_mlx.decoding.frames import OnStep
 from audiocraft_mlx.decoding.masked import MaskedParams, generate_masked
@@ -29,6 +30,7 @@ from audiocraft_mlx.models.genmodel import (
     decode_chunks,
 )
 from audiocraft_mlx.models.holes import Hole, hole_frames
+from audiocraft_mlx.models.loop_join import closing_seed, join_hole, seen_frames
 from audiocraft_mlx.networks.encodec import CHUNK_FRAMES
 from audiocraft_mlx.ops.device import require_mlx_threads
 from audiocraft_mlx.validation import validate_decoding_steps, validate_number
@@ -219,8 +221,10 @@ class MAGNeT(GenModel):
         hop = round(self.sample_rate / self.frame_rate)
         frames = -(-clips.shape[2] // hop)
         part_frames = hole_frames(holes, clips.shape[2] / self.sample_rate, frames, self.frame_rate)
-        longest = self._frames(params, params.max_duration)
-        region = infill_region(frames, part_frames, longest, self._frames(params, params.extend_stride))
+        first, last = min(start for start, _ in part_frames), max(end for _, end in part_frames)
+        # Where the holes and a frame on either side aren't in view at once, windows must be possible.
+        longest, stride = self._window_frames(params, min(frames, last - first + 2))
+        region = infill_region(frames, part_frames, longest, stride)
         part = clips[:, :, region[0] * hop : region[1] * hop]
         codes = self.compression_model.encode(part)[mx.array(index_of_row)]
         # Whole spans: what is beyond the clip's end is filled, too, and dropped.
@@ -234,8 +238,42 @@ class MAGNeT(GenModel):
             raise UsageError("the holes leave nothing of the clip; generate a new one instead")
         codes = mx.pad(codes, [(0, 0), (0, 0), (0, size - codes.shape[2])])
         mx.eval(codes)  # another thread may use it
-        first, last = min(start for start, _ in part_frames), max(end for _, end in part_frames)
         return replace(inputs, infill=Infill(codes, known, first - region[0], last - region[0]))
+
+    def closing_steps(self, samples: int, params: GenerationParams) -> int:
+        """See `GenModel.closing_steps`. 0 for a loop too short to have a hole."""
+        assert params.masked is not None
+        return sum(params.masked.decoding_steps) if self._seen_frames(samples, params) else 0
+
+    def close_loop(
+        self,
+        loop: Loop,
+        description: str | None,
+        seed: int,
+        params: GenerationParams,
+        on_step: OnStep | None = None,
+    ) -> Loop:
+        """`loop` with a hole over its join, filled with both sides in view; see `GenModel.close_loop`.
+
+        All samples outside of the hole stay as they are, and where it is too short for one, all of it. So it
+        does if the filled hole's edges would stand out, and more so than the join that is there.
+        """
+        hop = round(self.sample_rate / self.frame_rate)
+        seen = self._seen_frames(loop.audio.shape[1], params)
+        if not seen:
+            return loop
+        hole = join_hole(loop, self.sample_rate, hop, seen, self.lm.config.span_len)
+        part = hole.before / self.frame_rate, (hole.before + hole.frames) / self.frame_rate
+        view, seeds = hole.view(loop.audio), [closing_seed(seed)]
+        inputs = self.prepare_infill([description], seeds, [view], self.sample_rate, [part], params)
+        chunks = [np.asarray(chunk)[0] for chunk in self.generate_stream(inputs, params, on_step=on_step)]
+        filled = fill_join(loop, self.sample_rate, hole.start, np.concatenate(chunks, axis=1))
+        return filled if filled.measure.score <= max(1.0, loop.measure.score) else loop
+
+    def _seen_frames(self, samples: int, params: GenerationParams) -> int:
+        hop = round(self.sample_rate / self.frame_rate)
+        longest = self._frames(params, params.max_duration)
+        return seen_frames(samples, hop, longest, self.lm.config.span_len)
 
     def _unit(self, params: GenerationParams) -> int:
         """Clips have a multiple of this many frames."""
@@ -251,9 +289,8 @@ class MAGNeT(GenModel):
             raise UsageError("a MAGNeT can't use sections or negative prompts: it fills masks; omit them")
         if inputs.infill is None:
             return super()._plan(inputs, rows)
-        params = rows[0]
-        longest = self._frames(params, params.max_duration)
-        return plan_windows(len(inputs.infill.known), longest, self._frames(params, params.extend_stride))
+        frames = len(inputs.infill.known)
+        return plan_windows(frames, *self._window_frames(rows[0], frames))
 
     def _decode(
         self,

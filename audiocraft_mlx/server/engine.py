@@ -325,6 +325,7 @@ class Engine:
             separator,
             job.clips[number].peaks,
             event.codes,
+            event.loop,
         )
         if len(job.finished) == len(job.clips):
             self._jobs.finish(job, event.elapsed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from audiocraft_mlx.audio.loop import Loop
 from audiocraft_mlx.audio.spool import AudioSpool
 from audiocraft_mlx.clips.codes import ClipCodes
 from audiocraft_mlx.clips.finishing import FinishedAudio, finish_audio, separate_stems
@@ -34,14 +35,16 @@ def save_files(
     separator: HTDemucs | None,
     peaks: bytes,
     codes: ClipCodes | None,
+    loop: Loop | None,
 ) -> tuple[ClipRecord, bytes]:
     """Write a clip and its stems; returns the clip's record and the peaks of its file.
 
-    `audio` is the model's, at `rate`, `peaks` are those of the clip while it was made, and `codes` its codes.
+    `audio` is the model's, at `rate`, `peaks` are those of the clip while it was made, `codes` its codes, and
+    `loop` what was made of it.
 
     Raises `OutputError`.
     """
-    finished = finish_audio(audio, rate, recipe.output, plan.source, plan.replacement, plan.loop)
+    finished = finish_audio(audio, rate, recipe.output, plan.source, plan.replacement, loop, plan.loop)
     if separator is not None:
         finished = finished.in_memory()
     metadata = recipe.metadata(plan.request)
