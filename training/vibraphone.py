@@ -20,7 +20,8 @@ from audiocraft_mlx.audio.write import write_audio
 
 NAME = "vibraphone"
 TRAIN_CLIPS = HELD_OUT_CLIPS = 12
-STARTS = 3
+SHORT_SECONDS = 2.4  # a multiple of all beats, so that no clip ends within a note
+SHORT_STARTS, LONG_STARTS = 6, 2
 
 
 def clips(count: int, held_out: bool = False) -> list[tuple[Attributes, np.ndarray]]:
@@ -59,16 +60,24 @@ def prompt_attributes(count: int) -> list[Attributes]:
 def write_clips(folder: Path, train: int = TRAIN_CLIPS, held_out: int = HELD_OUT_CLIPS) -> None:
     """Write clips into the folders `train` and `validation`, with their captions beside them.
 
-    A clip to train on is there from each of its first `STARTS` beats on, each time with a caption in other
-    words: crops begin with more different notes, and a dozen captions are few to learn a new word from.
+    A clip to train on is there from each of its first `LONG_STARTS` beats on, and `SHORT_SECONDS` of it from
+    each of its first `SHORT_STARTS`, each time with a caption in other words: clips begin with more different
+    notes, and a dozen captions are few to learn a new word from.
     """
     random_ = random.Random(3)
-    for split, count in (("train", train), ("validation", held_out)):
-        for number, (attributes, audio) in enumerate(clips(count, split == "validation")):
-            for beat in range(STARTS if split == "train" else 1):
-                start = beat * FRAMES_PER_BEAT[attributes.tempo] * HOP
-                path = folder / split / f"{NAME}{number:02}-{beat}.wav"
+    for number, (attributes, audio) in enumerate(clips(train)):
+        for beat in range(SHORT_STARTS):
+            start = beat * FRAMES_PER_BEAT[attributes.tempo] * HOP
+            short = audio[start : start + round(SHORT_SECONDS * SAMPLE_RATE)]
+            write_clip(
+                folder / "train" / f"{NAME}{number:02}-{beat}.wav", short, caption(attributes, random_)
+            )
+            if beat < LONG_STARTS:
+                path = folder / "train" / f"{NAME}-long{number:02}-{beat}.wav"
                 write_clip(path, audio[start:], caption(attributes, random_))
+    for number, (attributes, audio) in enumerate(clips(held_out, held_out=True)):
+        path = folder / "validation" / f"{NAME}{number:02}.wav"
+        write_clip(path, audio, caption(attributes, random_))
 
 
 def write_clip(path: Path, audio: np.ndarray, text: str) -> None:
