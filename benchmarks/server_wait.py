@@ -86,7 +86,7 @@ def measure_waits(service: Service, arguments: argparse.Namespace, rate: float, 
                 left -= 1
             for id in [id for id in waiting if is_heard(service, id)]:
                 waits.append(now - waiting.pop(id))
-            time.sleep(0.005)
+            time.sleep(0.01)
         wait_for_all(service)
     return waits
 
@@ -98,17 +98,14 @@ def submit(service: Service, client: int, seconds: float) -> str:
 
 
 def is_heard(service: Service, id: str) -> bool:
-    """Whether a second of a job's clip is made."""
-    (clip,) = service.job(id).clips or [None]
-    if clip is None:
-        return False
-    peaks = service.peaks(clip.id)
-    return len(peaks.peaks) >= peaks.per_second
+    """Whether a second of a job's clip is made. Asks no database: that would take the engine's time."""
+    job = service._jobs.live(id)
+    return job is None or any(clip.ready >= clip.shape.sample_rate for clip in job.clips)
 
 
 def wait_for_all(service: Service) -> None:
     while any(job.status in (Status.QUEUED, Status.RUNNING) for job in service.jobs(limit=100).jobs):
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":
