@@ -87,7 +87,8 @@ class RunningTakes:
     def room_for(self, takes: Sequence[Take]) -> int:
         """How many takes like these, of which the first is a client's, there is room for."""
         running = self._clips.plans
-        room = room_for(self._model, [take.plan for take in takes], running, MOST_TAKES)
+        plans = [take.plan for take in takes]
+        room = room_for(self._model, plans, running, MOST_TAKES, self._clips.starting)
         room = min(room, MAX_BATCH_SIZE, self.clients_room(takes[0].job.record.client))
         if any(take.is_heard for take in self._takes.values()):
             room = min(room, self._pace.room(len(running)))
