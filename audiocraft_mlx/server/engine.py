@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Seconds without work: then all threads have freed what a batch took.
 _SETTLED_SECONDS = 0.5
+# Between two looks for room while nothing tells that there is any.
+_LOOK_SECONDS = 1.0
 # Jobs that turn out not to fit into a batch, after which no more are looked at.
 _MISSES = 3
 
@@ -152,10 +154,12 @@ class Engine:
         running = RunningTakes(model, self._jobs, self._require_wanted)
         with closing(running):
             try:
-                has_room = True
+                has_room, looked = True, 0.0
                 while not self._stopping:
-                    if has_room or self._take_news():
+                    # Somebody who listened may have gone, and there may be room for others.
+                    if has_room or self._take_news() or time.monotonic() > looked + _LOOK_SECONDS:
                         self._admit(name, model, running)
+                        looked = time.monotonic()
                     if not running.takes:
                         return
                     has_room = self._step(model, running)
