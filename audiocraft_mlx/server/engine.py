@@ -220,9 +220,7 @@ class Engine:
             if not waiting or waiting[0].model != name or len(running.takes) >= MOST_TAKES:
                 return
             waiting = [
-                job
-                for job in waiting
-                if job.model == name and running.clients_room(job.record.client) > 0
+                job for job in waiting if job.model == name and running.clients_room(job.record.client) > 0
             ]
             if not waiting:
                 return
