@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from audiocraft_mlx.decoding.continuous_batch import ContinuousBatch, Ended
+from audiocraft_mlx.decoding.continuous_batch import ContinuousBatch, Ended, MergedSteps
 from audiocraft_mlx.decoding.step import LMStep
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.ops.cpu.extension import load_extension
+from audiocraft_mlx.ops.device import gpu_branch
 
 RATE = 32000
 TEXTS = ("rock", "a chill lo-fi beat with soft piano and vinyl crackle", None, "jazz")
@@ -141,3 +143,66 @@ def test_an_error_ends_its_own_sequence_alone(transformers_folder: Callable[[str
     assert str(ended.pop("bad")) == "no more"
     together = np.concatenate(job.codes, axis=2)
     np.testing.assert_array_equal(together, job.alone())
+
+
+@pytest.mark.parametrize("branch", ["cpu", "gpu"])
+@pytest.mark.parametrize("cache_bits", [None, 8])
+def test_what_a_row_leaves_in_its_slot_is_no_matter(
+    transformers_folder: Callable[[str], Path], branch: str, cache_bits: int | None
+) -> None:
+    with gpu_branch() if branch == "gpu" else nullcontext():
+        model = MusicGen.get_pretrained(str(transformers_folder("mono")), cache_bits=cache_bits)
+        long = Job(model, ["rock"], {"duration": 1.1, "cfg_coef": 1.0}, {}, 1, 0)
+        bad = Job(model, ["jazz"], {"duration": 1.1, "cfg_coef": 1.0}, {}, 2, 0)
+        late = Job(model, ["a waltz"], {"duration": 0.3, "cfg_coef": 1.0}, {}, 3, 0)
+        batch: ContinuousBatch[str, mx.array] = ContinuousBatch()
+        batch.add("long", long.start())
+        batch.add("bad", bad.start())
+        for _ in range(30):
+            list(batch.step())
+        # Half precision may overflow for one row: its keys and values are NaN then.
+        steps = batch._merged._steps
+        assert steps is not None
+        for cache in steps.state.caches:
+            target = cache.keys_values if cache.scales is None else cache.scales
+            target[1] = float("nan")
+            mx.eval(target)
+        batch.remove("bad")
+        list(batch.step())
+        batch.add("late", late.start())
+        while len(batch):
+            for _, item in batch.step():
+                assert not isinstance(item, Ended) or item.error is None
+        for job in (late, long):
+            together = np.concatenate(job.codes, axis=2)
+            np.testing.assert_array_equal(together, job.alone())
+
+
+def test_a_step_that_fails_ends_those_that_took_it(
+    transformers_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MusicGen.get_pretrained(str(transformers_folder("mono")))
+    jobs = {seed: Job(model, ["rock"], {"duration": 0.3}, {}, seed, 0) for seed in range(3)}
+    take, taken = MergedSteps.take, []
+
+    def failing(merged: MergedSteps, steps: Sequence[LMStep]) -> None:
+        taken.append(steps)
+        if len(taken) == 8:
+            raise MemoryError("no more")
+        take(merged, steps)
+
+    monkeypatch.setattr(MergedSteps, "take", failing)
+    batch: ContinuousBatch[int, mx.array] = ContinuousBatch()
+    ended: dict[int, Exception | None] = {}
+    for seed in (0, 1):
+        batch.add(seed, jobs[seed].start())
+    while len(batch):
+        ended |= {key: item.error for key, item in batch.step() if isinstance(item, Ended)}
+    assert {key: str(error) for key, error in ended.items()} == {0: "no more", 1: "no more"}
+    for seed in (1, 2):
+        batch.add(seed, jobs[seed].start())
+    while len(batch):
+        ended |= {key: item.error for key, item in batch.step() if isinstance(item, Ended)}
+    assert (ended[1], ended[2]) == (None, None)
+    for seed in (1, 2):
+        np.testing.assert_array_equal(np.concatenate(jobs[seed].codes, axis=2), jobs[seed].alone())

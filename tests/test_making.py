@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +21,10 @@ from audiocraft_mlx.audio.loudness import fade_out, normalize_audio
 from audiocraft_mlx.checkpoints import demucs
 from audiocraft_mlx.cli import audiogen
 from audiocraft_mlx.cli.generate import main
+from audiocraft_mlx.clips.making import RunningClips
 from audiocraft_mlx.clips.metadata import read_metadata
+from audiocraft_mlx.clips.planning import WaitingClips, plan_clips
+from audiocraft_mlx.clips.requests import ClipRequest
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
 from audiocraft_mlx.conditioning.melody import MelodyConditioner
 from audiocraft_mlx.conditioning.style import StyleConditioner, StyleParams
@@ -28,6 +32,9 @@ from audiocraft_mlx.errors import CheckpointError
 from audiocraft_mlx.models import memory
 
 from .fake_model import FakeModel, install, raiser
+
+if TYPE_CHECKING:
+    from audiocraft_mlx.models.genmodel import GenModel
 
 RATE = 32000
 
@@ -147,6 +154,24 @@ def test_memory_is_shared_out(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) 
         total = 2 * int(room * row + 1000)
         monkeypatch.setattr(machine.os, "sysconf", {"SC_PHYS_PAGES": total, "SC_PAGE_SIZE": 1}.get)
         assert memory.max_batch_size(fake, 10, 2) == rows
+
+
+def test_clips_that_have_not_taken_their_memory_count(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cast("GenModel", fake)
+    each = memory.bytes_per_clip(fake, 20, 2)
+    monkeypatch.setattr(memory, "available_memory", lambda: 5 * each)
+    requests = [ClipRequest("piano", duration=seconds) for seconds in (20.0, 10.0) for _ in range(4)]
+    waiting = WaitingClips(plan_clips(model, requests))
+    running = RunningClips(model)
+    running.add(waiting.take(model))
+    assert [plan.seconds for plan in running.starting] == [20.0] * 4
+    more = waiting.take(model, running.plans, starting=running.starting)
+    assert len(more) == 1, "beside four there is room for one more"
+    for _ in running.step():
+        pass
+    assert not running.starting
 
 
 def test_audiogen_has_its_own_defaults(fake: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,7 @@ def _generate(
     with closing(running):
         has_room = True
         while waiting or running.plans:
-            while has_room and (batch := waiting.take(model, running.plans, batch_size)):
+            while has_room and (batch := waiting.take(model, running.plans, batch_size, running.starting)):
                 running.add(batch)
             has_room = False
             for event in running.step():
@@ -158,6 +158,11 @@ class RunningClips:
     def plans(self) -> list[ClipPlan]:
         """Those that aren't finished."""
         return [plan for batch in self._batches for plan in batch.plans]
+
+    @property
+    def starting(self) -> list[ClipPlan]:
+        """Those whose first step wasn't taken yet: what they need isn't taken from the memory."""
+        return [plan for batch in self._batches if not batch.progress.done for plan in batch.plans]
 
     def add(self, plans: Sequence[ClipPlan]) -> None:
         """Clips with equal `batch_key`, which begin with the next step."""

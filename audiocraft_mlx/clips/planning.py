@@ -280,17 +280,22 @@ class WaitingClips:
         return bool(self._groups)
 
     def take(
-        self, model: GenModel, running: Sequence[ClipPlan] = (), most: int | None = None
+        self,
+        model: GenModel,
+        running: Sequence[ClipPlan] = (),
+        most: int | None = None,
+        starting: Sequence[ClipPlan] = (),
     ) -> tuple[ClipPlan, ...]:
         """The next clips that can share a batch, as many as there is room for beside those that run.
 
         There is room for `most` in all, by default for as many as fit into memory. Empty if there is none.
+        For `starting` see `room_for`.
         """
         if not self._groups:
             return ()
         key, group = next(iter(self._groups.items()))
         if most is None:
-            room = room_for(model, [*islice(group, memory.MAX_BATCH_SIZE)], running)
+            room = room_for(model, [*islice(group, memory.MAX_BATCH_SIZE)], running, starting=starting)
         else:
             room = most - len(running)
         taken = [group.popleft() for _ in range(min(len(group), max(0, room)))]
@@ -304,10 +309,11 @@ def room_for(
     plans: Sequence[ClipPlan],
     running: Sequence[ClipPlan] = (),
     most: int = memory.MAX_BATCH_SIZE,
+    starting: Sequence[ClipPlan] = (),
 ) -> int:
     """How many clips like `plans`, with equal `batch_key`, there is room for beside those that run.
 
-    As many as fit into memory, `most` in all.
+    As many as fit into memory, `most` in all. `starting` are those of `running` whose memory isn't taken yet.
 
     One, and only where none runs, where the clips of a batch are made one after the other anyway, but come
     all at the end; and none beside such a one.
@@ -316,7 +322,11 @@ def room_for(
         return 0 if running else 1
     seconds = max(made_seconds(plan.request) for plan in plans)
     tokens = max(plan.tokens for plan in plans)
-    return memory.max_batch_size(model, seconds, _branches(plans), tokens, len(running), most)
+    reserved = sum(
+        memory.bytes_per_clip(model, made_seconds(plan.request), _branches([plan]), plan.tokens)
+        for plan in starting
+    )
+    return memory.max_batch_size(model, seconds, _branches(plans), tokens, len(running), most, reserved)
 
 
 def count_tokens(model: GenModel, text: str) -> int:

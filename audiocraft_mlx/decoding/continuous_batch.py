@@ -73,10 +73,16 @@ class MergedSteps:
         self.drop(own)
         return state
 
+    def abandon(self) -> None:
+        """Let all rows go: a step has failed, and in what state that left them isn't known."""
+        self._steps, self._rows = None, {}
+
     def drop(self, own: DecoderSteps) -> None:
         """Let its rows go. Rows behind them take their places, so that few are copied."""
-        assert self._steps is not None
-        state, left = self._steps.state, self._rows.pop(own)
+        left = self._rows.pop(own, None)
+        if left is None or self._steps is None:  # abandoned
+            return
+        state = self._steps.state
         if not self._rows:
             self._steps = None
             return
@@ -139,19 +145,20 @@ class ContinuousBatch(Generic[Key, Item]):
             What the generators yield, as it comes, and which of them have ended. Between two of them others
             may be added or removed.
         """
-        singles: list[_Member[Item]] = []
-        longer: _Member[Item] | None = None
+        singles: dict[Key, _Member[Item]] = {}
+        longer: dict[Key, _Member[Item]] = {}
         for key, member in list(self._members.items()):
             if member.step is None:
                 for item in self._advance(key, member):
                     yield key, item
-            if member.step is None or key not in self._members:
+            if member.step is None or not member.is_there:
                 continue
             if member.step.is_single:
-                singles.append(member)
-            else:
-                longer = longer or member
-        self._take([member for member in singles if member.is_there], longer)
+                singles[key] = member
+            elif not longer:
+                longer[key] = member
+        yield from self._take(singles)
+        yield from self._take(longer)
 
     def _advance(self, key: Key, member: _Member[Item]) -> Iterator[Item | Ended]:
         """What a member yields before the next step."""
@@ -169,17 +176,26 @@ class ContinuousBatch(Generic[Key, Item]):
         self.remove(key)
         yield ended
 
-    def _take(self, singles: Sequence[_Member[Item]], longer: _Member[Item] | None) -> None:
-        steps = [member.step for member in singles if member.step is not None]
-        if len(self._members) == 1 and steps:
-            steps[0].take()  # its caches are its own
-        elif steps:
-            self._merged.take(steps)
-        for member in singles:
+    def _take(self, members: dict[Key, _Member[Item]]) -> Iterator[tuple[Key, Ended]]:
+        """Take the steps of those that are still there; all of them end if that fails."""
+        members = {key: member for key, member in members.items() if member.is_there}
+        steps = [member.step for member in members.values() if member.step is not None]
+        # The caches of a single one are its own.
+        together = len(self._members) > 1 and all(step.is_single for step in steps)
+        try:
+            if together and steps:
+                self._merged.take(steps)
+            else:
+                for step in steps:
+                    step.take()
+        except Exception as error:
+            if together:
+                self._merged.abandon()
+            for key in members:
+                self.remove(key)
+                yield key, Ended(error)
+        for member in members.values():
             member.step = None
-        if longer is not None and longer.is_there and longer.step is not None:
-            longer.step.take()
-            longer.step = None
 
 
 def _close(items: Iterator[object]) -> None:

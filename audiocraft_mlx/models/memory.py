@@ -47,14 +47,15 @@ def max_batch_size(
     tokens: int = 0,
     running: int = 0,
     most: int = MAX_BATCH_SIZE,
+    reserved: int = 0,
 ) -> int:
     """How many clips of `seconds` fit into memory beside the loaded model, 1 to `most`.
 
     Each needs the keys and values of one window and of the `tokens` of the longest prompt, for each of the
     `branches` of guidance, and the codec's activations. Generated audio waits on disk. Beside clips that are
-    `running` already, whose memory is taken: 0 to `most` less these.
+    `running` already: 0 to `most` less these. Their memory is taken, but for the bytes `reserved`.
     """
-    fitting = available_memory() // bytes_per_clip(model, seconds, branches, tokens)
+    fitting = (available_memory() - reserved) // bytes_per_clip(model, seconds, branches, tokens)
     return max(0 if running else 1, min(most - running, fitting))
 
 

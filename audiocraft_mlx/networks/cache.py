@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.ops.attention import KVArray
-from audiocraft_mlx.ops.cpu.extension import empty
+from audiocraft_mlx.ops.cpu.extension import cpu_extension, empty
 from audiocraft_mlx.ops.int8_rows import Int8Rows, quantize_int8
 
 
@@ -115,10 +115,14 @@ class KVCache:
         """Copy `length` positions of the first `slots` of `other` into the slots from `first` on."""
         if (self.scales is None) != (other.scales is None):
             raise ValueError("an int8 cache can't be joined with one that isn't")
-        end = first + slots
-        self.keys_values[first:end, :, :length] = other.keys_values[:slots, :, :length]
+        pairs = [(self.keys_values, other.keys_values)]
         if self.scales is not None and other.scales is not None:
-            self.scales[first:end, :, :length] = other.scales[:slots, :, :length]
+            pairs.append((self.scales, other.scales))
+        for mine, theirs in pairs:
+            mine[first : first + slots, :, :length] = theirs[:slots, :, :length]
+            if cpu_extension() is None:
+                # MLX multiplies what a mask hides by 0, and a NaN that a row has left here would stay one.
+                mine[first : first + slots, :, length:] = 0
 
 
 def _grown(array: mx.array, slots: int, capacity: int, used: int) -> mx.array:

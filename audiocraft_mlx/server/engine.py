@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Seconds without work: then all threads have freed what a batch took.
 _SETTLED_SECONDS = 0.5
+# Between two looks for room while nothing tells that there is any.
+_LOOK_SECONDS = 1.0
 # Jobs that turn out not to fit into a batch, after which no more are looked at.
 _MISSES = 3
 
@@ -151,13 +153,23 @@ class Engine:
         """Make clips of a model as long as there are any, or until something else has its turn."""
         running = RunningTakes(model, self._jobs, self._require_wanted)
         with closing(running):
-            has_room = True
-            while not self._stopping:
-                if has_room or self._take_news():
-                    self._admit(name, model, running)
-                if not running.takes:
-                    return
-                has_room = self._step(model, running)
+            try:
+                has_room, looked = True, 0.0
+                while not self._stopping:
+                    # Somebody who listened may have gone, and there may be room for others.
+                    if has_room or self._take_news() or time.monotonic() > looked + _LOOK_SECONDS:
+                        self._admit(name, model, running)
+                        looked = time.monotonic()
+                    if not running.takes:
+                        return
+                    has_room = self._step(model, running)
+            except Exception as error:
+                if self._stopping:
+                    raise
+                _log.exception("an unexpected error while clips were made")
+                # Nobody would go on with them.
+                self._begun.update(take.job for take in running.takes)
+                self._fail(list(dict.fromkeys(take.job for take in running.takes)), error)
 
     def _step(self, model: GenModel, running: RunningTakes) -> bool:
         """Take a step of all clips; whether some of them have ended."""
@@ -207,7 +219,9 @@ class Engine:
             waiting = self._jobs.waiting()
             if not waiting or waiting[0].model != name or len(running.takes) >= MOST_TAKES:
                 return
-            waiting = [job for job in waiting if running.clients_room(job.record.client) > 0]
+            waiting = [
+                job for job in waiting if job.model == name and running.clients_room(job.record.client) > 0
+            ]
             if not waiting:
                 return
             try:
@@ -227,11 +241,14 @@ class Engine:
                 running.add(takes)
 
     def _next_batch(self, model: GenModel, waiting: Sequence[LiveJob], running: RunningTakes) -> list[Take]:
-        """The first job's clips, and those of others that may begin with them, as far as there is room."""
+        """The first job's clips, and those of others that may begin with them, as far as there is room.
+
+        All are of `model`, and their clients have room.
+        """
         first, size, misses = waiting[0], MOST_TAKES, 0
         candidates: dict[ClipPlan, Take] = {}
         for job in waiting:
-            if job.model != first.model or job.recipe.rough_key != first.recipe.rough_key:
+            if job.recipe.rough_key != first.recipe.rough_key:
                 continue
             # Planning a job decodes its audio: none for later batches.
             if len(candidates) >= size or misses >= _MISSES:
@@ -243,10 +260,12 @@ class Engine:
                     _log.exception("a job can't be planned")
                 self._jobs.fail(job, describe_failure(error))
                 if job is first:
-                    return self._next_batch(model, rest, running) if (rest := self._jobs.waiting()) else []
+                    return self._next_batch(model, waiting[1:], running) if waiting[1:] else []
                 continue
-            count = len(candidates)
-            for take in takes:
+            count, client = len(candidates), job.record.client
+            room = running.clients_room(client)
+            room -= sum(take.job.record.client == client for take in candidates.values())
+            for take in takes[:room]:
                 if not candidates or take.plan.batch_key == next(iter(candidates)).batch_key:
                     candidates[take.plan] = take
             if not count:

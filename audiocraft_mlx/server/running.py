@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS
@@ -48,6 +50,8 @@ class _Batch:
     takes: tuple[Take, ...]
     begun: float = field(default_factory=time.perf_counter)
     told: float = field(default_factory=time.perf_counter)
+    done: float = 0.0
+    """The part of its steps that was taken."""
 
     @property
     def jobs(self) -> list[LiveJob]:
@@ -87,7 +91,8 @@ class RunningTakes:
     def room_for(self, takes: Sequence[Take]) -> int:
         """How many takes like these, of which the first is a client's, there is room for."""
         running = self._clips.plans
-        room = room_for(self._model, [take.plan for take in takes], running, MOST_TAKES)
+        plans = [take.plan for take in takes]
+        room = room_for(self._model, plans, running, MOST_TAKES, self._clips.starting)
         room = min(room, MAX_BATCH_SIZE, self.clients_room(takes[0].job.record.client))
         if any(take.is_heard for take in self._takes.values()):
             room = min(room, self._pace.room(len(running)))
@@ -106,9 +111,18 @@ class RunningTakes:
         self._clips.add(plans)
 
     def step(self) -> Iterator[Event | Failed]:
-        rows, begun = len(self._clips.plans), time.perf_counter()
-        yield from self._clips.step()
-        self._pace.add(rows, time.perf_counter() - begun)
+        rows, seconds = len(self._clips.plans), 0.0
+        usual = not self._clips.starting  # no texts or prompts are read
+        events = self._clips.step()
+        while True:
+            begun = time.perf_counter()
+            event = next(events, None)
+            seconds += time.perf_counter() - begun
+            if event is None:
+                break
+            yield event
+        if usual:
+            self._pace.add(rows, seconds)
 
     def take(self, index: int) -> Take:
         return self._takes[index]
@@ -143,6 +157,7 @@ class RunningTakes:
 
     def _advance(self, progress: Progress) -> None:
         batch = self._batches[progress.first]
+        batch.done = progress.done / progress.total
         self._require_wanted(batch.jobs)
         now = time.perf_counter()
         if now - batch.told < _PROGRESS_SECONDS and progress.done < progress.total:
@@ -150,10 +165,21 @@ class RunningTakes:
         batch.told = now
         seconds = sum(take.plan.seconds for take in batch.takes)
         speed = seconds * progress.done / progress.total / max(now - batch.begun, 1e-6)
-        done = schema.Progress(done=progress.done, total=progress.total)
         for job in batch.jobs:
             if job.is_live:
-                self._jobs.advance(job, done, round(speed, 3))
+                done = round(self._part_of(job) * progress.total)
+                of_job = schema.Progress(done=done, total=progress.total)
+                self._jobs.advance(job, of_job, round(speed, 3))
+
+    def _part_of(self, job: LiveJob) -> float:
+        """How much of a job is made, 0 to 1: its takes may have begun at different times."""
+        running = [
+            batch.done
+            for batch in self._batches.values()
+            for take in batch.takes
+            if take.job is job and take.plan.index in self._takes
+        ]
+        return (job.taken - len(running) + sum(running)) / len(job.recipe.clips)
 
 
 class _Pace:
@@ -161,23 +187,28 @@ class _Pace:
 
     def __init__(self, frame_rate: float) -> None:
         self._limit = 1 / frame_rate
-        self._seconds: dict[int, float] = {}
+        # Of a second of music: chunks of it are decoded in some of the steps.
+        self._newest = round(frame_rate)
+        self._steps: dict[int, deque[float]] = {}
 
     def add(self, clips: int, seconds: float) -> None:
         """A step took so long."""
-        before = self._seconds.get(clips, seconds)
-        self._seconds[clips] = before + 0.05 * (seconds - before)
+        self._steps.setdefault(clips, deque(maxlen=self._newest)).append(seconds)
 
     def room(self, clips: int) -> int:
         """How many may join `clips` so that these, if they are made in real time, still are."""
-        now = self._seconds.get(clips)
+        now = self._seconds(clips)
         if now is None or now > self._limit:
             return MOST_TAKES
         room = 0
-        # What isn't known is taken to grow with the clips.
-        while (
-            room < MOST_TAKES
-            and self._seconds.get(clips + room + 1, now * (1 + (room + 1) / clips)) <= self._limit
-        ):
+        while room < MOST_TAKES:
+            seconds = self._seconds(clips + room + 1)
+            # What isn't known is taken to grow with the clips.
+            if (now * (1 + (room + 1) / clips) if seconds is None else seconds) > self._limit:
+                break
             room += 1
         return room
+
+    def _seconds(self, clips: int) -> float | None:
+        steps = self._steps.get(clips)
+        return fmean(steps) if steps else None
