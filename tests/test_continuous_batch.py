@@ -103,9 +103,7 @@ def test_codes_do_not_depend_on_the_company(
     transformers_folder: Callable[[str], Path], name: str, cache_bits: int | None
 ) -> None:
     if cache_bits and load_extension() is None:
-        pytest.skip(
-            "MLX rounds products of one row and of several differently, and so steps of int8"
-        )
+        pytest.skip("MLX rounds products of one row and of several differently, and so steps of int8")
     model = MusicGen.get_pretrained(str(transformers_folder(name)), cache_bits=cache_bits)
     model.max_duration = 0.8  # so that some have windows, which leave and come back
     jobs = random_jobs(model, 25, seed=len(name))

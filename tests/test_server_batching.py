@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from audiocraft_mlx.clips.requests import ModelOptions
-from audiocraft_mlx.server.settings import Limits
 from audiocraft_mlx.server.running import _Pace
 from audiocraft_mlx.server.schema import Job, JobRequest, Status
 from audiocraft_mlx.server.service import Service
-from audiocraft_mlx.server.settings import ServerSettings
+from audiocraft_mlx.server.settings import Limits, ServerSettings
 from tests.live_server import eventually
 
 
