@@ -230,7 +230,7 @@ class Machines:
             raise ClusterError(f"no machine can make these clips: {'; '.join(self._refusals[-10:])}")
         if idle > _WAIT_SECONDS:
             raise ClusterError(
-                f"{self._place}: there has been no worker for {_WAIT_SECONDS:.0f} s; start some (dask worker),"
+                f"{self._place}: no worker was there for {_WAIT_SECONDS:.0f} s; start some (dask worker),"
                 " then the same command with --skip-existing"
             )
 
