@@ -318,10 +318,15 @@ class Machines:
         failed: dict[int, dict[Machine, str]],
         task_of: Callable[[int], ClipTask],
     ) -> None:
-        """Give clips to machines with a free slot, the most free one first."""
+        """Give clips to machines with a free slot, the most free one first.
+
+        While others load the model, one takes no more than leaves these as many.
+        """
         ready = [machine for machine in self._machines.values() if machine.state == "ready"]
+        expected = sum(machine.state in ("ready", "joining") for machine in self._machines.values())
+        left = len(waiting) + sum(len(machine.running) for machine in ready)
         while waiting:
-            free = [machine for machine in ready if len(machine.running) < machine.slots]
+            free = [m for m in ready if len(m.running) < min(m.slots, -(-left // expected))]
             if not free:
                 return
             clip = waiting[0]
