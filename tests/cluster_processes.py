@@ -31,6 +31,9 @@ class Cluster:
     def start_scheduler(self) -> None:
         words = ["scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
         self._scheduler = self._start(words)
+        while not self._answers():
+            assert self._scheduler.poll() is None
+            time.sleep(0.02)
 
     def start_worker(self, preload: str | None = None) -> subprocess.Popen[bytes]:
         """`preload` is run by it first, as `dask worker --preload` does."""
@@ -50,6 +53,10 @@ class Cluster:
         for process in [*self._workers, self._scheduler]:
             if process is not None:
                 kill(process)
+
+    def _answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _start(self, words: list[str]) -> subprocess.Popen[bytes]:
         log = (self._folder / f"{words[0]}{len(self._workers)}.log").open("ab")

@@ -5,6 +5,7 @@ An MLX stream belongs to the thread that made it, and Dask's tasks come in threa
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections import deque
@@ -33,6 +34,8 @@ T = TypeVar("T")
 THREADS_ENV_VAR = "MUSICGEN_MLX_THREADS"
 # How often a clip that waits is asked whether it is still wanted.
 _ASK_SECONDS = 0.5
+# How long a process that ends waits for a step to end.
+_STOP_SECONDS = 5.0
 
 
 class Unwanted(Exception):
@@ -80,6 +83,8 @@ class ClipEngine:
         self._model: GenModel | None = None
         self._running: dict[int, _Job] = {}
         self._next = 0
+        self._stopping, self._stopped = False, Event()
+        atexit.register(self._stop)
         Thread(target=self._run, daemon=True, name="musicgen-mlx engine").start()
 
     def call(self, spec: ModelSpec, work: Callable[[GenModel], T]) -> T:
@@ -120,11 +125,7 @@ class ClipEngine:
 
     def _run(self) -> None:
         _use_all_processors()
-        while True:  # it never ends: MLX may abort a process whose thread that used it has ended
-            with self._news:
-                while not self._waiting:
-                    self._news.wait()
-                job = self._waiting[0]
+        while (job := self._wait()) is not None:
             try:
                 self._load(job.spec)
                 self._work()
@@ -136,6 +137,23 @@ class ClipEngine:
                     other.end(error=error)
                 self._running = {}
             self._give_back_memory()
+        self._stopped.set()
+        # It waits for the end of the process: MLX may abort one whose thread that has used it has ended.
+        Event().wait()
+
+    def _stop(self) -> None:
+        """Stop between two steps: a process that exits in the middle of one is aborted."""
+        with self._news:
+            self._stopping = True
+            self._news.notify()
+        self._stopped.wait(_STOP_SECONDS)
+
+    def _wait(self) -> _Job | None:
+        """Until there is something to do; None: the process ends."""
+        with self._news:
+            while not self._waiting and not self._stopping:
+                self._news.wait()
+            return None if self._stopping else self._waiting[0]
 
     def _load(self, spec: ModelSpec) -> None:
         if spec == self._spec and self._model is not None:
@@ -158,14 +176,14 @@ class ClipEngine:
         with closing(clips):
             while True:
                 self._admit(self._model, clips)
-                if not self._running:
+                if not self._running or self._stopping:
                     return
                 self._step(self._model, clips)
 
     def _admit(self, model: GenModel, clips: RunningClips) -> None:
         while True:
             with self._news:
-                if not self._waiting or self._waiting[0].spec != self._spec:
+                if self._stopping or not self._waiting or self._waiting[0].spec != self._spec:
                     return
                 job = self._waiting[0]
             try:
