@@ -61,7 +61,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     folder = tmp_path_factory.mktemp("alone")
     script = (
         "import sys; from audiocraft_mlx.cli.generate import main\n"
-        f"for i in (1, 2): main([f'piano {{i}}', *{OPTIONS!r}, '--seed', str(4 + i), '-o', f'clip-{{i}}.flac'])"
+        "for i in (1, 2):\n    words = [f'piano {{i}}', '--seed', str(4 + i), '-o', f'clip-{{i}}.flac']\n"
+        f"    main(words + {OPTIONS!r})"
     )
     subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment(), check=True)
     return {i: (folder / f"clip-{i}.flac").read_bytes() for i in (1, 2)}
@@ -231,8 +232,7 @@ def test_a_scheduler_that_is_gone_ends_the_command_with_what_to_do(
     monkeypatch.setattr(connection, "_CONNECT_SECONDS", 1)
     own_cluster.start_worker()
     (folder / "list.txt").write_text("".join(f"piano {i}\n" for i in range(1, 13)))
-    while_made = lambda: len(made(folder / "made.jsonl")) >= 1  # noqa: E731
-    when(while_made, own_cluster.kill_scheduler)
+    when(lambda: len(made(folder / "made.jsonl")) >= 1, own_cluster.kill_scheduler)
     assert run(own_cluster.address, "-o", "clip.flac", "--manifest", "made.jsonl") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "of 12 clips are made; the scheduler at tcp://" in line
@@ -344,7 +344,7 @@ def test_no_workers(
 
 
 @pytest.mark.parametrize(
-    "words, option",
+    ("words", "option"),
     [
         (["piano", "-o", "a.wav", "--play"], "--play"),
         (["piano", "-o", "-"], "--output -"),
@@ -382,7 +382,7 @@ def test_dask_is_not_imported_without_a_cluster(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("tcp://node1:8786", SchedulerAddress("tcp://node1:8786")),
         ("tls://[fe80::1]:8786", SchedulerAddress("tls://[fe80::1]:8786")),
