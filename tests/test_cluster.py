@@ -61,7 +61,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     folder = tmp_path_factory.mktemp("alone")
     script = (
         "import sys; from audiocraft_mlx.cli.generate import main\n"
-        "for i in (1, 2):\n    words = [f'piano {{i}}', '--seed', str(4 + i), '-o', f'clip-{{i}}.flac']\n"
+        "for i in (1, 2):\n    words = [f'piano {i}', '--seed', str(4 + i), '-o', f'clip-{i}.flac']\n"
         f"    main(words + {OPTIONS!r})"
     )
     subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment(), check=True)
@@ -322,6 +322,23 @@ def test_workers_of_this_machine(folder: Path, capsys: pytest.CaptureFixture[str
     assert clips(folder) == ["clip-1.flac", "clip-2.flac"]
     assert "\nmachine " in ended.stdout
     assert ended.stderr == ""
+
+
+def test_workers_by_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Dask is asked for: without an SSH server no more can be tried."""
+    asked: dict[str, object] = {}
+
+    def ssh_cluster(hosts: list[str], **options: object) -> None:
+        asked.update(options, hosts=hosts)
+        raise OSError("connection refused")
+
+    monkeypatch.setattr("distributed.SSHCluster", ssh_cluster)
+    monkeypatch.setattr(connection, "find_spec", lambda name: True)
+    (folder / "hosts").write_text("node1\nme@node2:2222 /opt/bin/python\n")
+    assert run("ssh:hosts", "-o", "clip.flac") == 1
+    assert asked["hosts"] == ["node1", "node1", "node2"]  # the first one has the scheduler, too
+    assert asked["connect_options"] == [{}, {}, {"username": "me", "port": 2222}]
+    assert asked["remote_python"] == [sys.executable, sys.executable, "/opt/bin/python"]
 
 
 def test_no_scheduler(

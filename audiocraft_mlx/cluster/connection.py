@@ -105,7 +105,7 @@ async def _started(address: ClusterAddress) -> Any:
         return await SSHCluster(
             [host.name for host in all_hosts],
             connect_options=[host.connect_options for host in all_hosts],
-            worker_options={"nthreads": 1, "memory_limit": 0},
+            worker_options={"nthreads": 1, "memory_limit": 0, "death_timeout": 60},
             scheduler_options={"port": 0, "dashboard": False},
             remote_python=[host.python or sys.executable for host in all_hosts],
             asynchronous=True,
