@@ -1,7 +1,7 @@
 """What a scheduler and the command cost per clip with many machines, whose clips are slept through.
 
-`python benchmarks/cluster_scheduler.py` (6 minutes) starts a scheduler, and workers, several to a process, that
-take the command's own tasks. In place of making music they wait, and return as many bytes as a FLAC file has.
+`python benchmarks/cluster_scheduler.py` (6 minutes) starts a scheduler, and workers, several to a process,
+that take the command's own tasks. In place of making music they wait, and return as many bytes as a FLAC file.
 The clips are handed out and written by the command's own code.
 """
 
