@@ -1,8 +1,8 @@
 """What a scheduler and the command cost per clip with many machines, whose clips are slept through.
 
 `python benchmarks/cluster_scheduler.py` (6 minutes) starts a scheduler, and workers, several to a process,
-that take the command's own tasks. In place of making music they wait, and return as many bytes as a FLAC file.
-The clips are handed out and written by the command's own code.
+that take the command's own tasks. In place of making music they wait, and return as many bytes as a FLAC file
+has. The clips are handed out and written by the command's own code.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
+import audiocraft_mlx.cluster.tasks as tasks
 from audiocraft_mlx.cli.common import print_stdout
 from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptions
-from audiocraft_mlx.cluster import tasks
 from audiocraft_mlx.cluster.address import SchedulerAddress
 from audiocraft_mlx.cluster.connection import connect
 from audiocraft_mlx.cluster.machines import Machine, Machines

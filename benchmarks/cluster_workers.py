@@ -1,4 +1,4 @@
-"""Clips per minute of one and of two workers with a core each: `python benchmarks/cluster_workers.py` (Linux).
+"""Clips per minute of one worker and of two with a core each: `python benchmarks/cluster_workers.py`.
 
 By turns, in pairs, with the command's own code and the demo model. Other programs on these cores count.
 """
@@ -44,9 +44,10 @@ def main() -> None:
                     wall = time.perf_counter() - begun
                     per_minute[count] = 60 * arguments.clips / wall
                     cpu = _cpu(workers) - before
+                    share, load = 100 * cpu / wall / count, os.getloadavg()[0]
                     print_stdout(
-                        f"{count} worker(s): {wall:.1f} s, {per_minute[count]:.1f} clips a minute, {cpu:.1f} s of CPU"
-                        f" ({100 * cpu / wall / count:.0f} % of each core), load {os.getloadavg()[0]:.1f}"
+                        f"{count} worker(s): {wall:.1f} s, {per_minute[count]:.1f} clips a minute,"
+                        f" {cpu:.1f} s of CPU ({share:.0f} % of each core), load {load:.1f}"
                     )
                 print_stdout(f"ratio {per_minute[2] / per_minute[1]:.2f}")
         finally:
@@ -64,14 +65,11 @@ def _start(cores: list[int]) -> tuple[str, list[psutil.Popen]]:
     environment = os.environ | {"MUSICGEN_MLX_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     dask = [sys.executable, "-m", "dask"]
-    scheduler = psutil.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
-    )
+    on_loopback = ["--host", "127.0.0.1", "--no-dashboard"]
+    scheduler = psutil.Popen([*dask, "scheduler", "--port", str(port), *on_loopback], **quiet)
     workers = [
         psutil.Popen(
-            ["taskset", "-c", str(core), *dask, "worker", address, "--host", "127.0.0.1", "--no-nanny"]
-            + ["--no-dashboard"],
-            **quiet,
+            ["taskset", "-c", str(core), *dask, "worker", address, "--no-nanny", *on_loopback], **quiet
         )
         for core in cores
     ]
