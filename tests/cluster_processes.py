@@ -45,6 +45,14 @@ class Cluster:
         self._workers.append(self._start(words))
         return self._workers[-1]
 
+    def wait_for_worker(self) -> str:
+        """Until the last worker has joined: its host and port."""
+        log = self._folder / f"worker{len(self._workers) - 1}.log"
+        while "Starting established connection" not in (text := log.read_text()):
+            assert self._workers[-1].poll() is None, text
+            time.sleep(0.02)
+        return text.partition("Start worker at:")[2].split()[0].partition("//")[2]
+
     def kill_scheduler(self) -> None:
         assert self._scheduler is not None
         kill(self._scheduler)

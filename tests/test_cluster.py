@@ -247,23 +247,52 @@ def test_a_worker_with_another_version_makes_no_clips(
     cluster: Cluster, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = cluster.start_worker(preload=OTHER_VERSION)
-    port = None
-    log = cluster._folder / "worker2.log"
-    end = time.monotonic() + 20
-    while "Starting established connection" not in log.read_text() and time.monotonic() < end:
-        time.sleep(0.05)
-    for line in log.read_text().splitlines():
-        if "Start worker at" in line:
-            port = line.rsplit(":", 1)[1].strip()
+    place = cluster.wait_for_worker()
     try:
         assert run(cluster.address, "-o", "clip.flac") == 0
     finally:
         kill(other)
     out = capsys.readouterr().out
-    assert f"127.0.0.1:{port}): it has musicgen-mlx 0.0.1, and this is" in out
+    assert f"({place}): it has musicgen-mlx 0.0.1, and this is" in out
     assert clips(folder) == NAMES
-    table = out[out.index("machine ") :]
-    assert f":{port})" not in table
+    assert place not in out[out.index("machine ") :]
+
+
+BROKEN = """
+from audiocraft_mlx.cluster import tasks
+def make_clip(*given):
+    raise RuntimeError("broken card")
+tasks.make_clip = make_clip
+"""
+
+
+def test_clips_that_fail_on_one_machine_are_made_on_others(
+    cluster: Cluster, folder: Path, alone: dict[int, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = cluster.start_worker(preload=BROKEN)
+    place = cluster.wait_for_worker()
+    try:
+        assert run(cluster.address, "-o", "clip.flac", "--manifest", "made.jsonl") == 0
+    finally:
+        kill(broken)
+    assert clips(folder) == sorted(made(folder / "made.jsonl")) == NAMES
+    assert (folder / NAMES[0]).read_bytes() == alone[1]
+    out = capsys.readouterr().out
+    assert place not in out[out.index("machine ") :]
+
+
+def test_clips_that_fail_everywhere_are_named(
+    own_cluster: Cluster, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_cluster.start_worker(preload=BROKEN)
+    place = own_cluster.wait_for_worker()
+    (folder / "list.txt").write_text("piano\n")
+    assert run(own_cluster.address, "-o", "clip.flac") == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("line 1: ")
+    assert f"({place}): RuntimeError: broken card" in first
+    assert "1 of 1 clips could not be made" in last
+    assert "--skip-existing" in last
 
 
 def test_a_model_that_no_worker_has(

@@ -254,11 +254,13 @@ class Machines:
         self._all.append(machine)
 
         async def join() -> None:
-            with suppress(_Lost):
-                try:
-                    await self._prepare(machine)
-                except MusicGenError as error:
-                    self._refuse(machine, str(error))
+            try:
+                await self._prepare(machine)
+            except MusicGenError as error:
+                self._refuse(machine, str(error))
+            except _Lost:
+                if self._machines.get(machine.address) is machine:
+                    del self._machines[machine.address]  # if it is still there, it joins again
 
         self._start(join())
 
@@ -348,7 +350,7 @@ class Machines:
             else:
                 outcome = _Outcome(machine, clip, result)
         except _Lost:
-            pass
+            machine.inputs.clear()  # another process may have its address now
         except MusicGenError as error:
             outcome = _Outcome(machine, clip, error=error)
         finally:
