@@ -339,7 +339,7 @@ def test_an_interruption_leaves_what_is_written_and_frees_the_workers(cluster: C
     assert clips(folder) == sorted(made(folder / "made.jsonl"))
     begun = time.monotonic()
     assert run(cluster.address, "-o", "after.flac", "--shard", "1/99") == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10
 
 
 def test_workers_of_this_machine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
