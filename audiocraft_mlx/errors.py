@@ -43,3 +43,7 @@ class DownloadError(MusicGenError):
 
 class OutputError(MusicGenError):
     """A file could not be written."""
+
+
+class ClusterError(MusicGenError):
+    """Several machines can't do together what they should."""

@@ -16,6 +16,7 @@ from typing import Any
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, WAV, AudioFormat, choose_format
 from audiocraft_mlx.checkpoints.lora_spec import LoraSpec
 from audiocraft_mlx.checkpoints.model_files import SHORT_NAMES, released_as_magnet, released_condition_types
+from audiocraft_mlx.cli.cluster_options import add_cluster_options, check_cluster_options
 from audiocraft_mlx.cli.common import Parser
 from audiocraft_mlx.cli.control import add_control
 from audiocraft_mlx.cli.edit_options import add_edit_options, check_edit_options
@@ -47,6 +48,7 @@ from audiocraft_mlx.clips.requests import (
     draw_seed,
 )
 from audiocraft_mlx.clips.shards import Shard
+from audiocraft_mlx.cluster.address import ClusterAddress
 from audiocraft_mlx.errors import UsageError, UsageErrors
 from audiocraft_mlx.validation import (
     CFG_COEF,
@@ -97,6 +99,9 @@ class GenerateClips:
     manifest: Path | None = None
     skip_existing: bool = False
     shard: Shard | None = None
+    cluster: ClusterAddress | None = None
+    output_on_worker: Path | None = None
+    """The folder into which the workers of the cluster write; None: this process writes."""
 
     @property
     def streaming(self) -> bool:
@@ -212,6 +217,19 @@ def _to_command(arguments: argparse.Namespace, program: CommandDefaults) -> Gene
         arguments.manifest,
         arguments.skip_existing,
         arguments.shard,
+        arguments.cluster,
+        arguments.output_on_worker,
+    )
+    check_cluster_options(
+        clips,
+        arguments.output,
+        arguments.cluster,
+        arguments.output_on_worker,
+        {
+            "--play": arguments.play,
+            "--output -": arguments.output == STDOUT,
+            "--plot": arguments.plot is not None,
+        },
     )
     check_list_options(
         clips,
@@ -543,6 +561,7 @@ def _add_output(parser: Parser, program: CommandDefaults) -> None:
         help="also plot waveform and mel spectrogram into this PNG file (needs the extra 'plot')",
     )
     add_list_options(add)
+    add_cluster_options(add)
     add("--play", action="store_true", help="play it while it is generated (needs the extra 'play')")
     add("--no-open", dest="open", action="store_false", help="don't open the file when it is done (macOS)")
     add("--info", metavar="FILE", type=Path, help="only show how an audio file was generated")

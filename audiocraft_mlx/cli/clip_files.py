@@ -48,12 +48,17 @@ def plan_files(command: GenerateClips) -> list[ClipFiles]:
         paths = _free_paths(clips, default)
     elif not command.streaming:
         paths = clip_paths(clips, command.path)
+    if command.output_on_worker is not None:
+        folder = command.output_on_worker
+        paths = [None if path is None else folder / path for path in paths]
     plots = _plots(command)
     files = [
         ClipFiles(path, plot, overwrite=command.path is not None or clip.path is not None)
         for clip, path, plot in zip(clips, paths, plots, strict=True)
     ]
     _check_unique(command, paths)
+    if command.output_on_worker is not None:
+        return files  # it is the workers that see them
     mine = {clip.index for clip in (clips if command.shard is None else command.shard.clips(clips))}
     named = {index: files[index] for index in mine if clips[index].path is not None}
     _check_named(command, named)

@@ -10,19 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, option_name, parse
+from audiocraft_mlx.cli.arguments import GenerateClips, ShowInfo, parse
 from audiocraft_mlx.cli.common import run_command
+from audiocraft_mlx.cli.inputs import described, read_inputs
 from audiocraft_mlx.clips.defaults import (
-    AUDIOGEN,
     CHUNK_SECONDS,
     FIRST_CHUNK_SECONDS,
     MUSICGEN,
     CommandDefaults,
 )
-from audiocraft_mlx.clips.requests import FieldError
 from audiocraft_mlx.errors import OutputError, UsageError
 from audiocraft_mlx.machine import PROGRAM_BYTES, require_memory
 
@@ -32,11 +30,6 @@ if TYPE_CHECKING:
     from audiocraft_mlx.clips.prompt_lines import ListedClip
     from audiocraft_mlx.clips.requests import ClipRequest
     from audiocraft_mlx.models.genmodel import GenModel
-
-_CLASSES = {
-    MUSICGEN: ("audiocraft_mlx.models.musicgen", "MusicGen"),
-    AUDIOGEN: ("audiocraft_mlx.models.audiogen", "AudioGen"),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +52,11 @@ def _run(argv: list[str] | None, program: CommandDefaults) -> None:
 
 
 def _generate(command: GenerateClips) -> None:
+    if command.cluster is not None:
+        from audiocraft_mlx.cli.cluster_run import generate_on_cluster
+
+        generate_on_cluster(command)
+        return
     from audiocraft_mlx.cli.clip_files import plan_files
 
     require_memory(PROGRAM_BYTES)  # else the imports below crash
@@ -82,14 +80,16 @@ def _generate(command: GenerateClips) -> None:
 
         parts = list(portions(command.clips))
         # All are read now to find what is wrong; what doesn't fit into memory is read again in its turn.
-        loaded = [_load_inputs(command, part) for part in parts[:1]]
+        loaded = [read_inputs(command, part) for part in parts[:1]]
         for part in parts[1:]:
-            _load_inputs(command, part)
+            read_inputs(command, part)
 
         def requests_of(part: range) -> list[ClipRequest]:
-            return loaded[0] if len(parts) == 1 else _load_inputs(command, part)
+            return loaded[0] if len(parts) == 1 else read_inputs(command, part)
 
-        model = _load_model(command)
+        from audiocraft_mlx.clips.loading import load_clip_model
+
+        model = load_clip_model(command.program, command.model)
         command.require_supported(model.condition_types, model.fills_masks)
         separator = None
         if any(clip.output.stems for clip in command.clips):
@@ -109,27 +109,6 @@ def _generate(command: GenerateClips) -> None:
             # A courtesy: over ssh, for example, there is no player, and the file is there all the same.
             path = str(writer.paths[0].resolve())
             subprocess.run(["open", path], check=False, stderr=subprocess.DEVNULL)
-
-
-def _load_inputs(command: GenerateClips, part: range) -> list[ClipRequest]:
-    """The requests of clips with their audio. Raises `UsageError`, with the lines at fault."""
-    from audiocraft_mlx.clips.inputs import load_inputs
-
-    clips = command.clips[part.start : part.stop]
-    try:
-        return load_inputs([clip.request for clip in clips])
-    except UsageError as error:
-        seen = set()
-
-        def check(clip: ListedClip) -> None:
-            request = clip.request
-            read = (request.melody, request.style, request.source, request.midi_track, request.duration)
-            if read not in seen:
-                seen.add(read)
-                load_inputs([request])
-
-        command.check_clips(check, clips)
-        raise UsageError(_described(error)) from None  # a file that has changed
 
 
 def _check_part(
@@ -192,11 +171,7 @@ def _errors_with_lines(command: GenerateClips, model: GenModel, part: range) -> 
             plan_clips(model, [clip.request])
 
         command.check_clips(check, command.clips[part.start : part.stop])
-        raise UsageError(_described(error)) from None
-
-
-def _described(error: UsageError) -> str:
-    return error.describe(option_name) if isinstance(error, FieldError) else str(error)
+        raise UsageError(described(error)) from None
 
 
 @contextmanager
@@ -222,20 +197,3 @@ def _check_sinks(command: GenerateClips) -> None:
         from audiocraft_mlx.cli.playing import require_sounddevice
 
         require_sounddevice()
-
-
-def _load_model(command: GenerateClips) -> GenModel:
-    from audiocraft_mlx.models.loading import load_model
-
-    module, name = _CLASSES[command.program]
-    options = command.model
-    return load_model(
-        getattr(import_module(module), name),
-        options.name,
-        revision=options.revision,
-        quantize=options.quantize,
-        int8_activations=options.int8_activations,
-        cache_bits=options.cache_bits,
-        weights=options.weights,
-        lora=options.lora,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,25 +28,45 @@ def select_remaining(
     Raises:
         UsageErrors: in the place of a clip is another file.
     """
+    clips = clips_of_shard(command)
+    if not command.skip_existing or not clips:
+        return without_existing(command, files, clips, None)
+    from audiocraft_mlx.clips.existing import find_existing
+
+    existing = find_existing(clips, lambda clip: paths_of_clip(clip, files[clip.index]), command.describe)
+    remaining = without_existing(command, files, clips, existing)
+    if manifest is not None:
+        _add_missing_lines(clips, files, existing, manifest)
+    return remaining
+
+
+def clips_of_shard(command: GenerateClips) -> list[ListedClip]:
+    """Those of the command's clips that it is to make; it tells if there are none."""
     clips = list(command.clips) if command.shard is None else command.shard.clips(command.clips)
     if command.shard is not None and not clips:
         print_stdout(f"shard {command.shard}: the list has {len(command.clips)} clips, and none is of it")
-    if command.skip_existing and clips:
-        from audiocraft_mlx.clips.existing import find_existing
+    return clips
 
-        existing = find_existing(clips, lambda clip: _paths(clip, files[clip.index]), command.describe)
+
+def without_existing(
+    command: GenerateClips,
+    files: Sequence[ClipFiles] | Mapping[int, ClipFiles],
+    clips: Sequence[ListedClip],
+    existing: Existing | None,
+) -> tuple[GenerateClips, list[ClipFiles]]:
+    """The command and the files of those of `clips` that aren't there. Raises `UsageErrors`."""
+    left = list(clips)
+    if existing is not None:
         _require_same(command, existing)
-        if manifest is not None:
-            _add_missing_lines(clips, files, existing, manifest)
         if existing.made:
             print_stdout(f"{len(existing.made)} of {len(clips)} clips are there already")
-        clips = [clip for clip in clips if clip.index not in existing.made]
+        left = [clip for clip in clips if clip.index not in existing.made]
         if existing.first_seed is not None:
-            clips = [clip.with_first_seed(existing.first_seed) for clip in clips]
-    return replace(command, clips=tuple(clips)), [files[clip.index] for clip in clips]
+            left = [clip.with_first_seed(existing.first_seed) for clip in left]
+    return replace(command, clips=tuple(left)), [files[clip.index] for clip in left]
 
 
-def _paths(clip: ListedClip, files: ClipFiles) -> list[Path]:
+def paths_of_clip(clip: ListedClip, files: ClipFiles) -> list[Path]:
     """All files of a clip, its own first."""
     from audiocraft_mlx.clips.existing import STEMS
 
@@ -70,12 +90,9 @@ def _require_same(command: GenerateClips, existing: Existing) -> None:
 def _add_missing_lines(
     clips: Sequence[ListedClip], files: Sequence[ClipFiles], existing: Existing, manifest: Manifest
 ) -> None:
-    from audiocraft_mlx.audio.read import read_info
-    from audiocraft_mlx.clips.manifest import manifest_line
+    from audiocraft_mlx.clips.manifest import line_of_existing
 
     for clip in clips:
         path = files[clip.index].path
         if clip.index in existing.made and path is not None and str(path) not in manifest.files:
-            info, metadata = read_info(path), existing.made[clip.index]
-            seconds = info.frames / info.rate
-            manifest.append(manifest_line(path, metadata, seconds, info.rate, clip.line, clip.output.stems))
+            manifest.append(line_of_existing(path, clip, existing.made[clip.index]))

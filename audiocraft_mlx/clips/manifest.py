@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocraft_mlx.clips.metadata import GenerationMetadata
-from audiocraft_mlx.clips.prompt_lines import line_of
+from audiocraft_mlx.clips.prompt_lines import ListedClip, line_of
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.files import check_writable, read_error, write_error
 
@@ -42,6 +42,14 @@ def manifest_line(
         "stems": stems or None,
     }
     return {**{name: value for name, value in made.items() if value is not None}, **line_of(metadata)}
+
+
+def line_of_existing(path: Path, clip: ListedClip, metadata: GenerationMetadata) -> dict[str, Any]:
+    """`manifest_line` of a file at `path` that is there already. Raises `UsageError`."""
+    from audiocraft_mlx.audio.read import read_info
+
+    info = read_info(path)
+    return manifest_line(path, metadata, info.frames / info.rate, info.rate, clip.line, clip.output.stems)
 
 
 class Manifest:

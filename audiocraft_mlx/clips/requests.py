@@ -70,6 +70,14 @@ class FieldError(UsageError):
         fields = [*_field_names(ClipRequest), *_field_names(OutputOptions)]
         return self._template.format_map(self._values | {field: name(field) for field in fields})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _field_error, (self._template, self._values)
+
+
+def _field_error(template: str, values: Mapping[str, str]) -> FieldError:
+    """What pickle calls, which passes on no names."""
+    return FieldError(template, **values)
+
 
 @dataclass(frozen=True)
 class ClipRequest:
