@@ -24,7 +24,7 @@ from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.lora_spec import lora_specs
 from audiocraft_mlx.cli import convert, train
 from audiocraft_mlx.cli.train import parse
-from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.weights import flat_parameters
 from audiocraft_mlx.ops import training as training_ops
@@ -496,6 +496,9 @@ def test_full_training_writes_a_model(songs: Path, base: str, tmp_path: Path) ->
     assert "-m out" in card
     assert after.weights_file == "out/lm.safetensors"
     assert len(MusicGen.get_pretrained(base, lora=tmp_path / "out" / "checkpoint-2").lm.layers) == 3
+    # Its checkpoints are adapters, but are hardly meant.
+    with pytest.raises(CheckpointError, match="is a model, not an adapter; give it with -m"):
+        load(base, lora=lora_specs(tmp_path / "out"))
 
 
 def test_full_training_is_resumed(
