@@ -221,12 +221,12 @@ def _describe_step(
         f"to train: {how}: {estimate.trained / 1e6:.2f} million values",
         f"a step: {counted(options.batch_size, 'crop')} of up to {crop:g} s, {rows} at a time,"
         f" {_operations(estimate.flops)}; {options.iters} steps are {rounds:.1f} times all crops",
-        f"memory: about {_gigabytes(estimate.memory)}, {_gigabytes(estimate.step)} of it for a step"
+        f"memory: about {_bytes(estimate.memory)}, {_bytes(estimate.step)} of it for a step"
         f"{'' if options.grad_checkpoint else '; less with --grad-checkpoint'}",
     ]
     if estimate.memory > memory_size():
         lines.append(
-            f"this machine has {_gigabytes(memory_size())}: that may not be enough; {_advice(options, crop)}"
+            f"this machine has {_bytes(memory_size())}: that may not be enough; {_advice(options, crop)}"
         )
     return lines
 
@@ -235,7 +235,7 @@ def _operations(flops: float) -> str:
     return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e11 else f"{flops / 1e9:.2f} GFLOP"
 
 
-def _gigabytes(size: float) -> str:
+def _bytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
@@ -254,8 +254,8 @@ def _advice(options: TrainingOptions, crop: float) -> str:
 
 def _out_of_memory(options: TrainingOptions, crop: float, estimate: StepEstimate) -> str:
     return (
-        f"out of memory: a step takes about {_gigabytes(estimate.step)}, all of the training"
-        f" {_gigabytes(estimate.memory)}; {_advice(options, crop)}"
+        f"out of memory: a step takes about {_bytes(estimate.step)}, all of the training"
+        f" {_bytes(estimate.memory)}; {_advice(options, crop)}"
     )
 
 
