@@ -635,6 +635,20 @@ def test_a_file_that_has_no_weights_of_a_model_is_named(
     assert expected in message
 
 
+def test_what_we_have_written_is_named_with_the_option_that_takes_it(
+    released: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = str(released())
+    ours = tmp_path / "ours"
+    mlx_format.save_model(load(base), ours, mx.float32)
+    message = refusal(base, weights=ours / "lm.safetensors")
+    assert message.endswith(f"belongs to a model of musicgen-mlx; give its folder, {ours}, to -m")
+    path = tmp_path / "adapters.safetensors"
+    mx.save_safetensors(str(path), {"lm.embed.weight": mx.zeros(2)})
+    message = refusal(base, weights=path)
+    assert message.endswith(f"a checkpoint of musicgen-mlx-train; give its folder, {tmp_path}, to --lora")
+
+
 def test_an_adapter_in_safetensors_is_named(released: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.safetensors"
     mx.save_safetensors(str(path), {"base_model.model.decoder.fc1.lora_A.weight": mx.zeros((2, 2))})

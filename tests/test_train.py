@@ -24,7 +24,7 @@ from audiocraft_mlx.checkpoints.load import load
 from audiocraft_mlx.checkpoints.lora_spec import lora_specs
 from audiocraft_mlx.cli import convert, train
 from audiocraft_mlx.cli.train import parse
-from audiocraft_mlx.errors import UsageError
+from audiocraft_mlx.errors import CheckpointError, UsageError
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.weights import flat_parameters
 from audiocraft_mlx.ops import training as training_ops
@@ -289,17 +289,19 @@ def test_a_training_that_is_resumed_has_the_same_weights(
     assert [step for step, _ in both[1]["history"]["evaluations"]] == [0, 1, 2, 3, 4]
 
 
-def test_a_second_interruption_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_second_interruption_ends_at_once(monkeypatch: pytest.MonkeyPatch, sent: signal.Signals) -> None:
+    """Also by `kill`, or when the machine shuts down."""
     stopped, ended = [], []
     monkeypatch.setattr(os, "_exit", ended.append)
     training: Any = SimpleNamespace(stop=lambda: stopped.append(True))
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(sent)
     with train._interrupts(training):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), sent)
         assert (stopped, ended) == ([True], [])
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), sent)
     assert ended == [130]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(sent) is before
 
 
 def test_an_interruption_in_the_first_step_leaves_nothing_to_resume(
@@ -494,6 +496,9 @@ def test_full_training_writes_a_model(songs: Path, base: str, tmp_path: Path) ->
     assert "-m out" in card
     assert after.weights_file == "out/lm.safetensors"
     assert len(MusicGen.get_pretrained(base, lora=tmp_path / "out" / "checkpoint-2").lm.layers) == 3
+    # Its checkpoints are adapters, but are hardly meant.
+    with pytest.raises(CheckpointError, match="is a model, not an adapter; give it with -m"):
+        load(base, lora=lora_specs(tmp_path / "out"))
 
 
 def test_full_training_is_resumed(
@@ -667,7 +672,7 @@ def test_it_says_what_there_is_and_stops_there_if_asked(run: Train, tmp_path: Pa
         lines[4],
     )
     assert re.fullmatch(
-        r"memory: about 0\.\d GB, 0\.\d GB of it for a step; less with --grad-checkpoint", lines[5]
+        r"memory: about \d+ MB, \d+ MB of it for a step; less with --grad-checkpoint", lines[5]
     )
     assert len(lines) == 6
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cache"]
@@ -691,12 +696,12 @@ def test_each_kind_of_bad_data_is_one_line(run: Train, songs: Path) -> None:
     assert result.status == 0, result.err
     lines = result.out.splitlines()
     for expected in (
-        r"skipped, no caption; give one, or a prompt for all that have none: 3 files: g\.wav, h\.wav, i\.wav",
+        r"skipped, no caption; give one, or --prompt for all that have none: 3 files: g\.wav, h\.wav, i\.wav",
         r"skipped, not readable: 1 file: corrupt\.wav \(.+\)",
         r"skipped, shorter than 1 s: 1 file: short\.wav \(0\.50 s\)",
         r"skipped, the same audio as another file: 1 file: \w+\.wav \(\w+\.wav is used\)",
         r"skipped, silent: 1 file: silent\.wav",
-        r"cut after 512 tokens, the most that the text encoder was trained with: 1 captions",
+        r"cut after 512 tokens, the most that the text encoder was trained with: 1 caption",
     ):
         assert sum(bool(re.fullmatch(expected, line)) for line in lines) == 1, expected
 
@@ -776,7 +781,7 @@ def test_no_captions_and_no_prompt(run: Train, tmp_path: Path) -> None:
     result = run(data=folder)
     assert result.status == 2
     assert (
-        "skipped, no caption; give one, or a prompt for all that have none: 2 files: a.wav, b.wav\n"
+        "skipped, no caption; give one, or --prompt for all that have none: 2 files: a.wav, b.wav\n"
         in result.out
     )
     assert result.error == f"{folder} has no file to train on; the lines above say why"
@@ -820,7 +825,7 @@ def test_out_of_memory_says_what_to_change(run: Train, monkeypatch: pytest.Monke
     result = run("--micro-batch", "2")
     assert result.status == 1
     assert re.fullmatch(
-        r"out of memory: a step takes about 0\.\d GB, all of the training 0\.\d GB; try --micro-batch 1"
+        r"out of memory: a step takes about \d+ MB, all of the training \d+ MB; try --micro-batch 1"
         r" instead of 2, or --grad-checkpoint",
         result.error,
     )
@@ -828,7 +833,7 @@ def test_out_of_memory_says_what_to_change(run: Train, monkeypatch: pytest.Monke
 
 def test_a_machine_that_is_too_small_is_said_before(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "memory_size", lambda: 200_000_000)
-    assert "this machine has 0.2 GB: that may not be enough; try --grad-checkpoint\n" in run("--dry-run").out
+    assert "this machine has 200 MB: that may not be enough; try --grad-checkpoint\n" in run("--dry-run").out
 
 
 def test_a_training_that_diverges_ends_with_what_to_do(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:

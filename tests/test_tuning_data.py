@@ -111,7 +111,7 @@ def test_audiocrafts_table_and_its_files_beside_the_audio(data: Path, write: Wri
     }
     assert skipped(dataset) == {
         "missing.wav": "named in a table, but not there",
-        "c.wav": "no caption; give one, or a prompt for all that have none",
+        "c.wav": "no caption; give one, or --prompt for all that have none",
     }
 
 
@@ -186,7 +186,7 @@ def test_a_prompt_is_for_those_that_have_no_caption(data: Path, write: Write) ->
     half = read_dataset(data)
     assert (len(half.files), half.captions) == (2, 2)
     assert describe(half)[-1] == (
-        "skipped, no caption; give one, or a prompt for all that have none: 2 files: c.wav, d.wav"
+        "skipped, no caption; give one, or --prompt for all that have none: 2 files: c.wav, d.wav"
     )
     whole = read_dataset(data, prompt="for all")
     assert (len(whole.files), whole.captions, whole.prompted) == (4, 2, 2)
@@ -221,6 +221,11 @@ def test_the_first_of_several_captions_counts_and_the_table_before_a_file(data: 
         ("metadata.csv", "file_name;text\na.wav;one\n", "line 1: there is no column file_name"),
         ("metadata.csv", "", "line 1: there is no column file_name; .*none$"),
         ("metadata.csv", "file_name,text\na.wav,one\n,two\n", "line 3 names no audio file"),
+        (
+            "metadata.csv",
+            "file_name,text\na.wav,slow, warm\n",
+            "line 2 has more than 2 columns; put a caption with commas into quotes",
+        ),
         ("metadata.csv", b"file_name,text\na.wav,\xff\n", "metadata.csv is not UTF-8"),
         ("metadata.csv", "file_name,text\na.wav," + "x" * 200_000, "line 2: field larger"),
         ("metadata.csv", "file_name,text,split\na.wav,one,mine\n", "line 2: the split is 'mine'; choose"),
@@ -248,6 +253,33 @@ def test_a_table_that_is_none_is_refused_with_its_line(
     with pytest.raises(UsageError, match=message) as raised:
         read_dataset(data, prompt="any")
     assert str(data / name) in str(raised.value)
+
+
+def test_commas_without_anything_behind_them_are_no_columns(data: Path, write: Write) -> None:
+    """As spreadsheets write them."""
+    write("a.wav")
+    put(data / "metadata.csv", "file_name,text\na.wav,one,,\n")
+    assert captions(read_dataset(data)) == {"a.wav": "one"}
+
+
+def test_a_file_named_for_two_splits_is_said(data: Path, write: Write) -> None:
+    for name in ("a.wav", "b.wav"):
+        write(name)
+    put(data / "train.jsonl", lines(*({"file": name, "text": "one"} for name in ("a.wav", "b.wav"))))
+    put(data / "valid.jsonl", lines({"file": "b.wav", "text": "one"}))
+    dataset = read_dataset(data, validation_fraction=0)
+    assert splits(dataset) == {"a.wav": "train", "b.wav": "train"}
+    assert [(s.path.name, s.reason, s.detail) for s in dataset.skipped] == [
+        ("b.wav", "another split of a file that has one", f"{data / 'valid.jsonl'}, line 1")
+    ]
+
+
+def test_music_where_the_training_writes_is_refused(data: Path, write: Write) -> None:
+    """A clip could take the name of a song, and the cache be removed with the songs."""
+    write("out/samples/step-100.wav")
+    for folder in (data / "out", data / "out" / "samples"):
+        with pytest.raises(UsageError, match=r"is in .*/out, where the training writes; choose another"):
+            read_dataset(folder, "any", output=data / "out")
 
 
 @pytest.mark.parametrize(
@@ -541,7 +573,7 @@ def test_files_become_crops_of_codes(data: Path, write: Write, demo: MusicGen, t
     assert (encoded.encoded_files, encoded.validation, encoded.skipped) == (2, (), ())
     assert seen == sorted(seen)
     assert seen[-1] == (6, 6)
-    assert describe_encoded(encoded) == ["3 crops to train, 0 to validate; 1 texts"]
+    assert describe_encoded(encoded) == ["3 crops to train, 0 to validate; 1 text"]
 
 
 def test_texts_are_t5s_states_before_the_projection(
@@ -572,7 +604,7 @@ def test_a_caption_of_two_thousand_words_is_cut(
         encoded = encode_dataset(read_dataset(data), demo, tmp_path / "cache", 2)
         assert encoded.texts[0].shape[0] == 512
         assert describe_encoded(encoded)[1:] == [
-            "cut after 512 tokens, the most that the text encoder was trained with: 1 captions"
+            "cut after 512 tokens, the most that the text encoder was trained with: 1 caption"
         ]
 
 
@@ -784,7 +816,7 @@ def test_equal_audio_in_another_format_is_not_validated_on(
     write("valid/c.wav", 1.5)
     encoded = encode_dataset(read_dataset(data, "any"), demo, tmp_path / "cache", 2)
     assert [example.source for example in encoded.validation] == ["valid/c.wav, 0 s"]
-    assert describe_encoded(encoded)[1:] == ["left out of validation, the same audio as in training: 1 crops"]
+    assert describe_encoded(encoded)[1:] == ["left out of validation, the same audio as in training: 1 crop"]
 
 
 class HalfVocals:

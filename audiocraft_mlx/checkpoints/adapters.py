@@ -85,8 +85,11 @@ def adapter_alone(files: ModelFiles) -> AdapterFiles | None:
     adapter = find_adapter(files)
     if adapter is None:
         return None
-    whole = any(name in files.files for name in (*TRANSFORMERS_WEIGHTS, "state_dict.bin", "lm.safetensors"))
-    return None if whole and (adapter.folder or not adapter.has_weights()) else adapter
+    return None if _has_model(files) and (adapter.folder or not adapter.has_weights()) else adapter
+
+
+def _has_model(files: ModelFiles) -> bool:
+    return any(name in files.files for name in (*TRANSFORMERS_WEIGHTS, "state_dict.bin", "lm.safetensors"))
 
 
 def resolve_adapter(spec: LoraSpec) -> AdapterFiles:
@@ -97,6 +100,12 @@ def resolve_adapter(spec: LoraSpec) -> AdapterFiles:
         raise CheckpointError(
             f"{files.name} is no LoRA adapter: it has no {CONFIG_FILE}; give the folder or the repository of"
             " one (a model is given with -m)"
+        )
+    if adapter.folder and _has_model(files):
+        # Of a training of all weights: what is meant is hardly an earlier state than the model's.
+        raise CheckpointError(
+            f"{files.name} is a model, not an adapter; give it with -m (or the folder of a checkpoint in it"
+            " with --lora)"
         )
     return adapter
 

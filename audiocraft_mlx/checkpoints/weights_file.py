@@ -34,6 +34,11 @@ from audiocraft_mlx.networks.weights import pop_prefix
 _TRANSFORMERS_LM = ("decoder.model.decoder.", "decoder.lm_heads.")
 """How names of the language model begin in a whole model of transformers; alone it lacks `decoder.`."""
 _LM_NAMES = ("emb.", "transformer.layers.", "linears.", "model.decoder.", "lm_heads.")
+# A tensor of what we write ourselves, what that is, and the option that takes it.
+_OURS = (
+    ("embed.weight", "a model of musicgen-mlx", "-m"),
+    ("lm.embed.weight", "a checkpoint of musicgen-mlx-train", "--lora"),
+)
 
 
 @dataclass
@@ -100,7 +105,13 @@ def read_weights_file(path: Path) -> TrainedWeights:
     """The tensors in a torch or safetensors file, none of them read yet. Raises `CheckpointError`."""
     _check_file(path)
     if path.suffix.lower() == ".safetensors":
-        tensors = unwrapped({**read_safetensors(path)}, str(path))
+        stored = read_safetensors(path)
+        for name, what, option in _OURS:
+            if name in stored:
+                raise CheckpointError(
+                    f"{path} belongs to {what}; give its folder, {path.parent}, to {option}"
+                )
+        tensors = unwrapped({**stored}, str(path))
         if is_adapter(tensors):
             raise CheckpointError(f"{path} is a LoRA adapter, not the weights of a model; {MERGE}")
     else:

@@ -211,20 +211,22 @@ def _print_lines(lines: list[str]) -> None:
 def _describe_step(
     options: TrainingOptions, encoded: EncodedDataset, estimate: StepEstimate, crop: float
 ) -> list[str]:
+    from audiocraft_mlx.tuning.dataset import counted
+
     lora = options.lora
     how = "all weights" if lora is None else f"LoRA of rank {lora.rank} on {', '.join(lora.targets)}"
     rounds = options.iters * options.batch_size / len(encoded.train)
     rows = min(options.micro_batch, options.batch_size)
     lines = [
         f"to train: {how}: {estimate.trained / 1e6:.2f} million values",
-        f"a step: {options.batch_size} crops of up to {crop:g} s, {rows} at a time,"
+        f"a step: {counted(options.batch_size, 'crop')} of up to {crop:g} s, {rows} at a time,"
         f" {_operations(estimate.flops)}; {options.iters} steps are {rounds:.1f} times all crops",
-        f"memory: about {_gigabytes(estimate.memory)}, {_gigabytes(estimate.step)} of it for a step"
+        f"memory: about {_bytes(estimate.memory)}, {_bytes(estimate.step)} of it for a step"
         f"{'' if options.grad_checkpoint else '; less with --grad-checkpoint'}",
     ]
     if estimate.memory > memory_size():
         lines.append(
-            f"this machine has {_gigabytes(memory_size())}: that may not be enough; {_advice(options, crop)}"
+            f"this machine has {_bytes(memory_size())}: that may not be enough; {_advice(options, crop)}"
         )
     return lines
 
@@ -233,8 +235,8 @@ def _operations(flops: float) -> str:
     return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e11 else f"{flops / 1e9:.2f} GFLOP"
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _advice(options: TrainingOptions, crop: float) -> str:
@@ -252,8 +254,8 @@ def _advice(options: TrainingOptions, crop: float) -> str:
 
 def _out_of_memory(options: TrainingOptions, crop: float, estimate: StepEstimate) -> str:
     return (
-        f"out of memory: a step takes about {_gigabytes(estimate.step)}, all of the training"
-        f" {_gigabytes(estimate.memory)}; {_advice(options, crop)}"
+        f"out of memory: a step takes about {_bytes(estimate.step)}, all of the training"
+        f" {_bytes(estimate.memory)}; {_advice(options, crop)}"
     )
 
 
@@ -332,7 +334,7 @@ def _print_end(event: Any, command: TrainCommand) -> None:
 
 @contextmanager
 def _interrupts(training: Training) -> Iterator[None]:
-    """Ctrl-C lets the training save what it has, and a second one ends the process."""
+    """Ctrl-C, and what `kill` and a shutdown send, let the training save what it has; again, they end it."""
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -344,11 +346,12 @@ def _interrupts(training: Training) -> Iterator[None]:
         training.stop()
         print_stderr("\nfinishing this step, then saving; Ctrl-C again ends at once, without")
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse(argv: list[str] | None) -> TrainCommand:

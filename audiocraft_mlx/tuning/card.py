@@ -10,7 +10,7 @@ from typing import Any
 
 from audiocraft_mlx.checkpoints.model_files import DEMO, SHORT_NAMES
 from audiocraft_mlx.tuning.codes import EncodedDataset
-from audiocraft_mlx.tuning.dataset import Dataset
+from audiocraft_mlx.tuning.dataset import Dataset, counted
 from audiocraft_mlx.tuning.history import History
 from audiocraft_mlx.tuning.options import option_name
 
@@ -113,9 +113,9 @@ def training_card(
         *([] if is_full else ["(`--lora` takes the path of this folder, or its name on the Hub.)", ""]),
         "## Data",
         "",
-        f"{data.files} files, {data.minutes:.1f} minutes; {data.captions} files with a caption of their own,"
-        f" {data.texts} different texts. {data.crops} crops to train on, {data.validation_crops} for"
-        " validation.",
+        f"{counted(data.files, 'file')}, {data.minutes:.1f} minutes; {counted(data.captions, 'file')} with a"
+        f" caption of their own, {counted(data.texts, 'different text')}. {counted(data.crops, 'crop')} to"
+        f" train on, {data.validation_crops} for validation.",
         "",
         "## Training",
         "",

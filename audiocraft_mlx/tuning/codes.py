@@ -25,6 +25,7 @@ from audiocraft_mlx.tuning.dataset import (
     Dataset,
     Skipped,
     TrainingFile,
+    counted,
     describe_skipped,
     relative_name,
 )
@@ -174,19 +175,20 @@ def encode_dataset(
 def describe_encoded(encoded: EncodedDataset) -> list[str]:
     """What there is, and what was left out and why, in lines for people."""
     lines = [
-        f"{len(encoded.train)} crops to train, {len(encoded.validation)} to validate;"
-        f" {len(encoded.texts)} texts"
+        f"{counted(len(encoded.train), 'crop')} to train, {len(encoded.validation)} to validate;"
+        f" {counted(len(encoded.texts), 'text')}"
     ]
     if encoded.silent_crops:
-        lines.append(f"left out, silent: {encoded.silent_crops} crops")
+        lines.append(f"left out, silent: {counted(encoded.silent_crops, 'crop')}")
     if encoded.duplicate_crops:
         lines.append(
-            f"left out of validation, the same audio as in training: {encoded.duplicate_crops} crops"
+            "left out of validation, the same audio as in training:"
+            f" {counted(encoded.duplicate_crops, 'crop')}"
         )
     if encoded.long_captions:
         lines.append(
             f"cut after {TRAINED_TOKENS} tokens, the most that the text encoder was trained with:"
-            f" {encoded.long_captions} captions"
+            f" {counted(encoded.long_captions, 'caption')}"
         )
     return lines + describe_skipped(encoded.skipped, encoded.folder)
 

@@ -131,11 +131,12 @@ def read_dataset(
         validation_fraction: of the files, held out for validation where the data names no validation split;
             at least one of two. Which ones depends on their names and `seed` only. Parts of one song
             (STEM_chunkN) stay together.
-        output: where the training writes; it may be in `folder`, and its clips are no data.
+        output: where the training writes; it may be in `folder`, and its clips are no data. `folder` may not
+            be in it: a clip could take the name of a song.
 
     Raises:
-        UsageError: there is no such folder, it has no audio, a table isn't what its name says (with file and
-            line), or another argument is out of range.
+        UsageError: there is no such folder, it is in `output`, it has no audio, a table isn't what its name
+            says (with file and line), or another argument is out of range.
     """
     if prompt is not None:
         validate_prompt(prompt)
@@ -143,6 +144,8 @@ def read_dataset(
         "validation_fraction", validation_fraction, "from 0 to below 1", lambda fraction: 0 <= fraction < 1
     )
     SEED.validate("seed", seed)
+    if output is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(output)):
+        raise UsageError(f"{folder} is in {output}, where the training writes; choose another --output")
     found = _Found(Path(folder), output)
     named, skipped = _read_tables(found)
     skipped += found.skipped
@@ -169,23 +172,23 @@ def read_dataset(
 
 def describe(dataset: Dataset) -> list[str]:
     """What there is, and what is skipped and why, in lines for people."""
-    lines = [f"{_count(len(dataset.files), 'file')} to use, {_minutes(dataset.files)}"]
+    lines = [f"{counted(len(dataset.files), 'file')} to use, {_minutes(dataset.files)}"]
     train, validation = dataset.of_split("train"), dataset.of_split("validation")
     lines[0] += f": {len(train)} to train, {len(validation)} to validate ({_minutes(validation)})"
     if dataset.is_held_out:
         lines[0] += ", held out by their names"
     if dataset.files:
         texts = len({file.caption for file in dataset.files if file.caption})
-        lines.append(f"captions: {_count(dataset.captions, 'file')} with one of their own")
+        lines.append(f"captions: {counted(dataset.captions, 'file')} with one of their own")
         if dataset.prompted:
             lines[-1] += f", {dataset.prompted} with the prompt for all"
-        lines[-1] += f"; {_count(texts, 'different text')}"
+        lines[-1] += f"; {counted(texts, 'different text')}"
     most = _CHARACTERS_PER_TOKEN * TRAINED_TOKENS
     long = sum(len(file.caption or "") > most for file in dataset.files)
     if long:
         lines.append(
-            f"{_count(long, 'caption')} with more than {most} characters: at most {TRAINED_TOKENS} tokens are"
-            " used, as many as the text encoder was trained with"
+            f"{counted(long, 'caption')} with more than {most} characters: at most {TRAINED_TOKENS} tokens"
+            " are used, as many as the text encoder was trained with"
         )
     return lines + describe_skipped(dataset.skipped, dataset.folder)
 
@@ -203,11 +206,12 @@ def describe_skipped(skipped: Iterable[Skipped], folder: Path) -> list[str]:
         # Names from strangers could move the terminal's cursor, or not be Unicode.
         shown = ["".join(c if c.isprintable() else "?" for c in text) for text in shown[:_SHOWN]]
         more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-        lines.append(f"skipped, {reason}: {_count(len(files), 'file')}: {', '.join(shown)}{more}")
+        lines.append(f"skipped, {reason}: {counted(len(files), 'file')}: {', '.join(shown)}{more}")
     return lines
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """As "1 file" and "2 files"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -287,11 +291,13 @@ def _read_tables(found: _Found) -> tuple[dict[Path, Entry], list[Skipped]]:
             path = _locate(found.folder, table.parent, entry)
             if isinstance(path, Skipped):
                 skipped.append(path)
-            elif path not in entries:
-                entries[path] = entry
-            elif entry.caption and not entries[path].caption:
-                entries[path] = replace(entries[path], caption=entry.caption)
-            elif entry.caption not in (None, entries[path].caption):
+                continue
+            first = entries.setdefault(path, entry)
+            if entry.split and first.split and entry.split != first.split:
+                skipped.append(Skipped(path, "another split of a file that has one", entry.place))
+            if entry.caption and not first.caption:
+                entries[path] = replace(first, caption=entry.caption)
+            elif entry.caption not in (None, first.caption):
                 skipped.append(Skipped(path, "another caption of a file that has one", entry.place))
     return entries, skipped
 
@@ -331,7 +337,7 @@ def _read_file(found: _Found, path: Path, entry: Entry | None, prompt: str | Non
     text = caption
     if text is None:
         if prompt is None:
-            return Skipped(path, "no caption; give one, or a prompt for all that have none")
+            return Skipped(path, "no caption; give one, or --prompt for all that have none")
         text = clean_caption(prompt)
     try:
         duration = read_duration(path)

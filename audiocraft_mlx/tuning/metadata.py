@@ -98,7 +98,13 @@ def _read_csv(path: Path) -> Iterator[Entry]:
                     f" {shown_text(', '.join(columns)) or 'none'}"
                 )
             for row in rows:
-                yield _entry(path, row, f"{path}, line {rows.line_num}")
+                place = f"{path}, line {rows.line_num}"
+                # "slow, warm" without quotes would be cut after "slow".
+                if any(row.get(None, ())):
+                    raise UsageError(
+                        f"{place} has more than {len(columns)} columns; put a caption with commas into quotes"
+                    )
+                yield _entry(path, row, place)
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8; save it in that encoding") from error
         except csv.Error as error:
