@@ -24,6 +24,7 @@ from audiocraft_mlx.machine import is_out_of_memory, num_cpus, trim_heap
 if TYPE_CHECKING:
     import numpy as np
 
+    from audiocraft_mlx.audio.loop import Loop
     from audiocraft_mlx.clips.codes import ClipCodes
     from audiocraft_mlx.clips.making import RunningClips
     from audiocraft_mlx.clips.planning import ClipPlan
@@ -51,6 +52,8 @@ class Generated:
     codes: ClipCodes | None
     elapsed: float
     """Seconds, since its first step."""
+    loop: Loop | None
+    """What is cut out of it, if it is one."""
 
 
 @dataclass(eq=False)
@@ -218,7 +221,7 @@ class ClipEngine:
             (plan,) = plan_clips(model, [job.request])
             job.plan = replace(plan, index=self._next)
             self._next += 1
-        return room_for(model, [job.plan], clips.plans) > 0
+        return room_for(model, [job.plan], clips.plans, starting=clips.starting) > 0
 
     def _step(self, model: GenModel, clips: RunningClips) -> None:
         from audiocraft_mlx.clips.making import Chunk, Finished
@@ -238,7 +241,8 @@ class ClipEngine:
             elif isinstance(event, Finished):
                 job = self._running.pop(event.index)
                 assert job.plan is not None
-                job.end(Generated(job.plan, model.sample_rate, event.codes, event.elapsed))
+                made = Generated(job.plan, model.sample_rate, event.codes, event.elapsed, event.loop)
+                job.end(made)
         for index in [index for index, job in self._running.items() if not job.is_wanted]:
             self._remove(clips, index, Unwanted())
 

@@ -165,7 +165,7 @@ def _make(task: ClipTask, path: Path, is_wanted: Callable[[], bool]) -> MadeClip
         made: Generated = engine.generate(task.model, task.request, keep, is_wanted)
         plan = made.plan
         clip = finish_audio(
-            spools[0], made.sample_rate, task.output, plan.source, plan.replacement, plan.loop
+            spools[0], made.sample_rate, task.output, plan.source, plan.replacement, made.loop, plan.loop
         )
         saved = save_clip(path, clip, task.metadata, made.codes)
         files = [_made_file(task, None, saved.path, clip, saved.peak)]
