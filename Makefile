@@ -9,7 +9,7 @@ COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench mu
   musicgen-mlx-serve musicgen-mlx-train
 
 .PHONY: help demo serve train-demo train-lora install uninstall test native native-wheel sanitize lint fuzz \
-  parity python
+  parity soak python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -113,6 +113,10 @@ fuzz: .venv/installed ## read damaged and hostile checkpoints
 	@.venv/bin/python tests/fuzz_torch_pickle.py --runs 80000 & torch=$$!; \
 	.venv/bin/python tests/fuzz_checkpoints.py --runs 55000; others=$$?; \
 	wait $$torch && exit $$others
+
+# Two hours.
+soak: .venv/installed ## ten thousand generations, and a server under load for an hour
+	@.venv/bin/python tests/soak.py
 
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
 	.venv-parity/bin/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests/parity
