@@ -251,7 +251,8 @@ def test_the_page_outlives_the_server(browser: Any, tmp_path: Path, killed: bool
         make(page, "slow happy piano", duration=1, takes=2)
         expect(page.locator(DONE)).to_have_count(1)
         (kept,) = server.jobs()
-        make(page, "sad strings", duration=LONG)
+        # As many takes as a client has at a time, so that the next one waits.
+        make(page, "sad strings", duration=LONG, takes=8)
         expect(page.locator(LIVE)).to_have_count(1)
         make(page, "fast sad guitar", duration=1, takes=1)
         expect(page.locator(CARD)).to_have_count(3)
