@@ -28,14 +28,14 @@ pytestmark = pytest.mark.alone
 PROGRAM = "import sys; from audiocraft_mlx.cli.serve import main; sys.exit(main())"
 UNINTERRUPTIBLE = f"""
 import mlx.core as mx
-from audiocraft_mlx.server import engine
+from audiocraft_mlx.clips.making import RunningClips
 
-def generate_clips(*args, **options):
+def step(self):
     while True:
         mx.eval(mx.random.normal((1000, 1000)) @ mx.random.normal((1000, 1000)))
     yield
 
-engine.generate_clips = generate_clips
+RunningClips.step = step
 {PROGRAM}
 """
 
