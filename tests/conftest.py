@@ -25,6 +25,22 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"
     os.environ.pop(_name, None)
 
 
+@pytest.fixture
+def eighth_merged_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the steps that several sequences take together the eighth raises `MemoryError`."""
+    from audiocraft_mlx.decoding.continuous_batch import MergedSteps
+
+    take, taken = MergedSteps.take, []
+
+    def failing(merged: MergedSteps, steps: list[object]) -> None:
+        taken.append(steps)
+        if len(taken) == 8:
+            raise MemoryError("no more")
+        take(merged, steps)
+
+    monkeypatch.setattr(MergedSteps, "take", failing)
+
+
 @pytest.fixture(scope="session")
 def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what `pack_goldens.py` packs: `goldens/`, `goldens_hf/` and so on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from audiocraft_mlx.decoding.continuous_batch import ContinuousBatch, Ended, MergedSteps
+from audiocraft_mlx.decoding.continuous_batch import ContinuousBatch, Ended
 from audiocraft_mlx.decoding.step import LMStep
 from audiocraft_mlx.errors import MusicGenError
 from audiocraft_mlx.models.musicgen import MusicGen
@@ -178,20 +178,10 @@ def test_what_a_row_leaves_in_its_slot_is_no_matter(
             np.testing.assert_array_equal(together, job.alone())
 
 
-def test_a_step_that_fails_ends_those_that_took_it(
-    transformers_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("eighth_merged_step_fails")
+def test_a_step_that_fails_ends_those_that_took_it(transformers_folder: Callable[[str], Path]) -> None:
     model = MusicGen.get_pretrained(str(transformers_folder("mono")))
     jobs = {seed: Job(model, ["rock"], {"duration": 0.3}, {}, seed, 0) for seed in range(3)}
-    take, taken = MergedSteps.take, []
-
-    def failing(merged: MergedSteps, steps: Sequence[LMStep]) -> None:
-        taken.append(steps)
-        if len(taken) == 8:
-            raise MemoryError("no more")
-        take(merged, steps)
-
-    monkeypatch.setattr(MergedSteps, "take", failing)
     batch: ContinuousBatch[int, mx.array] = ContinuousBatch()
     ended: dict[int, Exception | None] = {}
     for seed in (0, 1):

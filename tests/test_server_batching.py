@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from audiocraft_mlx.clips.requests import ModelOptions
-from audiocraft_mlx.decoding.continuous_batch import MergedSteps
-from audiocraft_mlx.decoding.step import LMStep
 from audiocraft_mlx.models.memory import MAX_BATCH_SIZE
 from audiocraft_mlx.server.jobs import Jobs, LiveJob
 from audiocraft_mlx.server.running import _Pace
@@ -101,18 +99,8 @@ def test_a_client_has_no_more_than_its_share(service: Service) -> None:
         service.cancel(job.id)
 
 
-def test_a_step_that_fails_fails_its_jobs_and_no_later_ones(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take, taken = MergedSteps.take, []
-
-    def failing(merged: MergedSteps, steps: Sequence[LMStep]) -> None:
-        taken.append(steps)
-        if len(taken) == 8:
-            raise MemoryError("no more")
-        take(merged, steps)
-
-    monkeypatch.setattr(MergedSteps, "take", failing)
+@pytest.mark.usefixtures("eighth_merged_step_fails")
+def test_a_step_that_fails_fails_its_jobs_and_no_later_ones(service: Service) -> None:
     jobs = [submit(service, "first", 1, 20.0), submit(service, "second", 1, 21.0)]
     for job in jobs:
         job = asyncio.run(asyncio.wait_for(service.wait(job.id), 30))

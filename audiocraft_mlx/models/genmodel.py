@@ -854,16 +854,7 @@ class GenModel:
         Raises:
             UsageError: at once, for values that don't fit.
         """
-        return alone(
-            self.stream_steps(
-                inputs,
-                params,
-                chunk_seconds=chunk_seconds,
-                first_chunk_seconds=first_chunk_seconds,
-                on_step=on_step,
-                on_codes=on_codes,
-            )
-        )
+        return alone(self._start(inputs, params, chunk_seconds, first_chunk_seconds, on_codes)(on_step))
 
     def stream_steps(
         self,
