@@ -1,0 +1,119 @@
+"""Songs → audio: FluidSynth with a General MIDI SoundFont, a room, and what a record adds.
+
+FluidSynth and the SoundFont are Debian's packages `libfluidsynth3` and `fluidr3mono-gm-soundfont` (MIT). Each part
+is played on a channel of its own; a song sounds the same each time.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fluidsynth
+import numpy as np
+from scipy.signal import lfilter
+
+if TYPE_CHECKING:
+    from arrange import Song
+
+SAMPLE_RATE = 32000
+SOUNDFONT = Path("/usr/share/sounds/sf3/FluidR3Mono_GM.sf3")
+DRUM_CHANNEL = 9
+BLOCK = 64  # samples: FluidSynth's own step
+LOUDNESS = 0.1  # root mean square of what is loud in a song
+PEAK = 0.95
+
+
+class Player:
+    """FluidSynth with the SoundFont loaded, which takes two seconds."""
+
+    def __init__(self, soundfont: Path = SOUNDFONT) -> None:
+        if not soundfont.exists():
+            raise SystemExit(f"{soundfont} is missing: apt-get install fluidsynth fluidr3mono-gm-soundfont")
+        self._synth = fluidsynth.Synth(gain=0.4, samplerate=float(SAMPLE_RATE), channels=16)
+        self._synth.setting("synth.chorus.active", 0)
+        self._synth.setting("synth.polyphony", 128)
+        self._font = self._synth.sfload(str(soundfont))
+
+    def play(self, song: Song) -> np.ndarray:
+        """Float32 `[samples]` of the song's whole length, both channels mixed."""
+        synth = self._synth
+        synth.system_reset()
+        synth.set_reverb(roomsize=song.room, damping=0.3, width=0.5, level=0.5 * song.room)
+        channels = {}
+        for part, program in song.parts.items():
+            channel = DRUM_CHANNEL if program is None else len(channels) + (len(channels) >= DRUM_CHANNEL)
+            channels[part] = channel
+            if program is None:
+                synth.program_select(channel, self._font, 128, song.drum_kit)
+            else:
+                synth.program_select(channel, self._font, 0, program)
+            synth.cc(channel, 7, song.volumes.get(part, 100))
+            synth.cc(channel, 91, 40)
+        events = []
+        for note in song.notes:
+            events.append((note.start, 1, channels[note.part], note.key, note.velocity))
+            events.append((note.start + note.seconds, 0, channels[note.part], note.key, 0))
+        blocks, at, length = [], 0, round(song.seconds * SAMPLE_RATE)
+        for seconds, is_on, channel, key, velocity in sorted(events):
+            until = min(length, round(seconds * SAMPLE_RATE / BLOCK) * BLOCK)
+            if until > at:
+                blocks.append(synth.get_samples(until - at))
+                at = until
+            if is_on:
+                synth.noteon(channel, key, velocity)
+            else:
+                synth.noteoff(channel, key)
+        blocks.append(synth.get_samples(length - at))
+        stereo = np.concatenate(blocks).reshape(-1, 2).astype(np.float32) / 32768
+        return stereo.mean(axis=1)
+
+
+@cache
+def player() -> Player:
+    return Player()
+
+
+def render(song: Song) -> np.ndarray:
+    """Float32 `[samples]` at 32 kHz: played, with the song's effects, at the same loudness for all songs."""
+    audio = player().play(song)
+    if song.cutoff is not None:
+        audio = low_pass(audio, song.cutoff)
+    audio = audio * (LOUDNESS / loud(audio))
+    if song.attributes.crackle:
+        audio = audio + crackle(len(audio), np.random.default_rng(len(song.notes)))
+    return limit(audio).astype(np.float32)
+
+
+def loud(audio: np.ndarray) -> float:
+    """Root mean square of the half of the half-seconds that is louder."""
+    size = SAMPLE_RATE // 2
+    blocks = audio[: len(audio) // size * size].reshape(-1, size) if len(audio) >= size else audio[None]
+    levels = np.sort((blocks**2).mean(axis=1))
+    return float(np.sqrt(levels[len(levels) // 2 :].mean()) + 1e-6)
+
+
+def low_pass(audio: np.ndarray, hertz: float) -> np.ndarray:
+    """Two poles: 12 dB an octave."""
+    a = np.exp(-2 * np.pi * hertz / SAMPLE_RATE)
+    for _ in range(2):
+        audio = lfilter([1 - a], [1, -a], audio)
+    return audio
+
+
+def crackle(samples: int, random_: np.random.Generator) -> np.ndarray:
+    """Clicks and a little hiss, as of a record: float64 `[samples]`."""
+    clicks = np.zeros(samples)
+    count = random_.poisson(7 * samples / SAMPLE_RATE)
+    clicks[random_.integers(0, samples, count)] = random_.normal(0, 0.25, count)
+    ringing = lfilter([1.0], [1, -1.2, 0.5], clicks)
+    return 0.35 * ringing + 0.0015 * random_.standard_normal(samples)
+
+
+def limit(audio: np.ndarray) -> np.ndarray:
+    """Smoothly below full scale; what is below half of it is left as it is."""
+    size, bend = np.abs(audio), PEAK / 2
+    over = np.maximum(0, size - bend)
+    return np.sign(audio) * np.where(size > bend, bend + (PEAK - bend) * np.tanh(over / (PEAK - bend)), size)
+
