@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import EncodecConfig, EncodecModel
 
 SAMPLE_RATE, HOP = 32000, 640
-CODEBOOKS, CODES, DIMENSION, FILTERS = 4, 512, 64, 16
+CODEBOOKS, CODES, DIMENSION, FILTERS = 8, 512, 96, 24
 
 
 def autocast() -> torch.autocast:
@@ -44,7 +44,24 @@ def make_encodec() -> EncodecModel:
     for module in model.modules():
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight")
+        _initialize(module)
     return model
+
+
+@torch.no_grad()
+def _initialize(layer: nn.Module) -> None:
+    """Weights that keep the signal's level: torch's own make each layer's output 5 dB quieter than its input."""
+    if isinstance(layer, nn.Conv1d):
+        inputs = layer.in_channels * layer.kernel_size[0]
+    elif isinstance(layer, nn.ConvTranspose1d):
+        inputs = layer.in_channels * layer.kernel_size[0] / layer.stride[0]
+    else:
+        return
+    level = {1: 5.0}.get(layer.in_channels, 1.2)  # of audio to that of the layers, and what ELU takes
+    if layer.out_channels == 1:
+        level = 0.1
+    layer.weight.normal_(0, level / math.sqrt(inputs))
+    layer.bias.zero_()
 
 
 def _conv(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

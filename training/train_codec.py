@@ -1,32 +1,33 @@
-"""Train the codec: `python train_codec.py --minutes 30`. Continues from its checkpoint."""
+"""Train the codec: `python train_codec.py --minutes 150`. Continues from its checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import random
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from codec import CODES, Codec, SpectralLoss, autocast, compiled, si_sdr
-from loops import FRAMES, loop
+from codec import CODES, Codec, SpectralLoss, autocast, si_sdr
 
 BATCH, WINDOW = 4, 48  # clips, frames
-KMEANS_AT = 200
+KMEANS_AT = 500
 REPORT = 100
 PEAK_RATE = 1.5e-3
+HELD_OUT = 16  # clips at the end of the pool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--pool", type=Path, default=Path("work/renders.npy"), help="int16 [clips, samples]")
     parser.add_argument("--out", type=Path, default=Path("work/codec.pt"))
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
 
     codec, loss = Codec(), SpectralLoss()
     optimizer = torch.optim.AdamW(
@@ -39,11 +40,10 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         step, elapsed = saved["step"], saved["elapsed"]
         print(f"continuing at step {step}")
-    encode, decode = compiled(codec.encodec.encoder.layers), compiled(codec.encodec.decoder.layers)
     precision = autocast()
-    random_ = random.Random(step)
-    held_out = torch.tensor(np.stack([loop(i, held_out=True)[1][: 4 * 32000] for i in range(16)]))
-    pool = [loop(i)[1] for i in range(1500)]
+    random_ = np.random.default_rng(step)
+    pool = np.load(arguments.pool, mmap_mode="r")
+    held_out = torch.tensor(pool[-HELD_OUT:, : 4 * 32000].astype(np.float32) / 32768)
     latents: list[torch.Tensor] = []
     sums, since = np.zeros(4), time.time()
 
@@ -53,16 +53,16 @@ def main() -> None:
         progress = min(1, elapsed / (60 * arguments.minutes))
         for group in optimizer.param_groups:
             group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        audio = torch.tensor(np.stack([excerpt(pool, random_) for _ in range(BATCH)]))
+        audio = torch.tensor(np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(BATCH)]))
         with precision:
-            z = encode(audio[:, None]).float()
+            z = codec.encode(audio).float()
             if step >= KMEANS_AT:
                 quantized, commitment, _ = codec.quantizer(z, update=True)
             else:  # at first without quantization
-                quantized, commitment = z, 0.01 * z.pow(2).mean()
+                quantized, commitment = z, 0.001 * z.pow(2).mean()
                 if step >= KMEANS_AT - 50:
                     latents.append(z.detach().permute(0, 2, 1).reshape(-1, z.shape[1]))
-            predicted = decode(quantized)[:, 0].float()
+            predicted = codec.decode(quantized)
         mel, spectral, wave = loss(predicted, audio)
         optimizer.zero_grad()
         (mel + spectral + wave + 0.25 * commitment).backward()
@@ -81,11 +81,11 @@ def main() -> None:
                 f"{name} {v / REPORT:.3f}" for name, v in zip(("mel", "sc", "wave", "com"), sums, strict=True)
             )
             print(
-                f"{elapsed / 60:.1f} min, step {step}: {values}; {speed:.0f} s of audio per second",
+                f"{elapsed / 60:.1f} min, step {step}: {values}; {speed:.1f} s of audio per second",
                 flush=True,
             )
             sums, since = np.zeros(4), time.time()
-        if step % 1000 == 0:
+        if step % 500 == 0:
             report(codec, loss, held_out)
             save(arguments.out, codec, optimizer, step, elapsed)
             since = time.time()
@@ -93,12 +93,13 @@ def main() -> None:
     report(codec, loss, held_out)
 
 
-def excerpt(pool: list[np.ndarray], random_: random.Random) -> np.ndarray:
+def excerpt(pool: np.ndarray, random_: np.random.Generator) -> np.ndarray:
+    """Float32 `[WINDOW * 640]` of a clip, not silent."""
     while True:
-        start = random_.randrange(FRAMES - WINDOW + 1) * 640
-        audio = random_.choice(pool)[start : start + WINDOW * 640]
-        if np.abs(audio).max() > 0.01:
-            return audio
+        start = random_.integers(0, pool.shape[1] - WINDOW * 640 + 1)
+        audio = pool[random_.integers(0, len(pool)), start : start + WINDOW * 640]
+        if np.abs(audio).max() > 300:
+            return audio.astype(np.float32) / 32768
 
 
 @torch.no_grad()
