@@ -113,25 +113,25 @@ def test_an_interrupted_run_goes_on_with_the_seeds_that_it_had(
     fake.before = lambda: fake.batches[1:] and raiser(KeyboardInterrupt())()
     assert main(run) == 130
     first = dict(zip(fake.prompts, fake.seeds, strict=True))
-    whole = ["tune 0", "tune 2", "tune 4"]
+    whole = ["tune 1", "tune 3", "tune 5"]  # the longer ones
     assert [line["prompt"] for line in lines_of("m.jsonl")] == whole
     # The next ones are interrupted in the midst.
     fake.before, fake.during = lambda: None, raiser(KeyboardInterrupt())
     assert main(run) == 130
-    assert "are kept in a-2.wav" in capsys.readouterr().err
-    metadata = read_metadata("a-2.wav")
+    assert "are kept in a-1.wav" in capsys.readouterr().err
+    metadata = read_metadata("a-1.wav")
     assert metadata is not None
     assert metadata.partial
-    main(["--info", "a-2.wav"])
+    main(["--info", "a-1.wav"])
     assert "interrupted: this is what was made until then" in capsys.readouterr().out
     assert [line["prompt"] for line in lines_of("m.jsonl")] == whole
     fake.during = lambda: None
     rest = made(fake, *run)
     assert "3 of 6 clips are there already" in capsys.readouterr().out
-    assert sorted(map(str, rest)) == ["tune 1", "tune 3", "tune 5"]
-    start = first["tune 0"]
+    assert sorted(map(str, rest)) == ["tune 0", "tune 2", "tune 4"]
+    start = first["tune 1"] - 1
     assert {**first, **rest} == {f"tune {n}": start + n for n in range(6)}
-    metadata = read_metadata("a-2.wav")
+    metadata = read_metadata("a-1.wav")
     assert metadata is not None
     assert not metadata.partial
     Path("m.jsonl").unlink()

@@ -1,7 +1,7 @@
 """Songs → audio: FluidSynth with a General MIDI SoundFont, a room, and what a record adds.
 
-FluidSynth and the SoundFont are Debian's packages `libfluidsynth3` and `fluidr3mono-gm-soundfont` (MIT). Each part
-is played on a channel of its own; a song sounds the same each time.
+FluidSynth and the SoundFont are Debian's packages `libfluidsynth3` and `fluidr3mono-gm-soundfont` (MIT). Each
+part is played on a channel of its own; a song sounds the same each time.
 """
 
 from __future__ import annotations
@@ -116,4 +116,3 @@ def limit(audio: np.ndarray) -> np.ndarray:
     size, bend = np.abs(audio), PEAK / 2
     over = np.maximum(0, size - bend)
     return np.sign(audio) * np.where(size > bend, bend + (PEAK - bend) * np.tanh(over / (PEAK - bend)), size)
-

@@ -269,11 +269,14 @@ def _with_sections(model: GenModel, plan: ClipPlan, remade: int) -> ClipPlan:
 
 
 class WaitingClips:
-    """Plans that wait for their turn, in groups of those that can share a batch."""
+    """Plans that wait for their turn, in groups of those that can share a batch.
+
+    The longest first: what is made at last is short, and few places are empty at the end.
+    """
 
     def __init__(self, plans: Iterable[ClipPlan]) -> None:
         self._groups: dict[Hashable, deque[ClipPlan]] = {}
-        for plan in plans:
+        for plan in sorted(plans, key=lambda plan: plan.seconds, reverse=True):
             self._groups.setdefault(plan.batch_key, deque()).append(plan)
 
     def __bool__(self) -> bool:

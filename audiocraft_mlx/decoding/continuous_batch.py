@@ -30,7 +30,7 @@ class MergedSteps:
         parts = [part for step in steps for part in step.parts]
         taking = {own for own, _ in parts}
         for own in [own for own in self._rows if own not in taking]:
-            _ = own.state  # it goes on alone
+            own.split()  # it goes on alone
         for own, _ in parts:
             if own not in self._rows:
                 self._join(own)

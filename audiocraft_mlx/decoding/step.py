@@ -110,13 +110,8 @@ class DecoderSteps:
 
     @property
     def state(self) -> DecoderState:
-        """What was read so far. Its rows may join and leave between calls.
-
-        If it is in one with that of others, it is taken out.
-        """
-        if self._merged is not None:
-            self._state = self._merged.take_out(self)
-            self._merged = None
+        """What was read so far. Its rows may join and leave between calls."""
+        self.split()
         assert self._state is not None  # it has not ended
         return self._state
 
@@ -128,6 +123,11 @@ class DecoderSteps:
     def merge(self, merged: MergedSteps) -> None:
         """From now on its rows are in the state of `merged`."""
         self._state, self._merged = None, merged
+
+    def split(self) -> None:
+        """Its rows are no longer in a state with those of others, if they were."""
+        if self._merged is not None:
+            self._state, self._merged = self._merged.take_out(self), None
 
     def close(self) -> None:
         """No step will be taken any more: its rows are no longer of use."""
