@@ -98,7 +98,7 @@ def invent_theme(style: Style, meter: str, height: int, random_: random.Random) 
 
 
 def is_strong(step: int, meter: str) -> bool:
-    """Whether a step of a bar has a beat that carries the harmony: 1 and 3 of four, 1 of three, 1 and 4 of six."""
+    """Whether a step has a beat that carries the harmony: 1 and 3 of four, 1 of three, 1 and 4 of six."""
     return step % STEPS[meter] in {"4/4": (0, 8), "3/4": (0,), "6/8": (0, 6)}[meter]
 
 

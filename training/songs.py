@@ -1,6 +1,6 @@
 """Songs by number; a number always gives the same song. Writes one as MIDI: `python songs.py 7 --midi 7.mid`.
 
-A twentieth of all songs is held out, whatever their key, tempo and length: no number of the training set gives
+A twentieth of all songs is held out, in whatever key, tempo and length: no number of the training set gives
 their chords and motifs.
 """
 
@@ -22,7 +22,7 @@ def is_held_out(style: str, mode: str, material: Material) -> bool:
 
 
 def song(number: int, held_out: bool = False, seconds: float | None = None, style: str | None = None) -> Song:
-    """Song `number` of the training or held-out set, of any or a given style, of 8 to 16 bars or of `seconds`."""
+    """Song `number` of the training or held-out set, of any or a given style; of 8 to 16 bars or `seconds`."""
     random_ = random.Random(number)
     while True:
         attributes = draw_attributes(random_, style)
