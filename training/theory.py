@@ -128,7 +128,7 @@ def voicing(
         moved = sum(abs(a - b) for a, b in zip(keys[::-1], previous[::-1], strict=False))
         center = abs(sum(keys) / len(keys) - (low + high) / 2)
         clusters = sum(b - a == 1 for a, b in pairwise(keys))
-        return moved + (0.3 if previous else 1) * center + 3 * clusters, keys
+        return moved + (0.3 if previous else 1) * center + 8 * clusters, keys
 
     return min(candidates, key=cost)
 
