@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import fluidsynth
 import numpy as np
 from scipy.signal import lfilter
 
-if TYPE_CHECKING:
-    from arrange import Song
+from song import DRUMS, Song
 
 SAMPLE_RATE = 32000
 SOUNDFONT = Path("/usr/share/sounds/sf3/FluidR3Mono_GM.sf3")
 DRUM_CHANNEL = 9
+DRUM_BANK = 128
+REVERB = 50  # MIDI's controller 91 of all parts: how loud the room is, the song says
+RECORD_HERTZ = 5000.0  # what a worn record still has
 BLOCK = 64  # samples: FluidSynth's own step
 LOUDNESS = 0.1  # root mean square of what is loud in a song
 PEAK = 0.95
@@ -40,17 +41,14 @@ class Player:
         """Float32 `[samples]` of the song's whole length, both channels mixed."""
         synth = self._synth
         synth.system_reset()
-        synth.set_reverb(roomsize=song.room, damping=0.3, width=0.5, level=0.5 * song.room)
+        synth.set_reverb(roomsize=0.2 + 0.6 * song.reverb, damping=0.3, width=0.5, level=song.reverb)
         channels = {}
         for part, program in song.parts.items():
-            channel = DRUM_CHANNEL if program is None else len(channels) + (len(channels) >= DRUM_CHANNEL)
-            channels[part] = channel
-            if program is None:
-                synth.program_select(channel, self._font, 128, song.drum_kit)
-            else:
-                synth.program_select(channel, self._font, 0, program)
-            synth.cc(channel, 7, song.volumes.get(part, 100))
-            synth.cc(channel, 91, 40)
+            channels[part] = channel = DRUM_CHANNEL if program == DRUMS else len(channels)
+            bank, preset = (DRUM_BANK, song.kit) if program == DRUMS else (0, program)
+            synth.program_select(channel, self._font, bank, preset)
+            synth.cc(channel, 7, song.volumes[part])
+            synth.cc(channel, 91, REVERB)
         events = []
         for note in song.notes:
             events.append((note.start, 1, channels[note.part], note.key, note.velocity))
@@ -78,8 +76,8 @@ def player() -> Player:
 def render(song: Song) -> np.ndarray:
     """Float32 `[samples]` at 32 kHz: played, with the song's effects, at the same loudness for all songs."""
     audio = player().play(song)
-    if song.cutoff is not None:
-        audio = low_pass(audio, song.cutoff)
+    if song.attributes.crackle:
+        audio = low_pass(audio, RECORD_HERTZ)
     audio = audio * (LOUDNESS / loud(audio))
     if song.attributes.crackle:
         audio = audio + crackle(len(audio), np.random.default_rng(len(song.notes)))

@@ -1,0 +1,40 @@
+"""Audio of training songs for the codec: `python render_songs.py --songs 600` → work/renders.npy."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from render import SAMPLE_RATE, render
+from songs import song
+
+SECONDS = 20
+ENDING = 4.0
+"""Seconds of a song that aren't used: clips go on, and their windows must not all end as songs do."""
+
+
+def excerpt(number: int, held_out: bool = False, style: str | None = None):
+    """Song `number` and its first `SECONDS`, float32 `[samples]`."""
+    composed = song(number, held_out, SECONDS + ENDING, style)
+    return composed, render(composed)[: SECONDS * SAMPLE_RATE]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--songs", type=int, default=600)
+    parser.add_argument("--out", type=Path, default=Path("work/renders.npy"))
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(exist_ok=True)
+    start = time.time()
+    shape = (arguments.songs, SECONDS * SAMPLE_RATE)
+    audio = np.lib.format.open_memmap(arguments.out, "w+", np.int16, shape)
+    for number in range(arguments.songs):
+        audio[number] = np.round(32767 * excerpt(number)[1])
+    audio.flush()
+    print(f"{arguments.songs} songs of {SECONDS} s in {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
