@@ -9,6 +9,10 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(" ".join(part.split()) for part in text.split("|") if part.strip())
 
 
+def split_words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 @dataclass(frozen=True)
 class StyleWords:
     adjectives: tuple[str, ...]
@@ -47,7 +51,8 @@ STYLES = {
         "house beat|house groove|deep house groove|club beat",
         """dj set in a club|night at the club|dance floor at midnight|ibiza beach club|rooftop party dj set|
         peak time on the dance floor|clubbing all night|90s house party|warehouse club night""",
-        "four on the floor|four-on-the-floor drums|four on the floor kick|a club beat|a dance beat|house drums",
+        """four on the floor|four-on-the-floor drums|four on the floor kick|a club beat|a dance beat|
+        house drums""",
     ),
     "synthwave": style(
         "synthwave|80s synthwave|retrowave|outrun|synth wave|retro synthwave|80s synth",
@@ -75,15 +80,15 @@ STYLES = {
         "folk groove",
         """campfire song|around the campfire|singing by the campfire|songs by the fire in the woods|
         cabin in the woods, campfire|village folk festival""",
-        "light drums|simple drums",
+        "light drums|light percussion|simple percussion",
     ),
     "waltz": style(
         "waltz|waltz style|waltzing|ballroom waltz",
-        "waltz|waltz music|waltzes",
+        "waltz|waltz music",
         "waltz|ballroom waltz|little waltz|waltz tune|old-fashioned waltz",
         "",
-        """ballroom dance|dancing in a ballroom|a ball in vienna|couples turning in a ballroom|
-        viennese ball|grand ballroom, couples dancing""",
+        """ballroom dance|dancing in a ballroom|a ball in vienna|couples turning in a ballroom|viennese ball|
+        grand ballroom, couples dancing""",
         "light drums|soft drums",
     ),
     "jazz trio": style(
@@ -93,7 +98,7 @@ STYLES = {
         "jazz groove|swing groove",
         """smoky jazz club|late night jazz bar|jazz for dinner|dinner jazz|jazz lounge|speakeasy|
         jazz cellar in paris|hotel bar jazz|late night jazz club in new york""",
-        "jazz drums|swinging drums|a swing beat|a jazz drummer",
+        "jazz drums|swinging drums|a swing beat|a jazz drummer|brushed drums|brushes|drums with brushes",
     ),
     "bossa nova": style(
         "bossa nova|bossa|brazilian bossa nova|bossanova|bossa-nova|brazilian jazz",
@@ -136,8 +141,8 @@ STYLES = {
         "chiptune|8-bit music|chip music|8 bit music|video game music|retro game music|8bit chiptune",
         "chiptune|8-bit tune|chiptune track|8-bit melody|video game theme|8 bit song|retro game theme",
         "8-bit beat|chiptune beat",
-        """retro video game level|boss fight in a retro game|old arcade|platformer level one|
-        8-bit adventure|pixel art game|8 bit dungeon|handheld game console from 1989|high score screen""",
+        """retro video game level|boss fight in a retro game|old arcade|platformer level one|8-bit adventure|
+        pixel art game|8 bit dungeon|handheld game console from 1989|high score screen""",
         "8-bit drums|chiptune drums|noise drums",
     ),
 }
@@ -188,7 +193,9 @@ INSTRUMENTS = {
         "guitar|guitars",
     ),
     "double bass": instrument(
-        "double bass|upright bass|acoustic bass|contrabass|standup bass", "warm|deep|woody", "bass|bass line|bassline"
+        "double bass|upright bass|acoustic bass|contrabass|standup bass",
+        "warm|deep|woody",
+        "bass|bass line|bassline",
     ),
     "electric bass": instrument(
         "electric bass|bass guitar|electric bass guitar", "deep|warm|round", "bass|bass line|bassline"
@@ -202,7 +209,8 @@ INSTRUMENTS = {
     "viola": instrument("viola", "warm|dark", ""),
     "cello": instrument("cello|violoncello", "warm|deep|rich", ""),
     "strings": instrument(
-        "strings|string section|string ensemble|orchestral strings|string orchestra", "lush|warm|soft|sweeping"
+        "strings|string section|string ensemble|orchestral strings|string orchestra",
+        "lush|warm|soft|sweeping",
     ),
     "trumpet": instrument("trumpet", "bright|bold", "brass"),
     "saxophone": instrument(
@@ -211,8 +219,8 @@ INSTRUMENTS = {
     "clarinet": instrument("clarinet", "warm|woody|soft|mellow", "woodwind"),
     "flute": instrument("flute|flute|concert flute|silver flute", "airy|soft|breathy|light", ""),
     "square lead": instrument(
-        """square lead|square wave lead|square wave|square synth|square wave synth|pulse wave|
-        8-bit lead|square wave melody""",
+        """square lead|square wave lead|square wave|square synth|square wave synth|pulse wave|8-bit lead|
+        square wave melody""",
         "bright|buzzy|retro",
         "synth|synthesizer|lead synth|synth lead",
     ),
@@ -250,7 +258,9 @@ MOODS = (
         "major",
         (85, 999),
     ),
-    mood("hopeful|uplifting|tender|sweet|bright", "lo-fi|folk|waltz|ambient|string quartet|bossa nova", "major"),
+    mood(
+        "hopeful|uplifting|tender|sweet|bright", "lo-fi|folk|waltz|ambient|string quartet|bossa nova", "major"
+    ),
     mood(
         "sad|melancholic|melancholy|sorrowful|gloomy|mournful|heartbroken|wistful|bittersweet|lonely",
         "lo-fi|synthwave|rock|folk|waltz|jazz trio|bossa nova|ambient|string quartet|chiptune",
@@ -264,24 +274,27 @@ MOODS = (
     ),
     mood(
         "chill|chilled|chilled out|laid-back|laid back|mellow|relaxing|relaxed|easygoing|cozy",
-        "lo-fi|bossa nova|jazz trio|folk|ambient",
+        "lo-fi|jazz trio|folk|ambient|synthwave",
         None,
-        (0, 110),
+        (0, 115),
+    ),
+    mood(
+        "chill|laid-back|laid back|mellow|relaxing|relaxed|easygoing|gentle|soft|breezy|sunny", "bossa nova"
     ),
     mood("dreamy|hazy|floaty|ethereal|dreamlike", "lo-fi|synthwave|ambient", None, (0, 115)),
     mood("nostalgic|sentimental", "lo-fi|synthwave|folk|waltz|chiptune"),
     mood(
         "calm|peaceful|serene|tranquil|gentle|soothing|quiet|calming",
-        "lo-fi|folk|waltz|ambient|string quartet|bossa nova",
+        "lo-fi|folk|waltz|ambient|string quartet",
         None,
-        (0, 95),
+        (0, 108),
     ),
     mood("meditative|spacious|vast|weightless|hypnotic|atmospheric", "ambient"),
     mood(
         "energetic|lively|high-energy|high energy|exciting|powerful",
         "house|synthwave|rock|funk|chiptune|folk",
         None,
-        (112, 999),
+        (100, 999),
     ),
     mood("romantic|tender|charming|intimate", "waltz|bossa nova|jazz trio|string quartet|folk"),
     mood("elegant|graceful|noble|classy", "waltz|string quartet|jazz trio|bossa nova"),
@@ -312,8 +325,8 @@ SPEEDS = {
 }
 """Adjectives, and what stands after a noun."""
 BPM = split(
-    """{} bpm|{} bpm|{} BPM|{}bpm|at {} bpm|at {} BPM|{} beats per minute|at {}bpm|tempo {}|tempo {} bpm|around {} bpm|
-    about {} bpm|~{} bpm|with a tempo of {} bpm|{} BPM tempo|at a tempo of {}"""
+    """{} bpm|{} bpm|{} BPM|{}bpm|at {} bpm|at {} BPM|{} beats per minute|at {}bpm|tempo {}|tempo {} bpm|
+    around {} bpm|about {} bpm|~{} bpm|with a tempo of {} bpm|{} BPM tempo|at a tempo of {}"""
 )
 
 # Names of the twelve tonics, from C.
@@ -344,115 +357,141 @@ KEY_PHRASES = split("in {}|in {}|{}|in the key of {}|key of {}|key: {}|key {}")
 MODES = {
     "major": split("in a major key|major key|in major|major scale|in a major tonality"),
     "minor": split("in a minor key|minor key|in minor|minor scale|in a minor tonality"),
-    "dorian": split("in dorian mode|dorian|dorian mode|in a dorian mode|dorian scale"),
-    "mixolydian": split("in mixolydian mode|mixolydian|mixolydian mode|in a mixolydian mode|mixolydian scale"),
+    "dorian": split("in dorian mode|dorian|dorian mode|dorian scale"),
+    "mixolydian": split("in mixolydian mode|mixolydian|mixolydian mode|mixolydian scale"),
 }
 METERS = {
-    "4/4": split("in 4/4|4/4|4/4 time|in 4/4 time|in common time|four-four time|four beats to the bar"),
-    "3/4": split("in 3/4|3/4|3/4 time|in 3/4 time|in waltz time|in triple meter|three-four time|three beats to the bar"),
+    "4/4": split("in 4/4|4/4|4/4 time|in 4/4 time|in common time|four-four time"),
+    "3/4": split("in 3/4|3/4|3/4 time|in 3/4 time|in waltz time|in triple meter|three-four time"),
     "6/8": split("in 6/8|6/8|6/8 time|in 6/8 time|6/8 feel|six-eight time|in six eight|in a 6/8 meter"),
 }
-DRUMS = split("drums|drums|drums|a drum kit|a drum beat|a steady beat|a beat|percussion|steady drums|drum groove")
+DRUMS = split(
+    "drums|drums|drums|a drum kit|a drum beat|a steady beat|a beat|percussion|steady drums|drum groove"
+)
 NO_DRUMS = split(
-    "no drums|without drums|no drums|no percussion|without percussion|no beat|without any drums|no drum kit|without a beat"
+    """no drums|without drums|no drums|no percussion|without percussion|no beat|without any drums|
+    no drum kit|without a beat"""
 )
 DRUMLESS = split("drumless|beatless")
 CRACKLE = split(
-    """vinyl crackle|vinyl crackle|record crackle|vinyl noise|crackling vinyl|the crackle of an old record|dusty vinyl|
-    crackle|a crackling record|vinyl hiss and crackle"""
+    """vinyl crackle|vinyl crackle|record crackle|vinyl noise|crackling vinyl|
+    the crackle of an old record|dusty vinyl|crackle|a crackling record|vinyl hiss and crackle"""
 )
-# The parts of instruments that don't have the melody.
+# What is said of instruments that don't have the melody.
 ROLES = split(
-    """backed by {}|over {}|with {} in the background|with {} behind it|with {} chords|{} chords|{} accompaniment|
-    accompanied by {}|on a bed of {}|{} in the background|background {}"""
+    """backed by {}|over {}|with {} in the background|with {} behind it|with {} chords|{} chords|
+    {} accompaniment|accompanied by {}|on a bed of {}|{} in the background|background {}"""
 )
-BASS_ROLES = split("with {}|{}|over {}|{} underneath|with {} underneath|and {}")
-LEADS = split("{}|{}|{}|{}|{} melody|{} lead|lead {}|{} playing the melody|{} as the lead|a melody on {}|{} in front")
-NOUNS = split("track|song|tune|piece|instrumental|theme|number|recording|clip|composition|jam|background track")
-MASS_NOUNS = split("music|music|background music|sounds|instrumental music|vibes|soundtrack music")
+BACKGROUND_ROLES = split("with {}|{}|over {}|{} underneath|with {} underneath|and {}|{}")
+"""Of a bass or a pad, which nobody takes for the melody."""
+LEADS = split(
+    "{}|{}|{}|{}|{} melody|{} lead|lead {}|{} playing the melody|{} as the lead|a melody on {}|{} in front"
+)
+NOUNS = split(
+    "track|song|tune|piece|instrumental|theme|number|recording|clip|composition|jam|background track"
+)
+MASS_NOUNS = split("music|music|background music|instrumental music|vibes|soundtrack music")
 BEATS = split("beat|beat|groove")
 
 REQUESTS = split(
-    """make|make me|can you make|could you make|please make|create|generate|i want|i need|i'd like|give me|play|
-    play me|write|write me|compose|i would like|can i have|looking for|make a song:|produce|we need|i want to hear|
-    can you generate|could you write|please create|let's hear|do"""
+    """make|make me|can you make|could you make|please make|create|generate|i want|i need|i'd like|
+    give me|play|play me|write|write me|compose|i would like|can i have|looking for|make a song:|
+    produce|we need|i want to hear|can you generate|could you write|please create|let's hear|do"""
 )
 # Said of any song, and meaning nothing.
 NOISE = split(
-    """high quality|hq|4k|masterpiece|best quality|award winning|professional|studio quality|please|thanks|thank you|
-    royalty free|no copyright|instrumental|no vocals|without vocals|no singing|for my video|for youtube|for a podcast|
-    podcast intro|for my vlog|for a short film|for my game|background|well produced|well mixed|professionally mixed|
-    clean mix|original|new|something nice|good|very good|nice|really good|the best|amazing|awesome|perfect|
-    for an advert|for a presentation|for my friends|for a slideshow|for the intro|for a trailer|for instagram|
-    for my website|trending|viral|hd|ultra hd|crisp|polished|mastered|full song|30 seconds|10 seconds|15 seconds|
-    60 seconds long|one minute|20s|a minute long|loop|seamless|no lyrics|free|demo|version 2|take 3|top 10"""
+    """high quality|hq|4k|masterpiece|best quality|award winning|professional|studio quality|please|
+    thanks|thank you|royalty free|no copyright|instrumental|no vocals|without vocals|no singing|
+    for my video|for youtube|for a podcast|podcast intro|for my vlog|for a short film|for my game|
+    background|well produced|well mixed|professionally mixed|clean mix|original|new|something nice|
+    good|very good|nice|really good|the best|amazing|awesome|perfect|for an advert|for a presentation|
+    for my friends|for a slideshow|for the intro|for a trailer|for instagram|for my website|trending|
+    viral|hd|ultra hd|crisp|polished|mastered|full song|30 seconds|10 seconds|15 seconds|
+    60 seconds long|one minute|20s|a minute long|loop|seamless|no lyrics|free|demo|version 2|take 3|
+    top 10"""
 )
 PLACES = split(
-    """for a rainy night|for a morning walk|for a long train ride|at sunset|for cooking|late at night|on a sunny day|
-    for a sunday morning|in autumn|for a winter evening|for a summer day|by the sea|in the rain|under the stars|
-    in the morning|for two|for a walk in the park|on a quiet street|for my birthday|for a first date|
-    in the city|at the end of the day|after work|on the road|for a friend|about love|about the ocean|
-    about a journey|about home|with feeling|like a memory|for a picnic|while it snows"""
+    """for a rainy night|for a morning walk|for a long train ride|at sunset|for cooking|late at night|
+    on a sunny day|for a sunday morning|in autumn|for a winter evening|for a summer day|by the sea|
+    in the rain|under the stars|in the morning|for two|for a walk in the park|on a quiet street|
+    for my birthday|for a first date|in the city|at the end of the day|after work|on the road|
+    for a friend|about love|about the ocean|about a journey|about home|with feeling|like a memory|
+    for a picnic|while it snows"""
 )
-# Words of other prompts: known to the tokenizer as wholes, and thrown into captions, so that they mean nothing.
-OTHER_WORDS = tuple(
-    """the of and for to is it that this these those my your our their we you they he she me us who what when where why
-    how all any some more most much many little bit lot kind sort type like as if then than so but or not only just also
-    very really quite rather almost always never often again still already here there now today tonight tomorrow
-    yesterday morning evening night day week month year time hour minute second moment life world people person man woman
-    boy girl kid kids child children baby family friend mother father brother sister king queen hero princess robot alien
-    ghost cat dog bird horse fish lion tiger wolf bear dragon tree forest flower garden mountain river lake sea ocean
-    island desert field sky sun moon star stars cloud rain snow storm wind fire ice water light shadow color red blue
-    green yellow black white golden silver  home room kitchen window door street road city town village
-    country train car boat ship plane bike school work office shop market church castle park bridge tower station
-    airport hotel restaurant coffee tea wine bread food breakfast dinner lunch book story letter picture photo
-    movie film scene intro outro opening ending chapter episode show channel video game level menu logo advert
-    commercial trailer documentary vlog podcast stream travel journey adventure trip walk run jump fly fall rise dance
-    dancing sing sleep dream wake think feel feeling want need make made give get go going come coming see look hear
-    listen listening sound sounds know say tell ask find lose win play playing start begin stop end wait stay leave
-    open close turn move hold keep let help love hope fear joy anger peace war freedom secret magic mystery wonder
-    memory memories future past history science technology nature space planet earth england france spain italy japan
-    china india africa america paris london berlin tokyo vienna summer winter spring autumn christmas halloween
-    birthday wedding party holiday weekend friday saturday sunday monday simple complex big small large tiny long short
-    high low deep hard easy old young new modern ancient real fake true false good bad better best great nice perfect
-    beautiful ugly strange weird crazy wild free busy empty full first last next other another same different special
-    style vibe vibes mood tone feel atmosphere energy rhythm harmony chord chords melody tune bar bars note notes
-    one two three four five six seven eight nine ten with without into from about around between through during before
-    after over under behind beside inside outside up down left right on off in out at by""".split()
+# Words of other prompts, thrown into captions so that they come to mean nothing.
+OTHER_WORDS = split_words(
+    """the of and for to is it that this these those my your our their we you they he she me us who what
+    when where why how all any some more most much many little bit lot kind sort type like as if then
+    than so but or just also very really quite rather almost always never often again still already here
+    there now today tonight tomorrow yesterday morning evening night day week month year time hour
+    minute second moment life world people person man woman boy girl kid kids child children baby family
+    friend mother father brother sister king queen hero princess robot alien ghost cat dog bird horse
+    fish lion tiger wolf bear dragon tree forest flower garden mountain river lake sea ocean island
+    desert field sky sun moon star stars cloud rain snow storm wind fire ice water light shadow color
+    red blue green yellow black white golden silver home room kitchen window door street road city town
+    village country train car boat ship plane bike school work office shop market church castle park
+    bridge tower station airport hotel restaurant coffee tea wine bread food breakfast lunch book story
+    letter picture photo movie film scene intro outro opening ending chapter episode show channel menu
+    logo advert commercial trailer documentary vlog podcast stream travel journey adventure trip walk
+    run jump fly fall rise sing dream wake think feel feeling want need make made give get go going come
+    coming see look hear listen listening know say tell ask find lose win play start begin stop end wait
+    stay leave open close turn move hold keep let help love hope fear joy anger peace war freedom secret
+    magic mystery wonder memory memories future past history science technology nature earth england
+    france spain italy japan china india africa america paris london berlin tokyo summer winter spring
+    autumn christmas halloween birthday wedding party holiday weekend friday saturday sunday monday
+    simple complex big small large tiny long short high low hard easy young new modern ancient real fake
+    true false good bad better best great nice perfect beautiful ugly strange weird crazy wild free busy
+    empty full first last next other another same different special mood atmosphere energy into from
+    about around between through during before after over under behind beside inside outside up down
+    left right on off in out at by"""
 )
 # Words that only the tokenizer knows as wholes: of music that isn't described here.
-OTHER_MUSIC = tuple(
-    """pop blues metal country reggae techno trance dubstep disco soul gospel opera orchestra orchestral symphony choir
-    vocal vocals voice singer rap hip hop trap drum punk grunge ska latin salsa tango samba flamenco celtic irish
-    medieval baroque classical romantic lullaby march anthem ballad harp banjo mandolin ukulele harmonica oboe bassoon
-    trombone tuba horn xylophone marimba vibraphone glockenspiel bells bell kalimba sitar congas bongos timpani cymbals
-    hi-hat snare kick clap reverb echo delay tremolo staccato legato arpeggio pizzicato crescendo solo duet duo trio
-    quintet band ensemble epic cinematic industrial psychedelic progressive experimental minimal acoustic electric
-    electronic synthesizer digital analog vintage retro tape noise hiss wave waves birds thunder wind""".split()
+OTHER_MUSIC = split_words(
+    """pop blues metal country reggae techno trance dubstep disco soul gospel opera orchestra orchestral
+    symphony choir vocal vocals voice singer rap hip hop trap drum punk grunge ska latin salsa tango
+    samba flamenco celtic irish medieval baroque classical romantic lullaby march anthem ballad harp
+    banjo mandolin ukulele harmonica oboe bassoon trombone tuba horn xylophone marimba vibraphone
+    glockenspiel bells bell kalimba sitar congas bongos timpani cymbals hi-hat snare kick clap reverb
+    echo delay tremolo staccato legato arpeggio pizzicato crescendo solo duet duo trio quintet band
+    ensemble epic cinematic industrial psychedelic progressive experimental minimal acoustic electric
+    electronic synthesizer digital analog vintage retro tape noise hiss wave waves birds thunder wind
+    deep dance dancing video game level space planet sleep vienna dinner cafe old rhythm harmony chord
+    chords melody tune bar bars note notes one two three four five six seven eight nine ten with without
+    not only style vibe vibes tone sound sounds playing"""
 )
 
 # From here on: only in captions of the evaluation.
-UNSEEN_BPM = split("clocking in at {} bpm|a pulse of {} bpm|set the metronome to {} bpm|bpm = {}|ticking along at {} bpm")
+UNSEEN_BPM = split(
+    "clocking in at {} bpm|a pulse of {} bpm|set the metronome to {} bpm|bpm = {}|ticking along at {} bpm"
+)
 UNSEEN_KEYS = split("the key being {}|centred on {}|{} is the key|with {} as its home key")
 UNSEEN_DRUMS = split("drums included|add drums|and do bring the drums|drums welcome|keep the drums in")
 UNSEEN_NO_DRUMS = split("leave out the drums|not a single drum|zero drums|drums left out|skip the drums")
 UNSEEN_CRACKLE = split("plus that vinyl crackle|vinyl crackle on top|a layer of vinyl crackle")
 UNSEEN_TEMPLATES = split(
-    """{style} vibes only, friends: {lead}, {drums}, {bpm}|
-    soundtrack idea - {lead} up top, a {style} feel, {key}, {bpm}|
+    """{style} with {lead} riding on top, {drums}, {bpm}|
+    {lead} front and center, {style}, {key}, {bpm}|
+    some {mood} {style}, mostly {lead}, {drums}|
+    i'm after {style}: {lead} carrying the tune, {bpm}, {key}|
+    {mood} {style} built around {lead}, {key}, {drums}|
+    a short {style} sketch for {lead}, {key}, {bpm}|
+    background for a cooking channel: {style}, {lead}, {bpm}, {drums}|
+    we're filming a product video and could use {style} with {lead}, {bpm}|
+    {style} vibes only, {lead}, {drums}, {bpm}|
+    soundtrack idea - {lead} up top, very {style}, {key}, {bpm}|
     i'm editing holiday footage and fancy some {style}, somewhat {mood}, {lead} carrying it, {drums}|
     think {style}, {speed} and {mood}, led by {lead}|
-    let the {lead} tell the tale in a {mood} {style} cue, {key}, {drums}|
+    let the {lead} tell the tale in this {mood} {style} cue, {key}, {drums}|
     what would {style} be like {in_key} if the {lead} took centre stage?|
     the brief from our client says {style}: {lead} to the fore, {bpm}, {key}|
-    my students are asking for a {speed} {style} example {in_meter}, {lead} up front|
+    teach me {style} by example, {speed}, {in_meter}, {lead} up front|
     we fade in on {lead}; it turns into {style}, {mood}, {key}, {drums}|
     score the credits using {lead}, firmly {style}, {bpm}, {drums}|
     surprise me, though it has to be {style} and {lead}, {key}|
-    a fellow streamer uses {style} of this sort: {mood}, {lead} first and foremost, {bpm}|
+    {style} of this sort: {mood}, {lead} first and foremost, {bpm}|
     {style}. that's it, well, maybe {lead} too, {drums}|
     anything {mood} goes as long as {lead} is heard and it's {style}, {bpm}|
-    picture {style} starring {lead}, {meter}, {drums}, {bpm}|
+    picture {style} starring {lead}, {in_meter}, {drums}, {bpm}|
     nothing fancy, {lead} plus {accompaniment}, textbook {style}, {key}|
     {lead}-led {style}, {speed}, {drums}|
     {mood} {style} starring {lead}, {bpm}, {crackle}"""
@@ -461,10 +500,11 @@ UNSEEN_TEMPLATES = split(
 
 @dataclass(frozen=True)
 class Sentence:
-    """A caption of the evaluation as somebody would type it, and the attributes of songs that it is true of."""
+    """A caption of the evaluation, as somebody would type it."""
 
     text: str
     attributes: dict[str, object]
+    """Of the songs that it is true of; those that it names."""
 
 
 UNSEEN_SENTENCES = (
@@ -476,22 +516,50 @@ UNSEEN_SENTENCES = (
         "lofi beat with a mellow electric piano and no rush at all",
         {"style": "lo-fi", "drums": True, "lead": "electric piano"},
     ),
-    Sentence("deep house for a rooftop bar, saw lead, 124 bpm", {"style": "house", "lead": "saw lead", "bpm": 124}),
+    Sentence(
+        "deep house for a rooftop bar, saw lead, 124 bpm", {"style": "house", "lead": "saw lead", "bpm": 124}
+    ),
     Sentence("house with a warm organ hook and drums", {"style": "house", "lead": "organ", "drums": True}),
     Sentence("80s synthwave with a driving bass", {"style": "synthwave"}),
-    Sentence("synthwave in A minor with a soaring saw lead", {"style": "synthwave", "tonic": 9, "mode": "minor", "lead": "saw lead"}),
-    Sentence("rock with a distorted guitar riff and pounding drums", {"style": "rock", "lead": "distorted guitar", "drums": True}),
-    Sentence("a folk tune for acoustic guitar, no drums please", {"style": "folk", "lead": "acoustic guitar", "drums": False}),
+    Sentence(
+        "synthwave in A minor with a soaring saw lead",
+        {"style": "synthwave", "tonic": 9, "mode": "minor", "lead": "saw lead"},
+    ),
+    Sentence(
+        "rock with a distorted guitar riff and pounding drums",
+        {"style": "rock", "lead": "distorted guitar", "drums": True},
+    ),
+    Sentence(
+        "a folk tune for acoustic guitar, no drums please",
+        {"style": "folk", "lead": "acoustic guitar", "drums": False},
+    ),
     Sentence("folk fiddle, just how grandpa played it", {"style": "folk", "lead": "violin"}),
-    Sentence("a slow waltz for accordion", {"style": "waltz", "meter": "3/4", "lead": "accordion", "speed": "slow"}),
+    Sentence(
+        "a slow waltz for accordion", {"style": "waltz", "meter": "3/4", "lead": "accordion", "speed": "slow"}
+    ),
     Sentence("a waltz for violin in three", {"style": "waltz", "meter": "3/4", "lead": "violin"}),
-    Sentence("jazz trio, piano out in front, brushing past midnight", {"style": "jazz trio", "lead": "piano"}),
+    Sentence(
+        "jazz trio, piano out in front, brushing past midnight", {"style": "jazz trio", "lead": "piano"}
+    ),
     Sentence("jazz with a smoky tenor sax", {"style": "jazz trio", "lead": "saxophone"}),
     Sentence("bossa nova with nylon guitar", {"style": "bossa nova", "lead": "nylon guitar"}),
-    Sentence("an airy flute over a bossa nova rhythm with drums", {"style": "bossa nova", "lead": "flute", "drums": True}),
-    Sentence("funk with a clean electric guitar and a tight beat", {"style": "funk", "lead": "electric guitar", "drums": True}),
+    Sentence(
+        "an airy flute over a bossa nova rhythm with drums",
+        {"style": "bossa nova", "lead": "flute", "drums": True},
+    ),
+    Sentence(
+        "funk with a clean electric guitar and a tight beat",
+        {"style": "funk", "lead": "electric guitar", "drums": True},
+    ),
     Sentence("funk, trumpet, let's go", {"style": "funk", "lead": "trumpet"}),
-    Sentence("ambient pads that never hurry, no drums", {"style": "ambient", "lead": "pad", "drums": False}),
-    Sentence("a string quartet in a candlelit hall, violin leading", {"style": "string quartet", "lead": "violin"}),
-    Sentence("a fast chiptune with a square wave lead", {"style": "chiptune", "lead": "square lead", "speed": "fast"}),
+    Sentence(
+        "ambient piano that never hurries, no drums", {"style": "ambient", "lead": "piano", "drums": False}
+    ),
+    Sentence(
+        "a string quartet in a candlelit hall, violin leading", {"style": "string quartet", "lead": "violin"}
+    ),
+    Sentence(
+        "a fast chiptune with a square wave lead",
+        {"style": "chiptune", "lead": "square lead", "speed": "fast"},
+    ),
 )

@@ -1,4 +1,7 @@
-"""Attributes → a caption as people write them, in many wordings; `unseen_caption` is only for the evaluation."""
+"""Attributes → a caption as people write them, in many wordings.
+
+Those of `unseen_caption` are only for the evaluation.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,15 @@ BRIGHT = ("major", "mixolydian")
 class Caption:
     """A caption and what it names.
 
-    A caption that names several instruments names the one with the melody first, unless it says that an instrument
-    accompanies.
+    Of several instruments the one with the melody is named first; those that are named without it are said to
+    accompany, but for a bass or a pad, of which that goes without saying.
     """
 
     text: str
     named: frozenset[str]
-    """Attributes: "style", "bpm" (a number), "speed" (a word, or `bpm`), "tonic", "mode", "third" (a mood of major
-    or minor, or `mode`), "meter", "drums" (with or without), "lead", "family" (of the lead), "crackle"."""
+    """Attributes: "style", "bpm" (a number), "speed" (slow, medium or fast, or `bpm`), "tonic", "mode",
+    "third" (a mood of a major or minor scale, or `mode`), "meter", "drums" (with or without), "lead",
+    "family" (of the lead), "crackle"."""
     instruments: frozenset[str] = frozenset()
     """Those that it names exactly, the lead included."""
 
@@ -73,7 +77,7 @@ def unseen_caption(attributes: Attributes, random_: random.Random) -> Caption:
         "key": lambda: writer.key(random_.choice((wordings.KEY_PHRASES, wordings.UNSEEN_KEYS))),
         "in_key": lambda: writer.key(("in {}",)),
         "in_meter": lambda: writer.meter(prefix="in "),
-        "drums": lambda: writer.unseen_drums(),
+        "drums": writer.unseen_drums,
     }
     if attributes.crackle:
         slots["crackle"] = lambda: writer.crackle(wordings.UNSEEN_CRACKLE)
@@ -91,7 +95,14 @@ def slots_of(template: str) -> set[str]:
 
 def content(text: str) -> frozenset[str]:
     """The words that matter of a caption: what makes two captions the same."""
-    return frozenset(re.findall(r"[^\s,.;:!?()]+", text.lower())) - {"a", "an", "the", "and", "with", "please"}
+    return frozenset(re.findall(r"[^\s,.;:!?()]+", text.lower())) - {
+        "a",
+        "an",
+        "the",
+        "and",
+        "with",
+        "please",
+    }
 
 
 RESERVED = frozenset(content(sentence.text) for sentence in wordings.UNSEEN_SENTENCES)
@@ -206,9 +217,7 @@ class Writer:
         if self.chance(0.5):
             return self.drums()
         self.named.add("drums")
-        return self.choose(
-            wordings.UNSEEN_DRUMS if self.attributes.drums else wordings.UNSEEN_NO_DRUMS
-        )
+        return self.choose(wordings.UNSEEN_DRUMS if self.attributes.drums else wordings.UNSEEN_NO_DRUMS)
 
     def crackle(self, words: tuple[str, ...] = wordings.CRACKLE) -> str:
         self.named.add("crackle")
@@ -239,15 +248,17 @@ class Writer:
         return text if "lead" in text or "melody" in text else role.format(text)
 
     def accompaniment(self, after_lead: bool) -> list[str]:
-        """One or two of the other instruments, or all; with what they do, where the lead isn't named before."""
+        """One, two or all other instruments. Where no lead comes before it is said that they accompany."""
         others = list(self.attributes.accompaniment)
         self.random_.shuffle(others)
         result = []
         for name in others[: self.random_.choice((1, 1, 2, len(others)))]:
-            bass = INSTRUMENTS[name][1] == "bass"
-            roles = wordings.BASS_ROLES if bass else wordings.ROLES
+            background = name == "pad" or INSTRUMENTS[name][1] == "bass"
+            roles = wordings.BACKGROUND_ROLES if background else wordings.ROLES
             plain = self.chance(0.7) if after_lead else False
-            result.append(self.instrument(name) if plain else self.choose(roles).format(self.instrument(name)))
+            result.append(
+                self.instrument(name) if plain else self.choose(roles).format(self.instrument(name))
+            )
         return result
 
     # Forms
@@ -301,7 +312,9 @@ class Writer:
         places = sorted(self.random_.randint(0, len(parts)) for _ in instruments)
         for place, name in reversed(list(zip(places, instruments, strict=True))):
             parts.insert(place, name)
-        separator = self.random_.choices((", ", "; ", " | ", " / ", " - ", " + ", " "), (16, 1, 1, 1, 1, 1, 3))[0]
+        separator = self.random_.choices(
+            (", ", "; ", " | ", " / ", " - ", " + ", " "), (16, 1, 1, 1, 1, 1, 3)
+        )[0]
         return separator.join(parts)
 
     def phrase(self) -> str:
@@ -346,11 +359,11 @@ class Writer:
             else:
                 after = others + after
         self.random_.shuffle(before)
-        noun = self.noun(style="style" in plan, adjunct=adjunct)
+        noun, countable = self.noun(style="style" in plan, adjunct=adjunct)
         if self.chance(0.3):
             self.random_.shuffle(after)
         text = " ".join(part for part in [*before, noun] if part)
-        if noun not in MASS and self.chance(0.7):
+        if countable and self.chance(0.7):
             text = article(text)
         if having:
             joint = self.choose(("with", "with", "with", "featuring", "including"))
@@ -358,16 +371,18 @@ class Writer:
         joint = self.choose((" ", " ", ", "))
         return joint.join([text, *after])
 
-    def noun(self, style: bool, adjunct: bool) -> str:
+    def noun(self, style: bool, adjunct: bool) -> tuple[str, bool]:
+        """A noun, and whether it takes an article."""
         if not style and self.attributes.drums and not adjunct and self.chance(0.1):
             self.named.add("drums")
-            return self.choose(wordings.BEATS)
+            return self.choose(wordings.BEATS), True
         instrument = self.instrument(self.attributes.lead) if adjunct else ""
         if style and not adjunct and self.chance(0.5):
-            return self.style_thing()
-        general = self.choose(wordings.MASS_NOUNS if self.chance(0.3) else wordings.NOUNS)
+            return self.style_thing(), True
+        countable = self.chance(0.7)
+        general = self.choose(wordings.NOUNS if countable else wordings.MASS_NOUNS)
         words = [self.style_adjective() if style else "", instrument, general]
-        return " ".join(word for word in words if word)
+        return " ".join(word for word in words if word), countable
 
     def request(self) -> str:
         request = self.choose(wordings.REQUESTS)
@@ -380,11 +395,11 @@ class Writer:
         """A noun, and a sentence or a fragment for the rest."""
         attributes = self.attributes
         plan = self.plan()
-        noun = self.noun(style="style" in plan, adjunct=False)
+        noun, countable = self.noun(style="style" in plan, adjunct=False)
         mood = self.mood() if "mood" in plan else ""
         first = f"{mood} {noun}".strip()
         first = self.choose(("{}", "{}", "this is {}", "think of {}", "it's {}")).format(
-            first if noun in MASS else article(first)
+            article(first) if countable else first
         )
         rest = []
         if "lead" in plan:
@@ -416,7 +431,9 @@ class Writer:
             rest.append(self.meter())
         if "drums" in plan:
             drums = self.drums()
-            rest.append(self.choose(("there are {}", "{}", "{} please")).format(drums) if "drums" in drums else drums)
+            rest.append(
+                self.choose(("there are {}", "{}", "{} please")).format(drums) if "drums" in drums else drums
+            )
         if "crackle" in plan:
             rest.append(self.choose(("{}", "you can hear {}", "add {}")).format(self.crackle()))
         if len(rest) > 1 and self.chance(0.3):
@@ -426,10 +443,7 @@ class Writer:
 
     def title(self) -> str:
         """What it is for, or a name, and perhaps a little more."""
-        if self.chance(0.6):
-            text = self.scene()
-        else:
-            text = f"{self.mood()} {self.style_noun()}".strip()
+        text = self.scene() if self.chance(0.6) else f"{self.mood()} {self.style_noun()}".strip()
         if self.chance(0.3):
             text = string.capwords(text)
         rest = []
@@ -472,11 +486,19 @@ class Writer:
             names = [self.instrument(self.attributes.lead)]
             if "accompaniment" in plan:
                 names += [self.instrument(name) for name in self.attributes.accompaniment]
-            parts.append((self.choose(("instruments", "instrumentation", "lead")) if len(names) == 1
-                          else "instruments", ", ".join(names)))
+            parts.append(
+                (
+                    self.choose(("instruments", "instrumentation", "lead"))
+                    if len(names) == 1
+                    else "instruments",
+                    ", ".join(names),
+                )
+            )
         if "drums" in plan:
             self.named.add("drums")
-            parts.append(("drums", self.choose(("yes", "with drums") if self.attributes.drums else ("no", "none"))))
+            parts.append(
+                ("drums", self.choose(("yes", "with drums") if self.attributes.drums else ("no", "none")))
+            )
         if self.chance(0.3):
             self.random_.shuffle(parts)
         separator = self.choose(("; ", ", ", " | ", ". ", " "))
@@ -501,12 +523,22 @@ class Writer:
         for _ in range(2):
             if self.chance(0.12):
                 noise = self.choose(wordings.NOISE)
-                text = self.choose(("{0}, {1}", "{0}, {1}", "{0} {1}", "{1}, {0}", "{1} {0}")).format(text, noise)
+                text = self.choose(("{0}, {1}", "{0}, {1}", "{0} {1}", "{1}, {0}", "{1} {0}")).format(
+                    text, noise
+                )
         if self.chance(0.08):
             text = f"{text}{self.choose((' ', ', '))}{self.choose(wordings.PLACES)}"
         if self.chance(0.12):
             words = " ".join(self.random_.sample(wordings.OTHER_WORDS, self.random_.randint(1, 5)))
-            forms = ("{0}, {1}", "{1}: {0}", "{0} {1}", "{1} {0}", "{0} inspired by {1}", '{0} called "{1}"', "{1}, {0}")
+            forms = (
+                "{0}, {1}",
+                "{1}: {0}",
+                "{0} {1}",
+                "{1} {0}",
+                "{0} inspired by {1}",
+                '{0} called "{1}"',
+                "{1}, {0}",
+            )
             text = self.choose(forms).format(text, words)
         if self.chance(0.02):
             text += self.choose((" 🎵", " 🎧", "!!!", " :)", " ❤️", " 🌙", "..."))
@@ -520,11 +552,8 @@ FORMS: dict[Callable[[Writer], str], float] = {
     Writer.sentences: 0.1,
     Writer.title: 0.06,
     Writer.fields: 0.06,
-    Writer.single: 0.08,
+    Writer.single: 0.12,
 }
-
-MASS = {*wordings.MASS_NOUNS, *(noun for words in wordings.STYLES.values() for noun in words.nouns)}
-"""Nouns without an article."""
 
 
 def article(text: str) -> str:
@@ -533,7 +562,7 @@ def article(text: str) -> str:
 
 
 def with_article(text: str, random_: random.Random) -> str:
-    countable = not text.endswith("s") or text.endswith("bass")
+    countable = not re.search(r"[^s]s\b", text)
     bare = not text.startswith(("a ", "the ", "solo ", "only ", "just ", "lead "))
     return article(text) if countable and bare and random_.random() < 0.4 else text
 
@@ -565,7 +594,7 @@ def with_flaws(text: str, random_: random.Random) -> str:
 
 def with_typo(text: str, random_: random.Random) -> str:
     """A letter of a word doubled, left out or exchanged with the next one."""
-    words = [match for match in re.finditer(r"[A-Za-z]{5,}", text)]
+    words = list(re.finditer(r"[A-Za-z]{5,}", text))
     if not words:
         return text
     word = random_.choice(words)
