@@ -1,0 +1,56 @@
+"""Bossa nova: a nylon guitar against the clave of the sticks, roots and fifths in the bass."""
+
+from .rhythms import SYNCOPATED
+from .style import Style
+
+BOSSA_NOVA = Style(
+    meters={"4/4": (110, 150, 1.0)},
+    modes={"major": 0.6, "minor": 0.4},
+    progressions={
+        "major": (
+            "Imaj7 | Imaj7 | II9 | II9 | ii9 | V7 | Imaj7 | Imaj7",
+            "Imaj9 | vi7 | ii9 | V9",
+            "Imaj7 | ii7 | iii7 | ii7",
+            "Imaj7 | iv6 | Imaj7 | V9",
+        ),
+        "minor": (
+            "i9 | i9 | iv9 | iv9",
+            "i6 | ii7b5 | V7 | i6",
+            "i9 | bVImaj7 | ii7b5 | V7",
+            "iv9 | bVII9 | bIIImaj7 | V7",
+        ),
+    },
+    leads={"flute": 2.5, "saxophone": 2, "nylon guitar": 1.5, "piano": 1.5, "trumpet": 0.6},
+    comping={"nylon guitar": 4, "piano": 1},
+    bass={"double bass": 3, "electric bass": 1},
+    pads={"strings": 1},
+    pad=0.12,
+    drums=0.75,
+    rhythms={"4/4": SYNCOPATED["4/4"]},
+    bass_patterns={"4/4": ("R-----5-5-----R-", "R-----R-5-----5-")},
+    comping_patterns={
+        "4/4": (
+            "x---..x-..x---..x-..x---..x---..",
+            "x--x--x---x--x--",
+            "x-..x-..x--x--..",
+        )
+    },
+    grooves={
+        "4/4": (
+            {
+                "stick": "x.....x.....x.......x.....x.....",
+                "closed": "x.x.x.x.x.x.x.x.x.x.x.x.x.x.x.x.",
+                "kick": "x.....o.x.....o.x.....o.x.....o.",
+            },
+            {
+                "stick": "x.....x.....x.......x.....x.....",
+                "shaker": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
+                "kick": "x.....o.x.....o.x.....o.x.....o.",
+            },
+        )
+    },
+    fills={"4/4": ({"stick": "x..x..x."}, {"snare": "..o.x.o."})},
+    comping_range=(50, 67),
+    cadences={"major": "V9 | Imaj9", "minor": "V7 | i9"},
+    reverb=0.3,
+)
