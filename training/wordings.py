@@ -76,7 +76,7 @@ STYLES = {
     "folk": style(
         "folk|acoustic folk|indie folk|folky|traditional folk|folk style|singer-songwriter",
         "folk|folk music|acoustic folk|indie folk|singer-songwriter music",
-        "folk song|folk tune|folk ballad|folk melody",
+        "folk song|folk tune|folk melody|folk number",
         "folk groove",
         """campfire song|around the campfire|singing by the campfire|songs by the fire in the woods|
         cabin in the woods, campfire|village folk festival""",
@@ -128,7 +128,7 @@ STYLES = {
         "",
     ),
     "string quartet": style(
-        "string quartet|chamber music|classical|classical string quartet|classical chamber",
+        "string quartet|chamber|classical|classical string quartet|classical chamber",
         "chamber music|classical music|classical chamber music|string quartet music",
         "string quartet|string quartet piece|classical string quartet|chamber piece|quartet for strings",
         "",
@@ -206,7 +206,7 @@ INSTRUMENTS = {
         "bass|bass line|bassline",
     ),
     "violin": instrument("violin|violin|fiddle", "sweet|singing|expressive", ""),
-    "viola": instrument("viola", "warm|dark", ""),
+    "viola": instrument("viola", "warm|rich", ""),
     "cello": instrument("cello|violoncello", "warm|deep|rich", ""),
     "strings": instrument(
         "strings|string section|string ensemble|orchestral strings|string orchestra",
@@ -219,8 +219,7 @@ INSTRUMENTS = {
     "clarinet": instrument("clarinet", "warm|woody|soft|mellow", "woodwind"),
     "flute": instrument("flute|flute|concert flute|silver flute", "airy|soft|breathy|light", ""),
     "square lead": instrument(
-        """square lead|square wave lead|square wave|square synth|square wave synth|pulse wave|8-bit lead|
-        square wave melody""",
+        """square lead|square wave lead|square wave|square synth|square wave synth|pulse wave|8-bit lead""",
         "bright|buzzy|retro",
         "synth|synthesizer|lead synth|synth lead",
     ),
@@ -252,20 +251,15 @@ def mood(words: str, styles: str = "", third: str | None = None, bpm: tuple[int,
 
 
 MOODS = (
+    mood("happy|cheerful|joyful|sunny|uplifting|feel-good|optimistic|merry|positive", "", "major", (70, 999)),
     mood(
-        "happy|cheerful|joyful|sunny|uplifting|feel-good|bright|optimistic|merry|positive",
-        "house|rock|folk|waltz|jazz trio|bossa nova|funk|string quartet|chiptune|synthwave",
-        "major",
-        (85, 999),
-    ),
-    mood(
-        "hopeful|uplifting|tender|sweet|bright", "lo-fi|folk|waltz|ambient|string quartet|bossa nova", "major"
+        "hopeful|uplifting|tender|sweet|happy", "lo-fi|folk|waltz|ambient|string quartet|bossa nova", "major"
     ),
     mood(
         "sad|melancholic|melancholy|sorrowful|gloomy|mournful|heartbroken|wistful|bittersweet|lonely",
-        "lo-fi|synthwave|rock|folk|waltz|jazz trio|bossa nova|ambient|string quartet|chiptune",
+        "",
         "minor",
-        (0, 125),
+        (0, 140),
     ),
     mood(
         "dark|moody|brooding|ominous|mysterious|tense|haunting",

@@ -43,12 +43,17 @@ def third(mode: str) -> str:
     return "major" if mode in BRIGHT else "minor"
 
 
-def caption(attributes: Attributes, random_: random.Random) -> Caption:
-    """A training caption, which may leave out most attributes."""
+def caption(attributes: Attributes, random_: random.Random, typos: float = 0.05) -> Caption:
+    """A training caption, which may leave out most attributes.
+
+    `typos` is the share of captions with a mistake in typing.
+    """
     while True:
         writer = Writer(attributes, random_)
         form = random_.choices(list(FORMS), list(FORMS.values()))[0]
-        text = with_flaws(writer.with_noise(form(writer)), random_)
+        text = as_typed(writer.with_noise(form(writer)), random_)
+        if random_.random() < typos:
+            text = with_typo(text, random_)
         if content(text) not in RESERVED:
             return writer.caption(text)
 
@@ -81,8 +86,8 @@ def unseen_caption(attributes: Attributes, random_: random.Random) -> Caption:
     }
     if attributes.crackle:
         slots["crackle"] = lambda: writer.crackle(wordings.UNSEEN_CRACKLE)
-    if attributes.accompaniment:
-        slots["accompaniment"] = lambda: writer.instrument(random_.choice(attributes.accompaniment))
+    if writer.others():
+        slots["accompaniment"] = lambda: writer.instrument(random_.choice(writer.others()))
     templates = [template for template in wordings.UNSEEN_TEMPLATES if slots_of(template) <= set(slots)]
     template = random_.choice(templates)
     text = template.format(**{name: slots[name]() for name in sorted(slots_of(template))})
@@ -247,12 +252,16 @@ class Writer:
         role = self.choose(wordings.LEADS)
         return text if "lead" in text or "melody" in text else role.format(text)
 
+    def others(self) -> list[str]:
+        """The instruments that accompany, but for a second one of the lead's kind."""
+        return [name for name in self.attributes.accompaniment if name != self.attributes.lead]
+
     def accompaniment(self, after_lead: bool) -> list[str]:
         """One, two or all other instruments. Where no lead comes before it is said that they accompany."""
-        others = list(self.attributes.accompaniment)
+        others = self.others()
         self.random_.shuffle(others)
         result = []
-        for name in others[: self.random_.choice((1, 1, 2, len(others)))]:
+        for name in others[: self.random_.choice((1, 1, 2, 4))]:
             background = name == "pad" or INSTRUMENTS[name][1] == "bass"
             roles = wordings.BACKGROUND_ROLES if background else wordings.ROLES
             plain = self.chance(0.7) if after_lead else False
@@ -274,7 +283,7 @@ class Writer:
             "key": 0.05 + 0.55 * detail,
             "meter": (0.05 if attributes.meter == "4/4" else 0.15) + 0.25 * detail,
             "lead": 0.3 + 0.6 * detail,
-            "accompaniment": 0.6 * detail if attributes.accompaniment else 0,
+            "accompaniment": 0.6 * detail if self.others() else 0,
             "drums": 0.15 + 0.5 * detail,
             "crackle": 0.6 if attributes.crackle else 0,
         }
@@ -485,7 +494,7 @@ class Writer:
         if "lead" in plan:
             names = [self.instrument(self.attributes.lead)]
             if "accompaniment" in plan:
-                names += [self.instrument(name) for name in self.attributes.accompaniment]
+                names += [self.instrument(name) for name in self.others()]
             parts.append(
                 (
                     self.choose(("instruments", "instrumentation", "lead"))
@@ -575,8 +584,8 @@ def enumeration(parts: list[str], random_: random.Random) -> str:
     return ", ".join(parts[:-1]) + last + parts[-1]
 
 
-def with_flaws(text: str, random_: random.Random) -> str:
-    """The text as it is typed: in lower case mostly, sometimes with a full stop, seldom with a mistake."""
+def as_typed(text: str, random_: random.Random) -> str:
+    """Mostly in lower case, sometimes with a full stop."""
     text = " ".join(text.split())
     case = random_.random()
     if case < 0.5:
@@ -587,8 +596,6 @@ def with_flaws(text: str, random_: random.Random) -> str:
         text = text.upper()
     if random_.random() < 0.12 and text[-1].isalnum():
         text += "."
-    if random_.random() < 0.05:
-        text = with_typo(text, random_)
     return text
 
 
