@@ -1,17 +1,18 @@
 """Pretrain the text encoder: `python text_encoder.py` → work/text.pt. Continues from it.
 
-It learns to answer what captions say of a song, each attribute where the caption names it. In half of the songs
-the attributes don't depend on each other: else a word could be read as what mostly goes with it (a trumpet as
-funk).
+It learns to answer what captions say of a song, each attribute where the caption names it. In half
+of the songs the attributes don't depend on each other: else a word could be read as what mostly goes with it (a
+trumpet as funk).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from text_tokenizer import TOKENIZER
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from words import Caption, caption, speed, third, unseen_caption
 
-STEPS, BATCH, PEAK_RATE = 3000, 96, 1e-3
+STEPS, BATCH, PEAK_RATE = 2500, 64, 2e-3
+GROUP = 8
+"""Batches that are drawn together, and are each of captions of similar length."""
 BPMS = tuple(60 * 1.04**number for number in range(28))
 """Classes of the tempo, 4 % apart; 60 to 170."""
 CLASSES = {
@@ -123,7 +126,7 @@ class TextTrainer:
     def accuracy(self, attributes: list[Attributes], captions: list[Caption]) -> dict[str, float]:
         """The share of right answers where they are named (of the tempo: within 4 %).
 
-        "said": of the captions, whether the instruments and the crackle that are found are those that they name.
+        "said": of the captions, whether instruments and crackle are found where they are named only.
         """
         self.encoder.eval()
         right: dict[str, list[bool]] = {name: [] for name in (*CLASSES, "said")}
@@ -142,6 +145,19 @@ class TextTrainer:
                         right[name].append(best == class_of(name, song))
         self.encoder.train()
         return {name: round(float(np.mean(values)), 3) for name, values in right.items()}
+
+
+def batches(first: int) -> Iterator[tuple[list[Attributes], list[Caption]]]:
+    """Songs and a caption of each, from batch `first` on."""
+    for group in itertools.count(first // GROUP):
+        random_ = random.Random(group)
+        songs = [(draw_attributes, any_attributes)[row % 2](random_) for row in range(GROUP * BATCH)]
+        pairs = [(song, caption(song, random_)) for song in songs]
+        pairs.sort(key=lambda pair: len(pair[1].text))
+        order = random_.sample(range(GROUP), GROUP)
+        for number in order[first % GROUP if group == first // GROUP else 0 :]:
+            attributes, captions = zip(*pairs[number * BATCH : (number + 1) * BATCH], strict=True)
+            yield list(attributes), list(captions)
 
 
 def held_out(
@@ -172,13 +188,12 @@ def main() -> None:
         first = saved["step"]
         print(f"continuing at step {first}", flush=True)
     print(f"{sum(p.numel() for p in trainer.encoder.parameters()) / 1e6:.2f} M parameters", flush=True)
+    examples = batches(first)
     losses, start_time = [], time.time()
     for step in range(first, arguments.steps):
         rate = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
         optimizer.param_groups[0]["lr"] = PEAK_RATE * rate * min(1, (step + 1) / 100)
-        random_ = random.Random(step)
-        attributes = [(draw_attributes, any_attributes)[row % 2](random_) for row in range(BATCH)]
-        captions = [caption(one, random_) for one in attributes]
+        attributes, captions = next(examples)
         loss = trainer.questions.loss(*trainer.encode(captions), attributes, captions)
         optimizer.zero_grad()
         loss.backward()

@@ -1,9 +1,9 @@
 """Make a tokenizer of the captions' words: `python text_tokenizer.py` → work/text_tokenizer/.
 
 Each word of the captions is one token, also within other words ("violin" + "ist"); what is left is split into
-frequent pieces or letters. Each number of beats per minute is one token, too: what it means is then one embedding
-to learn, and a small text encoder needs no layer that puts digits together. Numbers are split from letters
-("90bpm").
+frequent pieces or letters. Each number of beats per minute is one token, too: what it means is then one
+embedding to learn, and a small text encoder needs no layer that puts digits together. Numbers are split from
+letters ("90bpm").
 """
 
 from __future__ import annotations
