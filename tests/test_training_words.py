@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 import wordings
 from any_attributes import LEADS, any_attributes
 from attributes import INSTRUMENTS, METERS, MODES, STYLES, TONICS, Attributes
+from text_tokenizer import make_tokenizer
+from tokenizers import Tokenizer
 from words import Caption, caption, content, slots_of, speed, unseen_caption, with_typo
 
 README_EXAMPLE = "a chill lo-fi beat with vinyl crackle and soft piano"
@@ -228,6 +230,37 @@ def test_a_mistake_in_typing_is_small_and_leaves_numbers_alone() -> None:
         assert wrong.startswith("a lazy ")
         assert abs(len(wrong) - 33) <= 1
     assert with_typo("lofi", random_) == "lofi"
+
+
+# The tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer(captions=5_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Lofi, 90bpm", ["lofi", ",", "90", "bpm"]),
+        ("in F♯ minor", ["in", "f", "#", "minor"]),
+        ("bossa nova at 137 BPM", ["bossa", "nova", "at", "137", "bpm"]),
+        ("a violinist\n in  6/8", ["a", "violin", "ist", "in", "6", "/", "8"]),
+        ("café", ["cafe"]),
+    ],
+)
+def test_words_and_numbers_are_tokens(text: str, tokens: list[str], tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(text).tokens == [*tokens, "</s>"]
+
+
+def test_each_tempo_is_a_token_and_no_word_is_unknown(tokenizer: Tokenizer, captions: Pairs) -> None:
+    assert tokenizer.get_vocab_size() == 1500
+    assert all(tokenizer.token_to_id(str(bpm)) is not None for bpm in range(60, 171))
+    for text in ("xylophonist", "zzz", "quetzalcoatl 9000"):
+        assert "<unk>" not in tokenizer.encode(text).tokens
+    lengths = [len(tokenizer.encode(made.text).ids) for _, made in captions[:2_000]]
+    assert max(lengths) < 80
 
 
 # The evaluation

@@ -1,7 +1,7 @@
 """Pretrain the text encoder: `python text_encoder.py` → work/text.pt. Continues from it.
 
-It learns to answer what captions say of a song, each attribute where the caption names it. In half
-of the songs the attributes don't depend on each other: else a word could be read as what mostly goes with it (a
+It learns to answer what captions say of a song, each attribute where the caption names it. In half of the
+songs the attributes don't depend on each other: else a word could be read as what mostly goes with it (a
 trumpet as funk).
 """
 

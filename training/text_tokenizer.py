@@ -15,7 +15,6 @@ from pathlib import Path
 
 from draw import draw_attributes
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 from wordings import OTHER_MUSIC, OTHER_WORDS
 from words import caption
 
@@ -29,7 +28,8 @@ BPMS = range(60, 171)
 WORD, PIECE, CHARACTER = -5.0, -8.0, -12.0
 
 
-def make_tokenizer() -> Tokenizer:
+def make_tokenizer(captions: int = CAPTIONS) -> Tokenizer:
+    """Of the words of so many captions."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -49,7 +49,7 @@ def make_tokenizer() -> Tokenizer:
             pre_tokenizers.Digits(individual_digits=False),
         ]
     )
-    words = sorted({*caption_words(tokenizer), *OTHER_WORDS, *OTHER_MUSIC} - set(CHARACTERS))
+    words = sorted({*caption_words(tokenizer, captions), *OTHER_WORDS, *OTHER_MUSIC} - set(CHARACTERS))
     scores = dict.fromkeys(SPECIAL, 0.0) | dict.fromkeys(CHARACTERS, CHARACTER)
     scores |= dict.fromkeys((*words, *map(str, BPMS)), WORD)
     for piece in frequent_pieces(words):
@@ -61,11 +61,11 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def caption_words(tokenizer: Tokenizer) -> set[str]:
+def caption_words(tokenizer: Tokenizer, captions: int) -> set[str]:
     """As the tokenizer finds them in captions without mistakes."""
     random_ = random.Random(5)
     result = set()
-    for _ in range(CAPTIONS):
+    for _ in range(captions):
         text = tokenizer.normalizer.normalize_str(caption(draw_attributes(random_), random_, typos=0).text)
         result |= {word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text) if word.isascii()}
     return {word for word in result if word.isalpha()}
@@ -83,6 +83,8 @@ def frequent_pieces(words: list[str]) -> list[str]:
 
 
 def main() -> None:
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer(),
         pad_token="<pad>",
