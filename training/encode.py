@@ -1,4 +1,7 @@
-"""Codes of the training and held-out loops: `python encode.py --loops 1200` → work/codes.npz."""
+"""Codes of training and held-out songs: `python encode.py --songs 3600` → work/codes/. Makes what is missing.
+
+A file has a hundred songs: their codes, attributes, and the frames where bars begin.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +12,49 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec import Codec
-from loops import loop
+from codec import HOP, SAMPLE_RATE, Codec, autocast
+from render_songs import excerpt
 
-HELD_OUT_LOOPS = 96
+SONGS = 100
+HELD_OUT = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--loops", type=int, default=1200)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--songs", type=int, default=3600)
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
-    parser.add_argument("--out", type=Path, default=Path("work/codes.npz"))
+    parser.add_argument("--out", type=Path, default=Path("work/codes"))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     codec = Codec()
     codec.load_state_dict(torch.load(arguments.codec)["codec"])
     codec.eval()
-    arrays = {}
-    start_time = time.time()
-    for name, count, held_out in (("train", arguments.loops, False), ("held_out", HELD_OUT_LOOPS, True)):
-        codes, attributes = [], []
-        for start in range(0, count, 8):
-            loops = [loop(number, held_out) for number in range(start, min(start + 8, count))]
-            attributes += [loop_attributes.to_json() for loop_attributes, _ in loops]
-            codes.append(codec.codes(torch.tensor(np.stack([audio for _, audio in loops]))).numpy())
-        arrays[name] = np.concatenate(codes).astype(np.int16)
-        arrays[f"{name}_attributes"] = np.array(json.dumps(attributes))
-    np.savez(arguments.out, **arrays)
-    seconds = time.time() - start_time
-    rate = arguments.loops * 8 / seconds
-    print(f"{arguments.loops} loops in {seconds:.0f} s, {rate:.0f} s of audio per second")
-    report_repeats(arrays["train"], json.loads(str(arrays["train_attributes"])))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, count in (("held_out", HELD_OUT), ("train", arguments.songs)):
+        for first in range(0, count, SONGS):
+            path = arguments.out / f"{name}-{first:05}.npz"
+            if not path.exists():
+                start = time.time()
+                write(path, codec, range(first, min(first + SONGS, count)), name == "held_out")
+                print(f"{path.name}: {time.time() - start:.0f} s", flush=True)
 
 
-def report_repeats(codes: np.ndarray, attributes: list[dict]) -> None:
-    """Print the share of codes that are equal two bars later: what a language model can copy."""
-    for tempo, period in (("medium", 240), ("fast", 160)):
-        clips = codes[[a["tempo"] == tempo for a in attributes]]
-        same = (clips[:, :, 20:-period] == clips[:, :, 20 + period :]).mean(axis=(0, 2))
-        print(f"{tempo}: equal two bars later, by codebook: {np.round(same, 2)}")
+def write(path: Path, codec: Codec, numbers: range, held_out: bool) -> None:
+    codes, attributes, bars = [], [], []
+    for number in numbers:
+        song, audio = excerpt(number, held_out)
+        with autocast():
+            codes.append(codec.codes(torch.tensor(audio)[None])[0].numpy())
+        attributes.append(song.attributes.to_json())
+        bars.append([round(seconds * SAMPLE_RATE / HOP) for seconds in song.bars])
+    arrays = {
+        "codes": np.stack(codes).astype(np.int16),
+        "attributes": np.array(json.dumps(attributes)),
+        "bars": np.array(json.dumps(bars)),
+    }
+    with path.with_suffix(".tmp").open("wb") as file:
+        np.savez(file, **arrays)
+    path.with_suffix(".tmp").replace(path)
 
 
 if __name__ == "__main__":
