@@ -9,7 +9,7 @@ from itertools import pairwise
 from attributes import INSTRUMENTS, Attributes
 from draw import roles
 from melody import RANGES, Theme, Tone, invent_theme, is_strong, realize, vary
-from mix import GAINS, LEVELS, volume
+from mix import volume
 from patterns import bar_of, read_pattern
 from song import DRUMS, STEPS, Note, Song, step_seconds
 from styles import STYLES, Groove, Style
@@ -37,6 +37,7 @@ LOUDNESS = {"X": 8, "x": 0, "o": -22}
 VELOCITIES = {"lead": 92, "comping": 76, "viola": 76, "bass": 86, "pad": 70, "drums": 88}
 BASS_RANGES = {"cello": (36, 55)}
 BASS_RANGE = (31, 50)
+PAD_RANGE = (50, 67)
 STRUM = 0.012
 """Seconds between the strings of a guitar's chord."""
 INTRO_SECONDS = 4.0
@@ -110,7 +111,7 @@ def arrange(
     parts = roles(attributes)
     players = {
         "lead": lambda: play_lead(attributes, material, bars, random_),
-        "comping": lambda: play_comping(style, parts, material, bars, attributes.meter),
+        "comping": lambda: play_comping(attributes, parts, material, bars),
         "viola": list,  # with the comping
         "bass": lambda: play_bass(attributes, parts["bass"], material, bars),
         "pad": lambda: play_pad(attributes, bars),
@@ -119,13 +120,10 @@ def arrange(
     if attributes.drums:
         events += play_drums(style, material, bars, attributes.meter, random_)
     programs = {part: INSTRUMENTS[name][0] for part, name in parts.items()}
-    volumes = {
-        part: volume(LEVELS[part] + GAINS.get(name, 0) + style.levels.get(part, 0))
-        for part, name in parts.items()
-    }
+    volumes = {part: volume(part, name, style.levels.get(part, 0)) for part, name in parts.items()}
     if attributes.drums:
         programs["drums"] = DRUMS
-        volumes["drums"] = volume(LEVELS["drums"] + style.levels.get("drums", 0))
+        volumes["drums"] = volume("drums", attributes.style, style.levels.get("drums", 0))
     return Song(
         attributes=attributes,
         notes=perform(events, attributes, seconds, random_),
@@ -158,7 +156,7 @@ def plan(attributes: Attributes, material: Material, count: int) -> list[Bar]:
             chords = progressions[2][2 - left]
         else:
             progression = progressions[section]
-            chords = progression[in_section % len(progression)]
+            chords = progression[(in_section if played >= 0 else number) % len(progression)]
         bars.append(Bar(section, in_section, chords))
     return bars
 
@@ -249,12 +247,12 @@ def split_at_changes(
 
 
 def play_comping(
-    style: Style, parts: dict[str, str], material: Material, bars: list[Bar], meter: str
+    attributes: Attributes, parts: dict[str, str], material: Material, bars: list[Bar]
 ) -> list[Event]:
-    steps_per_bar = STEPS[meter]
+    style, steps_per_bar = STYLES[attributes.style], STEPS[attributes.meter]
     instrument = parts["comping"]
     guitar = INSTRUMENTS[instrument][1] == "guitar"
-    low, high = style.comping_range
+    low, high = below_lead(style.comping_range, attributes.lead)
     events: list[Event] = []
     keys: tuple[int, ...] = ()
     before = None
@@ -285,6 +283,12 @@ def play_comping(
                 late = STRUM * voice if guitar and len(voices) > 1 else 0.0
                 events.append(Event(part, at, steps, key, LOUDNESS.get(character, 0), late, last))
     return events
+
+
+def below_lead(keys: tuple[int, int], lead: str) -> tuple[int, int]:
+    """A range of keys, moved down where it would reach the middle of the lead's."""
+    down = max(0, keys[1] - (sum(RANGES[lead]) // 2 - 4))
+    return keys[0] - down, keys[1] - down
 
 
 def power_chord(chord: Chord, low: int) -> tuple[int, ...]:
@@ -342,7 +346,7 @@ def play_pad(attributes: Attributes, bars: list[Bar]) -> list[Event]:
     for number, bar in enumerate(bars):
         starts = [at for at, _ in bar.chords] + [steps_per_bar]
         for (at, chord), end in zip(bar.chords, starts[1:], strict=True):
-            keys = voicing(chord, 3, 50, 67, keys)
+            keys = voicing(chord, 3, *below_lead(PAD_RANGE, attributes.lead), keys)
             # Where there is no bass the pad has the root.
             low = () if STYLES[attributes.style].bass else (nearest({chord.root}, 42, 36, 48),)
             events += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from attributes import MODES
 from patterns import read_pattern
 from song import STEPS, STEPS_PER_BEAT
 from styles import Style
@@ -25,7 +26,7 @@ RANGES = {
     "cello": (50, 69),
     "strings": (64, 86),
     "trumpet": (62, 80),
-    "saxophone": (58, 76),
+    "saxophone": (60, 77),
     "clarinet": (62, 82),
     "flute": (69, 90),
     "square lead": (64, 84),
@@ -102,6 +103,14 @@ def is_strong(step: int, meter: str) -> bool:
     return step % STEPS[meter] in {"4/4": (0, 8), "3/4": (0,), "6/8": (0, 6)}[meter]
 
 
+def stable(chord: Chord, tonic: int, mode: str, aim: float, low: int, high: int) -> int:
+    """The chord's tone near `aim`; one that is home in the tonic's, too, may be farther."""
+    home = {(tonic + MODES[mode][degree]) % 12 for degree in (0, 2, 4)} & chord.pitch_classes
+    key = nearest(chord.pitch_classes, aim, low, high)
+    at_home = nearest(home, aim, low, high) if home else key
+    return at_home if abs(at_home - aim) <= abs(key - aim) + 2 else key
+
+
 def realize(
     motif: Motif,
     height: int,
@@ -116,10 +125,12 @@ def realize(
     """A motif's tones in a bar with these chords (by their step in the bar).
 
     Strong beats and notes of a beat or more have tones of their chord; the others follow the contour in the
-    scale. A bar that `closes` ends on the chord's root.
+    scale. A bar that `closes` ends on the tonic, or on the root of a chord without it.
     """
     low, high = RANGES[lead]
     events = read_pattern(motif.rhythm)
+    ending = chords[-1][1]
+    rest = tonic if tonic in ending.pitch_classes else ending.root
     tones: list[Tone] = []
     anchor = None
     for index, ((step, steps, _), distance) in enumerate(zip(events, motif.contour, strict=True)):
@@ -132,7 +143,7 @@ def realize(
             aim = (low + high) / 2 + height
             # From one bar to the next it goes half of the way.
             aim = aim if previous is None else (aim + previous) / 2
-            key = anchor = nearest(chord.pitch_classes, aim, low, high)
+            key = anchor = stable(chord, tonic, mode, aim, low, high)
         else:
             key = step_in_scale(tones_of_scale, anchor, distance)
             while key > high:
@@ -141,16 +152,16 @@ def realize(
                 key += 12
             last = tones[-1].key
             if closes and index == len(events) - 1:
-                key = nearest({chord.root}, (key + last) / 2, low, high)
+                key = nearest({rest}, (key + last) / 2, low, high)
             elif is_strong(step, meter) or steps >= STEPS_PER_BEAT[meter] or step == 0:
-                key = nearest(chord.pitch_classes, key, low, high)
+                key = stable(chord, tonic, mode, key, low, high)
             elif key % 12 not in tones_of_scale:
                 key = nearest(tones_of_scale, key, low, high)
             if abs(key - last) > 9:
                 key = nearest({key % 12}, last, low, high)
         tones.append(Tone(step, steps, key))
     if closes and len(events) == 1:
-        tones = [Tone(tones[0].step, tones[0].steps, nearest({chords[-1][1].root}, tones[0].key, low, high))]
+        tones = [Tone(tones[0].step, tones[0].steps, nearest({rest}, tones[0].key, low, high))]
     return tones
 
 

@@ -8,16 +8,17 @@ BOSSA_NOVA = Style(
     modes={"major": 0.6, "minor": 0.4},
     progressions={
         "major": (
-            "Imaj7 | Imaj7 | II9 | II9 | ii9 | V7 | Imaj7 | Imaj7",
-            "Imaj9 | vi7 | ii9 | V9",
-            "Imaj7 | ii7 | iii7 | ii7",
+            "Imaj9 | Imaj9 | ii9 | V9",
+            "I6 | vi7 | ii9 | V9",
+            "Imaj7 | IVmaj7 | ii7 | V9",
+            "I6 | ii7 | V7 | I6",
             "Imaj7 | iv6 | Imaj7 | V9",
         ),
         "minor": (
-            "i9 | i9 | iv9 | iv9",
+            "i9 | i9 | iv9 | V7",
             "i6 | ii7b5 | V7 | i6",
             "i9 | bVImaj7 | ii7b5 | V7",
-            "iv9 | bVII9 | bIIImaj7 | V7",
+            "i9 | iv9 | i9 | V7",
         ),
     },
     leads={"flute": 2.5, "saxophone": 2, "nylon guitar": 1.5, "piano": 1.5, "trumpet": 0.6},
@@ -53,4 +54,5 @@ BOSSA_NOVA = Style(
     comping_range=(50, 67),
     cadences={"major": "V9 | Imaj9", "minor": "V7 | i9"},
     reverb=0.3,
+    levels={"drums": -2},
 )

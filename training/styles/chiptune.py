@@ -7,9 +7,22 @@ CHIPTUNE = Style(
     meters={"4/4": (115, 165, 0.9), "3/4": (130, 165, 0.1)},
     modes={"major": 0.5, "minor": 0.4, "mixolydian": 0.1},
     progressions={
-        "major": ("I | V | vi | IV", "I | IV | V | V", "IV | V | iii | vi", "I | vi | IV | V"),
-        "minor": ("i | bVI | bVII | i", "i | bVII | bVI | V", "i | bIII | bVII | bVI", "bVI | bVII | i | i"),
-        "mixolydian": ("I | bVII | IV | I", "I | bVII | I | bVII"),
+        "major": (
+            "I | V | vi | IV",
+            "I | IV | V | V",
+            "I | IV | V | I",
+            "I | vi | IV | V",
+        ),
+        "minor": (
+            "i | bVI | bVII | i",
+            "i | bVII | bVI | V",
+            "i | bVI | iv | V",
+            "i | i | bVI | bVII",
+        ),
+        "mixolydian": (
+            "I | bVII | IV | I",
+            "I | bVII | I | I",
+        ),
     },
     leads={"square lead": 4, "saw lead": 1},
     comping={"square lead": 1},
@@ -41,4 +54,5 @@ CHIPTUNE = Style(
     comps_itself=("square lead", "saw lead"),
     timing=0.0,
     reverb=0.08,
+    levels={"drums": 2.5},
 )

@@ -7,10 +7,28 @@ FOLK = Style(
     meters={"4/4": (80, 130, 0.45), "3/4": (90, 150, 0.25), "6/8": (60, 112, 0.3)},
     modes={"major": 0.45, "minor": 0.15, "dorian": 0.2, "mixolydian": 0.2},
     progressions={
-        "major": ("I | IV | I | V", "I | V | vi | IV", "I | vi | IV | V", "IV | I | V | I", "I | I | IV | V"),
-        "minor": ("i | bVII | bVI | bVII", "i | iv | i | V", "i | bVI | bIII | bVII"),
-        "dorian": ("i | bVII | i | bVII", "i | IV | i | bVII", "i | i | bVII | IV"),
-        "mixolydian": ("I | bVII | I | bVII", "I | IV | bVII | I", "I | bVII | IV | I"),
+        "major": (
+            "I | IV | I | V",
+            "I | V | vi | IV",
+            "I | vi | IV | V",
+            "I | V | IV | I",
+            "I | I | IV | V",
+        ),
+        "minor": (
+            "i | bVII | bVI | V",
+            "i | iv | i | V",
+            "i | bVI | bVII | i",
+        ),
+        "dorian": (
+            "i | IV | i | i",
+            "i | IV | bVII | i",
+            "i | i | IV | i",
+        ),
+        "mixolydian": (
+            "I | bVII | I | I",
+            "I | IV | bVII | I",
+            "I | I | bVII | I",
+        ),
     },
     leads={"violin": 2, "flute": 2, "accordion": 1.5, "acoustic guitar": 1.2, "clarinet": 0.6},
     comping={"acoustic guitar": 3, "nylon guitar": 1},
@@ -45,4 +63,5 @@ FOLK = Style(
     },
     comping_range=(48, 67),
     reverb=0.3,
+    levels={"drums": -2},
 )

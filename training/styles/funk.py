@@ -4,19 +4,19 @@ from .style import Style
 
 FUNK = Style(
     meters={"4/4": (92, 116, 1.0)},
-    modes={"dorian": 0.5, "mixolydian": 0.5},
+    modes={"dorian": 0.6, "mixolydian": 0.4},
     progressions={
         "dorian": (
-            "i9 | i9 | IV9 | IV9",
+            "i9 | i9 | IV9 | i9",
             "i7 | i7 | i7 | IV9",
-            "i9 | IV9 | i9 | IV9",
+            "i9 | IV9 | i9 | i9",
             "i7 | bIII | IV9 | i7",
         ),
         "mixolydian": (
             "I9 | I9 | IV9 | I9",
-            "I9 | bVII | IV9 | I9",
-            "I9 | I9 | v7 | IV9",
-            "I9 | v7 | I9 | v7",
+            "I9 | I9 | I9 | IV9",
+            "I9 | IV9 | I9 | I9",
+            "I9 | I9 | bVII | I9",
         ),
     },
     leads={"saxophone": 2, "trumpet": 1.5, "organ": 1.5, "electric piano": 1, "electric guitar": 0.8},
@@ -56,4 +56,5 @@ FUNK = Style(
     cadences={"dorian": "IV9 | i9", "mixolydian": "IV9 | I9"},
     reverb=0.15,
     comping_range=(55, 70),
+    levels={"drums": 2.5},
 )

@@ -8,13 +8,20 @@ HOUSE = Style(
     modes={"minor": 0.6, "dorian": 0.2, "major": 0.2},
     progressions={
         "minor": (
-            "i7 | i7 | bVImaj7 | bVII",
+            "i7 | i7 | iv7 | i7",
             "i | bVI | bIII | bVII",
-            "iv7 | i7 | bVImaj7 | v7",
-            "i | bVII | bVI | bVII",
+            "i7 | bVImaj7 | iv7 | V7",
+            "i | i | bVI | bVII",
         ),
-        "dorian": ("i7 | IV | i7 | IV", "i9 | i9 | IV9 | bVII"),
-        "major": ("vi7 | IV | I | V", "IVmaj7 | V | vi7 | I", "I | vi7 | ii7 | V"),
+        "dorian": (
+            "i9 | i9 | IV9 | i9",
+            "i7 | i7 | i7 | IV",
+        ),
+        "major": (
+            "I | vi7 | ii7 | V",
+            "I | IV | I | V",
+            "I | V | vi7 | IV",
+        ),
     },
     leads={"saw lead": 3, "square lead": 1.5, "piano": 2, "organ": 1.5, "saxophone": 0.7},
     comping={"piano": 3, "organ": 2, "electric piano": 1},
@@ -45,4 +52,5 @@ HOUSE = Style(
     timing=0.002,
     reverb=0.25,
     crash=True,
+    levels={"drums": 2.5},
 )

@@ -9,17 +9,18 @@ JAZZ_TRIO = Style(
     progressions={
         "major": (
             "Imaj7 | vi7 | ii7 | V7",
-            "ii7 | V7 | Imaj7 | Imaj7",
-            "iii7 | VI7 | ii7 | V7",
-            "I7 | IV7 | I7 | I7 | IV7 | IV7 | I7 | V7",
-            "Imaj7 | Imaj7 | ii7 | V7 | iii7 | vi7 | ii7 | V7",
-            "ii7 V7 | Imaj7 | ii7 V7 | Imaj7",
+            "ii7 | V7 | Imaj7 | I6",
+            "Imaj7 | VI7 | ii7 | V7",
+            "I6 | I6 | ii7 | V7 | I6 | vi7 | ii7 | V7",
+            "ii7 V7 | Imaj7 | ii7 V7 | I6",
+            "I6 | IV7 | I6 | V7",
         ),
         "minor": (
             "ii7b5 | V7 | i6 | i6",
             "i7 | iv7 | ii7b5 | V7",
             "i7 | bVI7 | ii7b5 | V7",
-            "iv7 | bVII7 | bIIImaj7 | bVImaj7 | ii7b5 | V7 | i6 | i6",
+            "i6 | i6 | iv7 | iv7 | ii7b5 | V7 | i6 | i6",
+            "ii7b5 V7 | i6 | ii7b5 V7 | i6",
         ),
     },
     leads={"piano": 3, "electric guitar": 1.5, "saxophone": 2, "trumpet": 1.2, "clarinet": 0.8},
@@ -59,4 +60,5 @@ JAZZ_TRIO = Style(
     timing=0.007,
     cadences={"major": "V7 | Imaj7", "minor": "V7 | i6"},
     reverb=0.25,
+    levels={"drums": -2},
 )

@@ -8,16 +8,21 @@ LO_FI = Style(
     modes={"minor": 0.4, "dorian": 0.2, "major": 0.4},
     progressions={
         "minor": (
-            "i9 | iv9 | bVImaj7 | v7",
-            "i7 | bVImaj7 | bIIImaj7 | bVII7",
-            "iv7 | bVII7 | bIIImaj7 | i7",
+            "i9 | iv9 | bVImaj7 | V7",
+            "i7 | bVImaj7 | iv7 | i7",
+            "i9 | i9 | iv7 | i7",
+            "i7 | bIIImaj7 | bVImaj7 | V7",
         ),
-        "dorian": ("i9 | IV9 | i9 | IV9", "i7 | ii7 | bIIImaj7 | IV7", "i9 | bVIImaj7 | IV9 | i9"),
+        "dorian": (
+            "i9 | IV9 | i9 | IV9",
+            "i9 | i9 | IV9 | i9",
+            "i7 | i7 | ii7 | i7",
+        ),
         "major": (
             "Imaj7 | vi7 | ii9 | V9",
-            "IVmaj7 | iii7 | ii7 | Imaj7",
-            "ii9 | V9 | Imaj9 | vi7",
-            "Imaj9 | iii7 | IVmaj7 | iv6",
+            "Imaj9 | IVmaj7 | Imaj9 | V9",
+            "I6 | iii7 | IVmaj7 | I6",
+            "Imaj9 | IVmaj7 | iv6 | Imaj9",
         ),
     },
     leads={

@@ -12,11 +12,10 @@ STRING_QUARTET = Style(
             "I | vi | ii | V7",
             "I | V | vi | iii | IV | I | ii | V7",
             "I | I | V7 | I",
-            "vi | ii | V7 | I",
         ),
         "minor": (
             "i | iv | V7 | i",
-            "i | bVI | bIII | bVII",
+            "i | bVI | iv | V7",
             "i | bVII | bVI | V7",
             "i | iv | bVII | bIII | bVI | iv | V | i",
         ),
@@ -43,4 +42,5 @@ STRING_QUARTET = Style(
     timing=0.008,
     cadences={"major": "V7 | I", "minor": "V7 | i"},
     reverb=0.45,
+    levels={"comping": 5, "viola": 5, "bass": 1},
 )

@@ -7,9 +7,23 @@ ROCK = Style(
     meters={"4/4": (100, 160, 0.9), "6/8": (60, 80, 0.1)},
     modes={"major": 0.35, "minor": 0.35, "mixolydian": 0.3},
     progressions={
-        "major": ("I | V | vi | IV", "I | IV | V | IV", "vi | IV | I | V", "I | I | IV | V"),
-        "minor": ("i | bVI | bVII | i", "i | bVII | bVI | bVII", "i | bIII | bVII | iv", "i | iv | bVI | V"),
-        "mixolydian": ("I | bVII | IV | I", "I | I | bVII | IV", "I | IV | bVII | I"),
+        "major": (
+            "I | V | vi | IV",
+            "I | IV | V | IV",
+            "I | vi | IV | V",
+            "I | I | IV | V",
+        ),
+        "minor": (
+            "i | bVI | bVII | i",
+            "i | i | bVI | bVII",
+            "i | bIII | iv | i",
+            "i | iv | bVI | V",
+        ),
+        "mixolydian": (
+            "I | bVII | IV | I",
+            "I | I | bVII | IV",
+            "I | IV | bVII | I",
+        ),
     },
     leads={"electric guitar": 2, "distorted guitar": 2.5, "organ": 1, "piano": 0.7},
     comping={"distorted guitar": 4, "electric guitar": 1},
@@ -49,4 +63,5 @@ ROCK = Style(
     comping_range=(43, 62),
     reverb=0.25,
     crash=True,
+    levels={"drums": 2.5},
 )

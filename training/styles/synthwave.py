@@ -9,13 +9,20 @@ SYNTHWAVE = Style(
     progressions={
         "minor": (
             "i | bVI | bIII | bVII",
-            "i | bVII | bVI | bVI",
-            "bVI | bVII | i | i",
-            "i | iv | bVI | bVII",
-            "i | v | bVI | bVII",
+            "i | i | bVI | bVII",
+            "i | bVI | iv | i",
+            "i | iv | bVI | V",
+            "i | bVI | bVII | i",
         ),
-        "dorian": ("i | bVII | IV | i", "i | IV | bVII | i"),
-        "major": ("I | V | vi | IV", "vi | IV | I | V"),
+        "dorian": (
+            "i | i | IV | i",
+            "i | IV | i | i",
+        ),
+        "major": (
+            "I | V | vi | IV",
+            "I | IV | I | V",
+            "I | vi | IV | I",
+        ),
     },
     leads={"saw lead": 3, "square lead": 2, "electric guitar": 1},
     comping={"square lead": 2, "saw lead": 1, "electric piano": 1.5},
@@ -43,4 +50,5 @@ SYNTHWAVE = Style(
     timing=0.002,
     reverb=0.5,
     crash=True,
+    levels={"drums": 1.5},
 )

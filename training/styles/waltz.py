@@ -8,17 +8,16 @@ WALTZ = Style(
     modes={"major": 0.65, "minor": 0.35},
     progressions={
         "major": (
-            "I | I | V7 | V7 | V7 | V7 | I | I",
+            "I | I | V7 | I | IV | I | V7 | I",
             "I | vi | ii | V7",
             "I | IV | V7 | I",
-            "I | I | ii | ii | V7 | V7 | I | I",
-            "I | VI7 | ii | V7",
+            "I | I | IV | I | ii | V7 | I | I",
         ),
         "minor": (
-            "i | i | V7 | V7 | V7 | V7 | i | i",
+            "i | i | V7 | i | iv | i | V7 | i",
             "i | iv | V7 | i",
-            "i | bVI | iv | V7",
-            "i | bVII | bVI | V7",
+            "i | i | iv | V7",
+            "i | bVI | V7 | i",
         ),
     },
     leads={"violin": 2.5, "accordion": 2, "clarinet": 1.5, "flute": 1.2, "piano": 1.5},
@@ -38,4 +37,5 @@ WALTZ = Style(
     },
     cadences={"major": "V7 | I", "minor": "V7 | i"},
     reverb=0.4,
+    levels={"drums": -2},
 )
