@@ -112,7 +112,7 @@ class TextTrainer:
     def __init__(self) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
         self.encoder = T5EncoderModel(text_config(len(self.tokenizer)))
-        # Of T5's standard deviation 1 the embeddings would hardly move in so few steps.
+        # Smaller than T5's, for larger changes relative to them.
         self.encoder.shared.weight.data *= 0.3
         self.questions = Questions(self.encoder.config.d_model)
 

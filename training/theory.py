@@ -101,12 +101,11 @@ def step_in_scale(pitch_classes: Collection[int], key: int, steps: int) -> int:
 def essential_tones(chord: Chord, voices: int) -> tuple[int, ...]:
     """Pitch classes for an accompaniment in `voices` voices above a bass, which has the root."""
     intervals = list(chord.intervals)
-    # What the ear needs least goes first: the root, which the bass has, then the fifth.
-    for least in (0, 7):
-        if len(intervals) > max(voices, 3) or (voices == 2 and len(intervals) > 2 and least == 7):
-            intervals = [interval for interval in intervals if interval != least]
-    tones = [(chord.root + interval) % 12 for interval in intervals[-voices:]]
-    return tuple(tones)
+    # What the ear needs least goes first: the fifth, then the root, which the bass has.
+    for least in (7, 0):
+        if len(intervals) > voices and least in intervals:
+            intervals.remove(least)
+    return tuple((chord.root + interval) % 12 for interval in intervals[-voices:])
 
 
 def voicing(

@@ -205,7 +205,7 @@ INSTRUMENTS = {
         "deep|fat|punchy",
         "bass|bass line|bassline",
     ),
-    "violin": instrument("violin|violin|fiddle", "sweet|singing|expressive", ""),
+    "violin": instrument("violin|violin|fiddle", "sweet|expressive", ""),
     "viola": instrument("viola", "warm|rich", ""),
     "cello": instrument("cello|violoncello", "warm|deep|rich", ""),
     "strings": instrument(

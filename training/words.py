@@ -432,7 +432,7 @@ class Writer:
             bpm = self.chance(0.6)
             said = str(attributes.bpm) if bpm else self.speed_adjective()
             self.named.add("bpm" if bpm else "speed")
-            forms = ("the tempo is {}", "tempo: {}", "it should be {}", "{}")
+            forms = ("{}",) if "tempo" in said else ("the tempo is {}", "tempo: {}", "it should be {}", "{}")
             rest.append(self.choose(forms).format(f"{said} bpm" if bpm else said))
         if "key" in plan:
             rest.append(self.key(("in {}", "it is in {}", "the key is {}", "key: {}", "written in {}")))
