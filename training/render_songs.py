@@ -15,10 +15,10 @@ ENDING = 4.0
 """Seconds of a song that aren't used: clips go on, and their windows must not all end as songs do."""
 
 
-def excerpt(number: int, held_out: bool = False, style: str | None = None):
-    """Song `number` and its first `SECONDS`, float32 `[samples]`."""
-    composed = song(number, held_out, SECONDS + ENDING, style)
-    return composed, render(composed)[: SECONDS * SAMPLE_RATE]
+def excerpt(number: int, held_out: bool = False, style: str | None = None, seconds: int = SECONDS):
+    """Song `number` and its first `seconds`, float32 `[samples]`."""
+    composed = song(number, held_out, seconds + ENDING, style)
+    return composed, render(composed)[: seconds * SAMPLE_RATE]
 
 
 def main() -> None:
