@@ -52,7 +52,7 @@ class Classifiers:
 
 
 def features(sound: Spectra) -> np.ndarray:
-    """Float32 `[1335]`: statistics of the spectrograms and their changes, rhythm, and the loudest notes' overtones."""
+    """Float32 `[1335]`: statistics of the spectrograms and their changes, rhythm, overtones of loud notes."""
     mel, level = sound.mel, 20 * np.log10(sound.keys + 1e-3)
     step, slope = np.diff(mel, axis=1), mel[:, 10:] - mel[:, :-10]
     onsets = onset_strength(sound)
@@ -106,7 +106,7 @@ class TempoEstimator:
 
 
 def tempo_features(sound: Spectra) -> np.ndarray:
-    """The onsets' autocorrelation at `RATIOS` of the beat of each of `TEMPI`, in four bands: `[tempi, 52]`."""
+    """The onsets' autocorrelation at `RATIOS` of the beat of each of `TEMPI`, in all bands: `[tempi, 52]`."""
     beat = 60 / TEMPI * SAMPLE_RATE / MEL_HOP  # frames
     correlations = autocorrelation(onset_strength(sound), 1000)
     lags = np.arange(1000)
@@ -119,15 +119,15 @@ def tempo_features(sound: Spectra) -> np.ndarray:
 
 
 def is_tempo(estimate: float, bpm: float) -> bool:
-    """Within 4 % of the tempo, its double or its half. In 6/8 the beat is the dotted quarter: 3/2 is wrong."""
+    """Within 4 % of the tempo, its double or its half. 6/8's beat is the dotted quarter, and 3/2 is wrong."""
     return any(abs(estimate / (bpm * ratio) - 1) <= RIGHT for ratio in (0.5, 1, 2))
 
 
 class KeyEstimator:
     """Tonic and mode by key profiles, as Krumhansl and Kessler's (1982), but learned, of four modes.
 
-    On held-out renders their own find the scale of 39 %, as the composer's dorian, mixolydian and sevenths aren't
-    in them.
+    On held-out renders Krumhansl and Kessler's find the scale of 39 %: dorian, mixolydian and sevenths
+    aren't in them.
     """
 
     def __init__(self, sounds: Sequence[Spectra], attributes: Sequence[Attributes]) -> None:
@@ -147,7 +147,7 @@ class KeyEstimator:
 
 
 def key_features(sound: Spectra) -> np.ndarray:
-    """Float `[12, 48]`: as seen from each tonic the chroma of all, of the bass, of soft and loud alike, and of peaks."""
+    """Float `[12, 48]`: as seen from each tonic the chroma of all, of the bass, of logarithms, of peaks."""
     keys = sound.keys
     bass = np.where(np.arange(len(keys))[:, None] < 52 - LOWEST_KEY, keys, 0)
     peaks = keys.copy()

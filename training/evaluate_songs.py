@@ -1,8 +1,8 @@
 """How good are the codec and the demo model? `python evaluate_songs.py --model ../audiocraft_mlx/demo`
 
-Held-out renders are what a perfect model would make, the same through the codec what the language model can at best
-reach. Captions of the evaluation don't occur in the training. Without --model only renders are measured. What it
-renders, decodes and generates is kept in the folder of --work: started again it goes on.
+Held-out renders are what a perfect model would make, the same through the codec what the language model can
+at best reach. Captions of the evaluation don't occur in the training. Without --model only renders are
+measured. What it renders, decodes and generates is kept in the folder of --work: started again it goes on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from measures import (
     refined_bpm,
     self_similarity,
 )
-from rendered import ThroughCodec, held_out_renders, held_out_songs, to_float, training_songs, write_clips
-from spectra import SAMPLE_RATE, Spectra, cached_spectra
+from rendered import ThroughCodec, held_out_renders, held_out_songs, training_songs, write_clips
+from spectra import SAMPLE_RATE, Spectra, cached_spectra, to_float
 from words import unseen_caption
 
 SECONDS, LONG_SECONDS = 10, 60
@@ -85,7 +85,7 @@ NEEDED = {
     "changes on bar lines above chance": "as renders",
     "one note held for more than 4 s": "0",
     "similarity of bars": "in range",
-    "distance of renders of one style": "–",
+    "distance of renders of one style": "-",
     "distance to nearest training render": "as that",
     "nearer than 95 % of renders": "≤ 0.05",
     "60 s: style and tempo stay": "≥ 0.80",
@@ -94,16 +94,12 @@ NEEDED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--model", type=Path, help="folder of a checkpoint; otherwise only renders are measured"
-    )
+    parser.add_argument("--model", type=Path, help="folder of a checkpoint; default: only renders")
     parser.add_argument("--clips", type=int, default=200, help="of 10 s: as many held-out and generated ones")
     parser.add_argument("--long", type=int, default=24, help="clips of 60 s")
     parser.add_argument("--training", type=int, default=600, help="training renders to learn from")
     parser.add_argument("--decoded", type=int, default=600, help="of them through the codec")
-    parser.add_argument(
-        "--small", action="store_true", help="24 clips, 4 of 60 s, 60 decoded training renders"
-    )
+    parser.add_argument("--small", action="store_true", help="24 clips, 4 long ones, 60 decoded")
     parser.add_argument("--renders", type=Path, default=Path("work/renders.npy"), help="of render_songs.py")
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"), help="of train_codec.py")
     parser.add_argument("--work", type=Path, default=Path("work/evaluation"))
@@ -343,8 +339,7 @@ def generated(folder: Path, kept: Path, prompts: list[str], seconds: int, batch:
 
 def report(path: Path, columns: Mapping[str, Mapping[str, Value | None]]) -> None:
     values = {
-        column: {row: value and asdict(value) for row, value in rows.items()}
-        for column, rows in columns.items()
+        name: {row: value and asdict(value) for row, value in of.items()} for name, of in columns.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"needed": NEEDED, **values}, indent=1, ensure_ascii=False))
@@ -357,7 +352,7 @@ def table(columns: Mapping[str, Mapping[str, Value | None]]) -> str:
         f"|---|---|{'---|' * len(columns)}",
     ]
     for row, needed in NEEDED.items():
-        cells = [str(rows.get(row) or "–") for rows in columns.values()]
+        cells = [str(rows.get(row) or "-") for rows in columns.values()]
         lines.append(f"| {row} | {needed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

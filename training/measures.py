@@ -22,8 +22,8 @@ HELD_WITHIN, ONSET, SILENT = 6.0, 3.0, -50.0  # dB
 def comb(audio: np.ndarray) -> float:
     """How far lines at the multiples of the codec's frame rate stand out, in dB; 0 is not at all.
 
-    The power density at each multiple of 50 Hz up to 8 kHz (Welch 1967, windows of a second) against the median
-    of its neighbours 4 to 20 Hz away; of all these ratios the median, which tones of the music don't move.
+    The power density at each multiple of 50 Hz up to 8 kHz (Welch 1967, windows of a second) against the
+    median of its neighbours 4 to 20 Hz away; of all these ratios the median, which tones of music don't move.
     """
     _, density = welch(audio, SAMPLE_RATE, nperseg=SAMPLE_RATE)
     at = np.arange(FRAME_HERTZ, HARMONICS_UP_TO + 1, FRAME_HERTZ)
@@ -38,7 +38,7 @@ def full_scale_share(audio: np.ndarray) -> float:
 
 
 def onset_strength(sound: Spectra) -> np.ndarray:
-    """The rise of the mel bands from a frame of 10 ms to the next: all, low, middle, high; float `[4, frames]`."""
+    """Mean rise from frame to frame of all mel bands, of low, middle and high ones: `[4, frames - 1]`."""
     rise = np.maximum(0, np.diff(sound.mel, axis=1))
     return np.stack([rise.mean(0), rise[:12].mean(0), rise[12:48].mean(0), rise[48:].mean(0)])
 
@@ -86,8 +86,9 @@ def changes_on_bars(sound: Spectra, bpm: float, meter: str) -> tuple[float, floa
     """The share of bar lines where the harmony changes most, and the same by chance.
 
     The harmony's change at a beat is 1 - the cosine of the chroma of the beat before and after it. With n bar
-    lines in the clip, the share is of those among the n beats with the largest changes. Which of a bar's beats
-    is the first is chosen to make it large; by chance it is the mean over shuffled changes, with that same choice.
+    lines in the clip, the share is of those among the n beats with the largest changes. Which of a bar's
+    beats is the first is chosen to make it large; by chance it is the mean over shuffled changes, with that
+    same choice.
     """
     times = beats(sound, bpm)
     chroma = means_between(np.log1p(sound.chroma), KEY_HOP / SAMPLE_RATE, times)
@@ -110,8 +111,8 @@ def _best_share(change: np.ndarray, beats_in_bar: int) -> float:
 def longest_held(sound: Spectra) -> float:
     """Seconds of the longest note that is among the loudest all the time and isn't struck again.
 
-    A key of the semitone spectrogram is held while it is within 6 dB of the loudest key and doesn't rise by 3 dB
-    within 120 ms, which a new stroke does.
+    A key of the semitone spectrogram is held while it is within 6 dB of the loudest key and doesn't rise by
+    3 dB within 120 ms, which a new stroke does.
     """
     level = 20 * np.log10(sound.keys + 1e-4)
     level = median_filter(level, size=(1, 3), mode="nearest")

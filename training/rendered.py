@@ -8,18 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from render_songs import ENDING, SECONDS, excerpt
-from songs import song
-
 from song import Song
+from songs import song
+from spectra import FULL_SCALE, to_float
 
-FULL_SCALE = 32767
 PIECE = 20
 """Clips in a file."""
-
-
-def to_float(audio: np.ndarray) -> np.ndarray:
-    """Float32 of the int16 that files have."""
-    return audio.astype(np.float32) / FULL_SCALE
 
 
 def write_clips(path: Path, clips: Iterable[np.ndarray]) -> None:
@@ -51,7 +45,7 @@ def held_out_renders(folder: Path, count: int, seconds: int = SECONDS) -> np.nda
 
 
 def in_pieces(folder: Path, count: int, make: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Int16 `[count, samples]` of what `make` gives for each number; `folder` keeps it, a file for each `PIECE`."""
+    """Int16 `[count, samples]` of what `make` gives for each number; `folder` keeps files of `PIECE`."""
     pieces = []
     for first in range(0, count, PIECE):
         numbers = range(first, min(first + PIECE, count))

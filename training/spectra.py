@@ -8,9 +8,9 @@ from pathlib import Path
 
 import librosa
 import numpy as np
-from rendered import to_float
 
 SAMPLE_RATE = 32000
+FULL_SCALE = 32767  # of 16 bits
 MEL_HOP, KEY_HOP = 320, 1280  # samples: 10 ms and 40 ms
 MELS = 96
 LOWEST_KEY, KEYS = 28, 80
@@ -22,7 +22,7 @@ class Spectra:
     mel: np.ndarray
     """Power in dB, at least -60: float `[MELS, frames]`, a frame each 10 ms."""
     keys: np.ndarray
-    """Magnitudes of the semitones from `LOWEST_KEY` of MIDI on: float `[KEYS, frames]`, a frame each 40 ms."""
+    """Magnitudes of the semitones from MIDI's `LOWEST_KEY` on: float `[KEYS, frames]`, one each 40 ms."""
 
     @property
     def seconds(self) -> float:
@@ -54,6 +54,11 @@ def spectra(audio: np.ndarray) -> Spectra:
         librosa.power_to_db(mel, ref=1.0, amin=FLOOR, top_db=None)[:, : len(audio) // MEL_HOP],
         np.abs(keys)[:, : len(audio) // KEY_HOP],
     )
+
+
+def to_float(audio: np.ndarray) -> np.ndarray:
+    """Float32 of the int16 that files have."""
+    return audio.astype(np.float32) / FULL_SCALE
 
 
 def cached_spectra(path: Path, clips: Iterable[np.ndarray]) -> list[Spectra]:
