@@ -129,7 +129,7 @@ parity: .venv-parity/installed ## compare with PyTorch (downloads torch and tran
 
 .venv-demo/installed: EXTRAS = plot,serve
 .venv/installed: EXTRAS = test,lint,fuzz,plot
-.venv-parity/installed: EXTRAS = test,parity,plot
+.venv-parity/installed: EXTRAS = test,parity,plot,training
 .venv-demo/installed .venv/installed .venv-parity/installed: pyproject.toml | python
 	@echo "Setting up $(@D) (about a minute, once) ..."
 	@$(PYTHON) -m venv --clear $(@D)
