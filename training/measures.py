@@ -71,7 +71,8 @@ def beats(sound: Spectra, bpm: float) -> np.ndarray:
     at = np.arange(int(len(smooth) / period))[:, None] * period + phases
     met = np.interp(at, np.arange(len(smooth)), smooth).mean(axis=0)
     first = phases[np.argmax(met)]
-    return np.arange(first, sound.mel.shape[1], period) * MEL_HOP / SAMPLE_RATE
+    # A rise is that to the frame after it.
+    return np.arange(first + 1, sound.mel.shape[1], period) * MEL_HOP / SAMPLE_RATE
 
 
 def means_between(values: np.ndarray, seconds_per_frame: float, times: np.ndarray) -> np.ndarray:
