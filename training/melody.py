@@ -155,6 +155,11 @@ def realize(
                 key = nearest({rest}, (key + last) / 2, low, high)
             elif is_strong(step, meter) or steps >= STEPS_PER_BEAT[meter] or step == 0:
                 key = stable(chord, tonic, mode, key, low, high)
+                if key == last and distance != motif.contour[index - 1]:
+                    # The motif moves here, so the melody does.
+                    up = distance > motif.contour[index - 1]
+                    key = step_in_scale(chord.pitch_classes, last, 1 if up else -1)
+                    key = key if low <= key <= high else last
             elif key % 12 not in tones_of_scale:
                 key = nearest(tones_of_scale, key, low, high)
             if abs(key - last) > 9:

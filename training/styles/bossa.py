@@ -40,13 +40,13 @@ BOSSA_NOVA = Style(
         "4/4": (
             {
                 "stick": "x.....x.....x.......x.....x.....",
-                "closed": "x.x.x.x.x.x.x.x.x.x.x.x.x.x.x.x.",
-                "kick": "x.....o.x.....o.x.....o.x.....o.",
+                "closed": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
+                "kick": "X.....o.X.....o.X.....o.X.....o.",
             },
             {
                 "stick": "x.....x.....x.......x.....x.....",
                 "shaker": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
-                "kick": "x.....o.x.....o.x.....o.x.....o.",
+                "kick": "X.....o.X.....o.X.....o.X.....o.",
             },
         )
     },

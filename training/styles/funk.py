@@ -56,5 +56,5 @@ FUNK = Style(
     cadences={"dorian": "IV9 | i9", "mixolydian": "IV9 | I9"},
     reverb=0.15,
     comping_range=(55, 70),
-    levels={"drums": 2.5},
+    levels={"drums": 1},
 )

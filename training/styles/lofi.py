@@ -72,4 +72,5 @@ LO_FI = Style(
     cadences={"major": "V9 | Imaj9", "minor": "v7 | i9", "dorian": "IV9 | i9"},
     reverb=0.3,
     crackle=0.75,
+    levels={"bass": 2.5, "drums": -1},
 )

@@ -50,5 +50,5 @@ SYNTHWAVE = Style(
     timing=0.002,
     reverb=0.5,
     crash=True,
-    levels={"drums": 1.5},
+    levels={"comping": 3, "drums": 0.5},
 )
