@@ -29,23 +29,17 @@ BOSSA_NOVA = Style(
     drums=0.75,
     rhythms={"4/4": SYNCOPATED["4/4"]},
     bass_patterns={"4/4": ("R-----5-5-----R-", "R-----R-5-----5-")},
-    comping_patterns={
-        "4/4": (
-            "x---..x-..x---..x-..x---..x---..",
-            "x--x--x---x--x--",
-            "x-..x-..x--x--..",
-        )
-    },
+    comping_patterns={"4/4": ("x-..x-x-..x-x-..", "x---..x-x---..x-", "x--x--x-x--x--x-")},
     grooves={
         "4/4": (
             {
-                "stick": "x.....x.....x.......x.....x.....",
+                "stick": "x.....o.....o.......x.....o.....",
                 "closed": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
                 "kick": "X.....o.X.....o.X.....o.X.....o.",
             },
             {
-                "stick": "x.....x.....x.......x.....x.....",
-                "shaker": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
+                "stick": "x.....x.....o...x.....x.....o...",
+                "shaker": "X.o.x.o.X.o.x.o.X.o.x.o.X.o.x.o.",
                 "kick": "X.....o.X.....o.X.....o.X.....o.",
             },
         )
