@@ -1,6 +1,6 @@
 """Bossa nova: a nylon guitar against the clave of the sticks, roots and fifths in the bass."""
 
-from .rhythms import SYNCOPATED
+from .rhythms import FLOWING, SYNCOPATED
 from .style import Style
 
 BOSSA_NOVA = Style(
@@ -27,20 +27,20 @@ BOSSA_NOVA = Style(
     pads={"strings": 1},
     pad=0.12,
     drums=0.75,
-    rhythms={"4/4": SYNCOPATED["4/4"]},
-    bass_patterns={"4/4": ("R-----5-5-----R-", "R-----R-5-----5-")},
-    comping_patterns={"4/4": ("x-..x-x-..x-x-..", "x---..x-x---..x-", "x--x--x-x--x--x-")},
+    rhythms={"4/4": SYNCOPATED["4/4"][2:4] + SYNCOPATED["4/4"][5:7] + FLOWING["4/4"][:4]},
+    bass_patterns={"4/4": ("R-----5-5-----R-", "R-------5-----5-", "R---..R-5-------")},
+    comping_patterns={"4/4": ("x---x-x-..x-x---", "x-..x-..x-x-..x-", "x---x-x-x---x-x-")},
     grooves={
         "4/4": (
             {
                 "stick": "x.....o.....o.......x.....o.....",
-                "closed": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
-                "kick": "X.....o.X.....o.X.....o.X.....o.",
+                "closed": "X.o.X.o.X.o.X.o.X.o.X.o.X.o.X.o.",
+                "kick": "X.......X.......X.......X.......",
             },
             {
-                "stick": "x.....x.....o...x.....x.....o...",
-                "shaker": "X.o.x.o.X.o.x.o.X.o.x.o.X.o.x.o.",
-                "kick": "X.....o.X.....o.X.....o.X.....o.",
+                "stick": "x.....o.....o...x.....o.....o...",
+                "shaker": "X.o.X.o.X.o.X.o.X.o.X.o.X.o.X.o.",
+                "kick": "X.......X.......X.......X.......",
             },
         )
     },
