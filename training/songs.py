@@ -23,7 +23,7 @@ def is_held_out(style: str, mode: str, material: Material) -> bool:
 
 def song(number: int, held_out: bool = False, seconds: float | None = None, style: str | None = None) -> Song:
     """Song `number` of the training or held-out set (of a style), of 8 to 16 bars or of `seconds`."""
-    random_ = random.Random(number)
+    random_ = random.Random(f"{style or ''} {number}")
     while True:
         attributes = draw_attributes(random_, style)
         material = invent(attributes, random_)

@@ -39,5 +39,5 @@ AMBIENT = Style(
     timing=0.012,
     cadences={"major": "IVmaj7 | Iadd9", "minor": "bVII | iadd9", "dorian": "IV | iadd9"},
     reverb=0.9,
-    levels={"pad": 0.5, "comping": 3},
+    levels={"lead": 2, "pad": 0.5, "comping": 1.5},
 )

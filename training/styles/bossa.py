@@ -8,11 +8,11 @@ BOSSA_NOVA = Style(
     modes={"major": 0.6, "minor": 0.4},
     progressions={
         "major": (
-            "Imaj9 | Imaj9 | ii9 | V9",
-            "I6 | vi7 | ii9 | V9",
-            "Imaj7 | IVmaj7 | ii7 | V9",
+            "I6 | I6 | ii9 | V7",
+            "I6 | vi7 | ii7 | V9",
+            "I6 | IVmaj7 | ii7 | V7",
             "I6 | ii7 | V7 | I6",
-            "Imaj7 | iv6 | Imaj7 | V9",
+            "Imaj7 | iv6 | I6 | V7",
         ),
         "minor": (
             "i9 | i9 | iv9 | V7",
@@ -46,7 +46,7 @@ BOSSA_NOVA = Style(
     },
     fills={"4/4": ({"stick": "x..x..x."}, {"snare": "..o.x.o."})},
     comping_range=(50, 67),
-    cadences={"major": "V9 | Imaj9", "minor": "V7 | i9"},
+    cadences={"major": "V9 | I6", "minor": "V7 | i9"},
     reverb=0.3,
     levels={"drums": -2},
 )

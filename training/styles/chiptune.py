@@ -54,5 +54,5 @@ CHIPTUNE = Style(
     comps_itself=("square lead", "saw lead"),
     timing=0.0,
     reverb=0.08,
-    levels={"lead": 2, "comping": 3, "bass": -1.5, "drums": 1},
+    levels={"lead": 2, "comping": 4, "bass": -1.5, "drums": 1},
 )

@@ -16,7 +16,7 @@ FUNK = Style(
             "I9 | I9 | IV9 | I9",
             "I9 | I9 | I9 | IV9",
             "I9 | IV9 | I9 | I9",
-            "I9 | I9 | bVII | I9",
+            "I9 | I7 | I9 | IV9",
         ),
     },
     leads={"saxophone": 2, "trumpet": 1.5, "organ": 1.5, "electric piano": 1, "electric guitar": 0.8},

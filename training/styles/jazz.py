@@ -58,7 +58,7 @@ JAZZ_TRIO = Style(
     comping_range=(52, 67),
     swing=(2, 1 / 3),
     timing=0.007,
-    cadences={"major": "V7 | Imaj7", "minor": "V7 | i6"},
+    cadences={"major": "V7 | I6", "minor": "V7 | i6"},
     reverb=0.25,
     levels={"drums": -2},
 )
