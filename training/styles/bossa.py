@@ -21,7 +21,7 @@ BOSSA_NOVA = Style(
             "i9 | iv9 | i9 | V7",
         ),
     },
-    leads={"flute": 2.5, "saxophone": 2, "nylon guitar": 1.5, "piano": 1.5, "trumpet": 0.6},
+    leads={"flute": 2.5, "saxophone": 2, "nylon guitar": 1.5, "piano": 1.5, "trumpet": 1.2},
     comping={"nylon guitar": 4, "piano": 1},
     bass={"double bass": 3, "electric bass": 1},
     pads={"strings": 1},

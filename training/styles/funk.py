@@ -19,7 +19,7 @@ FUNK = Style(
             "I9 | I7 | I9 | IV9",
         ),
     },
-    leads={"saxophone": 2, "trumpet": 1.5, "organ": 1.5, "electric piano": 1, "electric guitar": 0.8},
+    leads={"saxophone": 2, "trumpet": 2.5, "organ": 1.5, "electric piano": 1, "electric guitar": 0.8},
     comping={"electric guitar": 4, "electric piano": 1, "organ": 0.7},
     bass={"electric bass": 3, "synth bass": 1},
     pads={},

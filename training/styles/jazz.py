@@ -23,7 +23,7 @@ JAZZ_TRIO = Style(
             "ii7b5 V7 | i6 | ii7b5 V7 | i6",
         ),
     },
-    leads={"piano": 3, "electric guitar": 1.5, "saxophone": 2, "trumpet": 1.2, "clarinet": 0.8},
+    leads={"piano": 3, "electric guitar": 1.5, "saxophone": 2, "trumpet": 2, "clarinet": 0.8},
     comping={"piano": 3, "electric guitar": 1},
     bass={"double bass": 1},
     pads={},
