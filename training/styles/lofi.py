@@ -74,5 +74,5 @@ LO_FI = Style(
     comping_range=(47, 67),
     reverb=0.3,
     crackle=0.75,
-    levels={"bass": 2.5, "drums": -1},
+    levels={"lead": 1, "comping": -2, "bass": 1, "drums": -2},
 )
