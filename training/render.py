@@ -12,7 +12,6 @@ from pathlib import Path
 import fluidsynth
 import numpy as np
 from scipy.signal import lfilter
-
 from song import DRUMS, Song
 
 SAMPLE_RATE = 32000

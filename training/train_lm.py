@@ -118,16 +118,17 @@ class Trainer:
             results.append(torch.cat(losses))
         self.model.train()
         right, wrong = results
+        first, other_first = right[:, :, :50].mean(), wrong[:, :, :50].mean()
         print(
-            f"  held out, nats by codebook: {np.round(right.mean((0, 2)).numpy(), 2)}, mean {right.mean():.3f}; first second"
-            f" {right[:, :, :50].mean():.3f}; with another song's caption {wrong.mean() - right.mean():+.3f}, first second"
-            f" {wrong[:, :, :50].mean() - right[:, :, :50].mean():+.3f}",
+            f"  held out, nats by codebook: {np.round(right.mean((0, 2)).numpy(), 2)}, mean {right.mean():.3f};"
+            f" first second {first:.3f}; with another song's caption {wrong.mean() - right.mean():+.3f},"
+            f" first second {other_first - first:+.3f}",
             flush=True,
         )
 
 
 def corrupt_codes(codes: torch.Tensor, random_: np.random.Generator) -> torch.Tensor:
-    """Codes `[B, K, T]` with random codes (in none, some or all frames of a clip) and parts of another clip."""
+    """Codes `[B, K, T]` with random ones in none, some or all frames of a clip, and parts of another clip."""
     batch, _, frames = codes.shape
     kind = random_.choice(3, batch, p=(0.5, 0.4, 0.1))
     share = np.select([kind == 0, kind == 1], [0.0, random_.uniform(0, 0.3, batch)], 1.0)
@@ -216,8 +217,9 @@ def main() -> None:
         sums += losses.detach().mean((0, 2)).numpy()
         elapsed += time.time() - start
         if step % 100 == 0:
+            losses_text, seconds = np.round(sums / 100, 2), time.time() - begun
             print(
-                f"{elapsed / 60:.1f} min, step {step}: nats by codebook {np.round(sums / 100, 2)}; {time.time() - begun:.0f} s",
+                f"{elapsed / 60:.1f} min, step {step}: nats by codebook {losses_text}; {seconds:.0f} s",
                 flush=True,
             )
             sums, begun = np.zeros(CODEBOOKS), time.time()
