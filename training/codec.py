@@ -50,16 +50,15 @@ def make_encodec() -> EncodecModel:
 
 @torch.no_grad()
 def _initialize(layer: nn.Module) -> None:
-    """Weights that keep the signal's level: torch's own make each layer's output 5 dB quieter than its input."""
+    """Weights that keep the signal's level; with torch's own each layer's output is 5 dB below its input."""
     if isinstance(layer, nn.Conv1d):
         inputs = layer.in_channels * layer.kernel_size[0]
     elif isinstance(layer, nn.ConvTranspose1d):
         inputs = layer.in_channels * layer.kernel_size[0] / layer.stride[0]
     else:
         return
-    level = {1: 5.0}.get(layer.in_channels, 1.2)  # of audio to that of the layers, and what ELU takes
-    if layer.out_channels == 1:
-        level = 0.1
+    # From the level of audio to that of the layers, back again, and between them what ELU takes.
+    level = 5.0 if layer.in_channels == 1 else 0.1 if layer.out_channels == 1 else 1.2
     layer.weight.normal_(0, level / math.sqrt(inputs))
     layer.bias.zero_()
 

@@ -10,10 +10,10 @@ from patterns import read_pattern
 from song import STEPS, STEPS_PER_BEAT
 from styles import Style
 from styles.rhythms import CADENCES
-from theory import Chord, chord_scale, nearest, step_in_scale
+from theory import Chord, chord_scale, melody_tones, nearest, step_in_scale
 
 RANGES = {
-    "piano": (64, 86),
+    "piano": (63, 84),
     "electric piano": (62, 83),
     "organ": (62, 82),
     "accordion": (64, 84),
@@ -21,14 +21,14 @@ RANGES = {
     "nylon guitar": (60, 80),
     "electric guitar": (60, 80),
     "distorted guitar": (60, 81),
-    "violin": (66, 88),
+    "violin": (65, 86),
     "viola": (60, 79),
     "cello": (50, 69),
     "strings": (64, 86),
     "trumpet": (62, 80),
     "saxophone": (60, 77),
     "clarinet": (62, 82),
-    "flute": (69, 90),
+    "flute": (67, 86),
     "square lead": (64, 84),
     "saw lead": (62, 82),
 }
@@ -105,8 +105,8 @@ def is_strong(step: int, meter: str) -> bool:
 
 def stable(chord: Chord, tonic: int, mode: str, aim: float, low: int, high: int) -> int:
     """The chord's tone near `aim`; one that is home in the tonic's, too, may be farther."""
-    home = {(tonic + MODES[mode][degree]) % 12 for degree in (0, 2, 4)} & chord.pitch_classes
-    key = nearest(chord.pitch_classes, aim, low, high)
+    home = {(tonic + MODES[mode][degree]) % 12 for degree in (0, 2, 4)} & melody_tones(chord)
+    key = nearest(melody_tones(chord), aim, low, high)
     at_home = nearest(home, aim, low, high) if home else key
     return at_home if abs(at_home - aim) <= abs(key - aim) + 2 else key
 
@@ -125,12 +125,12 @@ def realize(
     """A motif's tones in a bar with these chords (by their step in the bar).
 
     Strong beats and notes of a beat or more have tones of their chord; the others follow the contour in the
-    scale. A bar that `closes` ends on the tonic, or on the root of a chord without it.
+    scale. A bar that `closes` ends on the tonic, or on the root or fifth of a chord without it.
     """
     low, high = RANGES[lead]
     events = read_pattern(motif.rhythm)
     ending = chords[-1][1]
-    rest = tonic if tonic in ending.pitch_classes else ending.root
+    rest = next(tone for tone in (tonic, ending.root, (ending.root + 7) % 12) if tone in melody_tones(ending))
     tones: list[Tone] = []
     anchor = None
     for index, ((step, steps, _), distance) in enumerate(zip(events, motif.contour, strict=True)):
@@ -155,6 +155,11 @@ def realize(
                 key = nearest({rest}, (key + last) / 2, low, high)
             elif is_strong(step, meter) or steps >= STEPS_PER_BEAT[meter] or step == 0:
                 key = stable(chord, tonic, mode, key, low, high)
+                if key == last and distance != motif.contour[index - 1]:
+                    # The motif moves here, so the melody does.
+                    up = distance > motif.contour[index - 1]
+                    key = step_in_scale(melody_tones(chord), last, 1 if up else -1)
+                    key = key if low <= key <= high else last
             elif key % 12 not in tones_of_scale:
                 key = nearest(tones_of_scale, key, low, high)
             if abs(key - last) > 9:

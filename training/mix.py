@@ -42,7 +42,7 @@ MEASURED = {
         "violin": -30.3,
     },
     "pad": {"accordion": -34.8, "organ": -38.4, "pad": -38.2, "strings": -33.6},
-    "bass": {"cello": -37.8, "double bass": -30.7, "electric bass": -30.5, "synth bass": -34.4},
+    "bass": {"cello": -33.0, "double bass": -30.7, "electric bass": -30.5, "synth bass": -34.4},
     "drums": {
         "lo-fi": -34.7,
         "house": -29.5,

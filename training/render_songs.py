@@ -11,7 +11,7 @@ from render import SAMPLE_RATE, render
 from songs import song
 
 SECONDS = 20
-ENDING = 4.0
+ENDING = 8.0
 """Seconds of a song that aren't used: clips go on, and their windows must not all end as songs do."""
 
 

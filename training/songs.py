@@ -14,6 +14,7 @@ from pathlib import Path
 from arrange import Material, arrange, invent
 from draw import draw_attributes
 from song import Song, describe, to_midi
+from styles import STYLES
 
 
 def is_held_out(style: str, mode: str, material: Material) -> bool:
@@ -23,7 +24,7 @@ def is_held_out(style: str, mode: str, material: Material) -> bool:
 
 def song(number: int, held_out: bool = False, seconds: float | None = None, style: str | None = None) -> Song:
     """Song `number` of the training or held-out set (of a style), of 8 to 16 bars or of `seconds`."""
-    random_ = random.Random(number)
+    random_ = random.Random(f"{style or ''} {number}")
     while True:
         attributes = draw_attributes(random_, style)
         material = invent(attributes, random_)
@@ -36,10 +37,13 @@ def main() -> None:
     parser.add_argument("number", type=int)
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--seconds", type=float, help="exact length; otherwise it has 8 to 16 bars")
-    parser.add_argument("--style")
+    parser.add_argument("--style", choices=STYLES)
     parser.add_argument("--midi", type=Path, help="file to write")
     arguments = parser.parse_args()
-    composed = song(arguments.number, arguments.held_out, arguments.seconds, arguments.style)
+    try:
+        composed = song(arguments.number, arguments.held_out, arguments.seconds, arguments.style)
+    except ValueError as error:
+        parser.error(str(error))
     print(describe(composed))
     if arguments.midi:
         to_midi(composed).save(arguments.midi)

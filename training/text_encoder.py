@@ -26,6 +26,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from words import Caption, caption, speed, third, unseen_caption
 
 STEPS, BATCH, PEAK_RATE = 4000, 32, 2e-3
+EMBEDDING_RATE = 5.0
+"""Times the others' rate: most words, each tempo and each key are rare."""
 GROUP = 8
 """Batches that are drawn together, and are each of captions of similar length."""
 BPMS = tuple(60 * 1.04**number for number in range(28))
@@ -180,7 +182,13 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     trainer = TextTrainer()
-    optimizer = torch.optim.AdamW(trainer.parameters(), lr=PEAK_RATE, weight_decay=0.01)
+    embeddings = trainer.encoder.shared.weight
+    others = [parameter for parameter in trainer.parameters() if parameter is not embeddings]
+    optimizer = torch.optim.AdamW(
+        [{"params": others, "rate": 1.0}, {"params": [embeddings], "rate": EMBEDDING_RATE}],
+        lr=PEAK_RATE,
+        weight_decay=0.01,
+    )
     first = 0
     if arguments.out.exists():
         saved = torch.load(arguments.out)
@@ -194,7 +202,8 @@ def main() -> None:
     losses, start_time = [], time.time()
     for step in range(first, arguments.steps):
         rate = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * rate * min(1, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * PEAK_RATE * rate * min(1, (step + 1) / 100)
         attributes, captions = next(examples)
         loss = trainer.questions.loss(*trainer.encode(captions), attributes, captions)
         optimizer.zero_grad()

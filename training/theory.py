@@ -57,6 +57,11 @@ class Chord:
         return frozenset((self.root + interval) % 12 for interval in self.intervals)
 
 
+def melody_tones(chord: Chord) -> frozenset[int]:
+    """The pitch classes of a chord that a melody may rest on: not the root a semitone from its seventh."""
+    return chord.pitch_classes - ({chord.root} if 11 in chord.intervals else set())
+
+
 def read_chord(symbol: str, tonic: int) -> Chord:
     match = re.fullmatch(r"([b#]?)([IV]+|[iv]+)(.*)", symbol)
     if match is None:
@@ -127,7 +132,7 @@ def voicing(
         moved = sum(abs(a - b) for a, b in zip(keys[::-1], previous[::-1], strict=False))
         center = abs(sum(keys) / len(keys) - (low + high) / 2)
         clusters = sum(b - a == 1 for a, b in pairwise(keys))
-        return moved + (0.3 if previous else 1) * center + 8 * clusters, keys
+        return moved + (0.3 if previous else 1) * center + 10 * clusters, keys
 
     return min(candidates, key=cost)
 

@@ -32,8 +32,9 @@ CODEBOOK_WEIGHTS = (2.0, 1.4, 1.1, 0.9, 0.8, 0.7, 0.6, 0.5)
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
+FRAMES = 500  # 10 s
 # (clips, frames) of a batch, and its probability.
-BATCHES = (((12, 260), 0.5), ((6, 500), 0.5))
+BATCHES = (((12, FRAMES // 2), 0.5), ((6, FRAMES), 0.5))
 
 
 class Songs:
@@ -44,7 +45,9 @@ class Songs:
         for path in sorted(folder.glob(f"{name}-*.npz")):
             arrays = np.load(path)
             codes.append(arrays["codes"])
-            self.attributes += [Attributes.from_json(values) for values in json.loads(str(arrays["attributes"]))]
+            self.attributes += [
+                Attributes.from_json(values) for values in json.loads(str(arrays["attributes"]))
+            ]
             self.bars += json.loads(str(arrays["bars"]))
         self.codes = torch.tensor(np.concatenate(codes))
 
@@ -52,7 +55,11 @@ class Songs:
         """Codes `[K, frames]` of a part, and whether it begins with a bar."""
         last = self.codes.shape[2] - frames
         on_bar = random_.random() >= ANYWHERE
-        start = random_.choice([bar for bar in self.bars[row] if bar <= last]) if on_bar else random_.randint(0, last)
+        start = (
+            random_.choice([bar for bar in self.bars[row] if bar <= last])
+            if on_bar
+            else random_.randint(0, last)
+        )
         return self.codes[row, :, start : start + frames].long(), on_bar
 
 
@@ -66,7 +73,9 @@ class Trainer:
     def parameters(self) -> list[torch.nn.Parameter]:
         return [*self.model.decoder.parameters(), *self.model.enc_to_dec_proj.parameters()]
 
-    def losses(self, codes: torch.Tensor, input_codes: torch.Tensor, texts: list[str], dropout: float) -> torch.Tensor:
+    def losses(
+        self, codes: torch.Tensor, input_codes: torch.Tensor, texts: list[str], dropout: float
+    ) -> torch.Tensor:
         """Cross-entropy (nats) `[B, K, T]` of codes `[B, K, T]`, given `input_codes` as the past.
 
         `dropout` is the probability of a clip without condition.
@@ -89,31 +98,37 @@ class Trainer:
             use_cache=False,
         ).logits.view(batch, CODEBOOKS, steps, CODES)
         logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
-        return F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none").view(codes.shape)
+        return F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none").view(
+            codes.shape
+        )
 
     @torch.no_grad()
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        codes = torch.stack([songs.clip(row, 500, random_)[0] for row in rows])
+        codes = torch.stack([songs.clip(row, FRAMES, random_)[0] for row in rows])
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         self.model.eval()
         results = []
         for given in (texts, texts[1:] + texts[:1]):
-            losses = [self.losses(codes[i : i + 8], codes[i : i + 8], given[i : i + 8], 0.0) for i in range(0, len(rows), 8)]
+            losses = [
+                self.losses(codes[i : i + 8], codes[i : i + 8], given[i : i + 8], 0.0)
+                for i in range(0, len(rows), 8)
+            ]
             results.append(torch.cat(losses))
         self.model.train()
         right, wrong = results
+        first, other_first = right[:, :, :50].mean(), wrong[:, :, :50].mean()
         print(
-            f"  held out, nats by codebook: {np.round(right.mean((0, 2)).numpy(), 2)}, mean {right.mean():.3f}; first second"
-            f" {right[:, :, :50].mean():.3f}; with another song's caption {wrong.mean() - right.mean():+.3f}, first second"
-            f" {wrong[:, :, :50].mean() - right[:, :, :50].mean():+.3f}",
+            f"  held out, nats by codebook: {np.round(right.mean((0, 2)).numpy(), 2)}, mean {right.mean():.3f};"
+            f" first second {first:.3f}; with another song's caption {wrong.mean() - right.mean():+.3f},"
+            f" first second {other_first - first:+.3f}",
             flush=True,
         )
 
 
 def corrupt_codes(codes: torch.Tensor, random_: np.random.Generator) -> torch.Tensor:
-    """Codes `[B, K, T]` with random codes (in none, some or all frames of a clip) and parts of another clip."""
+    """Codes `[B, K, T]` with random ones in none, some or all frames of a clip, and parts of another clip."""
     batch, _, frames = codes.shape
     kind = random_.choice(3, batch, p=(0.5, 0.4, 0.1))
     share = np.select([kind == 0, kind == 1], [0.0, random_.uniform(0, 0.3, batch)], 1.0)
@@ -167,14 +182,21 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         average, step, elapsed = saved["average"], saved["step"], saved["elapsed"]
         print(f"continuing at step {step}", flush=True)
-    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(songs.attributes)} songs", flush=True)
+    print(
+        f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(songs.attributes)} songs",
+        flush=True,
+    )
     sums, begun = np.zeros(CODEBOOKS), time.time()
     trainer.model.decoder.train()
     while elapsed < 60 * arguments.minutes:
         start = time.time()
         progress = min(1, elapsed / (60 * arguments.minutes))
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(1, (step + 1) / WARM_UP) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = (
+                PEAK_RATE
+                * min(1, (step + 1) / WARM_UP)
+                * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+            )
         draw, noise = random.Random(step), np.random.default_rng(step)
         batch, frames = draw.choices(*zip(*BATCHES, strict=True))[0]
         rows = [draw.randrange(len(songs.attributes)) for _ in range(batch)]
@@ -188,13 +210,16 @@ def main() -> None:
         ((losses * weight).sum() / weight.sum()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(AVERAGE, (step + 1) / (step + 10)))
+        torch._foreach_lerp_(
+            average, [p.detach() for p in parameters], 1 - min(AVERAGE, (step + 1) / (step + 10))
+        )
         step += 1
         sums += losses.detach().mean((0, 2)).numpy()
         elapsed += time.time() - start
         if step % 100 == 0:
+            losses_text, seconds = np.round(sums / 100, 2), time.time() - begun
             print(
-                f"{elapsed / 60:.1f} min, step {step}: nats by codebook {np.round(sums / 100, 2)}; {time.time() - begun:.0f} s",
+                f"{elapsed / 60:.1f} min, step {step}: nats by codebook {losses_text}; {seconds:.0f} s",
                 flush=True,
             )
             sums, begun = np.zeros(CODEBOOKS), time.time()

@@ -364,7 +364,7 @@ DRUMS = split(
 )
 NO_DRUMS = split(
     """no drums|without drums|no drums|no percussion|without percussion|no beat|without any drums|
-    no drum kit|without a beat"""
+    no drum kit|without a beat|leave out the drums|drums left out"""
 )
 DRUMLESS = split("drumless|beatless")
 CRACKLE = split(
@@ -460,7 +460,9 @@ UNSEEN_BPM = split(
 )
 UNSEEN_KEYS = split("the key being {}|centred on {}|{} is the key|with {} as its home key")
 UNSEEN_DRUMS = split("drums included|add drums|and do bring the drums|drums welcome|keep the drums in")
-UNSEEN_NO_DRUMS = split("leave out the drums|not a single drum|zero drums|drums left out|skip the drums")
+UNSEEN_NO_DRUMS = split(
+    "no drums whatsoever|entirely without drums|with no drums in it|do it without drums|no drums in there"
+)
 UNSEEN_CRACKLE = split("plus that vinyl crackle|vinyl crackle on top|a layer of vinyl crackle")
 UNSEEN_TEMPLATES = split(
     """{style} with {lead} riding on top, {drums}, {bpm}|

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from codec import CODES
-from loops import FRAMES
+from codec import CODEBOOKS, CODES
 from model import make_model
+from text_tokenizer import TOKENIZER
+from train_lm import FRAMES
 from transformers import PreTrainedTokenizerFast
 
 # Lower temperature and guidance than the released models': found with evaluate.py.
@@ -20,12 +21,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--lm", type=Path, default=Path("work/lm.pt"))
-    parser.add_argument("--tokenizer", type=Path, default=Path("work/tokenizer"))
+    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--out", type=Path, default=DEMO)
     arguments = parser.parse_args()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer)
     model = make_model(len(tokenizer))
-    state = model.state_dict() | torch.load(arguments.lm)["model"]
+    saved = torch.load(arguments.lm)
+    state = model.state_dict() | saved["model"]
+    trained = [
+        *model.decoder.named_parameters("decoder"),
+        *model.enc_to_dec_proj.named_parameters("enc_to_dec_proj"),
+    ]
+    state |= {name: value for (name, _), value in zip(trained, saved["average"], strict=True)}
     codec = torch.load(arguments.codec)["codec"]
     for name in state:
         if name.startswith("audio_encoder."):
@@ -34,7 +41,7 @@ def main() -> None:
     generation = model.generation_config
     generation.update(
         **SAMPLING,
-        max_length=FRAMES + 4,
+        max_length=FRAMES + CODEBOOKS,
         bos_token_id=CODES,
         pad_token_id=CODES,
         decoder_start_token_id=CODES,

@@ -1,6 +1,6 @@
 """Bossa nova: a nylon guitar against the clave of the sticks, roots and fifths in the bass."""
 
-from .rhythms import SYNCOPATED
+from .rhythms import FLOWING, SYNCOPATED
 from .style import Style
 
 BOSSA_NOVA = Style(
@@ -8,11 +8,11 @@ BOSSA_NOVA = Style(
     modes={"major": 0.6, "minor": 0.4},
     progressions={
         "major": (
-            "Imaj9 | Imaj9 | ii9 | V9",
-            "I6 | vi7 | ii9 | V9",
-            "Imaj7 | IVmaj7 | ii7 | V9",
+            "I6 | I6 | ii9 | V7",
+            "I6 | vi7 | ii7 | V9",
+            "I6 | IVmaj7 | ii7 | V7",
             "I6 | ii7 | V7 | I6",
-            "Imaj7 | iv6 | Imaj7 | V9",
+            "Imaj7 | iv6 | I6 | V7",
         ),
         "minor": (
             "i9 | i9 | iv9 | V7",
@@ -21,38 +21,32 @@ BOSSA_NOVA = Style(
             "i9 | iv9 | i9 | V7",
         ),
     },
-    leads={"flute": 2.5, "saxophone": 2, "nylon guitar": 1.5, "piano": 1.5, "trumpet": 0.6},
+    leads={"flute": 2.5, "saxophone": 2, "nylon guitar": 1.5, "piano": 1.5, "trumpet": 1.2},
     comping={"nylon guitar": 4, "piano": 1},
     bass={"double bass": 3, "electric bass": 1},
     pads={"strings": 1},
     pad=0.12,
     drums=0.75,
-    rhythms={"4/4": SYNCOPATED["4/4"]},
-    bass_patterns={"4/4": ("R-----5-5-----R-", "R-----R-5-----5-")},
-    comping_patterns={
-        "4/4": (
-            "x---..x-..x---..x-..x---..x---..",
-            "x--x--x---x--x--",
-            "x-..x-..x--x--..",
-        )
-    },
+    rhythms={"4/4": SYNCOPATED["4/4"][2:4] + SYNCOPATED["4/4"][5:7] + FLOWING["4/4"][:4]},
+    bass_patterns={"4/4": ("R-----5-5-----R-", "R-------5-----5-", "R---..R-5-------")},
+    comping_patterns={"4/4": ("x---x-x-..x-x---", "x-..x-..x-x-..x-", "x---x-x-x---x-x-")},
     grooves={
         "4/4": (
             {
-                "stick": "x.....x.....x.......x.....x.....",
-                "closed": "x.x.x.x.x.x.x.x.x.x.x.x.x.x.x.x.",
-                "kick": "x.....o.x.....o.x.....o.x.....o.",
+                "stick": "x.....o.....o.......x.....o.....",
+                "closed": "X.o.X.o.X.o.X.o.X.o.X.o.X.o.X.o.",
+                "kick": "X.......X.......X.......X.......",
             },
             {
-                "stick": "x.....x.....x.......x.....x.....",
-                "shaker": "x.o.x.o.x.o.x.o.x.o.x.o.x.o.x.o.",
-                "kick": "x.....o.x.....o.x.....o.x.....o.",
+                "stick": "x.....o.....o...x.....o.....o...",
+                "shaker": "X.o.X.o.X.o.X.o.X.o.X.o.X.o.X.o.",
+                "kick": "X.......X.......X.......X.......",
             },
         )
     },
     fills={"4/4": ({"stick": "x..x..x."}, {"snare": "..o.x.o."})},
     comping_range=(50, 67),
-    cadences={"major": "V9 | Imaj9", "minor": "V7 | i9"},
+    cadences={"major": "V9 | I6", "minor": "V7 | i9"},
     reverb=0.3,
     levels={"drums": -2},
 )

@@ -54,5 +54,5 @@ CHIPTUNE = Style(
     comps_itself=("square lead", "saw lead"),
     timing=0.0,
     reverb=0.08,
-    levels={"drums": 2.5},
+    levels={"lead": 2, "comping": 4, "bass": -1.5, "drums": 1},
 )

@@ -52,5 +52,5 @@ HOUSE = Style(
     timing=0.002,
     reverb=0.25,
     crash=True,
-    levels={"drums": 2.5},
+    levels={"drums": 0.5},
 )

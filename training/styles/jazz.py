@@ -23,7 +23,7 @@ JAZZ_TRIO = Style(
             "ii7b5 V7 | i6 | ii7b5 V7 | i6",
         ),
     },
-    leads={"piano": 3, "electric guitar": 1.5, "saxophone": 2, "trumpet": 1.2, "clarinet": 0.8},
+    leads={"piano": 3, "electric guitar": 1.5, "saxophone": 2, "trumpet": 2, "clarinet": 0.8},
     comping={"piano": 3, "electric guitar": 1},
     bass={"double bass": 1},
     pads={},
@@ -58,7 +58,7 @@ JAZZ_TRIO = Style(
     comping_range=(52, 67),
     swing=(2, 1 / 3),
     timing=0.007,
-    cadences={"major": "V7 | Imaj7", "minor": "V7 | i6"},
+    cadences={"major": "V7 | I6", "minor": "V7 | i6"},
     reverb=0.25,
     levels={"drums": -2},
 )

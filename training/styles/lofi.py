@@ -19,10 +19,10 @@ LO_FI = Style(
             "i7 | i7 | ii7 | i7",
         ),
         "major": (
-            "Imaj7 | vi7 | ii9 | V9",
-            "Imaj9 | IVmaj7 | Imaj9 | V9",
+            "Iadd9 | vi7 | ii9 | V9",
+            "Iadd9 | IVmaj7 | Iadd9 | V7",
             "I6 | iii7 | IVmaj7 | I6",
-            "Imaj9 | IVmaj7 | iv6 | Imaj9",
+            "Imaj7 | IVmaj7 | iv6 | Iadd9",
         ),
     },
     leads={
@@ -69,7 +69,10 @@ LO_FI = Style(
     },
     swing=(1, 0.22),
     timing=0.008,
-    cadences={"major": "V9 | Imaj9", "minor": "v7 | i9", "dorian": "IV9 | i9"},
+    cadences={"major": "V9 | Iadd9", "minor": "V7 | i9", "dorian": "IV9 | i9"},
+    voices=4,
+    comping_range=(47, 67),
     reverb=0.3,
     crackle=0.75,
+    levels={"lead": 1, "comping": -2, "bass": 1, "drums": -2},
 )

@@ -63,5 +63,5 @@ ROCK = Style(
     comping_range=(43, 62),
     reverb=0.25,
     crash=True,
-    levels={"drums": 2.5},
+    levels={"drums": 1, "comping": -1},
 )

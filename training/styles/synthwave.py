@@ -50,5 +50,5 @@ SYNTHWAVE = Style(
     timing=0.002,
     reverb=0.5,
     crash=True,
-    levels={"drums": 1.5},
+    levels={"lead": 1.5, "comping": 3, "bass": -1, "drums": 0.5},
 )
