@@ -38,7 +38,7 @@ from audiocraft_mlx.configs import ConfigSection, Range
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
 
-from . import fuzz_checkpoints
+from . import fuzz_checkpoints, fuzzing
 from .torch_files import Opcodes, arrays, write_torch_file
 
 SECRET = "hf_canary_in_the_environment"
@@ -1064,7 +1064,7 @@ def test_mutated_files_of_checkpoints_are_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where an input that breaks a rule would be saved
-    outcomes = fuzz_checkpoints.fuzz(runs=1000, seed=1, jobs=1)
+    outcomes = fuzzing.fuzz(fuzz_checkpoints.__file__, runs=1000, seed=1, jobs=1)
     assert outcomes["config.json read"] > 10
     for kind in ("xp.cfg", "config.json", "generation_config.json", "tokenizer.json", "safetensors"):
         assert outcomes[f"{kind} refused"] > 10

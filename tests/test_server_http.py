@@ -119,6 +119,14 @@ def test_wrong_fields_are_named(client: httpx.Client, body: dict, param: str) ->
     assert param in error["message"]
 
 
+@pytest.mark.parametrize("name", ["\n", "\x1b[31m", "x" * 5000])
+def test_a_wrong_name_is_shown_short_and_printable(client: httpx.Client, name: str) -> None:
+    error = error_of(client.post("/api/jobs", json={"prompt": "x", name: 3}))
+    assert error["param"] == name
+    assert error["message"].isprintable()
+    assert len(error["message"]) < 300
+
+
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 100_000]
 )

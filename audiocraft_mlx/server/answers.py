@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 from audiocraft_mlx.server.errors import public_message
 from audiocraft_mlx.server.schema import ErrorAnswer, ErrorBody, Job, Status
@@ -156,4 +157,4 @@ def _of_fields(error: RequestValidationError) -> JSONResponse:
     names = place[1:] if place[:1] and place[0] in ("body", "query", "path", "header") else place
     param = ".".join(names) or None
     message = first["msg"][:1].lower() + first["msg"][1:]
-    return error_answer(422, f"{param or 'the body'}: {message}", param, first["type"])
+    return error_answer(422, f"{shown_text(param) if param else 'the body'}: {message}", param, first["type"])
