@@ -116,7 +116,7 @@ fuzz: .venv/installed ## read damaged and hostile checkpoints
 
 # Two hours.
 soak: .venv/installed ## ten thousand generations, and a server under load for an hour
-	@.venv/bin/python tests/soak.py
+	@.venv/bin/python -m tests.soak
 
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
 	.venv-parity/bin/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests/parity

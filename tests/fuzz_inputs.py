@@ -27,6 +27,7 @@ import httpx
 import mido
 import numpy as np
 import soundfile
+from fastapi import FastAPI
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS, choose_format
 from audiocraft_mlx.audio.read import read_duration, read_info, read_pieces
@@ -37,6 +38,7 @@ from audiocraft_mlx.clips.manifest import Manifest
 from audiocraft_mlx.clips.metadata import GenerationMetadata, read_metadata
 from audiocraft_mlx.clips.prompt_lines import LineDefaults, line_of
 from audiocraft_mlx.clips.prompt_lists import ListModel, read_clips
+from audiocraft_mlx.clips.requests import ModelOptions
 from audiocraft_mlx.clips.source import read_source
 from audiocraft_mlx.conditioning.chords import chord_notes
 from audiocraft_mlx.conditioning.chroma import ChromaConfig
@@ -46,6 +48,7 @@ from audiocraft_mlx.conditioning.sections import parse_section
 from audiocraft_mlx.errors import UsageError, UsageErrors
 from audiocraft_mlx.server.app import create_app
 from audiocraft_mlx.server.security import SecuritySettings
+from audiocraft_mlx.server.service import Service
 from audiocraft_mlx.server.settings import Limits, ServerSettings
 from audiocraft_mlx.server.uploads import measure_audio
 from audiocraft_mlx.tuning.metadata import read_json_sidecar, read_table
@@ -59,8 +62,8 @@ else:  # run as a script
 
 RATE = 32000
 SOUNDS = ("wav", "flac", "mp3", "ogg", "aiff", "au", "m4a", "webm")
-LONGEST = 5.0
-"""Seconds of a clip that a request may ask for, so that each is answered at once."""
+LONGEST = 2.0
+"""Seconds of a clip that a request may ask for: those that are answered with audio get all of it."""
 
 METADATA = {
     "prompt": "calm piano",
@@ -104,7 +107,12 @@ CAPTION = {
     "keywords": ["a", "b"],
 }
 PROMPTS = "piano\n\n# no prompt\n strings, calm\n"
-CHORDS = ("C | Am F | Dm7 G7/B", "Bb Eb | F#m7b5 Caug9 | % | N.C.", "Esus2 | Edim7 | E5 E6/9", "A♭maj7 Gsus4 | Cadd9")
+CHORDS = (
+    "C | Am F | Dm7 G7/B",
+    "Bb Eb | F#m7b5 Caug9 | % | N.C.",
+    "Esus2 | Edim7 | E5 E6/9",
+    "A♭maj7 Gsus4 | Cadd9",
+)
 SECTIONS = ("6: strings come in", "10~2: all of them", "0.5~0.25 : a, b: c")
 REQUESTS: dict[str, dict[str, Any]] = {
     "/api/jobs": {
@@ -152,10 +160,10 @@ class InputWorker(Worker):
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder, seed)
         warnings.simplefilter("ignore")  # of what is short, or of another kind than its name says
-        self.service = FakeService(folder)
-        limits = Limits(duration=LONGEST)
-        self.service.settings = ServerSettings(folder, self.service.settings.model, limits=limits)
-        self.app = create_app(self.service, SecuritySettings())
+        model, limits = ModelOptions("demo"), Limits(LONGEST, waiting=10**9, waiting_per_client=10**9)
+        self.service = Service(ServerSettings(folder / "data", model, limits=limits))  # which makes nothing
+        self.answering = FakeService(folder)  # which answers with a tone
+        self.answering.settings = ServerSettings(folder, model, limits=limits)
         self.flac = write_sound(folder / "seed.flac")
         tune = write_tune()
         made = {"file": "a.wav", "sha256": "00", **LINE}
@@ -241,22 +249,19 @@ class InputWorker(Worker):
 
     def _post(self, address: str) -> Callable[[Path], None]:
         """Send the input as a request's body."""
+        app = create_app(self.service if address == "/api/jobs" else self.answering, SecuritySettings())
 
         def post(path: Path) -> None:
-            status, answer = asyncio.run(self._answer(address, path.read_bytes()))
-            self.service.made.clear()
+            status, answer = asyncio.run(answer_to(app, address, path.read_bytes()))
+            self.answering.made.clear()
+            if status == 202:
+                self.service.delete(json.loads(answer)["id"])
             if status >= 500:
                 raise AssertionError(f"status {status}: {answer[:1000]!r}")
             if status >= 400:
                 raise UsageError(json.loads(answer)["error"]["message"])
 
         return post
-
-    async def _answer(self, address: str, body: bytes) -> tuple[int, bytes]:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            answer = await client.post(address, content=body, headers={"Content-Type": "application/json"})
-            return answer.status_code, answer.content
 
 
 # Inputs
@@ -320,6 +325,13 @@ def write_tune() -> bytes:
 
 
 # What reads them
+
+
+async def answer_to(app: FastAPI, address: str, body: bytes) -> tuple[int, bytes]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.post(address, content=body, headers={"Content-Type": "application/json"})
+        return answer.status_code, answer.content
 
 
 def read_sound(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Many generations of mixed kinds, and a server under load for long: `make soak`.
 
-    python tests/soak.py [--generations 10000] [--server-minutes 60] [--seed 0]
+    python -m tests.soak [--generations 10000] [--server-minutes 60] [--seed 0]
 
 Clips of the demo model join and leave a running batch, some are cancelled, each one is written in one of the
 formats, read back and removed. Then clients of a server in a process of its own ask for clips, listen, go
@@ -14,9 +14,6 @@ import argparse
 import gc
 import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -44,6 +41,8 @@ from audiocraft_mlx.clips.source import SourceClip
 from audiocraft_mlx.conditioning.sections import Section
 from audiocraft_mlx.machine import trim_heap
 from audiocraft_mlx.models.musicgen import MusicGen
+
+from .server_process import ServerProcess, resident, serving
 
 SETTLED = 100
 """Generations, or jobs, after which memory may no longer grow."""
@@ -131,7 +130,7 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
                 ended += 1
                 write_and_remove(model, files.pop(event.index), event, folder)
         if ended // SETTLED > before // SETTLED:
-            measured.append(resident())
+            measured.append(settled())
     memory = Memory(measured[0], max(measured), measured[-1])
     left = [path.name for path in folder.iterdir() if path.name != "mlx"]  # MLX's own, of what it compiles
     seconds = time.perf_counter() - start
@@ -174,48 +173,36 @@ def write_and_remove(
     spool.close()
 
 
-def resident(process: int | None = None) -> float:
-    """MB, of this process after what is free was given back."""
-    if process is None:
-        gc.collect()
-        mx.clear_cache()
-        trim_heap()
-    pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def settled() -> float:
+    """MB of this process after what is free was given back."""
+    gc.collect()
+    mx.clear_cache()
+    trim_heap()
+    return resident()
 
 
 def serve(seconds: float, seed: int, folder: Path) -> bool:
     """Whether all that has to hold does, of a server under load for so long."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    program = "from audiocraft_mlx.cli.serve import main; raise SystemExit(main())"
-    options = ["-m", "demo", "--port", str(port), "--no-open", "--data", str(folder / "data")]
-    server = subprocess.Popen([sys.executable, "-c", program, *options], stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url)
+    with serving(folder / "data") as server:
         counts: Counter[str] = Counter()
         cancelled = set[str]()
         end = time.monotonic() + seconds
         threads = [
             threading.Thread(
-                target=client, args=(url, random.Random(1000 * seed + number), end, counts, cancelled)
+                target=client, args=(server.url, random.Random(1000 * seed + number), end, counts, cancelled)
             )
             for number in range(CLIENTS)
         ]
         for thread in threads:
             thread.start()
-        measured = list(measure(server.pid, threads, counts))
+        measured = list(measure(server, threads, counts))
         memory = Memory(measured[0], max(measured), measured[-1]) if measured else None
-        with httpx.Client(base_url=url, timeout=60) as last:
+        with httpx.Client(base_url=server.url, timeout=60) as last:
             jobs = last.get("/api/jobs", params={"limit": 100}).json()["jobs"]
         time.sleep(10)  # the engine tidies up every few seconds
         # Of what is done files stay for a while after it was removed: it could be brought back.
         left = cancelled & {path.name for path in (folder / "data" / "clips").iterdir()}
-    finally:
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(10)
+        status = server.stop()
     print_stdout(
         f"a server for {seconds / 60:.1f} minutes: {dict(counts)}; memory {memory};"
         f" jobs left: {len(jobs)}, folders of cancelled ones left: {len(left)}; status {status}",
@@ -224,12 +211,12 @@ def serve(seconds: float, seed: int, folder: Path) -> bool:
     return flat and not jobs and not left and not counts["errors"] and status == 0
 
 
-def measure(process: int, threads: list[threading.Thread], counts: Counter[str]) -> Iterator[float]:
+def measure(server: ServerProcess, threads: list[threading.Thread], counts: Counter[str]) -> Iterator[float]:
     """Memory each few seconds once the first jobs are made."""
     while any(thread.is_alive() for thread in threads):
         time.sleep(2)
         if counts["jobs"] >= SETTLED:
-            yield resident(process)
+            yield server.memory()
 
 
 def client(url: str, draw: random.Random, end: float, counts: Counter[str], cancelled: set[str]) -> None:
@@ -276,18 +263,6 @@ def visit(session: httpx.Client, draw: random.Random, counts: Counter[str], canc
     session.delete(f"/api/jobs/{job['id']}")  # what was live was cancelled, and is removed now
     counts["jobs"] += 1
     counts[kind] += 1
-
-
-def wait_for(url: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            httpx.get(f"{url}/health").raise_for_status()
-            return
-        except httpx.HTTPError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
 
 
 if __name__ == "__main__":

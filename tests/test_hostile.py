@@ -367,6 +367,7 @@ def test_a_tokenizer_that_multiplies_is_refused_before_it_runs(
         (special([32128]), "has token 32128"),
         (special([1] * 1000), "1000 tokens of no text"),
         (special([]), "0 tokens of no text"),
+        (lambda t: t["post_processor"].update(single=[]), "0 tokens of no text, and 0 of 100 characters"),
         (bigger_vocabulary, "has token 32199, that has 32128 embeddings"),
         (replace_by("a" * 100, 3), "readable"),
         (lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "readable"),

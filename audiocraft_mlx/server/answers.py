@@ -28,6 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 _log = logging.getLogger("musicgen_mlx.server")
 _INVALID = "invalid_request_error"
+_MOST_CHARACTERS = 1000
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -64,6 +65,8 @@ def error_answer(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     kind = _TYPES.get(status, _INVALID if status < 500 else "server_error")
+    if len(message) > _MOST_CHARACTERS:  # it may have a value of the request
+        message = f"{message[:_MOST_CHARACTERS]}..."
     answer = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
     # Half of a surrogate pair can't be sent.
     answer = ErrorAnswer.model_validate_json(answer.model_dump_json())
