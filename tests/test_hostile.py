@@ -38,7 +38,7 @@ from audiocraft_mlx.configs import ConfigSection, Range
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
 
-from . import fuzz_checkpoints, fuzzing
+from . import fuzz_checkpoints, fuzz_inputs, fuzzing
 from .torch_files import Opcodes, arrays, write_torch_file
 
 SECRET = "hf_canary_in_the_environment"
@@ -1069,3 +1069,13 @@ def test_mutated_files_of_checkpoints_are_read_or_refused(
     assert outcomes["config.json read"] > 10
     for kind in ("xp.cfg", "config.json", "generation_config.json", "tokenizer.json", "safetensors"):
         assert outcomes[f"{kind} refused"] > 10
+
+
+def test_mutated_files_and_requests_of_users_are_read_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcomes = fuzzing.fuzz(fuzz_inputs.__file__, runs=1000, seed=1, jobs=1)
+    for kind in ("wav", "mp3", "tags", "prompts, CSV", "POST /api/jobs"):
+        assert outcomes[f"{kind} read"] > 2
+        assert outcomes[f"{kind} refused"] > 2
