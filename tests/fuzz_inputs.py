@@ -122,8 +122,6 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "seed": 1,
         "sections": [{"start": 0.5, "text": "strings", "fade": 0.1}],
         "negative": "drums",
-        "chords": "C | Am",
-        "bpm": 90,
         "format": "flac",
         "bit_depth": 24,
         "normalize": "peak",
