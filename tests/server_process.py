@@ -41,7 +41,7 @@ class ServerProcess:
         return self._process.pid
 
     def memory(self) -> float:
-        """MB that are resident."""
+        """MB of its own."""
         return resident(self.pid)
 
     def open_files(self) -> int:
@@ -79,6 +79,6 @@ def serving(data: Path, log: Path | None = None) -> Iterator[ServerProcess]:
 
 
 def resident(process: int | None = None) -> float:
-    """MB of a process, or of this one."""
-    pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """MB that a process, or this one, has of its own: what is of files the system may drop and read again."""
+    status = Path(f"/proc/{process or 'self'}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) / 1024

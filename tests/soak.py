@@ -19,10 +19,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import httpx
@@ -59,7 +60,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory in MB: when it had settled, at most since then, and at the end."""
+    """In MB: means of the first and of the last tenth of what was measured, and the most."""
 
     settled: float
     highest: float
@@ -70,6 +71,11 @@ class Memory:
         return (
             f"{self.settled:.1f} MB, at most {self.highest:.1f}, at the end {self.last:.1f} ({growth:+.1f} %)"
         )
+
+    @classmethod
+    def of(cls, measured: Sequence[float]) -> Memory:
+        tenth = -(-len(measured) // 10)
+        return cls(fmean(measured[:tenth]), max(measured), fmean(measured[-tenth:]))
 
     @property
     def is_flat(self) -> bool:
@@ -84,10 +90,13 @@ def main() -> int:
     parser.add_argument("--server-minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    holds = True
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        holds = generate(arguments.generations, random.Random(arguments.seed), Path(folder))
-        holds &= serve(60 * arguments.server_minutes, arguments.seed, Path(folder))
+        if arguments.generations:
+            holds &= generate(arguments.generations, random.Random(arguments.seed), Path(folder))
+        if arguments.server_minutes:
+            holds &= serve(60 * arguments.server_minutes, arguments.seed, Path(folder))
     print_stdout("all holds" if holds else "something doesn't hold")
     return 0 if holds else 1
 
@@ -104,7 +113,9 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
     measured: list[float] = []
     start = time.perf_counter()
     while ended < generations:
-        while begun < generations and len(running.plans) < 8:
+        # After each hundred all of them end, so that the same is measured each time.
+        most = min(generations, (ended // SETTLED + 1) * SETTLED)
+        while begun < most and len(running.plans) < 8:
             kind, request = random_request(draw, song)
             plans = [replace(plan, index=next(index)) for plan in plan_clips(model, [request])]
             if room_for(model, plans, running.plans, starting=running.starting) < 1:
@@ -131,7 +142,7 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
                 write_and_remove(model, files.pop(event.index), event, folder)
         if ended // SETTLED > before // SETTLED:
             measured.append(settled())
-    memory = Memory(measured[0], max(measured), measured[-1])
+    memory = Memory.of(measured)
     left = [path.name for path in folder.iterdir() if path.name != "mlx"]  # MLX's own, of what it compiles
     seconds = time.perf_counter() - start
     print_stdout(f"{ended} generations in {seconds:.0f} s: {dict(kinds)}; memory {memory}; left: {left}")
@@ -196,7 +207,7 @@ def serve(seconds: float, seed: int, folder: Path) -> bool:
         for thread in threads:
             thread.start()
         measured = list(measure(server, threads, counts))
-        memory = Memory(measured[0], max(measured), measured[-1]) if measured else None
+        memory = Memory.of(measured) if measured else None
         with httpx.Client(base_url=server.url, timeout=60) as last:
             jobs = last.get("/api/jobs", params={"limit": 100}).json()["jobs"]
         time.sleep(10)  # the engine tidies up every few seconds
