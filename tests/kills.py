@@ -1,4 +1,4 @@
-"""Kills each program at random moments (SIGKILL), goes on, and looks at what there is: `make kills`.
+"""Kills each program at random moments (SIGKILL), goes on, and looks at what there is: a part of `make soak`.
 
     python -m tests.kills [--kills 40] [--seed 0] [list server training cluster]
 
