@@ -1075,7 +1075,7 @@ def test_mutated_files_and_requests_of_users_are_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcomes = fuzzing.fuzz(fuzz_inputs.__file__, runs=1000, seed=1, jobs=1)
+    outcomes = fuzzing.fuzz(fuzz_inputs.__file__, runs=500, seed=1, jobs=1)
     for kind in ("wav", "mp3", "tags", "prompts, CSV", "POST /api/jobs"):
-        assert outcomes[f"{kind} read"] > 2
-        assert outcomes[f"{kind} refused"] > 2
+        assert outcomes[f"{kind} read"] > 0
+        assert outcomes[f"{kind} refused"] > 0
