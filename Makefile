@@ -108,15 +108,18 @@ lint: .venv/installed ## check style, types, imports and workflows
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/zizmor --offline --quiet --no-progress .github
 
-# Both at once: less than three minutes on 2 cores.
-fuzz: .venv/installed ## read damaged and hostile checkpoints
+# At once: about four minutes on 2 cores.
+fuzz: .venv/installed ## read damaged and hostile checkpoints, audio, lists and requests
 	@.venv/bin/python tests/fuzz_torch_pickle.py --runs 80000 & torch=$$!; \
-	.venv/bin/python tests/fuzz_checkpoints.py --runs 55000; others=$$?; \
+	.venv/bin/python tests/fuzz_checkpoints.py --runs 55000 && \
+	.venv/bin/python tests/fuzz_inputs.py --runs 10000; others=$$?; \
 	wait $$torch && exit $$others
 
-# Two hours.
-soak: .venv/installed ## ten thousand generations, and a server under load for an hour
-	@.venv/bin/python tests/soak.py
+# Two and a half hours; see docs/RELIABILITY.md.
+soak: .venv/installed ## ten thousand generations, an hour of server load, kills, and hundreds of clients
+	@.venv/bin/python -m tests.soak
+	@.venv/bin/python -m tests.kills
+	@.venv/bin/python -m tests.client_load
 
 parity: .venv-parity/installed ## compare with PyTorch (downloads torch and transformers)
 	.venv-parity/bin/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests/parity

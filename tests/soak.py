@@ -1,6 +1,6 @@
 """Many generations of mixed kinds, and a server under load for long: `make soak`.
 
-    python tests/soak.py [--generations 10000] [--server-minutes 60] [--seed 0]
+    python -m tests.soak [--generations 10000] [--server-minutes 60] [--seed 0]
 
 Clips of the demo model join and leave a running batch, some are cancelled, each one is written in one of the
 formats, read back and removed. Then clients of a server in a process of its own ask for clips, listen, go
@@ -14,18 +14,16 @@ import argparse
 import gc
 import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import httpx
@@ -45,6 +43,8 @@ from audiocraft_mlx.conditioning.sections import Section
 from audiocraft_mlx.machine import trim_heap
 from audiocraft_mlx.models.musicgen import MusicGen
 
+from .server_process import ServerProcess, resident, serving
+
 SETTLED = 100
 """Generations, or jobs, after which memory may no longer grow."""
 GROWTH = 0.01
@@ -60,7 +60,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory in MB: when it had settled, at most since then, and at the end."""
+    """In MB: means of the first and of the last tenth of what was measured, and the most."""
 
     settled: float
     highest: float
@@ -71,6 +71,11 @@ class Memory:
         return (
             f"{self.settled:.1f} MB, at most {self.highest:.1f}, at the end {self.last:.1f} ({growth:+.1f} %)"
         )
+
+    @classmethod
+    def of(cls, measured: Sequence[float]) -> Memory:
+        tenth = -(-len(measured) // 10)
+        return cls(fmean(measured[:tenth]), max(measured), fmean(measured[-tenth:]))
 
     @property
     def is_flat(self) -> bool:
@@ -85,10 +90,13 @@ def main() -> int:
     parser.add_argument("--server-minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    holds = True
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        holds = generate(arguments.generations, random.Random(arguments.seed), Path(folder))
-        holds &= serve(60 * arguments.server_minutes, arguments.seed, Path(folder))
+        if arguments.generations:
+            holds &= generate(arguments.generations, random.Random(arguments.seed), Path(folder))
+        if arguments.server_minutes:
+            holds &= serve(60 * arguments.server_minutes, arguments.seed, Path(folder))
     print_stdout("all holds" if holds else "something doesn't hold")
     return 0 if holds else 1
 
@@ -105,7 +113,9 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
     measured: list[float] = []
     start = time.perf_counter()
     while ended < generations:
-        while begun < generations and len(running.plans) < 8:
+        # After each hundred all of them end, so that the same is measured each time.
+        most = min(generations, (ended // SETTLED + 1) * SETTLED)
+        while begun < most and len(running.plans) < 8:
             kind, request = random_request(draw, song)
             plans = [replace(plan, index=next(index)) for plan in plan_clips(model, [request])]
             if room_for(model, plans, running.plans, starting=running.starting) < 1:
@@ -131,8 +141,8 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
                 ended += 1
                 write_and_remove(model, files.pop(event.index), event, folder)
         if ended // SETTLED > before // SETTLED:
-            measured.append(resident())
-    memory = Memory(measured[0], max(measured), measured[-1])
+            measured.append(settled())
+    memory = Memory.of(measured)
     left = [path.name for path in folder.iterdir() if path.name != "mlx"]  # MLX's own, of what it compiles
     seconds = time.perf_counter() - start
     print_stdout(f"{ended} generations in {seconds:.0f} s: {dict(kinds)}; memory {memory}; left: {left}")
@@ -174,48 +184,36 @@ def write_and_remove(
     spool.close()
 
 
-def resident(process: int | None = None) -> float:
-    """MB, of this process after what is free was given back."""
-    if process is None:
-        gc.collect()
-        mx.clear_cache()
-        trim_heap()
-    pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def settled() -> float:
+    """MB of this process after what is free was given back."""
+    gc.collect()
+    mx.clear_cache()
+    trim_heap()
+    return resident()
 
 
 def serve(seconds: float, seed: int, folder: Path) -> bool:
     """Whether all that has to hold does, of a server under load for so long."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    program = "from audiocraft_mlx.cli.serve import main; raise SystemExit(main())"
-    options = ["-m", "demo", "--port", str(port), "--no-open", "--data", str(folder / "data")]
-    server = subprocess.Popen([sys.executable, "-c", program, *options], stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url)
+    with serving(folder / "data") as server:
         counts: Counter[str] = Counter()
         cancelled = set[str]()
         end = time.monotonic() + seconds
         threads = [
             threading.Thread(
-                target=client, args=(url, random.Random(1000 * seed + number), end, counts, cancelled)
+                target=client, args=(server.url, random.Random(1000 * seed + number), end, counts, cancelled)
             )
             for number in range(CLIENTS)
         ]
         for thread in threads:
             thread.start()
-        measured = list(measure(server.pid, threads, counts))
-        memory = Memory(measured[0], max(measured), measured[-1]) if measured else None
-        with httpx.Client(base_url=url, timeout=60) as last:
+        measured = list(measure(server, threads, counts))
+        memory = Memory.of(measured) if measured else None
+        with httpx.Client(base_url=server.url, timeout=60) as last:
             jobs = last.get("/api/jobs", params={"limit": 100}).json()["jobs"]
         time.sleep(10)  # the engine tidies up every few seconds
         # Of what is done files stay for a while after it was removed: it could be brought back.
         left = cancelled & {path.name for path in (folder / "data" / "clips").iterdir()}
-    finally:
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(10)
+        status = server.stop()
     print_stdout(
         f"a server for {seconds / 60:.1f} minutes: {dict(counts)}; memory {memory};"
         f" jobs left: {len(jobs)}, folders of cancelled ones left: {len(left)}; status {status}",
@@ -224,12 +222,12 @@ def serve(seconds: float, seed: int, folder: Path) -> bool:
     return flat and not jobs and not left and not counts["errors"] and status == 0
 
 
-def measure(process: int, threads: list[threading.Thread], counts: Counter[str]) -> Iterator[float]:
+def measure(server: ServerProcess, threads: list[threading.Thread], counts: Counter[str]) -> Iterator[float]:
     """Memory each few seconds once the first jobs are made."""
     while any(thread.is_alive() for thread in threads):
         time.sleep(2)
         if counts["jobs"] >= SETTLED:
-            yield resident(process)
+            yield server.memory()
 
 
 def client(url: str, draw: random.Random, end: float, counts: Counter[str], cancelled: set[str]) -> None:
@@ -276,18 +274,6 @@ def visit(session: httpx.Client, draw: random.Random, counts: Counter[str], canc
     session.delete(f"/api/jobs/{job['id']}")  # what was live was cancelled, and is removed now
     counts["jobs"] += 1
     counts[kind] += 1
-
-
-def wait_for(url: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            httpx.get(f"{url}/health").raise_for_status()
-            return
-        except httpx.HTTPError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
 
 
 if __name__ == "__main__":

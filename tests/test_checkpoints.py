@@ -102,6 +102,13 @@ def test_both_formats_and_all_files_of_one_model_give_the_same_weights(
                 np.testing.assert_allclose(other[key], value, rtol, atol, err_msg=key)
 
 
+def test_loading_leaves_nothing_uncomputed(published: Path, tmp_path: Path) -> None:
+    load(str(published))
+    graph = tmp_path / "graph.dot"
+    mx.export_to_dot(str(graph), *mx.random.state)
+    assert len(graph.read_text().splitlines()) < 10  # 28 lines for each layer that has random weights
+
+
 def test_a_release_file_is_preferred_where_a_folder_has_both(release: Path, published: Path) -> None:
     for file in published.iterdir():
         shutil.copy(file, release / file.name)

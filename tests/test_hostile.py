@@ -38,7 +38,7 @@ from audiocraft_mlx.configs import ConfigSection, Range
 from audiocraft_mlx.models.musicgen import MusicGen
 from audiocraft_mlx.networks.mert import MERT, MERTConfig
 
-from . import fuzz_checkpoints
+from . import fuzz_checkpoints, fuzz_inputs, fuzzing
 from .torch_files import Opcodes, arrays, write_torch_file
 
 SECRET = "hf_canary_in_the_environment"
@@ -367,6 +367,7 @@ def test_a_tokenizer_that_multiplies_is_refused_before_it_runs(
         (special([32128]), "has token 32128"),
         (special([1] * 1000), "1000 tokens of no text"),
         (special([]), "0 tokens of no text"),
+        (lambda t: t["post_processor"].update(single=[]), "0 tokens of no text, and 0 of 100 characters"),
         (bigger_vocabulary, "has token 32199, that has 32128 embeddings"),
         (replace_by("a" * 100, 3), "readable"),
         (lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "readable"),
@@ -1064,7 +1065,17 @@ def test_mutated_files_of_checkpoints_are_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where an input that breaks a rule would be saved
-    outcomes = fuzz_checkpoints.fuzz(runs=1000, seed=1, jobs=1)
+    outcomes = fuzzing.fuzz(fuzz_checkpoints.__file__, runs=1000, seed=1, jobs=1)
     assert outcomes["config.json read"] > 10
     for kind in ("xp.cfg", "config.json", "generation_config.json", "tokenizer.json", "safetensors"):
         assert outcomes[f"{kind} refused"] > 10
+
+
+def test_mutated_files_and_requests_of_users_are_read_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcomes = fuzzing.fuzz(fuzz_inputs.__file__, runs=500, seed=1, jobs=1)
+    for kind in ("wav", "mp3", "tags", "prompts, CSV", "POST /api/jobs"):
+        assert outcomes[f"{kind} read"] > 0
+        assert outcomes[f"{kind} refused"] > 0

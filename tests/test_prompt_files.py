@@ -275,6 +275,12 @@ def test_the_model_is_what_lines_say_if_the_command_does_not(fake: FakeModel) ->
         ("a.jsonl", '{"prompt": "a", "output": "\\ud800.wav"}', ["line 1: output must be a name"]),
         ("a.jsonl", '{"prompt": "a", "output": "-"}', ["line 1: output must be the name of a file"]),
         ("a.jsonl", '{"prompt": "a", "melody": "a\\u0000"}', ["line 1: melody must be a name, not 'a\\x00'"]),
+        ("a.jsonl", '{"prompt": "a", "output": "a\\nb"}', ["line 1: output must be a name, not 'a\\nb'"]),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "model": "\\u001b[2J"}',
+            ["line 1: model must be a name"],
+        ),
         (
             "a.jsonl",
             '{"prompt": 3}\n{"prompt": "a", "sections": [1]}\n',

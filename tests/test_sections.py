@@ -385,6 +385,12 @@ def test_a_text_that_is_no_section_is_refused(text: str) -> None:
         parse_section(text)
 
 
+def test_a_long_text_that_is_no_section_is_shown_short() -> None:
+    with pytest.raises(UsageError) as error:
+        parse_section("x" * 5000)
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

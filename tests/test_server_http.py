@@ -119,6 +119,20 @@ def test_wrong_fields_are_named(client: httpx.Client, body: dict, param: str) ->
     assert param in error["message"]
 
 
+@pytest.mark.parametrize("name", ["\n", "\x1b[31m", "x" * 5000])
+def test_a_wrong_name_is_shown_short_and_printable(client: httpx.Client, name: str) -> None:
+    error = error_of(client.post("/api/jobs", json={"prompt": "x", name: 3}))
+    assert error["param"] == name
+    assert error["message"].isprintable()
+    assert len(error["message"]) < 300
+
+
+def test_a_long_value_is_shown_short(client: httpx.Client) -> None:
+    error = error_of(client.post("/api/jobs", json={"prompt": "x", "normalize": "x" * 5000}))
+    assert error["message"].startswith("normalize must be one of none, peak, loudness, not 'xxx")
+    assert len(error["message"]) < 1100
+
+
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 100_000]
 )
@@ -567,15 +581,16 @@ def test_end_of_the_service_takes_its_time_only_once(tmp_path: Path) -> None:
         may_end.set()
 
 
-def test_too_many_requests_at_a_time_are_refused(tmp_path: Path) -> None:
+def test_too_many_requests_at_a_time_are_refused_but_health_is_told(tmp_path: Path) -> None:
     with (
         running(FakeService(tmp_path), SecuritySettings(connections=2)) as url,
         httpx.Client(base_url=url) as client,
     ):
         streams = [client.send(client.build_request("GET", "/api/events"), stream=True) for _ in range(2)]
-        answer = client.get("/health")
+        answer = client.get("/api/jobs")
         assert (answer.status_code, error_of(answer)["type"]) == (503, "server_error")
         assert answer.headers["retry-after"]
+        assert client.get("/health").status_code == 200
         streams[0].close()
-        assert eventually(lambda: client.get("/health").status_code == 200)
+        assert eventually(lambda: client.get("/api/jobs").status_code == 200)
         streams[1].close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from audiocraft_mlx.server import security
 from audiocraft_mlx.server.connections import TimedProtocol
 from audiocraft_mlx.server.security import LOOPBACK_NAMES, SecuritySettings
 from tests.fake_service import FakeService
@@ -337,6 +338,39 @@ def test_answer_to_a_body_just_above_the_limit_says_so(url: str) -> None:
     assert refused(answer, 413)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "status"),
+    [
+        ("/api/jobs", "application/json", 413),
+        ("/api/audio", "audio/wav", 413),
+        ("/api/audio", "text/plain", 415),
+    ],
+)
+def test_a_body_that_is_refused_is_taken_for_a_moment_so_that_the_answer_arrives(
+    url: str, path: str, kind: str, status: int
+) -> None:
+    """A connection that is closed with something unread is reset."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1500000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10) as connection:
+        connection.sendall(head.encode())
+        for _ in range(15):
+            time.sleep(0.02)
+            connection.sendall(bytes(100_000))
+        assert _until_closed(connection).startswith(f"HTTP/1.1 {status}".encode())
+
+
+def test_a_body_that_is_refused_and_stops_is_not_waited_for(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "_DRAIN_SECONDS", 0.1)
+    with socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10) as connection:
+        head = "POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 10000000\r\n\r\n{{".encode())
+        assert _until_closed(connection).startswith(b"HTTP/1.1 413")
+
+
 def _stalled(url: str, path: str, kind: str) -> socket.socket:
     """A connection whose body stops after its first bytes."""
     connection = socket.create_connection(("127.0.0.1", int(port_of(url))), timeout=10)
@@ -356,7 +390,7 @@ def test_bodies_that_stop_hold_no_place_for_ever(tmp_path: Path) -> None:
     with running(FakeService(tmp_path), settings) as url:
         stalled = [_stalled(url, "/api/audio", "audio/wav") for _ in range(8)]
         stalled += [_stalled(url, "/api/jobs", "application/json") for _ in range(4)]
-        assert eventually(lambda: HTTP.get(f"{url}/health").status_code == 503)
+        assert eventually(lambda: HTTP.get(f"{url}/api/jobs").status_code == 503)
         answers = [_until_closed(connection) for connection in stalled]
         assert HTTP.get(f"{url}/health").status_code == 200
         assert HTTP.post(f"{url}/api/audio", **audio).status_code == 422  # no audio, but not "try again"

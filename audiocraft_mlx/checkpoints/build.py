@@ -47,6 +47,9 @@ def load_network_weights(
     sanitize: Callable[[Weights], Weights] = lambda weights: weights,
 ) -> None:
     """Load `tensors`, renamed and packed by `sanitize`, into `network`; see `build_network`."""
+    # What a new network has at random is never computed, but MLX's random state waits for all its keys: 5 KB
+    # a layer, which a process that loads models again and again would keep.
+    mx.eval(mx.random.state)
 
     def sanitized(weights: Weights) -> Weights:
         try:

@@ -68,7 +68,7 @@ def read_tokenizer(model_files: ModelFiles, vocab_size: int) -> Tokenizer:
     # The library raises bare `Exception`, and where it panics a `BaseException`.
     except BaseException as error:
         raise CheckpointError(f"{path} is not a readable tokenizer; download it again") from error
-    highest = max(highest, *empty, *probe)
+    highest = max((highest, *empty, *probe))  # of a text may come none
     if highest >= vocab_size:
         raise CheckpointError(
             f"{path} doesn't fit the text encoder: it has token {highest}, that has {vocab_size} embeddings"

@@ -37,6 +37,8 @@ MAX_CLIPS = 100_000
 """Enough for weeks, and few enough that all can be planned ahead."""
 TAKES = NumberRange(int, f"an integer from 1 to {MAX_CLIPS}", lambda takes: 1 <= takes <= MAX_CLIPS)
 _SEEDS = 2**32
+# What breaks the line of a message, or changes the terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def _name(value: Any) -> str:
     text = _text(value)
     try:
         os.fsencode(text)
-        usable = text.strip() and "\0" not in text
+        usable = text.strip() and not _CONTROL.search(text)
     except UnicodeEncodeError:
         usable = False
     if not usable:

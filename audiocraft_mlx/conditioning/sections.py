@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from audiocraft_mlx.configs import shown
 from audiocraft_mlx.errors import UsageError
 from audiocraft_mlx.validation import validate_number, validate_prompt
 
@@ -77,7 +78,7 @@ def parse_section(text: str) -> Section:
         if not all(math.isfinite(number) and number >= 0 for number in seconds):
             raise ValueError
     except ValueError:
-        raise UsageError(f"must be {FORMAT}, such as {_EXAMPLE}, not {text!r}") from None
+        raise UsageError(f"must be {FORMAT}, such as {_EXAMPLE}, not {shown(text)}") from None
     return Section(seconds[0], words.strip(), *seconds[1:])
 
 

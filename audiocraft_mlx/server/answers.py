@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from audiocraft_mlx.configs import shown_text
 from audiocraft_mlx.errors import MusicGenError, OutputError, UsageError
 from audiocraft_mlx.server.errors import public_message
 from audiocraft_mlx.server.schema import ErrorAnswer, ErrorBody, Job, Status
@@ -27,6 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 _log = logging.getLogger("musicgen_mlx.server")
 _INVALID = "invalid_request_error"
+_MOST_CHARACTERS = 1000
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -63,6 +65,8 @@ def error_answer(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     kind = _TYPES.get(status, _INVALID if status < 500 else "server_error")
+    if len(message) > _MOST_CHARACTERS:  # it may have a value of the request
+        message = f"{message[:_MOST_CHARACTERS]}..."
     answer = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
     # Half of a surrogate pair can't be sent.
     answer = ErrorAnswer.model_validate_json(answer.model_dump_json())
@@ -156,4 +160,4 @@ def _of_fields(error: RequestValidationError) -> JSONResponse:
     names = place[1:] if place[:1] and place[0] in ("body", "query", "path", "header") else place
     param = ".".join(names) or None
     message = first["msg"][:1].lower() + first["msg"][1:]
-    return error_answer(422, f"{param or 'the body'}: {message}", param, first["type"])
+    return error_answer(422, f"{shown_text(param) if param else 'the body'}: {message}", param, first["type"])

@@ -13,6 +13,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -37,6 +38,7 @@ _UPLOADS = frozenset({"/api/audio", "/api/recipe"})
 _ONCE_MORE = (
     b'<!DOCTYPE html><meta http-equiv="refresh" content="0; url=/?token="><title>MusicGen MLX</title>'
 )
+_DRAIN_SECONDS = 2.0
 _YEAR = 365 * 24 * 3600
 _HEADERS = {
     # blob: is what the page itself recorded or drew.
@@ -64,7 +66,7 @@ class SecuritySettings:
     json_bytes: int = 1_000_000
     """Of any other body, which is kept in memory."""
     connections: int = 100
-    """Requests at a time."""
+    """Requests at a time, beside those of how the server is (`/health`)."""
     body_seconds: float = 30.0
     """Without anything of an unfinished body: it would hold its place for ever."""
 
@@ -109,7 +111,9 @@ class Security:
         # What is answered before the body has come.
         early_send = _closing(send) if headers.has_body else send
         try:
-            if self._open >= self._settings.connections:
+            # Who watches the server has to know that it lives, most of all when it has much to do.
+            asks_for_health = scope["path"] == "/health" and not headers.has_body
+            if self._open >= self._settings.connections and not asks_for_health:
                 raise Refusal(
                     503,
                     f"the server has {self._open} open requests; try again later",
@@ -126,6 +130,8 @@ class Security:
                     return await _answer(early_send, 303, b"", {"Location": "/"})
             limit = self._body_limit(scope, headers)
         except Refusal as refusal:
+            if headers.has_body:
+                early_send = _draining(early_send, receive, 2 * self._settings.body_bytes)
             return await refusal.send(early_send)
         is_endless = headers.get("transfer-encoding") != ""
         body = _LimitedBody(receive, limit, self._settings.body_seconds, is_endless)
@@ -245,7 +251,8 @@ class _LimitedBody:
             if self._refusal is None:
                 raise
         if self._refusal is not None and not self._answered:
-            await self._refusal.send(send)
+            is_too_large = self._left < 0
+            await self._refusal.send(_draining(send, self._receive, self._limit) if is_too_large else send)
 
     async def _next(self) -> Message:
         # After its end one waits for the client to go, which may take as long as it likes.
@@ -355,6 +362,31 @@ def _closing(send: Send) -> Send:
         await send(message)
 
     return closing
+
+
+def _draining(send: Send, receive: Receive, most: int) -> Send:
+    """Takes what still comes of a body before it closes the connection: up to `most` bytes, and not for long.
+
+    With something unread the system would reset the connection, and the client might never see the answer.
+    """
+
+    async def drain() -> None:
+        left = most
+        while left > 0:
+            message = await receive()
+            if not message.get("more_body", False):  # or it is gone
+                return
+            left -= len(message["body"])
+
+    async def draining(message: Message) -> None:
+        is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send({**message, "more_body": True} if is_end else message)
+        if is_end:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(drain(), _DRAIN_SECONDS)
+            await send({"type": "http.response.body", "body": b""})
+
+    return draining
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
