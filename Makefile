@@ -68,15 +68,16 @@ test: .venv/installed ## run the tests
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone"
 	.venv/bin/python -m pytest -m alone
 
-# Each step continues from its checkpoint in training/work; about an hour and a half on 2 cores.
-train-demo: .venv-parity/installed ## train the demo model: music, codec, language model, evaluation
+# Each step continues from its checkpoint in training/work; hours.
+train-demo: .venv-parity/installed ## train the next demo model: songs, codec, text, language model, evaluation
+	cd training && ../.venv-parity/bin/python render_songs.py
 	cd training && ../.venv-parity/bin/python train_codec.py
 	cd training && ../.venv-parity/bin/python encode.py
-	cd training && ../.venv-parity/bin/python tokenizer.py
+	cd training && ../.venv-parity/bin/python text_tokenizer.py
+	cd training && ../.venv-parity/bin/python text_encoder.py
 	cd training && ../.venv-parity/bin/python train_lm.py
-	cd training && ../.venv-parity/bin/python write_checkpoint.py
-	cd training && ../.venv-parity/bin/python evaluate.py
-	cd training && ../.venv-parity/bin/python pictures.py
+	cd training && ../.venv-parity/bin/python write_checkpoint.py --out work/model
+	cd training && ../.venv-parity/bin/python evaluate_songs.py --model work/model
 
 # One thread: this model's matrices are so small that threads mostly wait for each other.
 train-lora: .venv-parity/installed ## teach the demo model an instrument that it doesn't know, and evaluate it

@@ -120,7 +120,8 @@ class Trainer:
         right, wrong = results
         first, other_first = right[:, :, :50].mean(), wrong[:, :, :50].mean()
         print(
-            f"  held out, nats by codebook: {np.round(right.mean((0, 2)).numpy(), 2)}, mean {right.mean():.3f};"
+            f"  held out, nats by codebook: {np.round(right.mean((0, 2)).numpy(), 2)}, mean"
+            f" {right.mean():.3f};"
             f" first second {first:.3f}; with another song's caption {wrong.mean() - right.mean():+.3f},"
             f" first second {other_first - first:+.3f}",
             flush=True,
