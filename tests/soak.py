@@ -109,6 +109,7 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
     running, index = RunningClips(model), count()
     files: dict[int, tuple[ClipPlan, OutputOptions, AudioSpool]] = {}
     kinds: Counter[str] = Counter()
+    waiting: tuple[str, ClipRequest] | None = None
     begun = ended = 0
     measured: list[float] = []
     start = time.perf_counter()
@@ -116,10 +117,11 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
         # After each hundred all of them end, so that the same is measured each time.
         most = min(generations, (ended // SETTLED + 1) * SETTLED)
         while begun < most and len(running.plans) < 8:
-            kind, request = random_request(draw, song)
+            kind, request = waiting = waiting or random_request(draw, song)
             plans = [replace(plan, index=next(index)) for plan in plan_clips(model, [request])]
             if room_for(model, plans, running.plans, starting=running.starting) < 1:
-                break
+                break  # an edit is made alone
+            waiting = None
             output = OutputOptions(draw.choice(("wav", "flac", "mp3", "ogg")))
             kinds[kind] += 1
             begun += 1
