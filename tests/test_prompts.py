@@ -189,6 +189,7 @@ def test_clips_of_one_call_with_other_parameters_keep_them(fake: FakeModel) -> N
     for _ in generate_clips(fake, requests):
         pass
     assert [(row["duration"], row["top_k"]) for row in fake.params] == [
-        (request.duration, request.top_k) for request in requests
+        (request.duration, request.top_k)
+        for request in sorted(requests, key=lambda request: -request.duration)  # the longest first
     ]
     assert np.all([row["cfg_coef"] is None for row in fake.params])
