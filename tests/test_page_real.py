@@ -255,7 +255,7 @@ def test_the_page_outlives_the_server(browser: Any, tmp_path: Path, killed: bool
         make(page, "sad strings", duration=LONG, takes=8)
         expect(page.locator(LIVE)).to_have_count(1)
         make(page, "fast sad guitar", duration=1, takes=1)
-        expect(page.locator(CARD)).to_have_count(3)
+        expect(page.locator(CARD)).to_have_count(3, timeout=20_000)
         if killed:
             server.process.kill()
             server.process.wait()
