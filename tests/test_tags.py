@@ -146,6 +146,10 @@ def test_files_of_other_formats_have_no_metadata(tmp_path: Path) -> None:
         (PLAIN.to_json().replace("{}", "[]"), "options is not an object"),
         (PLAIN.to_json().replace('"musicgen-mlx"', '"rm -rf"'), "program is not one of"),
         (PLAIN.to_json().replace("{}", '{"x": [1]}'), "the option 'x' is not a string"),
+        (
+            PLAIN.to_json().replace("{}", '{"%s": [1]}' % ("x" * 5000)),
+            "xxx... is not a string",
+        ),
     ],
 )
 def test_damaged_tags_are_reported_in_one_line(tmp_path: Path, text: str, reason: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from audiocraft_mlx.audio.tags import AudioTags, damaged_tags, read_tags
 from audiocraft_mlx.clips.defaults import MUSICGEN, PROGRAMS, CommandDefaults
 from audiocraft_mlx.clips.parts import part_text
+from audiocraft_mlx.configs import shown
 from audiocraft_mlx.files import StrPath
 from audiocraft_mlx.version import __version__
 
@@ -58,7 +59,8 @@ class GenerationMetadata:
             raise ValueError(f"program is not one of {', '.join(PROGRAMS)}")
         for option, value in self.options.items():
             if not _is(value, (str, int, float, bool)) and not _are_strings(value):
-                raise ValueError(f"the option {option!r} is not a string, a number, true, false or strings")
+                wanted = "a string, a number, true, false or strings"
+                raise ValueError(f"the option {shown(option)} is not {wanted}")
 
     def to_command(self) -> str:
         """The command that makes the clip again: one line, to be pasted into a shell."""
