@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -84,16 +84,6 @@ def _conv_transpose(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     padding = kernel - stride
     y = y + conv.bias.to(y.dtype)[:, None]
     return y[..., padding - padding // 2 : y.shape[-1] - padding // 2]
-
-
-def compiled(layers: nn.ModuleList) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`run_layers` on these layers, compiled except for the LSTM."""
-    at = next(i for i, layer in enumerate(layers) if type(layer).__name__ == "EncodecLSTM")
-    parts = [list(layers[:at]), [layers[at]], list(layers[at + 1 :])]
-    before, after = (
-        torch.compile(lambda x, p=p: run_layers(p, x), dynamic=False) for p in (parts[0], parts[2])
-    )
-    return lambda x: after(run_layers(parts[1], before(x)).contiguous())
 
 
 def run_layers(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
