@@ -25,7 +25,7 @@ from text_tokenizer import TOKENIZER
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from words import Caption, caption, speed, third, unseen_caption
 
-STEPS, BATCH, PEAK_RATE = 4000, 32, 2e-3
+STEPS, BATCH, PEAK_RATE = 6000, 32, 2e-3
 EMBEDDING_RATE = 5.0
 """Times the others' rate: most words, each tempo and each key are rare."""
 GROUP = 8

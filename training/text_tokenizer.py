@@ -3,7 +3,8 @@
 Each word of the captions is one token, also within other words ("violin" + "ist"); what is left is split into
 frequent pieces or letters. Each number of beats per minute is one token, too: what it means is then one
 embedding to learn, and a small text encoder needs no layer that puts digits together. Numbers are split from
-letters ("90bpm").
+letters ("90bpm"). So is each tonic one token, however it is written ("E flat minor", "D#m"): its letter alone
+is also an article, and a piece of words that aren't known.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from draw import draw_attributes
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from wordings import OTHER_MUSIC, OTHER_WORDS
+from wordings import OTHER_MUSIC, OTHER_WORDS, TONICS
 from words import caption
 
 TOKENIZER = Path("work/text_tokenizer")
@@ -40,6 +41,7 @@ def make_tokenizer(captions: int = CAPTIONS) -> Tokenizer:
             normalizers.StripAccents(),
             normalizers.Lowercase(),
             normalizers.Replace(Regex(r"[\s_]+"), " "),
+            *(normalizers.Replace(tonic_pattern(names), f" {tonic_token(names)} ") for names in TONICS),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -61,12 +63,24 @@ def make_tokenizer(captions: int = CAPTIONS) -> Tokenizer:
     return tokenizer
 
 
+def tonic_token(names: tuple[str, ...]) -> str:
+    """keyc, keycsharp, ..."""
+    return "key" + names[0].lower().replace("#", "sharp")
+
+
+def tonic_pattern(names: tuple[str, ...]) -> Regex:
+    """A tonic's name in lower case, before a mode; the article before "minor key" is none."""
+    either = "|".join(name.lower().replace("-", " ").replace(" ", "[ -]") for name in names)
+    mode = r"(maj(or)?|min(or)?|m|dorian|mixolydian)\b"
+    return Regex(rf"(?<![\w#])({either})(?=[ -]?{mode}(?! (key|scale|tonality)))")
+
+
 def caption_words(tokenizer: Tokenizer, captions: int) -> set[str]:
-    """As the tokenizer finds them in captions without mistakes."""
+    """As the tokenizer finds them in plain captions."""
     random_ = random.Random(5)
     result = set()
     for _ in range(captions):
-        text = tokenizer.normalizer.normalize_str(caption(draw_attributes(random_), random_, typos=0).text)
+        text = tokenizer.normalizer.normalize_str(caption(draw_attributes(random_), random_, plain=True).text)
         result |= {word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text) if word.isascii()}
     return {word for word in result if word.isalpha()}
 

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec import CODES, Codec, SpectralLoss, autocast, si_sdr
+import torch.nn.functional as F
+from codec import CODES, HOP, Codec, SpectralLoss, autocast, si_sdr
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 BATCH, WINDOW = 4, 48  # clips, frames
 KMEANS_AT = 500
 REPORT = 100
 PEAK_RATE = 1.5e-3
+AVERAGE = 0.999
+"""Of the weights over the steps: those of one step differ between the phases of a frame, which is a comb."""
+COMB_WEIGHT = 0.03
+WAVE_WEIGHT = 4.0
+"""Of the waveform's error beside the spectra's: SI-SDR is harder to reach than the log-mel distance."""
 HELD_OUT = 16  # clips at the end of the pool
 
 
@@ -30,13 +37,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     codec, loss = Codec(), SpectralLoss()
+    average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(
         codec.network_parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
     )
     step, elapsed = 0, 0.0
     if arguments.out.exists():
         saved = torch.load(arguments.out)
-        codec.load_state_dict(saved["codec"])
+        codec.load_state_dict(saved["last"])
+        average.module.load_state_dict(saved["codec"])
+        average.n_averaged.fill_(saved["step"])
         optimizer.load_state_dict(saved["optimizer"])
         step, elapsed = saved["step"], saved["elapsed"]
         print(f"continuing at step {step}")
@@ -45,7 +55,7 @@ def main() -> None:
     pool = np.load(arguments.pool, mmap_mode="r")
     held_out = torch.tensor(pool[-HELD_OUT:, : 4 * 32000].astype(np.float32) / 32768)
     latents: list[torch.Tensor] = []
-    sums, since = np.zeros(4), time.time()
+    sums, since = np.zeros(5), time.time()
 
     while elapsed < 60 * arguments.minutes:
         step_start = time.time()
@@ -64,42 +74,56 @@ def main() -> None:
                     latents.append(z.detach().permute(0, 2, 1).reshape(-1, z.shape[1]))
             predicted = codec.decode(quantized)
         mel, spectral, wave = loss(predicted, audio)
+        comb = comb_loss(predicted, audio)
         optimizer.zero_grad()
-        (mel + spectral + wave + 0.25 * commitment).backward()
+        (mel + spectral + WAVE_WEIGHT * wave + COMB_WEIGHT * comb + 0.25 * commitment).backward()
         norm = torch.nn.utils.clip_grad_norm_(codec.network_parameters(), 1.0)
         if norm < 1000 or step < 50:
             optimizer.step()
+        average.update_parameters(codec)
         step += 1
         if step == KMEANS_AT:
             codec.quantizer.init_kmeans(torch.cat(latents))
-        sums += [mel.item(), spectral.item(), wave.item(), commitment.item()]
+        sums += [mel.item(), spectral.item(), wave.item(), comb.item(), commitment.item()]
         if step > 3:
             elapsed += time.time() - step_start
         if step % REPORT == 0:
             speed = REPORT * BATCH * WINDOW / 50 / (time.time() - since)
-            values = " ".join(
-                f"{name} {v / REPORT:.3f}" for name, v in zip(("mel", "sc", "wave", "com"), sums, strict=True)
-            )
+            names = ("mel", "sc", "wave", "comb", "com")
+            values = " ".join(f"{name} {v / REPORT:.3f}" for name, v in zip(names, sums, strict=True))
             print(
                 f"{elapsed / 60:.1f} min, step {step}: {values}; {speed:.1f} s of audio per second",
                 flush=True,
             )
-            sums, since = np.zeros(4), time.time()
+            sums, since = np.zeros(5), time.time()
         if step % 500 == 0:
-            report(codec, loss, held_out)
-            save(arguments.out, codec, optimizer, step, elapsed)
+            report(average.module, loss, held_out)
+            save(arguments.out, codec, average.module, optimizer, step, elapsed)
             since = time.time()
-    save(arguments.out, codec, optimizer, step, elapsed)
-    report(codec, loss, held_out)
+    save(arguments.out, codec, average.module, optimizer, step, elapsed)
+    report(average.module, loss, held_out)
 
 
 def excerpt(pool: np.ndarray, random_: np.random.Generator) -> np.ndarray:
-    """Float32 `[WINDOW * 640]` of a clip, not silent."""
+    """Float32 `[WINDOW * HOP]` of a clip, not silent."""
     while True:
-        start = random_.integers(0, pool.shape[1] - WINDOW * 640 + 1)
-        audio = pool[random_.integers(0, len(pool)), start : start + WINDOW * 640]
+        start = random_.integers(0, pool.shape[1] - WINDOW * HOP + 1)
+        audio = pool[random_.integers(0, len(pool)), start : start + WINDOW * HOP]
         if np.abs(audio).max() > 300:
             return audio.astype(np.float32) / 32768
+
+
+def comb_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """How far the error's lines at multiples of 50 Hz stand out of the target's spectrum; `[B, samples]`.
+
+    1 for noise like the target.
+    """
+    error, frames = (x.unflatten(1, (-1, HOP)) for x in (predicted - target, target))
+    lines = torch.fft.rfft(error.mean(1)).abs().pow(2) * frames.shape[1]
+    window = torch.hann_window(HOP)
+    level = torch.fft.rfft(frames * window).abs().pow(2).mean(1) / window.pow(2).mean()
+    level = F.avg_pool1d(level, 9, 1, 4, count_include_pad=False)
+    return (lines / (level + (HOP / 2 * SpectralLoss.FLOOR) ** 2)).mean()
 
 
 @torch.no_grad()
@@ -115,9 +139,12 @@ def report(codec: Codec, loss: SpectralLoss, audio: torch.Tensor) -> None:
     )
 
 
-def save(path: Path, codec: Codec, optimizer: torch.optim.Optimizer, step: int, elapsed: float) -> None:
+def save(
+    path: Path, codec: Codec, average: Codec, optimizer: torch.optim.Optimizer, step: int, elapsed: float
+) -> None:
     state = {
-        "codec": codec.state_dict(),
+        "codec": average.state_dict(),
+        "last": codec.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "elapsed": elapsed,

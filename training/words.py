@@ -39,21 +39,37 @@ def speed(bpm: int) -> str:
     return "slow" if bpm < 85 else "medium" if bpm <= 120 else "fast"
 
 
+def with_invented_words(text: str, random_: random.Random) -> str:
+    """Up to five words that don't exist before, after or between the others.
+
+    The tokenizer splits them, as each word that it doesn't know, into pieces and letters, which then aren't
+    taken for keys.
+    """
+    words = text.split(" ")
+    for _ in range(random_.randint(1, 5)):
+        first, last = random_.sample(wordings.OTHER_WORDS, 2)
+        invented = first[: random_.randint(1, 4)] + last[-random_.randint(1, 4) :]
+        words.insert(random_.choice((0, len(words), random_.randint(0, len(words)))), invented)
+    return " ".join(words)
+
+
 def third(mode: str) -> str:
     return "major" if mode in BRIGHT else "minor"
 
 
-def caption(attributes: Attributes, random_: random.Random, typos: float = 0.05) -> Caption:
+def caption(attributes: Attributes, random_: random.Random, plain: bool = False) -> Caption:
     """A training caption, which may leave out most attributes.
 
-    `typos` is the share of captions with a mistake in typing.
+    Some have a mistake in typing, many have words that the tokenizer doesn't know; none if `plain`.
     """
     while True:
         writer = Writer(attributes, random_)
         form = random_.choices(list(FORMS), list(FORMS.values()))[0]
         text = as_typed(writer.with_noise(form(writer)), random_)
-        if random_.random() < typos:
+        if not plain and random_.random() < 0.05:
             text = with_typo(text, random_)
+        if not plain and random_.random() < 0.35:
+            text = with_invented_words(text, random_)
         if content(text) not in RESERVED:
             return writer.caption(text)
 
