@@ -112,7 +112,6 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
     waiting: tuple[str, ClipRequest] | None = None
     begun = ended = 0
     measured: list[float] = []
-    fill_interned_strings()
     start = time.perf_counter()
     while ended < generations:
         # After each hundred all of them end, so that the same is measured each time.
@@ -144,6 +143,8 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
                 ended += 1
                 write_and_remove(model, files.pop(event.index), event, folder)
         if ended // SETTLED > before // SETTLED:
+            if not measured:
+                fill_interned_strings()
             measured.append(settled())
     memory = Memory.of(measured)
     left = [path.name for path in folder.iterdir() if path.name != "mlx"]  # MLX's own, of what it compiles

@@ -191,12 +191,25 @@ def test_all_keys_modes_meters_and_styles_occur(training: SimpleNamespace, many:
     assert all(60 <= song.bpm <= 170 for song in many)
 
 
-def test_bars_last_what_tempo_and_meter_say(many: list) -> None:
+def test_bars_last_what_tempo_and_meter_say(training: SimpleNamespace, many: list) -> None:
     for song in many:
-        beats = {"4/4": 4, "3/4": 3, "6/8": 2}[song.meter]
+        bar = {"4/4": 4, "3/4": 3, "6/8": 2}[song.meter] * training.song.beat_seconds(song.bpm)
         for number, start in enumerate(song.bars):
-            assert start == pytest.approx(number * beats * 60 / song.bpm)
-        assert song.seconds == pytest.approx(len(song.bars) * beats * 60 / song.bpm)
+            assert start == pytest.approx(number * bar)
+        assert song.seconds == pytest.approx(len(song.bars) * bar)
+
+
+def test_beats_are_frames_and_nearly_as_fast_as_is_said(training: SimpleNamespace) -> None:
+    for bpm in range(60, 171):
+        beat = training.song.beat_seconds(bpm)
+        assert 50 * beat == pytest.approx(round(50 * beat))
+        assert 60 / beat == pytest.approx(bpm, rel=0.03)
+
+
+def test_notes_begin_where_frames_do(many: list) -> None:
+    for song in many:
+        for note in song.notes:
+            assert 50 * note.start == pytest.approx(round(50 * note.start), abs=1e-6)
 
 
 def test_drums_play_if_and_only_if_they_are_said_to(many: list) -> None:
@@ -217,7 +230,7 @@ def test_songs_last_exactly_the_seconds_asked_for(training: SimpleNamespace) -> 
 
 def test_chords_change_only_where_bars_or_their_halves_begin(training: SimpleNamespace, many: list) -> None:
     for song in many:
-        beat = 60 / song.bpm
+        beat = training.song.beat_seconds(song.bpm)
         for start, _ in song.chords:
             assert start / beat == pytest.approx(round(start / beat))
 

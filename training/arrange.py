@@ -11,7 +11,7 @@ from draw import roles
 from melody import RANGES, Theme, Tone, invent_theme, is_strong, realize, vary
 from mix import volume
 from patterns import bar_of, read_pattern
-from song import DRUMS, STEPS, Note, Song, step_seconds
+from song import DRUMS, FRAME, STEPS, Note, Song, on_frame, step_seconds
 from styles import STYLES, Groove, Style
 from theory import Chord, chord_scale, nearest, read_progression, step_in_scale, voicing
 
@@ -38,6 +38,8 @@ VELOCITIES = {"lead": 92, "comping": 76, "viola": 76, "bass": 86, "pad": 70, "dr
 BASS_RANGES = {"cello": (36, 55)}
 BASS_RANGE = (31, 50)
 PAD_RANGE = (50, 67)
+LEVEL = 8
+"""Velocities are multiples of it."""
 STRUM = 0.012
 """Seconds between the strings of a guitar's chord."""
 INTRO_SECONDS = 4.0
@@ -413,12 +415,15 @@ def perform(
         end = swung(event.step + event.steps, style) * step
         if event.last:
             end = max(end, min(seconds, start + 4))
-        spread = style.timing * (0.5 if event.part in ("drums", "bass") else 1)
-        start = max(0.0, start + event.late + max(-2.5, min(2.5, random_.gauss(0, 1))) * spread)
+        spread = style.timing * (0.4 if event.part in ("drums", "bass") else 0.7)
+        # The note's own place first: between two frames a small difference would be a matter of luck.
+        late = event.late + max(-2.5, min(2.5, random_.gauss(0, 1))) * spread
+        start = max(0.0, on_frame(start) + on_frame(late))
         longest = style.longest if event.part == "lead" else 6.0
-        length = min((end - start) * 0.96, longest)
+        length = on_frame(min((end - start) * 0.96, longest)) or FRAME
         accent = event.accent + 4 * is_strong(event.step, attributes.meter)
-        velocity = round(VELOCITIES[event.part] + accent + random_.gauss(0, 3))
+        loudness = VELOCITIES[event.part] + accent + random_.gauss(0, 3)
+        velocity = LEVEL * round(loudness / LEVEL)
         if start < seconds:
             length = min(length, seconds - start)
             notes.append(Note(event.part, start, length, event.key, max(1, min(127, velocity))))

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import EncodecConfig, EncodecModel
 
 SAMPLE_RATE, HOP = 32000, 640
-CODEBOOKS, CODES, DIMENSION, FILTERS = 8, 512, 96, 24
+CODEBOOKS, CODES, DIMENSION, FILTERS = 6, 512, 96, 24
 
 
 def autocast() -> torch.autocast:

@@ -13,6 +13,8 @@ DRUMS = 128
 STEPS = {"4/4": 16, "3/4": 12, "6/8": 12}
 """Sixteenths in a bar."""
 STEPS_PER_BEAT = {"4/4": 4, "3/4": 4, "6/8": 6}
+FRAME = 0.02
+"""Seconds: the codec's."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,28 @@ class Song:
         return self.attributes.meter
 
 
+def on_frame(seconds: float) -> float:
+    """The nearest time where a frame of the codec begins.
+
+    Notes begin there, and a beat lasts a whole number of frames (its tempo is up to 3 % another one): the same
+    note, or bar, then gives the same codes each time, and the language model has to know one form of it.
+    """
+    return round(seconds / FRAME) * FRAME
+
+
+def beat_seconds(bpm: int) -> float:
+    return on_frame(60 / bpm)
+
+
 def step_seconds(bpm: int, meter: str) -> float:
-    return 60 / bpm / STEPS_PER_BEAT[meter]
+    return beat_seconds(bpm) / STEPS_PER_BEAT[meter]
 
 
 def to_midi(song: Song) -> mido.MidiFile:
     """A file of format 1: a track with tempo, meter and key, then a track for each part."""
     ticks_per_quarter = 960
     # MIDI's tempo is of quarters, and six eighths are two dotted quarters.
-    quarters = song.bpm * (1.5 if song.meter == "6/8" else 1)
+    quarters = 60 / beat_seconds(song.bpm) * (1.5 if song.meter == "6/8" else 1)
     ticks_per_second = ticks_per_quarter * quarters / 60
     end = round(song.seconds * ticks_per_second)
     numerator, denominator = map(int, song.meter.split("/"))

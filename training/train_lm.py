@@ -28,7 +28,7 @@ from words import caption
 PEAK_RATE, WARM_UP = 2e-3, 300
 AVERAGE = 0.999  # of the weights over the steps
 CONDITION_DROPOUT = 0.12
-CODEBOOK_WEIGHTS = (2.0, 1.4, 1.1, 0.9, 0.8, 0.7, 0.6, 0.5)
+CODEBOOK_WEIGHTS = (2.0, 1.4, 1.1, 0.9, 0.8, 0.7)
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
@@ -161,9 +161,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("work/text.pt"))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--out", type=Path, default=Path("work/lm.pt"))
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     songs, held_out = Songs(arguments.codes, "train"), Songs(arguments.codes, "held_out")
     trainer = Trainer(arguments.text, arguments.tokenizer)
     parameters = trainer.parameters()
