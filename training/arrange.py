@@ -40,6 +40,8 @@ BASS_RANGE = (31, 50)
 PAD_RANGE = (50, 67)
 LEVEL = 8
 """Velocities are multiples of it."""
+HABIT = 4
+"""Bars."""
 STRUM = 0.012
 """Seconds between the strings of a guitar's chord."""
 INTRO_SECONDS = 4.0
@@ -406,23 +408,31 @@ def swung(step: float, style: Style) -> float:
 def perform(
     events: list[Event], attributes: Attributes, seconds: float, random_: random.Random
 ) -> tuple[Note, ...]:
-    """The notes with swing, and with the small differences of players."""
+    """The notes with swing, and with the small differences of players.
+
+    These are a player's habits: the same note at the same place of four bars is played in the same way.
+    """
     style = STYLES[attributes.style]
     step = step_seconds(attributes.bpm, attributes.meter)
+    habits: dict[tuple[str, int, int], tuple[float, float]] = {}
     notes = []
     for event in events:
+        place = event.part, event.key, event.step % (HABIT * STEPS[attributes.meter])
+        if place not in habits:
+            habits[place] = max(-2.5, min(2.5, random_.gauss(0, 1))), random_.gauss(0, 3)
+        late, louder = habits[place]
         start = swung(event.step, style) * step
         end = swung(event.step + event.steps, style) * step
         if event.last:
             end = max(end, min(seconds, start + 4))
         spread = style.timing * (0.4 if event.part in ("drums", "bass") else 0.7)
         # The note's own place first: between two frames a small difference would be a matter of luck.
-        late = event.late + max(-2.5, min(2.5, random_.gauss(0, 1))) * spread
-        start = max(0.0, on_frame(start) + on_frame(late))
+        start = max(0.0, on_frame(start) + on_frame(event.late + late * spread))
         longest = style.longest if event.part == "lead" else 6.0
         length = on_frame(min((end - start) * 0.96, longest)) or FRAME
-        accent = event.accent + 4 * is_strong(event.step, attributes.meter)
-        loudness = VELOCITIES[event.part] + accent + random_.gauss(0, 3)
+        loudness = (
+            VELOCITIES[event.part] + event.accent + 4 * is_strong(event.step, attributes.meter) + louder
+        )
         velocity = LEVEL * round(loudness / LEVEL)
         if start < seconds:
             length = min(length, seconds - start)

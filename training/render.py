@@ -11,14 +11,15 @@ from pathlib import Path
 
 import fluidsynth
 import numpy as np
-from scipy.signal import lfilter
+from scipy.signal import fftconvolve, lfilter
 from song import DRUMS, Song
 
 SAMPLE_RATE = 32000
 SOUNDFONT = Path("/usr/share/sounds/sf3/FluidR3Mono_GM.sf3")
 DRUM_CHANNEL = 9
 DRUM_BANK = 128
-REVERB = 50  # MIDI's controller 91 of all parts: how loud the room is, the song says
+ROOM = 0.4
+"""Amplitude of a room that is as loud as a song can want it, of the dry sound's."""
 TONE_HERTZ, TONE = 700.0, 0.4
 """What is above is this much quieter, so that a tenth of the energy is above 1 kHz, as in mastered music."""
 RECORD_HERTZ = 5000.0  # what a worn record still has
@@ -34,7 +35,9 @@ class Player:
         if not soundfont.exists():
             raise SystemExit(f"{soundfont} is missing: apt-get install fluidsynth fluidr3mono-gm-soundfont")
         self._synth = fluidsynth.Synth(gain=0.4, samplerate=float(SAMPLE_RATE), channels=16)
+        # Both change all the time: a bar that returns would never sound the same.
         self._synth.setting("synth.chorus.active", 0)
+        self._synth.setting("synth.reverb.active", 0)
         self._synth.setting("synth.polyphony", 128)
         self._font = self._synth.sfload(str(soundfont))
 
@@ -42,14 +45,12 @@ class Player:
         """Float32 `[samples]` of the song's whole length, both channels mixed."""
         synth = self._synth
         synth.system_reset()
-        synth.set_reverb(roomsize=0.2 + 0.6 * song.reverb, damping=0.3, width=0.5, level=song.reverb)
         channels = {}
         for part, program in song.parts.items():
             channels[part] = channel = DRUM_CHANNEL if program == DRUMS else len(channels)
             bank, preset = (DRUM_BANK, song.kit) if program == DRUMS else (0, program)
             synth.program_select(channel, self._font, bank, preset)
             synth.cc(channel, 7, song.volumes[part])
-            synth.cc(channel, 91, REVERB)
         events = []
         for note in song.notes:
             events.append((note.start, 1, channels[note.part], note.key, note.velocity))
@@ -76,12 +77,15 @@ def player() -> Player:
 
 def render(song: Song) -> np.ndarray:
     """Float32 `[samples]` at 32 kHz: played, with the song's effects, at the same loudness for all songs."""
-    audio = tone(player().play(song))
+    audio = player().play(song)
+    audio = tone(audio + song.reverb * ROOM * fftconvolve(audio, room(song.reverb))[: len(audio)])
     if song.attributes.crackle:
         audio = low_pass(audio, RECORD_HERTZ)
     audio = audio * (LOUDNESS / loud(audio))
     if song.attributes.crackle:
-        audio = audio + crackle(len(audio), np.random.default_rng(len(song.notes)))
+        # A loop, as it is laid under a beat.
+        loop = crackle(round(4 * song.bars[1] * SAMPLE_RATE), np.random.default_rng(len(song.notes)))
+        audio = audio + np.resize(loop, len(audio))
     return limit(audio).astype(np.float32)
 
 
@@ -91,6 +95,17 @@ def loud(audio: np.ndarray) -> float:
     blocks = audio[: len(audio) // size * size].reshape(-1, size) if len(audio) >= size else audio[None]
     levels = np.sort((blocks**2).mean(axis=1))
     return float(np.sqrt(levels[len(levels) // 2 :].mean()) + 1e-6)
+
+
+@cache
+def room(size: float) -> np.ndarray:
+    """What a room of a size from 0 to 1 answers to a click, energy 1: noise that fades, its highs first."""
+    seconds = 0.3 + 1.2 * size  # until it is 60 dB quieter
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    noise = np.random.default_rng(0).standard_normal(len(time))
+    answer = low_pass(noise, 3000.0) * 10 ** (-3 * time / seconds)
+    answer[: round(0.01 * SAMPLE_RATE)] = 0  # the nearest wall
+    return answer / np.sqrt((answer**2).sum())
 
 
 def tone(audio: np.ndarray) -> np.ndarray:

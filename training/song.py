@@ -59,8 +59,8 @@ class Song:
 def on_frame(seconds: float) -> float:
     """The nearest time where a frame of the codec begins.
 
-    Notes begin there, and a beat lasts a whole number of frames (its tempo is up to 3 % another one): the same
-    note, or bar, then gives the same codes each time, and the language model has to know one form of it.
+    Notes begin there, and a beat lasts a whole number of frames, up to 3 % more or less than it should: the
+    same note, or bar, then gives the same codes each time, and the language model has to know one form of it.
     """
     return round(seconds / FRAME) * FRAME
 

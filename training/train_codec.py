@@ -1,4 +1,4 @@
-"""Train the codec: `python train_codec.py --minutes 150`. Continues from its checkpoint."""
+"""Train the codec: `python train_codec.py --minutes 190`. Continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD_OUT = 16  # clips at the end of the pool
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--minutes", type=float, default=190)
     parser.add_argument("--pool", type=Path, default=Path("work/renders.npy"), help="int16 [clips, samples]")
     parser.add_argument("--out", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--threads", type=int, default=1)
