@@ -39,20 +39,6 @@ def speed(bpm: int) -> str:
     return "slow" if bpm < 85 else "medium" if bpm <= 120 else "fast"
 
 
-def with_invented_words(text: str, random_: random.Random) -> str:
-    """Up to five words that don't exist before, after or between the others.
-
-    The tokenizer splits them, as each word that it doesn't know, into pieces and letters, which then aren't
-    taken for keys.
-    """
-    words = text.split(" ")
-    for _ in range(random_.randint(1, 5)):
-        first, last = random_.sample(wordings.OTHER_WORDS, 2)
-        invented = first[: random_.randint(1, 4)] + last[-random_.randint(1, 4) :]
-        words.insert(random_.choice((0, len(words), random_.randint(0, len(words)))), invented)
-    return " ".join(words)
-
-
 def third(mode: str) -> str:
     return "major" if mode in BRIGHT else "minor"
 
@@ -625,3 +611,17 @@ def with_typo(text: str, random_: random.Random) -> str:
     before, letter, next_, after = text[:place], text[place], text[place + 1], text[place + 2 :]
     wrong = random_.choice((letter * 2 + next_, next_, next_ + letter))
     return before + wrong + after
+
+
+def with_invented_words(text: str, random_: random.Random) -> str:
+    """Up to five words that don't exist before, after or between the others.
+
+    The tokenizer splits them, as each word that it doesn't know, into pieces and letters, which then aren't
+    taken for keys.
+    """
+    words = text.split(" ")
+    for _ in range(random_.randint(1, 5)):
+        first, last = random_.sample(wordings.OTHER_WORDS, 2)
+        invented = first[: random_.randint(1, 4)] + last[-random_.randint(1, 4) :]
+        words.insert(random_.choice((0, len(words), random_.randint(0, len(words)))), invented)
+    return " ".join(words)
