@@ -110,14 +110,13 @@ def room(size: float) -> np.ndarray:
 
 def tone(audio: np.ndarray) -> np.ndarray:
     """A shelf of one pole."""
-    a = np.exp(-2 * np.pi * TONE_HERTZ / SAMPLE_RATE)
-    return TONE * audio + (1 - TONE) * lfilter([1 - a], [1, -a], audio)
+    return TONE * audio + (1 - TONE) * low_pass(audio, TONE_HERTZ, poles=1)
 
 
-def low_pass(audio: np.ndarray, hertz: float) -> np.ndarray:
-    """Two poles: 12 dB an octave."""
+def low_pass(audio: np.ndarray, hertz: float, poles: int = 2) -> np.ndarray:
+    """6 dB an octave for each pole."""
     a = np.exp(-2 * np.pi * hertz / SAMPLE_RATE)
-    for _ in range(2):
+    for _ in range(poles):
         audio = lfilter([1 - a], [1, -a], audio)
     return audio
 
