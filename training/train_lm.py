@@ -22,11 +22,13 @@ from attributes import Attributes
 from codec import CODEBOOKS, CODES, autocast
 from model import make_model
 from text_tokenizer import TOKENIZER
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast
 from words import caption
 
-PEAK_RATE, WARM_UP = 2e-3, 300
+PEAK_RATE, MUON_RATE, WARM_UP = 2e-3, 4e-3, 300
 AVERAGE = 0.999  # of the weights over the steps
+WEIGHT_DECAY = 0.05
 CONDITION_DROPOUT = 0.12
 CODEBOOK_WEIGHTS = (2.0, 1.4, 1.1, 0.9, 0.8, 0.7)
 # The first frames follow from the text alone, and all others from them.
@@ -70,15 +72,43 @@ class Trainer:
         self.model.text_encoder.load_state_dict(torch.load(text)["text_encoder"])
         self.model.text_encoder.requires_grad_(False).eval()
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [*self.model.decoder.parameters(), *self.model.enc_to_dec_proj.parameters()]
+        self.trained = torch.nn.ModuleDict(
+            {"decoder": self.model.decoder, "enc_to_dec_proj": self.model.enc_to_dec_proj}
+        )
+        self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the layers' matrices, which needs a third of AdamW's steps here; AdamW for the rest."""
+        named = list(self.trained.named_parameters())
+        matrices = [value for name, value in named if ".layers." in name and value.ndim == 2]
+        tables = [value for name, value in named if ".layers." not in name and value.ndim == 2]
+        vectors = [value for _, value in named if value.ndim == 1]
+        return [
+            torch.optim.Muon(
+                matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(
+                [
+                    {"params": tables, "weight_decay": WEIGHT_DECAY},
+                    {"params": vectors, "weight_decay": 0.0},
+                ],
+                lr=PEAK_RATE,
+                betas=(0.9, 0.95),
+            ),
+        ]
 
     def losses(
-        self, codes: torch.Tensor, input_codes: torch.Tensor, texts: list[str], dropout: float
+        self,
+        networks: torch.nn.ModuleDict,
+        codes: torch.Tensor,
+        input_codes: torch.Tensor,
+        texts: list[str],
+        dropout: float,
     ) -> torch.Tensor:
         """Cross-entropy (nats) `[B, K, T]` of codes `[B, K, T]`, given `input_codes` as the past.
 
-        `dropout` is the probability of a clip without condition.
+        `networks` are the trained ones or their average; `dropout` is the probability of a clip without
+        condition.
         """
         batch, _, frames = codes.shape
         steps = frames + CODEBOOKS - 1
@@ -88,10 +118,10 @@ class Trainer:
         text = self.tokenizer(texts, padding=True, return_tensors="pt")
         with torch.no_grad():
             hidden = self.model.text_encoder(**text).last_hidden_state
-        hidden = self.model.enc_to_dec_proj(hidden) * text.attention_mask[..., None]
+        hidden = networks["enc_to_dec_proj"](hidden) * text.attention_mask[..., None]
         if dropout:
             hidden = hidden * (torch.rand(batch, 1, 1) > dropout)
-        logits = self.model.decoder(
+        logits = networks["decoder"](
             input_ids=inputs.reshape(batch * CODEBOOKS, steps),
             encoder_hidden_states=hidden,
             encoder_attention_mask=text.attention_mask,
@@ -108,15 +138,13 @@ class Trainer:
         rows = range(min(48, len(songs.attributes)))
         codes = torch.stack([songs.clip(row, FRAMES, random_)[0] for row in rows])
         texts = [caption(songs.attributes[row], random_).text for row in rows]
-        self.model.eval()
         results = []
         for given in (texts, texts[1:] + texts[:1]):
             losses = [
-                self.losses(codes[i : i + 8], codes[i : i + 8], given[i : i + 8], 0.0)
+                self.losses(self.average.module, codes[i : i + 8], codes[i : i + 8], given[i : i + 8], 0.0)
                 for i in range(0, len(rows), 8)
             ]
             results.append(torch.cat(losses))
-        self.model.train()
         right, wrong = results
         first, other_first = right[:, :, :50].mean(), wrong[:, :, :50].mean()
         print(
@@ -167,38 +195,30 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     songs, held_out = Songs(arguments.codes, "train"), Songs(arguments.codes, "held_out")
     trainer = Trainer(arguments.text, arguments.tokenizer)
-    parameters = trainer.parameters()
-    average = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=PEAK_RATE,
-        betas=(0.9, 0.95),
-    )
+    parameters = list(trainer.trained.parameters())
+    optimizers = trainer.optimizers()
     step, elapsed = 0, 0.0
     if arguments.out.exists():
         saved = torch.load(arguments.out)
-        trainer.model.load_state_dict(saved["model"], strict=False)
-        optimizer.load_state_dict(saved["optimizer"])
-        average, step, elapsed = saved["average"], saved["step"], saved["elapsed"]
+        trainer.trained.load_state_dict(saved["last"])
+        trainer.average.module.load_state_dict(saved["average"])
+        trainer.average.n_averaged.fill_(saved["step"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        step, elapsed = saved["step"], saved["elapsed"]
         print(f"continuing at step {step}", flush=True)
     print(
         f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(songs.attributes)} songs",
         flush=True,
     )
     sums, begun = np.zeros(CODEBOOKS), time.time()
-    trainer.model.decoder.train()
     while elapsed < 60 * arguments.minutes:
         start = time.time()
         progress = min(1, elapsed / (60 * arguments.minutes))
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                PEAK_RATE
-                * min(1, (step + 1) / WARM_UP)
-                * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
-            )
+        rate = min(1, (step + 1) / WARM_UP) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate
         draw, noise = random.Random(step), np.random.default_rng(step)
         batch, frames = draw.choices(*zip(*BATCHES, strict=True))[0]
         rows = [draw.randrange(len(songs.attributes)) for _ in range(batch)]
@@ -206,15 +226,16 @@ def main() -> None:
         texts = [caption(songs.attributes[row], draw).text for row in rows]
         codes = torch.stack(clips)
         with autocast():
-            losses = trainer.losses(codes, corrupt_codes(codes, noise), texts, CONDITION_DROPOUT)
+            losses = trainer.losses(
+                trainer.trained, codes, corrupt_codes(codes, noise), texts, CONDITION_DROPOUT
+            )
         weight = weights(list(on_bar), frames)
-        optimizer.zero_grad()
+        trainer.trained.zero_grad()
         ((losses * weight).sum() / weight.sum()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        torch._foreach_lerp_(
-            average, [p.detach() for p in parameters], 1 - min(AVERAGE, (step + 1) / (step + 10))
-        )
+        for optimizer in optimizers:
+            optimizer.step()
+        trainer.average.update_parameters(trainer.trained)
         step += 1
         sums += losses.detach().mean((0, 2)).numpy()
         elapsed += time.time() - start
@@ -227,24 +248,18 @@ def main() -> None:
             sums, begun = np.zeros(CODEBOOKS), time.time()
         if step % 500 == 0:
             trainer.report(held_out)
-            save(arguments.out, trainer, optimizer, average, step, elapsed)
-    save(arguments.out, trainer, optimizer, average, step, elapsed)
+            save(arguments.out, trainer, optimizers, step, elapsed)
+    save(arguments.out, trainer, optimizers, step, elapsed)
     trainer.report(held_out)
 
 
 def save(
-    path: Path,
-    trainer: Trainer,
-    optimizer: torch.optim.Optimizer,
-    average: list[torch.Tensor],
-    step: int,
-    elapsed: float,
+    path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer], step: int, elapsed: float
 ) -> None:
-    weights = trainer.model.state_dict().items()
     state = {
-        "model": {name: value for name, value in weights if not name.startswith("audio_encoder.")},
-        "average": average,
-        "optimizer": optimizer.state_dict(),
+        "average": trainer.average.module.state_dict(),
+        "last": trainer.trained.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": step,
         "elapsed": elapsed,
     }
