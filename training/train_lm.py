@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -27,6 +26,8 @@ from transformers import PreTrainedTokenizerFast
 from words import caption
 
 PEAK_RATE, MUON_RATE, WARM_UP = 2e-3, 4e-3, 300
+# The share of the time in which the rate falls; constant before, so that a training can be made longer.
+COOL_DOWN = 0.25
 AVERAGE = 0.999  # of the weights over the steps
 WEIGHT_DECAY = 0.05
 CONDITION_DROPOUT = 0.12
@@ -214,8 +215,8 @@ def main() -> None:
     sums, begun = np.zeros(CODEBOOKS), time.time()
     while elapsed < 60 * arguments.minutes:
         start = time.time()
-        progress = min(1, elapsed / (60 * arguments.minutes))
-        rate = min(1, (step + 1) / WARM_UP) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+        left = 1 - elapsed / (60 * arguments.minutes)
+        rate = min(1, (step + 1) / WARM_UP, max(0.03, left / COOL_DOWN))
         for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
