@@ -18,9 +18,12 @@ _PROGRAM = "from audiocraft_mlx.cli.serve import main; raise SystemExit(main())"
 
 
 class ServerProcess:
-    """It answers when this returns. `log` gets what it says on standard error; None: that of this process."""
+    """It answers when this returns. `log` gets what it says on standard error; None: that of this process.
 
-    def __init__(self, data: Path, log: Path | None = None) -> None:
+    `before` is Python that it runs first.
+    """
+
+    def __init__(self, data: Path, log: Path | None = None, before: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -28,7 +31,9 @@ class ServerProcess:
         words = ["-m", "demo", "--port", str(self.port), "--no-open", "--data", str(data)]
         with nullcontext() if log is None else log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=errors
+                [sys.executable, "-c", f"{before}\n{_PROGRAM}", *words],
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
             )
         try:
             self._wait_for_answer()
@@ -69,9 +74,9 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(data: Path, log: Path | None = None) -> Iterator[ServerProcess]:
+def serving(data: Path, log: Path | None = None, before: str = "") -> Iterator[ServerProcess]:
     """Killed in the end if it wasn't stopped before."""
-    server = ServerProcess(data, log)
+    server = ServerProcess(data, log, before)
     try:
         yield server
     finally:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -43,12 +43,15 @@ from audiocraft_mlx.conditioning.sections import Section
 from audiocraft_mlx.machine import trim_heap
 from audiocraft_mlx.models.musicgen import MusicGen
 
-from .server_process import ServerProcess, resident, serving
+from .server_process import resident, serving
 
 SETTLED = 100
 """Generations, or jobs, after which memory may no longer grow."""
 GROWTH = 0.01
 CLIENTS = 8
+ROUND, PAUSE = 60.0, 3.0
+"""Seconds in which clients ask a server, and in which they don't, so that its memory is measured at rest."""
+BEFORE = "import audiocraft_mlx.cli.serve, tests.soak; tests.soak.fill_caches()"
 WORDS = (
     "slow sad piano",
     "a fast guitar with a dance beat",
@@ -144,8 +147,7 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
                 write_and_remove(model, files.pop(event.index), event, folder)
         if ended // SETTLED > before // SETTLED:
             if not measured:
-                fill_interned_strings()
-                fill_array_cache()
+                fill_caches()
             measured.append(settled())
     memory = Memory.of(measured)
     left = [path.name for path in folder.iterdir() if path.name != "mlx"]  # MLX's own, of what it compiles
@@ -154,21 +156,17 @@ def generate(generations: int, draw: random.Random, folder: Path) -> bool:
     return memory.is_flat and not left
 
 
-def fill_interned_strings() -> None:
-    """Give Python's table of interned strings the size that it has in a long run, a megabyte more.
+def fill_caches() -> None:
+    """Give what Python and NumPy keep for later the size that it has in a long run, some megabytes.
 
-    The place of a string that is no more isn't used again: after tens of thousands of them, some hundreds of
-    generations, the table is made anew for three times what is in it.
+    Python's table of interned strings: the place of a string that is no more isn't used again; after tens of
+    thousands of them, some hundreds of generations, the table is made anew for three times what is in it.
+
+    NumPy's freed blocks: up to seven of each size below 1,024 bytes. Arrays as long as a clip's parts leave
+    ever new sizes, until all are there.
     """
     for number in range(100_000):
         sys.intern(f"string {number}")
-
-
-def fill_array_cache() -> None:
-    """Fill NumPy's store of freed blocks: up to seven of each size below 1,024 bytes, 3.7 MB in all.
-
-    Arrays as long as a clip's parts leave blocks of ever new sizes in it, until it is full.
-    """
     for size in range(1, 1024):
         blocks = [np.empty(size, np.uint8) for _ in range(7)]
         del blocks
@@ -219,19 +217,27 @@ def settled() -> float:
 
 def serve(seconds: float, seed: int, folder: Path) -> bool:
     """Whether all that has to hold does, of a server under load for so long."""
-    with serving(folder / "data") as server:
+    with serving(folder / "data", before=BEFORE) as server:
         counts: Counter[str] = Counter()
         cancelled = set[str]()
-        end = time.monotonic() + seconds
-        threads = [
-            threading.Thread(
-                target=client, args=(server.url, random.Random(1000 * seed + number), end, counts, cancelled)
-            )
-            for number in range(CLIENTS)
-        ]
-        for thread in threads:
-            thread.start()
-        measured = list(measure(server, threads, counts))
+        start, measured = time.monotonic(), list[float]()
+        for round_number in count():
+            if time.monotonic() > start + seconds:
+                break
+            end = time.monotonic() + min(ROUND, seconds)
+            draws = [random.Random(f"{seed} {round_number} {number}") for number in range(CLIENTS)]
+            threads = [
+                threading.Thread(target=client, args=(server.url, draw, end, counts, cancelled))
+                for draw in draws
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            time.sleep(PAUSE)
+            if counts["jobs"] >= SETTLED:
+                measured.append(server.memory())
+                print_stderr(f"{counts['jobs']} jobs: {measured[-1]:.1f} MB")
         memory = Memory.of(measured) if measured else None
         with httpx.Client(base_url=server.url, timeout=60) as last:
             jobs = last.get("/api/jobs", params={"limit": 100}).json()["jobs"]
@@ -245,14 +251,6 @@ def serve(seconds: float, seed: int, folder: Path) -> bool:
     )
     flat = memory is not None and memory.is_flat
     return flat and not jobs and not left and not counts["errors"] and status == 0
-
-
-def measure(server: ServerProcess, threads: list[threading.Thread], counts: Counter[str]) -> Iterator[float]:
-    """Memory each few seconds once the first jobs are made."""
-    while any(thread.is_alive() for thread in threads):
-        time.sleep(2)
-        if counts["jobs"] >= SETTLED:
-            yield server.memory()
 
 
 def client(url: str, draw: random.Random, end: float, counts: Counter[str], cancelled: set[str]) -> None:

@@ -3,8 +3,9 @@
 Each word of the captions is one token, also within other words ("violin" + "ist"); what is left is split into
 frequent pieces or letters. Each number of beats per minute is one token, too: what it means is then one
 embedding to learn, and a small text encoder needs no layer that puts digits together. Numbers are split from
-letters ("90bpm"). So is each tonic one token, however it is written ("E flat minor", "D#m"): its letter alone
-is also an article, and a piece of words that aren't known.
+letters ("90bpm"). So is each tonic one token ("♮e♭" for "E flat minor", "Ebm"): its letter alone is also an
+article, and a piece of words that aren't known. Three replacements do it: more would be refused, because
+musicgen-mlx bounds what a tokenizer's replacements can make of a text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from draw import draw_attributes
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from wordings import OTHER_MUSIC, OTHER_WORDS, TONICS
+from wordings import OTHER_MUSIC, OTHER_WORDS
 from words import caption
 
 TOKENIZER = Path("work/text_tokenizer")
@@ -25,6 +26,14 @@ CAPTIONS = 60_000
 SPECIAL = ("<pad>", "</s>", "<unk>")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-/'#&:;!?()\"|+=~"
 BPMS = range(60, 171)
+TONIC = "♮"
+"""Stands before each; it isn't punctuation, which would be split from it."""
+TONICS = tuple(TONIC + name for name in ("c c♯ d♭ d d♯ e♭ e f f♯ g♭ g g♯ a♭ a a♯ b♭ b").split())
+# Before a mode; the article before "minor key" is none.
+BEFORE_TONIC = Regex(
+    r"(?<![\w#])(?=([acdfg]([#♯]|[ -]sharp)|[abdeg]([b♭]|[ -]flat)|[a-g])"
+    r"[ -]?(maj(or)?|min(or)?|m|dorian|mixolydian)\b(?! (key|scale|tonality)))"
+)
 # Log probabilities: a word in one piece before one in two, and anything before letters.
 WORD, PIECE, CHARACTER = -5.0, -8.0, -12.0
 
@@ -34,14 +43,14 @@ def make_tokenizer(captions: int = CAPTIONS) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [
-            normalizers.Replace("♯", "#"),
-            normalizers.Replace("♭", "b"),
             normalizers.Replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"),
-            normalizers.NFKD(),
+            normalizers.NFD(),
             normalizers.StripAccents(),
             normalizers.Lowercase(),
             normalizers.Replace(Regex(r"[\s_]+"), " "),
-            *(normalizers.Replace(tonic_pattern(names), f" {tonic_token(names)} ") for names in TONICS),
+            normalizers.Replace(BEFORE_TONIC, TONIC),
+            normalizers.Replace(Regex(f"(?<={TONIC}[a-g])([#♯]|[ -]sharp)"), "♯"),
+            normalizers.Replace(Regex(f"(?<={TONIC}[a-g])([b♭]|[ -]flat)"), "♭"),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -53,7 +62,7 @@ def make_tokenizer(captions: int = CAPTIONS) -> Tokenizer:
     )
     words = sorted({*caption_words(tokenizer, captions), *OTHER_WORDS, *OTHER_MUSIC} - set(CHARACTERS))
     scores = dict.fromkeys(SPECIAL, 0.0) | dict.fromkeys(CHARACTERS, CHARACTER)
-    scores |= dict.fromkeys((*words, *map(str, BPMS)), WORD)
+    scores |= dict.fromkeys((*TONICS, *words, *map(str, BPMS)), WORD)
     for piece in frequent_pieces(words):
         if len(scores) == VOCABULARY:
             break
@@ -61,18 +70,6 @@ def make_tokenizer(captions: int = CAPTIONS) -> Tokenizer:
     tokenizer.model = models.Unigram(list(scores.items()), SPECIAL.index("<unk>"), byte_fallback=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer
-
-
-def tonic_token(names: tuple[str, ...]) -> str:
-    """keyc, keycsharp, ..."""
-    return "key" + names[0].lower().replace("#", "sharp")
-
-
-def tonic_pattern(names: tuple[str, ...]) -> Regex:
-    """A tonic's name in lower case, before a mode; the article before "minor key" is none."""
-    either = "|".join(name.lower().replace("-", " ").replace(" ", "[ -]") for name in names)
-    mode = r"(maj(or)?|min(or)?|m|dorian|mixolydian)\b"
-    return Regex(rf"(?<![\w#])({either})(?=[ -]?{mode}(?! (key|scale|tonality)))")
 
 
 def caption_words(tokenizer: Tokenizer, captions: int) -> set[str]:
