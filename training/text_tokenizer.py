@@ -28,7 +28,8 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-/'#&:;!?()\"|+=~"
 BPMS = range(60, 171)
 TONIC = "♮"
 """Stands before each; it isn't punctuation, which would be split from it."""
-TONICS = tuple(TONIC + name for name in ("c c♯ d♭ d d♯ e♭ e f f♯ g♭ g g♯ a♭ a a♯ b♭ b").split())
+NAMES = ("c", "c♯", "d♭", "d", "d♯", "e♭", "e", "f", "f♯", "g♭", "g", "g♯", "a♭", "a", "a♯", "b♭", "b")
+TONICS = tuple(TONIC + name for name in NAMES)
 # Before a mode; the article before "minor key" is none.
 BEFORE_TONIC = Regex(
     r"(?<![\w#])(?=([acdfg]([#♯]|[ -]sharp)|[abdeg]([b♭]|[ -]flat)|[a-g])"
