@@ -78,7 +78,7 @@ def test_a_manifest_is_appended_to_in_whole_lines(fake: FakeModel, monkeypatch: 
     Manifest(path).append(second)
     path.write_bytes(path.read_bytes() + b'{"file": "c", "sha')  # as a power failure leaves it
     manifest = Manifest(path)
-    assert manifest.files == {"a", "b"}
+    assert manifest.files == {"a": "", "b": ""}
     write = os.write
 
     def run_full(descriptor: int, data: bytes) -> int:
@@ -88,9 +88,16 @@ def test_a_manifest_is_appended_to_in_whole_lines(fake: FakeModel, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", run_full)
         with pytest.raises(OutputError, match=r"m\.jsonl can't be written: No space left"):
-            manifest.append(first)
+            manifest.append({"file": "c", "sha256": ""})
     assert path.read_bytes().count(b"\n") == 2
     assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_file_that_is_made_again_gets_another_line_unless_it_is_the_same(fake: FakeModel) -> None:
+    same, other = {"file": "a", "sha256": "1"}, {"file": "a", "sha256": "2"}
+    for line in (same, same, other, other, same):
+        Manifest(Path("m.jsonl")).append(line)
+    assert lines_of("m.jsonl") == [same, other, same]
 
 
 @pytest.mark.parametrize("content", ["a tune\n", '{"prompt": "a"}\n', "[]\n", "\0" * 100])

@@ -374,8 +374,24 @@ def test_no_scheduler(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(connection, "_NOTICE_SECONDS", 0.1)
     assert run("tcp://127.0.0.1:1", "-o", "clip.flac") == 1
-    assert "no scheduler answers at tcp://127.0.0.1:1" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out == "no scheduler answers at tcp://127.0.0.1:1 yet; waiting for one, 1 s at most\n"
+    assert "no scheduler answers at tcp://127.0.0.1:1" in said.err
+
+
+def test_no_certificates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tls://127.0.0.1:1", "-o", "clip.flac") == 1
+    assert "tls://127.0.0.1:1 needs certificates" in capsys.readouterr().err
+
+
+def test_no_file_of_machines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "find_spec", lambda name: True)
+    assert run("ssh:hosts", "-o", "clip.flac") == 2
+    assert "hosts can't be read: No such file or directory" in capsys.readouterr().err
 
 
 def test_no_workers(
@@ -385,8 +401,11 @@ def test_no_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machines, "_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(machines, "_NOTICE_SECONDS", 0.1)
     assert run(own_cluster.address, "-o", "clip.flac") == 1
-    assert "no worker was there for 1 s" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out == f"{own_cluster.address} has no worker yet; waiting for one, 1 s at most\n"
+    assert "no worker was there for 1 s" in said.err
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ async def _run(command: GenerateClips, files: Sequence[ClipFiles], manifest: Man
     assert command.cluster is not None
     bar = _Bar()
     spec, place = ModelSpec(command.program.name, command.model), str(command.cluster)
-    async with connect(command.cluster) as client:
+    async with connect(command.cluster, bar.report) as client:
         machines = Machines(client, spec, _needs(command, files), bar.report, place)
         try:
             if command.output_on_worker is not None and command.skip_existing:

@@ -68,10 +68,15 @@ class Manifest:
         check_writable(path)
         self.path = path
         self.files = _files(path)
-        """What it has lines for so far."""
+        """What it has lines for so far, with the hash in the last one."""
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write a line, whole and down to the disk. Raises `OutputError`."""
+        """Write a line, whole and down to the disk, unless there is one of this very file.
+
+        Raises `OutputError`.
+        """
+        if self.files.get(line["file"]) == line["sha256"]:
+            return
         data = json.dumps(line).encode() + b"\n"
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -89,7 +94,7 @@ class Manifest:
                 os.close(descriptor)
         except OSError as error:
             raise write_error(self.path, error) from error
-        self.files.add(line["file"])
+        self.files[line["file"]] = line["sha256"]
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -111,9 +116,12 @@ def _end_of_lines(descriptor: int) -> int:
     return end
 
 
-def _files(path: Path) -> set[str]:
-    """The files of which a manifest has lines. Raises `UsageError` if it is another kind of file."""
-    files: set[str] = set()
+def _files(path: Path) -> dict[str, str]:
+    """The files of which a manifest has lines, with the last one's hash.
+
+    Raises `UsageError` if it is another kind of file.
+    """
+    files: dict[str, str] = {}
     try:
         if not os.path.lexists(path) or not stat.S_ISREG(path.stat().st_mode):
             return files
@@ -121,8 +129,7 @@ def _files(path: Path) -> set[str]:
             for number, line in enumerate(iter(lambda: file.readline(_BLOCK), b""), start=1):
                 try:
                     values = json.loads(line)
-                    files.add(values["file"])
-                    values["sha256"]
+                    files[values["file"]] = values["sha256"]
                 except (ValueError, TypeError, KeyError, RecursionError):
                     if number > 1 and not line.endswith(b"\n") and len(line) < _BLOCK:
                         break  # the last one, which a power failure has cut off

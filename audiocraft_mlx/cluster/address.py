@@ -67,7 +67,7 @@ def parse_cluster(text: str) -> ClusterAddress:
     kind, _, rest = text.partition(":")
     if kind in ("tcp", "tls") and re.fullmatch(r"//(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):[0-9]{1,5}", rest):
         return SchedulerAddress(text)
-    if kind == "local" and re.fullmatch("[0-9]{1,4}", rest, re.ASCII):
+    if kind == "local" and re.fullmatch("[0-9]{1,9}", rest, re.ASCII):
         if not 1 <= int(rest) <= _MOST_WORKERS:
             raise UsageError(f"local:N has 1 to {_MOST_WORKERS} workers, not {rest}")
         return LocalWorkers(int(rest))

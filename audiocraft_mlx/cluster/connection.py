@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import AsyncIterator
+from asyncio import get_running_loop
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _INSTALL = "pip install 'musicgen-mlx[cluster]'"
 # For a scheduler that is started again, too.
 _CONNECT_SECONDS = 30
+_NOTICE_SECONDS = 1.0
 
 
 def require_dask(address: ClusterAddress) -> None:
@@ -39,8 +41,10 @@ def require_dask(address: ClusterAddress) -> None:
 
 
 @asynccontextmanager
-async def connect(address: ClusterAddress) -> AsyncIterator[Client]:
+async def connect(address: ClusterAddress, report: Callable[[str], None]) -> AsyncIterator[Client]:
     """A client, for as long as the context lasts; so long live the workers that this starts.
+
+    `report` is told when a scheduler doesn't answer at once.
 
     Raises:
         ClusterError: nobody answers there, or workers can't be started.
@@ -55,20 +59,34 @@ async def connect(address: ClusterAddress) -> AsyncIterator[Client]:
     with dask.config.set({"distributed.comm.timeouts.connect": _CONNECT_SECONDS}):
         try:
             cluster = await _started(address)
+        except UsageError:
+            raise
         except (OSError, RuntimeError, ValueError, TimeoutError) as error:
             raise ClusterError(f"{address}: workers can't be started: {_first_line(error)}") from error
         try:
+            notice = get_running_loop().call_later(
+                _NOTICE_SECONDS,
+                report,
+                f"no scheduler answers at {address} yet; waiting for one, {_CONNECT_SECONDS} s at most",
+            )
             try:
                 client = await Client(
                     address.url if isinstance(address, SchedulerAddress) else cluster,
                     asynchronous=True,
                     set_as_default=False,
                 )
-            except (OSError, TimeoutError, ValueError, TypeError) as error:
+            except TypeError as error:
+                raise ClusterError(
+                    f"{address} needs certificates, and Dask's configuration names none;"
+                    " docs/CLUSTER.md says how (TLS)"
+                ) from error
+            except (OSError, TimeoutError, ValueError) as error:
                 raise ClusterError(
                     f"no scheduler answers at {address} ({_first_line(error)}); start one (dask scheduler),"
                     " or look whether the address and the certificates are right"
                 ) from error
+            finally:
+                notice.cancel()
             try:
                 yield client
             finally:

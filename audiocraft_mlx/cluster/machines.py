@@ -33,6 +33,7 @@ _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 # How long there may be no machine at all, and only such that can't do it.
 _WAIT_SECONDS = 60.0
+_NOTICE_SECONDS = 2.0
 _REFUSED_SECONDS = 5.0
 # A clip isn't tried again that took so many machines with it, or that failed on so many.
 _MOST_LOST = 3
@@ -110,6 +111,8 @@ class Machines:
         self._told: set[str] = set()
         self._numbers, self._run_id = count(), uuid.uuid4().hex
         self._looked, self._served = 0.0, time.monotonic()
+        self._waits = False
+        """The user knows that there is no worker."""
         self._outcomes: asyncio.Queue[_Outcome] = asyncio.Queue()
         self._read: dict[InputKey, Any] = {}
 
@@ -223,9 +226,12 @@ class Machines:
                     self._leave(machine)
         states = {machine.state for machine in self._machines.values()}
         if not states.isdisjoint({"ready", "joining"}):
-            self._served = time.monotonic()
+            self._served, self._waits = time.monotonic(), False
             return
         idle = time.monotonic() - self._served
+        if not states and idle > _NOTICE_SECONDS and not self._waits:
+            self._waits = True
+            self._report(f"{self._place} has no worker yet; waiting for one, {_WAIT_SECONDS:.0f} s at most")
         if "refused" in states and idle > _REFUSED_SECONDS:
             raise ClusterError(f"no machine can make these clips: {'; '.join(self._refusals[-10:])}")
         if idle > _WAIT_SECONDS:
