@@ -43,7 +43,7 @@ def write(path: Path, codec: Codec, numbers: range, held_out: bool) -> None:
     codes, attributes, bars = [], [], []
     for number in numbers:
         song, audio = excerpt(number, held_out)
-        with autocast():
+        with torch.inference_mode(), autocast():
             codes.append(codec.codes(torch.tensor(audio)[None])[0].numpy())
         attributes.append(song.attributes.to_json())
         bars.append([round(seconds * SAMPLE_RATE / HOP) for seconds in song.bars])

@@ -17,7 +17,7 @@ def make_model(vocabulary: int) -> MusicgenForConditionalGeneration:
         vocab_size=CODES,
         num_codebooks=CODEBOOKS,
         hidden_size=256,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         ffn_dim=1024,
         dropout=0.0,
