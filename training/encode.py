@@ -1,4 +1,4 @@
-"""Codes of training and held-out songs: `python encode.py --songs 3600` → work/codes/. Makes what is missing.
+"""Codes of training and held-out songs: `python encode.py --songs 12000` → work/codes/. Makes what is missing.
 
 A file has a hundred songs: their codes, attributes, and the frames where bars begin.
 """
@@ -21,7 +21,7 @@ HELD_OUT = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--songs", type=int, default=3600)
+    parser.add_argument("--songs", type=int, default=12000)
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--out", type=Path, default=Path("work/codes"))
     arguments = parser.parse_args()
