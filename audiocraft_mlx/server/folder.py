@@ -112,8 +112,10 @@ class DataFolder:
     def remove_job(self, job: Id, clips: list[Id]) -> None:
         """Remove all files of a job."""
         shutil.rmtree(self.clips / job, ignore_errors=True)
-        for clip in clips:
-            for path in self.converted.glob(f"{clip}.*"):
+        # No pattern for each clip: Python keeps hundreds of those that it has compiled.
+        beginnings = tuple(f"{clip}." for clip in clips)
+        with suppress(OSError):
+            for path in [path for path in self.converted.iterdir() if path.name.startswith(beginnings)]:
                 with suppress(OSError):
                     path.unlink()
 
