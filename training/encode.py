@@ -1,4 +1,4 @@
-"""Codes of training and held-out songs: `python encode.py --songs 12000` → work/codes/. Makes what is missing.
+"""Codes of songs: `python encode.py --songs 12000` → work/codes/. Makes what is missing, and held-out ones.
 
 A file has a hundred songs: their codes, attributes, and the frames where bars begin.
 """
