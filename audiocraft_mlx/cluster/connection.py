@@ -51,7 +51,6 @@ async def connect(address: ClusterAddress, report: Callable[[str], None]) -> Asy
         UsageError: the file of machines can't be used.
     """
     import dask
-    from distributed import Client
 
     # The client tells what there is to tell.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -64,29 +63,7 @@ async def connect(address: ClusterAddress, report: Callable[[str], None]) -> Asy
         except (OSError, RuntimeError, ValueError, TimeoutError) as error:
             raise ClusterError(f"{address}: workers can't be started: {_first_line(error)}") from error
         try:
-            notice = get_running_loop().call_later(
-                _NOTICE_SECONDS,
-                report,
-                f"no scheduler answers at {address} yet; waiting for one, {_CONNECT_SECONDS} s at most",
-            )
-            try:
-                client = await Client(
-                    address.url if isinstance(address, SchedulerAddress) else cluster,
-                    asynchronous=True,
-                    set_as_default=False,
-                )
-            except TypeError as error:
-                raise ClusterError(
-                    f"{address} needs certificates, and Dask's configuration names none;"
-                    " docs/CLUSTER.md says how (TLS)"
-                ) from error
-            except (OSError, TimeoutError, ValueError) as error:
-                raise ClusterError(
-                    f"no scheduler answers at {address} ({_first_line(error)}); start one (dask scheduler),"
-                    " or look whether the address and the certificates are right"
-                ) from error
-            finally:
-                notice.cancel()
+            client = await _connected(address, cluster, report)
             try:
                 yield client
             finally:
@@ -94,6 +71,35 @@ async def connect(address: ClusterAddress, report: Callable[[str], None]) -> Asy
         finally:
             if cluster is not None:
                 await cluster.close(timeout=5)
+
+
+async def _connected(address: ClusterAddress, cluster: Any, report: Callable[[str], None]) -> Client:
+    """A client of the scheduler at `address`, or of the `cluster` that was started. Raises `ClusterError`."""
+    from distributed import Client
+
+    def tell() -> None:
+        if cluster is None:
+            report(f"no scheduler answers at {address} yet; waiting for one, {_CONNECT_SECONDS} s at most")
+
+    notice = get_running_loop().call_later(_NOTICE_SECONDS, tell)
+    try:
+        return await Client(
+            address.url if isinstance(address, SchedulerAddress) else cluster,
+            asynchronous=True,
+            set_as_default=False,
+        )
+    except TypeError as error:  # Dask's, of an SSL context that it doesn't have
+        raise ClusterError(
+            f"{address} needs certificates, and Dask's configuration names none;"
+            " docs/CLUSTER.md says how (TLS)"
+        ) from error
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f"no scheduler answers at {address} ({_first_line(error)}); start one (dask scheduler),"
+            " or look whether the address and the certificates are right"
+        ) from error
+    finally:
+        notice.cancel()
 
 
 async def _started(address: ClusterAddress) -> Any:
