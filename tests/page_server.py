@@ -326,7 +326,7 @@ def app(fake: FakeServer) -> FastAPI:
     async def jobs(before: str | None = None, limit: int = 50, q: str = "", favourite: bool = False) -> Any:
         found = sorted(fake.jobs.values(), key=lambda job: -job.created)
         words = q.lower().split()
-        found = [j for j in found if all(w in f"{j.title or ''} {j.recipe.prompt}".lower() for w in words)]
+        found = [job for job in found if all(word in searched(job) for word in words)]
         found = [job for job in found if job.favourite or not favourite]
         start = int(before or 0)
         more = start + limit < len(found)
@@ -438,6 +438,11 @@ def app(fake: FakeServer) -> FastAPI:
 
     routes.mount("/page", StaticFiles(directory=PAGE))
     return routes
+
+
+def searched(job: schema.Job) -> str:
+    recipe = job.recipe
+    return "\n".join([job.title or "", recipe.prompt, *(part.text for part in recipe.sections)]).lower()
 
 
 def dump(value: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from audiocraft_mlx.server import schema
-from tests.page_server import PAGE, RATE, FakeServer, running, tone
+from tests.page_server import PAGE, RATE, FakeServer, dump, running, tone
 
 pytestmark = pytest.mark.alone
 
@@ -163,6 +163,13 @@ def wait_until(page: Any, expression: str, seconds: float = 15) -> None:
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
+        page.wait_for_timeout(20)
+
+
+def wait_for(page: Any, condition: Callable[[], object], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
         page.wait_for_timeout(20)
 
 
@@ -315,6 +322,7 @@ def test_a_second_click_on_stop_does_not_remove_the_job(page: Any, server: FakeS
     server.speed = 1
     make(page, "slow piano", duration=20)
     expect(page.locator(LIVE)).to_have_count(1)
+    expect(page.locator("#player")).to_be_visible()
     tell = server.tell
     server.tell = lambda event, data: None  # type: ignore[method-assign]
     page.click("#stop")
@@ -528,6 +536,28 @@ def test_a_job_that_is_done_before_it_could_be_stopped_can_be_undeleted(
     expect(page.locator(CARD)).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(DONE)).to_have_count(1)
+
+
+def test_a_list_that_was_read_before_events_changes_nothing_that_they_told(
+    page: Any, server: FakeServer
+) -> None:
+    changed, removed = server.add("slow piano", title="slow"), server.add("sad strings")
+    page.reload()
+    expect(page.locator(CARD)).to_have_count(2)
+    held: list[tuple[Any, Any]] = []
+    page.route("**/api/jobs?*", lambda route: held.append((route, route.fetch())))
+    unseen = server.add("marimba")
+    server.tell("reset", None)
+    wait_for(page, lambda: held)
+    server.change(changed.id, title="slower")
+    server.tell("removed", {"id": server.jobs.pop(removed.id).id})
+    server.tell("job", dump(server.add("fast guitar")))
+    titles = page.locator(".card-title")
+    expect(titles).to_have_text(["fast guitar", "slower"])
+    ((route, answer),) = held
+    route.fulfill(response=answer)
+    expect(page.locator(f"[data-id='{unseen.id}']")).to_have_count(1)
+    expect(titles).to_have_text(["fast guitar", "marimba", "slower"])
 
 
 def test_again_and_vary(page: Any, server: FakeServer) -> None:

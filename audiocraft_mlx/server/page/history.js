@@ -25,6 +25,8 @@ class History extends EventTarget {
     this.before = null; // the next page
     this.loaded = false;
     this.asked = 0;
+    /** @type {Set<string>} jobs that events told of since the first page was asked for: what it says is older */
+    this.newer = new Set();
   }
 
   start() {
@@ -57,6 +59,7 @@ class History extends EventTarget {
   /** Read the first page again; what is no longer there goes. */
   async refresh() {
     const asked = ++this.asked;
+    this.newer.clear();
     const known = new Set(this.cards.keys());
     const page = await listJobs({ limit: PAGE, query: this.query, favourite: this.favourite });
     if (asked !== this.asked) return;
@@ -64,18 +67,19 @@ class History extends EventTarget {
     const there = new Set(page.jobs.map((job) => job.id));
     const filtered = this.query !== "" || this.favourite; // live jobs are shown all the same
     for (const [id, { job }] of [...this.cards]) {
-      if (!there.has(id) && job.created >= oldest && !(filtered && isLive(job))) this.remove(id);
+      if (!there.has(id) && !this.newer.has(id) && job.created >= oldest && !(filtered && isLive(job))) this.remove(id);
     }
     // If its last job is new, there may be more between it and the cards; else those go on where they were read to.
     if (!this.loaded || page.before === null || !known.has(page.jobs.at(-1).id)) this.before = page.before;
     this.loaded = true;
-    page.jobs.forEach((job) => this.#put(job));
+    this.#putOlder(page.jobs);
     this.#changed();
     this.#loadMoreIfSeen();
   }
 
   /** A job is new, or has changed. */
   update(job) {
+    this.newer.add(job.id);
     const had = this.cards.get(job.id)?.job;
     player.update(job);
     if (had?.status !== job.status) announce(job);
@@ -100,6 +104,7 @@ class History extends EventTarget {
   }
 
   remove(id) {
+    this.newer.add(id);
     player.forget(id);
     this.#drop(id);
     this.#changed();
@@ -116,6 +121,11 @@ class History extends EventTarget {
       if (clip) return { name: titleOf(job), duration: clip.duration };
     }
     return null;
+  }
+
+  /** Of a list: what events have told since is left as it is. */
+  #putOlder(jobs) {
+    for (const job of jobs) if (!this.newer.has(job.id)) this.#put(job);
   }
 
   #put(job) {
@@ -181,7 +191,7 @@ class History extends EventTarget {
       const page = await listJobs({ before, limit: PAGE, query: this.query, favourite: this.favourite });
       if (this.asked === asked) {
         this.before = page.before;
-        page.jobs.forEach((job) => this.#put(job));
+        this.#putOlder(page.jobs);
         this.#changed();
       }
     } catch {
