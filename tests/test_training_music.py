@@ -29,6 +29,7 @@ def training() -> Iterator[SimpleNamespace]:
         import song
         import songs
         import styles
+        import targets
         import theory
 
         yield SimpleNamespace(
@@ -39,6 +40,7 @@ def training() -> Iterator[SimpleNamespace]:
             song=song,
             songs=songs,
             styles=styles,
+            targets=targets,
             theory=theory,
         )
     finally:
@@ -268,3 +270,29 @@ def test_voices_move_little(training: SimpleNamespace, many: list) -> None:
         before, keys = keys, theory.voicing(theory.read_chord(symbol, 5), 3, 50, 67, keys)
         assert all(50 <= key <= 67 for key in keys)
         assert all(abs(a - b) <= 6 for a, b in zip(before, keys, strict=False))
+
+
+def test_the_targets_of_a_frame_are_what_sounds_in_it(training: SimpleNamespace, many: list) -> None:
+    targets = training.targets
+    names = list(targets.FRAME_CLASSES)
+    for song in many[:20]:
+        frames = int(song.seconds / 0.02)
+        classes, bits = targets.frame_targets(song, frames)
+        for limit, column in zip(targets.FRAME_CLASSES.values(), classes.T, strict=True):
+            assert column.max() < limit
+        for seconds in song.bars:
+            frame = round(seconds / 0.02)
+            assert not classes[frame, :2].any()
+            chord = chord_at(song, seconds)
+            assert classes[frame, names.index("root")] == chord.root
+            assert set(bits[frame, :12].nonzero()[0]) == chord.pitch_classes
+        for note in song.notes:
+            frame = round(note.start / 0.02)
+            if note.part == "lead":
+                assert classes[frame, names.index("lead")] == note.key - targets.LEAD_KEYS[0] + 1
+                assert bits[frame, 24]
+            elif note.part == "drums":
+                assert bits[frame, 28:].any()
+        of_song = dict(zip(targets.SONG_CLASSES, targets.song_targets(song), strict=True))
+        assert of_song["tonic"] == song.attributes.tonic
+        assert all(value < targets.SONG_CLASSES[name] for name, value in of_song.items())

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from render import SAMPLE_RATE, render
-from songs import song
-
-SECONDS = 20
-ENDING = 8.0
-"""Seconds of a song that aren't used: clips go on, and their windows must not all end as songs do."""
+from songs import ENDING, SECONDS, song
 
 
 def excerpt(number: int, held_out: bool = False, style: str | None = None, seconds: int = SECONDS):

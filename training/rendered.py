@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from render_songs import ENDING, SECONDS, excerpt
+from render_songs import excerpt
 from song import Song
-from songs import song
+from songs import ENDING, SECONDS, song
 from spectra import FULL_SCALE, to_float
 
 PIECE = 20

@@ -16,6 +16,11 @@ from draw import draw_attributes
 from song import Song, describe, to_midi
 from styles import STYLES
 
+SECONDS = 20
+"""Of a song that is used for training."""
+ENDING = 8.0
+"""Seconds of a song that aren't used: clips go on, and their windows must not all end as songs do."""
+
 
 def is_held_out(style: str, mode: str, material: Material) -> bool:
     tune = (style, mode, material.progressions, material.themes)

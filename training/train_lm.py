@@ -3,7 +3,7 @@
 Its text encoder is that of `text_encoder.py`, which stays as it is. Clips begin where bars do, as what is
 generated shall; some begin anywhere, as the windows of long music do, and of these only what follows counts.
 The input codes are partly corrupted, so that the model's own mistakes matter less in generation, and the text
-predicts better than copying.
+predicts better than copying. Beside the codes it learns what sounds (`targets.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import json
 import random
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from attributes import Attributes
 from codec import CODEBOOKS, CODES, autocast
+from heads import TargetHeads
 from model import make_model
+from targets import FRAME_CLASSES, SONG_CLASSES, Targets
 from text_tokenizer import TOKENIZER
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast
@@ -31,20 +34,33 @@ COOL_DOWN = 0.25
 AVERAGE = 0.999  # of the weights over the steps
 WEIGHT_DECAY = 0.05
 CONDITION_DROPOUT = 0.12
-CODEBOOK_WEIGHTS = (2.0, 1.4, 1.1, 0.9, 0.8, 0.7)
+# What is music is in the first codebooks, and noise in the last.
+CODEBOOK_WEIGHTS = (2.4, 1.5, 0.9, 0.6, 0.4, 0.2)
+TARGETS_WEIGHT = 0.15
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
 FRAMES = 500  # 10 s
 # (clips, frames) of a batch, and its probability.
 BATCHES = (((12, FRAMES // 2), 0.5), ((6, FRAMES), 0.5))
+# Beginnings, which depend on the text alone: in each step many short ones, as each key and tempo is rare.
+STARTS, STARTS_WEIGHT = (32, 12), 0.5
+
+
+class Clip(NamedTuple):
+    codes: torch.Tensor
+    """`[K, frames]`"""
+    classes: torch.Tensor
+    bits: torch.Tensor
+    on_bar: bool
+    """Whether it begins with a bar."""
 
 
 class Songs:
     """The songs that `encode.py` wrote."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        codes, self.attributes, self.bars = [], [], []
+        codes, targets, self.attributes, self.bars = [], [], [], []
         for path in sorted(folder.glob(f"{name}-*.npz")):
             arrays = np.load(path)
             codes.append(arrays["codes"])
@@ -52,18 +68,25 @@ class Songs:
                 Attributes.from_json(values) for values in json.loads(str(arrays["attributes"]))
             ]
             self.bars += json.loads(str(arrays["bars"]))
+            first = int(path.stem.rpartition("-")[2])
+            numbers = range(first, first + len(codes[-1]))
+            targets.append(
+                Targets.of(folder.with_name("targets") / path.name, numbers, held_out=name == "held_out")
+            )
         self.codes = torch.tensor(np.concatenate(codes))
+        self.targets = Targets.joined(targets)
 
-    def clip(self, row: int, frames: int, random_: random.Random) -> tuple[torch.Tensor, bool]:
-        """Codes `[K, frames]` of a part, and whether it begins with a bar."""
+    def clip(self, row: int, frames: int, random_: random.Random, anywhere: float = ANYWHERE) -> Clip:
         last = self.codes.shape[2] - frames
-        on_bar = random_.random() >= ANYWHERE
+        on_bar = random_.random() >= anywhere
         start = (
             random_.choice([bar for bar in self.bars[row] if bar <= last])
             if on_bar
             else random_.randint(0, last)
         )
-        return self.codes[row, :, start : start + frames].long(), on_bar
+        codes = self.codes[row, :, start : start + frames].long()
+        classes, bits = map(torch.from_numpy, self.targets.clip(row, start, frames))
+        return Clip(codes, classes, bits, on_bar)
 
 
 class Trainer:
@@ -77,6 +100,7 @@ class Trainer:
         self.trained = torch.nn.ModuleDict(
             {"decoder": self.model.decoder, "enc_to_dec_proj": self.model.enc_to_dec_proj}
         )
+        self.heads = TargetHeads(self.model.config.decoder.hidden_size)
         self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -97,6 +121,7 @@ class Trainer:
                 lr=PEAK_RATE,
                 betas=(0.9, 0.95),
             ),
+            torch.optim.AdamW(self.heads.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95)),
         ]
 
     def losses(
@@ -106,11 +131,11 @@ class Trainer:
         input_codes: torch.Tensor,
         texts: list[str],
         dropout: float,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy (nats) `[B, K, T]` of codes `[B, K, T]`, given `input_codes` as the past.
 
-        `networks` are the trained ones or their average; `dropout` is the probability of a clip without
-        condition.
+        And the hidden states `[B, T, D]` from which the first codebook follows. `networks` are the trained
+        ones or their average; `dropout` is the probability of a clip without condition.
         """
         batch, _, frames = codes.shape
         steps = frames + CODEBOOKS - 1
@@ -123,30 +148,61 @@ class Trainer:
         hidden = networks["enc_to_dec_proj"](hidden) * text.attention_mask[..., None]
         if dropout:
             hidden = hidden * (torch.rand(batch, 1, 1) > dropout)
-        logits = networks["decoder"](
+        found = networks["decoder"](
             input_ids=inputs.reshape(batch * CODEBOOKS, steps),
             encoder_hidden_states=hidden,
             encoder_attention_mask=text.attention_mask,
             use_cache=False,
-        ).logits.view(batch, CODEBOOKS, steps, CODES)
-        logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
-        return F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none").view(
-            codes.shape
+            output_hidden_states=True,
         )
+        logits = found.logits.view(batch, CODEBOOKS, steps, CODES)
+        logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
+        losses = F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none")
+        return losses.view(codes.shape), found.hidden_states[-1][:, :frames]
+
+    def learn(
+        self,
+        songs: Songs,
+        batch: int,
+        frames: int,
+        anywhere: float,
+        draw: random.Random,
+        noise: np.random.Generator,
+        weight: float,
+    ) -> torch.Tensor:
+        """Add the gradient, times `weight`, of random clips; returns their cross-entropy `[B, K, T]`."""
+        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch)]
+        clips = list(zip(*(songs.clip(row, frames, draw, anywhere) for row in rows), strict=True))
+        texts = [caption(songs.attributes[row], draw).text for row in rows]
+        codes, classes, bits = (torch.stack(each) for each in clips[:3])
+        with autocast():
+            losses, hidden = self.losses(
+                self.trained, codes, corrupt_codes(codes, noise), texts, CONDITION_DROPOUT
+            )
+            of_targets = self.heads.losses(hidden, classes, bits)
+        weights = code_weights(list(clips[3]), frames)
+        of_frames = weights[:, 0] / weights[:, 0].sum()
+        loss = (losses * weights).sum() / weights.sum()
+        (weight * (loss + TARGETS_WEIGHT * (of_targets.sum(-1) * of_frames).sum())).backward()
+        return losses.detach()
 
     @torch.no_grad()
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        codes = torch.stack([songs.clip(row, FRAMES, random_)[0] for row in rows])
+        clips = [songs.clip(row, FRAMES, random_) for row in rows]
+        codes, classes, bits = (torch.stack(each) for each in list(zip(*clips, strict=True))[:3])
         texts = [caption(songs.attributes[row], random_).text for row in rows]
-        results = []
+        results, of_targets = [], []
         for given in (texts, texts[1:] + texts[:1]):
-            losses = [
-                self.losses(self.average.module, codes[i : i + 8], codes[i : i + 8], given[i : i + 8], 0.0)
-                for i in range(0, len(rows), 8)
-            ]
-            results.append(torch.cat(losses))
+            parts = []
+            for i in range(0, len(rows), 8):
+                part = slice(i, i + 8)
+                losses, hidden = self.losses(self.average.module, codes[part], codes[part], given[part], 0.0)
+                parts.append(losses)
+                if given is texts:
+                    of_targets.append(self.heads.losses(hidden, classes[part], bits[part]))
+            results.append(torch.cat(parts))
         right, wrong = results
         first, other_first = right[:, :, :50].mean(), wrong[:, :, :50].mean()
         print(
@@ -156,6 +212,10 @@ class Trainer:
             f" first second {other_first - first:+.3f}",
             flush=True,
         )
+        targets = torch.cat(of_targets)
+        for name, part in (("first second", targets[:, :50]), ("all", targets)):
+            values = zip((*SONG_CLASSES, *FRAME_CLASSES, "notes"), part.mean((0, 1)).tolist(), strict=True)
+            print(f"    {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in values), flush=True)
 
 
 def corrupt_codes(codes: torch.Tensor, random_: np.random.Generator) -> torch.Tensor:
@@ -173,7 +233,7 @@ def corrupt_codes(codes: torch.Tensor, random_: np.random.Generator) -> torch.Te
     return corrupted
 
 
-def weights(on_bar: list[bool], frames: int) -> torch.Tensor:
+def code_weights(on_bar: list[bool], frames: int) -> torch.Tensor:
     """Of codes in the loss, `[B, K, T]`."""
     result = torch.ones(len(on_bar), CODEBOOKS, frames) * torch.tensor(CODEBOOK_WEIGHTS)[:, None] / CODEBOOKS
     for row, begins in enumerate(on_bar):
@@ -205,6 +265,7 @@ def main() -> None:
         trainer.trained.load_state_dict(saved["last"])
         trainer.average.module.load_state_dict(saved["average"])
         trainer.average.n_averaged.fill_(saved["step"])
+        trainer.heads.load_state_dict(saved["heads"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         step, elapsed = saved["step"], saved["elapsed"]
@@ -218,28 +279,21 @@ def main() -> None:
         start = time.time()
         left = 1 - elapsed / (60 * arguments.minutes)
         rate = min(1, (step + 1) / WARM_UP, max(0.03, left / COOL_DOWN))
-        for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE), strict=True):
+        for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE, PEAK_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
         draw, noise = random.Random(step), np.random.default_rng(step)
         batch, frames = draw.choices(*zip(*BATCHES, strict=True))[0]
-        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch)]
-        clips, on_bar = zip(*(songs.clip(row, frames, draw) for row in rows), strict=True)
-        texts = [caption(songs.attributes[row], draw).text for row in rows]
-        codes = torch.stack(clips)
-        with autocast():
-            losses = trainer.losses(
-                trainer.trained, codes, corrupt_codes(codes, noise), texts, CONDITION_DROPOUT
-            )
-        weight = weights(list(on_bar), frames)
         trainer.trained.zero_grad()
-        ((losses * weight).sum() / weight.sum()).backward()
+        trainer.heads.zero_grad()
+        losses = trainer.learn(songs, batch, frames, ANYWHERE, draw, noise, 1.0)
+        trainer.learn(songs, *STARTS, 0.0, draw, noise, STARTS_WEIGHT)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
         trainer.average.update_parameters(trainer.trained)
         step += 1
-        sums += losses.detach().mean((0, 2)).numpy()
+        sums += losses.mean((0, 2)).numpy()
         elapsed += time.time() - start
         if step % 100 == 0:
             losses_text, seconds = np.round(sums / 100, 2), time.time() - begun
@@ -261,6 +315,7 @@ def save(
     state = {
         "average": trainer.average.module.state_dict(),
         "last": trainer.trained.state_dict(),
+        "heads": trainer.heads.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": step,
         "elapsed": elapsed,
