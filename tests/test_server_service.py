@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -120,6 +122,23 @@ def test_the_samples_are_those_of_the_command(demo: Service, tmp_path: Path) -> 
         mine = read_metadata(demo.clip_file(job.clips[take].id))
         assert mine == read_metadata(tmp_path / f"a-{take + 1}.wav")
     assert job.command == "musicgen-mlx 'warm piano' --model demo --duration 1.5 --seed 4294967295 --takes 2"
+
+
+def test_the_arrays_of_cancelled_jobs_are_free_at_once(demo: Service) -> None:
+    def megabytes() -> float:
+        return mx.get_active_memory() / 2**20
+
+    made(demo, duration=0.5)
+    at_rest = megabytes()
+    gc.disable()  # Python's own collection comes too late for gigabytes
+    try:
+        jobs = [submit(demo, client=f"c{number}", duration=8, seed=number) for number in range(4)]
+        until(lambda: all((progress := demo.job(job.id).progress) and progress.done > 100 for job in jobs))
+        for job in jobs:
+            demo.delete(job.id)
+        until(lambda: megabytes() < at_rest + 0.2)
+    finally:
+        gc.enable()
 
 
 def test_a_clip_is_continued_from_its_codes_as_by_the_command(demo: Service, tmp_path: Path) -> None:

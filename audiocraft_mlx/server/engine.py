@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import deque
@@ -192,7 +193,7 @@ class Engine:
         if removed or ended:
             self._remove_unwanted()
             self._tidy()
-            trim_heap()
+            _free_garbage()
             return True
         return False
 
@@ -376,6 +377,15 @@ def _give_back_memory() -> None:
     import mlx.core as mx
 
     mx.synchronize()
+    _free_garbage()
+
+
+def _free_garbage() -> None:
+    """Of a clip that was cancelled the exception and the generators it went through hold each other.
+
+    They hold its arrays, too, a model's caches, of whose size Python's collector knows nothing.
+    """
+    gc.collect()
     trim_heap()
 
 

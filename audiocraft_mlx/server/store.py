@@ -90,6 +90,8 @@ class Store:
                 # A power failure may lose the last changes, but nothing else.
                 self._connection.execute("PRAGMA synchronous = NORMAL")
                 self._connection.execute("PRAGMA foreign_keys = ON")
+                # Its own cache grows to 2 MB, and the system has the file's pages anyway.
+                self._connection.execute("PRAGMA cache_size = -256")
                 migrate(self._connection, str(path))
             except BaseException:
                 self._connection.close()
