@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from targets import BITS, FRAME_CLASSES, SONG_CLASSES
 
+HARDEST = {"tempo": 2.0, "beat": 2.0, "frame of the beat": 2.0}
+"""Weights of what takes longest to learn; others have 1."""
+
 
 class TargetHeads(torch.nn.Module):
     """Logits of all classes and bits from a hidden state."""
@@ -13,6 +16,9 @@ class TargetHeads(torch.nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.sizes = [*SONG_CLASSES.values(), *FRAME_CLASSES.values()]
+        self.weights = torch.tensor(
+            [HARDEST.get(name, 1.0) for name in (*SONG_CLASSES, *FRAME_CLASSES, "bits")]
+        )
         self.linear = torch.nn.Linear(hidden_size, sum(self.sizes) + BITS)
 
     def losses(self, hidden: torch.Tensor, classes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Train the language model: `python train_lm.py --minutes 300`. Continues from its checkpoint.
+"""Train the language model: `python train_lm.py --minutes 600`. Continues from its checkpoint.
 
 Its text encoder is that of `text_encoder.py`, which stays as it is. Clips begin where bars do, as what is
 generated shall; some begin anywhere, as the windows of long music do, and of these only what follows counts.
@@ -35,7 +35,7 @@ AVERAGE = 0.999  # of the weights over the steps
 WEIGHT_DECAY = 0.05
 CONDITION_DROPOUT = 0.12
 # What is music is in the first codebooks, and noise in the last.
-CODEBOOK_WEIGHTS = (2.4, 1.5, 0.9, 0.6, 0.4, 0.2)
+CODEBOOK_WEIGHTS = (2.2, 1.5, 1.0, 0.7, 0.5, 0.3)
 TARGETS_WEIGHT = 0.15
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
@@ -181,9 +181,9 @@ class Trainer:
             )
             of_targets = self.heads.losses(hidden, classes, bits)
         weights = code_weights(list(clips[3]), frames)
-        of_frames = weights[:, 0] / weights[:, 0].sum()
+        of_frames = (weights[:, 0] / weights[:, 0].sum())[..., None]
         loss = (losses * weights).sum() / weights.sum()
-        (weight * (loss + TARGETS_WEIGHT * (of_targets.sum(-1) * of_frames).sum())).backward()
+        (weight * (loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum())).backward()
         return losses.detach()
 
     @torch.no_grad()
@@ -246,7 +246,7 @@ def code_weights(on_bar: list[bool], frames: int) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=300)
+    parser.add_argument("--minutes", type=float, default=600, help="of a processor; default: %(default)s")
     parser.add_argument("--codes", type=Path, default=Path("work/codes"))
     parser.add_argument("--text", type=Path, default=Path("work/text.pt"))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
@@ -276,7 +276,7 @@ def main() -> None:
     )
     sums, begun = np.zeros(CODEBOOKS), time.time()
     while elapsed < 60 * arguments.minutes:
-        start = time.time()
+        start = time.process_time()
         left = 1 - elapsed / (60 * arguments.minutes)
         rate = min(1, (step + 1) / WARM_UP, max(0.03, left / COOL_DOWN))
         for optimizer, peak in zip(optimizers, (MUON_RATE, PEAK_RATE, PEAK_RATE), strict=True):
@@ -294,7 +294,7 @@ def main() -> None:
         trainer.average.update_parameters(trainer.trained)
         step += 1
         sums += losses.mean((0, 2)).numpy()
-        elapsed += time.time() - start
+        elapsed += time.process_time() - start
         if step % 100 == 0:
             losses_text, seconds = np.round(sums / 100, 2), time.time() - begun
             print(
