@@ -160,16 +160,13 @@ def make(page: Any, prompt: str, **numbers: Any) -> None:
 
 def wait_until(page: Any, expression: str, seconds: float = 15) -> None:
     """As `wait_for_function`, which the page's Content-Security-Policy forbids."""
-    end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, expression
-        page.wait_for_timeout(20)
+    wait_for(page, lambda: page.evaluate(expression), seconds, expression)
 
 
-def wait_for(page: Any, condition: Callable[[], object], seconds: float = 15) -> None:
+def wait_for(page: Any, condition: Callable[[], object], seconds: float = 15, what: str = "") -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, what
         page.wait_for_timeout(20)
 
 

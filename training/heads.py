@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from targets import BITS, FRAME_CLASSES, SONG_CLASSES
+from targets import BITS, FRAME_CLASSES, NAMES, SONG_CLASSES
 
 HARDEST = {"tempo": 2.0, "beat": 2.0, "frame of the beat": 2.0}
 """Weights of what takes longest to learn; others have 1."""
@@ -16,9 +16,7 @@ class TargetHeads(torch.nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.sizes = [*SONG_CLASSES.values(), *FRAME_CLASSES.values()]
-        self.weights = torch.tensor(
-            [HARDEST.get(name, 1.0) for name in (*SONG_CLASSES, *FRAME_CLASSES, "bits")]
-        )
+        self.weights = torch.tensor([HARDEST.get(name, 1.0) for name in NAMES])
         self.linear = torch.nn.Linear(hidden_size, sum(self.sizes) + BITS)
 
     def losses(self, hidden: torch.Tensor, classes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

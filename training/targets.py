@@ -42,6 +42,10 @@ BITS = 12 + 12 + len(PITCHED) + len(DRUM_GROUPS)
 """Of a frame: the chord's pitch classes, those that the harmony plays, parts and drums that begin a note."""
 
 
+NAMES = (*SONG_CLASSES, *FRAME_CLASSES, "notes")
+"""Of all targets; the last one is of all bits."""
+
+
 def song_targets(composed: Song) -> np.ndarray:
     """int16 `[len(SONG_CLASSES)]`"""
     attributes = composed.attributes

@@ -22,7 +22,7 @@ from attributes import Attributes
 from codec import CODEBOOKS, CODES, autocast
 from heads import TargetHeads
 from model import make_model
-from targets import FRAME_CLASSES, SONG_CLASSES, Targets
+from targets import NAMES, Targets
 from text_tokenizer import TOKENIZER
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast
@@ -214,7 +214,7 @@ class Trainer:
         )
         targets = torch.cat(of_targets)
         for name, part in (("first second", targets[:, :50]), ("all", targets)):
-            values = zip((*SONG_CLASSES, *FRAME_CLASSES, "notes"), part.mean((0, 1)).tolist(), strict=True)
+            values = zip(NAMES, part.mean((0, 1)).tolist(), strict=True)
             print(f"    {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in values), flush=True)
 
 
