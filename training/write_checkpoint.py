@@ -20,16 +20,13 @@ DEMO = Path(__file__).resolve().parent.parent / "audiocraft_mlx" / "demo"
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
-    parser.add_argument("--text", type=Path, default=Path("work/text.pt"))
     parser.add_argument("--lm", type=Path, default=Path("work/lm.pt"))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--out", type=Path, default=DEMO)
     arguments = parser.parse_args()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer)
     model = make_model(len(tokenizer))
-    text = torch.load(arguments.text)["text_encoder"]
-    state = model.state_dict() | {f"text_encoder.{name}": value for name, value in text.items()}
-    state |= torch.load(arguments.lm)["average"]
+    state = model.state_dict() | torch.load(arguments.lm)["average"]
     codec = torch.load(arguments.codec)["codec"]
     for name in state:
         if name.startswith("audio_encoder."):
