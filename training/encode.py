@@ -15,6 +15,8 @@ import torch
 from codec import HOP, SAMPLE_RATE, Codec, autocast
 from render_songs import excerpt
 
+from audiocraft_mlx.files import write_file
+
 SONGS = 100
 HELD_OUT = 200
 
@@ -52,9 +54,7 @@ def write(path: Path, codec: Codec, numbers: range, held_out: bool) -> None:
         "attributes": np.array(json.dumps(attributes)),
         "bars": np.array(json.dumps(bars)),
     }
-    with path.with_suffix(".tmp").open("wb") as file:
-        np.savez(file, **arrays)
-    path.with_suffix(".tmp").replace(path)
+    write_file(path, lambda file: np.savez(file, **arrays))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from song import Song
 from songs import ENDING, SECONDS, song
 from spectra import FULL_SCALE, to_float
 
+from audiocraft_mlx.files import write_file
+
 PIECE = 20
 """Clips in a file."""
 
@@ -21,9 +23,7 @@ def write_clips(path: Path, clips: Iterable[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # What is above full scale becomes full scale, as in a file.
     audio = np.stack([np.round(np.clip(clip, -1, 1) * FULL_SCALE).astype(np.int16) for clip in clips])
-    with path.with_suffix(".tmp").open("wb") as file:
-        np.save(file, audio)
-    path.with_suffix(".tmp").replace(path)
+    write_file(path, lambda file: np.save(file, audio))
 
 
 def training_songs(count: int) -> list[Song]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import librosa
 import numpy as np
 
+from audiocraft_mlx.files import write_file
+
 SAMPLE_RATE = 32000
 FULL_SCALE = 32767  # of 16 bits
 MEL_HOP, KEY_HOP = 320, 1280  # samples: 10 ms and 40 ms
@@ -70,9 +72,7 @@ def cached_spectra(path: Path, clips: Iterable[np.ndarray]) -> list[Spectra]:
             "mel": np.stack([each.mel for each in made]).astype(np.float16),
             "keys": np.stack([each.keys for each in made]).astype(np.float16),
         }
-        with path.with_suffix(".tmp").open("wb") as file:
-            np.savez(file, **arrays)
-        path.with_suffix(".tmp").replace(path)
+        write_file(path, lambda file: np.savez(file, **arrays))
     with np.load(path) as kept:
         mel, keys = kept["mel"], kept["keys"]
     return [Spectra(m.astype(np.float32), k.astype(np.float32)) for m, k in zip(mel, keys, strict=True)]

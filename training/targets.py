@@ -16,6 +16,8 @@ from song import FRAME, Song, beat_seconds
 from songs import ENDING, SECONDS, song
 from styles import STYLES
 
+from audiocraft_mlx.files import write_file
+
 BEAT_FRAMES = (17, 50)  # of 170 and of 60 beats a minute
 LEAD_KEYS, BASS_KEYS = (48, 96), (28, 60)
 SONG_CLASSES = {
@@ -109,12 +111,13 @@ class Targets:
             frames = round(SECONDS / FRAME)
             songs = [song(number, held_out, SECONDS + ENDING) for number in numbers]
             classes, bits = zip(*(frame_targets(composed, frames) for composed in songs), strict=True)
+            arrays = {
+                "songs": np.stack([song_targets(each) for each in songs]),
+                "classes": classes,
+                "bits": bits,
+            }
             path.parent.mkdir(exist_ok=True)
-            with path.with_suffix(".tmp").open("wb") as file:
-                np.savez_compressed(
-                    file, songs=np.stack([song_targets(each) for each in songs]), classes=classes, bits=bits
-                )
-            path.with_suffix(".tmp").replace(path)
+            write_file(path, lambda file: np.savez_compressed(file, **arrays))
         arrays = np.load(path)
         return cls(arrays["songs"], arrays["classes"], arrays["bits"])
 

@@ -13,6 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from draw import draw_attributes
 from text_tokenizer import TOKENIZER
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from words import Caption, caption, speed, third, unseen_caption
+
+from audiocraft_mlx.files import write_file
 
 STEPS, BATCH, PEAK_RATE = 6000, 32, 2e-3
 EMBEDDING_RATE = 5.0
@@ -222,8 +225,7 @@ def main() -> None:
                 "optimizer": optimizer.state_dict(),
                 "step": step + 1,
             }
-            torch.save(state, arguments.out.with_suffix(".tmp"))
-            arguments.out.with_suffix(".tmp").replace(arguments.out)
+            write_file(arguments.out, partial(torch.save, state))
             print("  unseen sentences:", trainer.accuracy(*held_out(unseen_caption, count=400)), flush=True)
     print("training captions:", trainer.accuracy(*held_out(caption)))
     print("unseen sentences:", trainer.accuracy(*held_out(unseen_caption)))

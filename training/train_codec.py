@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from codec import CODES, HOP, Codec, SpectralLoss, autocast, si_sdr
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from audiocraft_mlx.files import write_file
+
 BATCH, WINDOW = 4, 48  # clips, frames
 KMEANS_AT = 500
 REPORT = 100
@@ -149,8 +151,7 @@ def save(
         "step": step,
         "elapsed": elapsed,
     }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    write_file(path, lambda file: torch.save(state, file))
 
 
 if __name__ == "__main__":

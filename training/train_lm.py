@@ -28,6 +28,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast
 from words import caption
 
+from audiocraft_mlx.files import write_file
+
 PEAK_RATE, MUON_RATE, WARM_UP = 2e-3, 4e-3, 300
 TEXT_RATE = 3e-4  # it has learned before
 RATES = (MUON_RATE, PEAK_RATE, PEAK_RATE, TEXT_RATE)
@@ -42,12 +44,25 @@ CODEBOOK_WEIGHTS = (1.5, 1.2, 1.0, 0.9, 0.7, 0.7)
 TARGETS_WEIGHT = 0.03
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
-ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
+HEARD = 150  # frames that don't count of a clip that begins anywhere
 FRAMES = 500  # 10 s
-# (clips, frames) of a batch, and its probability.
-BATCHES = (((12, FRAMES // 2), 0.5), ((6, FRAMES), 0.5))
-# Beginnings, which depend on the text alone: in each step many short ones, as each key and tempo is rare.
-STARTS, STARTS_WEIGHT = (32, 12), 0.5
+
+
+class Batch(NamedTuple):
+    clips: int
+    frames: int
+    anywhere: float
+    """The share of clips that begin anywhere, and not with a bar."""
+    weight: float
+
+
+BATCHES = {
+    Batch(12, FRAMES // 2, anywhere=0.25, weight=1.0): 0.5,
+    Batch(6, FRAMES, anywhere=0.25, weight=1.0): 0.5,
+}
+"""With their probabilities: one in each step."""
+STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
+"""In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
 
 
 class Clip(NamedTuple):
@@ -79,7 +94,7 @@ class Songs:
         self.codes = torch.tensor(np.concatenate(codes))
         self.targets = Targets.joined(targets)
 
-    def clip(self, row: int, frames: int, random_: random.Random, anywhere: float = ANYWHERE) -> Clip:
+    def clip(self, row: int, frames: int, anywhere: float, random_: random.Random) -> Clip:
         last = self.codes.shape[2] - frames
         on_bar = random_.random() >= anywhere
         start = (
@@ -170,18 +185,11 @@ class Trainer:
         return losses.view(codes.shape), found.hidden_states[-1][:, :frames]
 
     def learn(
-        self,
-        songs: Songs,
-        batch: int,
-        frames: int,
-        anywhere: float,
-        draw: random.Random,
-        noise: np.random.Generator,
-        weight: float,
+        self, songs: Songs, batch: Batch, draw: random.Random, noise: np.random.Generator
     ) -> torch.Tensor:
-        """Add the gradient, times `weight`, of random clips; returns their cross-entropy `[B, K, T]`."""
-        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch)]
-        clips = list(zip(*(songs.clip(row, frames, draw, anywhere) for row in rows), strict=True))
+        """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`."""
+        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips)]
+        clips = list(zip(*(songs.clip(row, batch.frames, batch.anywhere, draw) for row in rows), strict=True))
         texts = [caption(songs.attributes[row], draw).text for row in rows]
         codes, classes, bits = (torch.stack(each) for each in clips[:3])
         with autocast():
@@ -189,17 +197,18 @@ class Trainer:
                 self.trained, codes, corrupt_codes(codes, noise), texts, CONDITION_DROPOUT
             )
             of_targets = self.heads.losses(hidden, classes, bits)
-        weights = code_weights(list(clips[3]), frames)
+        weights = code_weights(list(clips[3]), batch.frames)
         of_frames = (weights[:, 0] / weights[:, 0].sum())[..., None]
         loss = (losses * weights).sum() / weights.sum()
-        (weight * (loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum())).backward()
+        loss = loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum()
+        (batch.weight * loss).backward()
         return losses.detach()
 
     @torch.no_grad()
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        clips = [songs.clip(row, FRAMES, random_) for row in rows]
+        clips = [songs.clip(row, FRAMES, 0.25, random_) for row in rows]
         codes, classes, bits = (torch.stack(each) for each in list(zip(*clips, strict=True))[:3])
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         results, of_targets = [], []
@@ -292,11 +301,11 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
         draw, noise = random.Random(step), np.random.default_rng(step)
-        batch, frames = draw.choices(*zip(*BATCHES, strict=True))[0]
+        batch = draw.choices(tuple(BATCHES), tuple(BATCHES.values()))[0]
         trainer.trained.zero_grad()
         trainer.heads.zero_grad()
-        losses = trainer.learn(songs, batch, frames, ANYWHERE, draw, noise, 1.0)
-        trainer.learn(songs, *STARTS, 0.0, draw, noise, STARTS_WEIGHT)
+        losses = trainer.learn(songs, batch, draw, noise)
+        trainer.learn(songs, STARTS, draw, noise)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -329,8 +338,7 @@ def save(
         "step": step,
         "elapsed": elapsed,
     }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    write_file(path, lambda file: torch.save(state, file))
 
 
 if __name__ == "__main__":
