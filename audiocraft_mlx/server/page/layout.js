@@ -13,9 +13,12 @@ export function startLayout() {
     const height = innerHeight - top - player.offsetHeight - MARGIN;
     make.style.maxHeight = oneColumn.matches ? "" : `${Math.max(200, height)}px`;
   };
+  // It opens at the end of the column, which is out of sight.
+  const commands = byId("commands");
+  commands.addEventListener("toggle", () => commands.open && commands.scrollIntoView({ block: "nearest" }));
   addEventListener("scroll", fit, { passive: true });
   addEventListener("resize", fit);
-  // The lines at the top and the player come and go.
+  // The lines at the top come and go; the player has its room while it is hidden, too.
   const sizes = new ResizeObserver(fit);
   for (const element of [document.body, player]) sizes.observe(element);
 }
