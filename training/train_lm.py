@@ -34,7 +34,7 @@ PEAK_RATE, MUON_RATE, WARM_UP = 2e-3, 4e-3, 300
 TEXT_RATE = 3e-4  # it has learned before
 RATES = (MUON_RATE, PEAK_RATE, PEAK_RATE, TEXT_RATE)
 # The share of the time in which the rate falls; constant before, so that a training can be made longer.
-COOL_DOWN = 0.25
+COOL_DOWN = 0.54
 AVERAGE = 0.999  # of the weights over the steps
 WEIGHT_DECAY = 0.05
 CONDITION_DROPOUT = 0.12
