@@ -383,9 +383,13 @@ def _give_back_memory() -> None:
 def _free_garbage() -> None:
     """Of a clip that was cancelled the exception and the generators it went through hold each other.
 
-    They hold its arrays, too, a model's caches, of whose size Python's collector knows nothing.
+    They hold its arrays, too, a model's caches, of whose size Python's collector knows nothing. MLX keeps them
+    for later when they are freed.
     """
+    import mlx.core as mx
+
     gc.collect()
+    mx.clear_cache()
     trim_heap()
 
 
