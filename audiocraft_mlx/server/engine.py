@@ -383,8 +383,8 @@ def _give_back_memory() -> None:
 def _free_garbage() -> None:
     """Of a clip that was cancelled the exception and the generators it went through hold each other.
 
-    They hold its arrays, too, a model's caches, of whose size Python's collector knows nothing. MLX keeps them
-    for later when they are freed.
+    They hold its arrays, too, a model's caches, of whose size Python's collector knows nothing. When they are
+    freed, MLX keeps them for later.
     """
     import mlx.core as mx
 
