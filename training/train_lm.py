@@ -44,7 +44,7 @@ CODEBOOK_WEIGHTS = (1.5, 1.2, 1.0, 0.9, 0.7, 0.7)
 TARGETS_WEIGHT = 0.03
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
-HEARD = 150  # frames that don't count of a clip that begins anywhere
+ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
 FRAMES = 500  # 10 s
 
 
@@ -57,8 +57,8 @@ class Batch(NamedTuple):
 
 
 BATCHES = {
-    Batch(12, FRAMES // 2, anywhere=0.25, weight=1.0): 0.5,
-    Batch(6, FRAMES, anywhere=0.25, weight=1.0): 0.5,
+    Batch(12, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.5,
+    Batch(6, FRAMES, anywhere=ANYWHERE, weight=1.0): 0.5,
 }
 """With their probabilities: one in each step."""
 STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
@@ -126,10 +126,8 @@ class Trainer:
 
         In the order of `RATES`.
         """
-        named = [
-            *self.trained["decoder"].named_parameters(),
-            *self.trained["enc_to_dec_proj"].named_parameters(),
-        ]
+        others = [part for name, part in self.trained.items() if name != "text_encoder"]
+        named = [each for part in others for each in part.named_parameters()]
         matrices = [value for name, value in named if ".layers." in name and value.ndim == 2]
         tables = [value for name, value in named if ".layers." not in name and value.ndim == 2]
         vectors = [value for _, value in named if value.ndim == 1]
@@ -208,7 +206,7 @@ class Trainer:
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        clips = [songs.clip(row, FRAMES, 0.25, random_) for row in rows]
+        clips = [songs.clip(row, FRAMES, ANYWHERE, random_) for row in rows]
         codes, classes, bits = (torch.stack(each) for each in list(zip(*clips, strict=True))[:3])
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         results, of_targets = [], []
