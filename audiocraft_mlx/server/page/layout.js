@@ -19,5 +19,6 @@ export function startLayout() {
   addEventListener("scroll", fit, { passive: true });
   addEventListener("resize", fit);
   // The lines at the top come and go; the player has its room while it is hidden, too.
-  new ResizeObserver(fit).observe(document.body);
+  const sizes = new ResizeObserver(fit);
+  for (const element of [document.body, player]) sizes.observe(element);
 }
