@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -20,10 +20,12 @@ _PROGRAM = "from audiocraft_mlx.cli.serve import main; raise SystemExit(main())"
 class ServerProcess:
     """It answers when this returns. `log` gets what it says on standard error; None: that of this process.
 
-    `before` is Python that it runs first.
+    `before` is Python that it runs first; `environment` is added to that of this process.
     """
 
-    def __init__(self, data: Path, log: Path | None = None, before: str = "") -> None:
+    def __init__(
+        self, data: Path, log: Path | None = None, before: str = "", environment: Mapping[str, str] = {}
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -34,6 +36,7 @@ class ServerProcess:
                 [sys.executable, "-c", f"{before}\n{_PROGRAM}", *words],
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                env={**os.environ, **environment},
             )
         try:
             self._wait_for_answer()
@@ -74,9 +77,11 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(data: Path, log: Path | None = None, before: str = "") -> Iterator[ServerProcess]:
+def serving(
+    data: Path, log: Path | None = None, before: str = "", environment: Mapping[str, str] = {}
+) -> Iterator[ServerProcess]:
     """Killed in the end if it wasn't stopped before."""
-    server = ServerProcess(data, log, before)
+    server = ServerProcess(data, log, before, environment)
     try:
         yield server
     finally:

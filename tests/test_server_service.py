@@ -726,7 +726,7 @@ def test_a_batch_stops_when_nobody_wants_it(held: Held) -> None:
     held.reached.clear()
     held.release_one()
     run(held.service.wait(first.id))
-    until(lambda: held.service.job(shared[0].id).status is Status.RUNNING)
+    assert held.reached.wait(SOON)
     for job in shared:
         held.service.delete(job.id)
     held.gate.set()

@@ -46,8 +46,12 @@ TOKEN_VARIABLE = "MUSICGEN_MLX_TOKEN"
 _MAX_DURATION = 300.0
 _LOOPBACK = "127.0.0.1"
 _PACKAGES = ("fastapi", "uvicorn", "platformdirs")
-_HEAPS = 2
-"""Of some 30 threads: with one each, memory grows until all of them have had work."""
+_HEAPS = 1
+"""Of some 30 threads: with one each, memory grows until all of them have had work.
+
+And of more than one only the first gives its free end back. What is large comes from MLX's own cache, so that
+threads don't wait for each other: making clips is as fast.
+"""
 _FILES = 2048
 """That the process may have open, where the system lets it."""
 _BACKLOG = 128
