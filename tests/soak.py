@@ -11,7 +11,6 @@ request may fail for a reason of the server's. The exit status is 1 if something
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import random
 import sys
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import mlx.core as mx
 import numpy as np
 
 from audiocraft_mlx.audio.spool import AudioSpool
@@ -39,7 +37,7 @@ from audiocraft_mlx.clips.requests import ClipRequest, ModelOptions, OutputOptio
 from audiocraft_mlx.clips.saving import save_clip
 from audiocraft_mlx.clips.source import SourceClip
 from audiocraft_mlx.conditioning.sections import Section
-from audiocraft_mlx.machine import trim_heap
+from audiocraft_mlx.models.memory import give_back_memory
 from audiocraft_mlx.models.musicgen import MusicGen
 
 from .server_process import resident, serving
@@ -52,7 +50,7 @@ ROUND, PAUSE = 15.0, 2.5
 """Seconds in which clients ask a server, and in which they don't, so that its memory is measured at rest."""
 BEFORE = "import audiocraft_mlx.cli.serve, tests.soak; tests.soak.fill_caches()"
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-"""A server's, as that of docs/SERVER.md's unit: else each thread keeps free blocks of each size, and their pages.
+"""That of docs/SERVER.md's unit: else each thread keeps free blocks of each size, and the pages they are in.
 
 They fill up in the first thousands of jobs.
 """
@@ -217,9 +215,7 @@ def write_and_remove(
 
 def settled() -> float:
     """MB of this process after what is free was given back."""
-    gc.collect()
-    mx.clear_cache()
-    trim_heap()
+    give_back_memory()
     return resident()
 
 

@@ -6,7 +6,6 @@ An MLX stream belongs to the thread that made it, and Dask's tasks come in threa
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from audiocraft_mlx.clips.defaults import CHUNK_SECONDS, FIRST_CHUNK_SECONDS, PROGRAMS
 from audiocraft_mlx.cluster.values import ModelSpec
 from audiocraft_mlx.errors import MusicGenError
-from audiocraft_mlx.machine import is_out_of_memory, num_cpus, trim_heap
+from audiocraft_mlx.machine import is_out_of_memory, num_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,6 +126,8 @@ class ClipEngine:
         return _result(job)
 
     def _run(self) -> None:
+        from audiocraft_mlx.models.memory import give_back_memory
+
         _use_all_processors()
         while (job := self._wait()) is not None:
             try:
@@ -139,7 +140,7 @@ class ClipEngine:
                 for other in self._running.values():
                     other.end(error=error)
                 self._running = {}
-            self._give_back_memory()
+            give_back_memory()
         self._stopped.set()
         # It waits for the end of the process: MLX may abort one whose thread that has used it has ended.
         Event().wait()
@@ -162,9 +163,10 @@ class ClipEngine:
         if spec == self._spec and self._model is not None:
             return
         from audiocraft_mlx.clips.loading import load_clip_model
+        from audiocraft_mlx.models.memory import give_back_memory
 
         self._spec = self._model = None
-        self._give_back_memory()
+        give_back_memory()
         self._model = load_clip_model(PROGRAMS[spec.program], spec.options)
         self._spec = spec
 
@@ -251,13 +253,6 @@ class ClipEngine:
         assert job.plan is not None
         clips.remove(job.plan)
         job.end(error=error)
-
-    def _give_back_memory(self) -> None:
-        import mlx.core as mx
-
-        gc.collect()
-        mx.clear_cache()
-        trim_heap()
 
 
 @cache

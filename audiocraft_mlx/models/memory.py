@@ -1,12 +1,13 @@
-"""How many clips fit into memory at a time."""
+"""How many clips fit into memory at a time, and giving memory back."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any, Protocol
 
 import mlx.core as mx
 
-from audiocraft_mlx.machine import memory_below_rlimits, memory_size, require_memory
+from audiocraft_mlx.machine import memory_below_rlimits, memory_size, require_memory, trim_heap
 from audiocraft_mlx.networks.lm import LM
 
 MAX_BATCH_SIZE = 8
@@ -73,6 +74,18 @@ def available_memory() -> int:
     if below_rlimits is not None:
         limits.append(below_rlimits - _THREADS_BYTES - _FRAGMENTS_BYTES)
     return min(limits)
+
+
+def give_back_memory() -> None:
+    """To the system, what nobody needs any more.
+
+    The exception that ends a cancelled clip and the generators it went through hold each other and the clip's
+    arrays, of whose size Python's collector knows nothing. What is freed MLX keeps for later, and then the C
+    library.
+    """
+    gc.collect()
+    mx.clear_cache()
+    trim_heap()
 
 
 def require_memory_for(size: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import deque
@@ -16,7 +15,6 @@ from audiocraft_mlx.clips.making import Chunk, Failed, Finished
 from audiocraft_mlx.clips.planning import ClipPlan, WaitingClips, plan_clips
 from audiocraft_mlx.clips.saving import check_size
 from audiocraft_mlx.errors import OutputError
-from audiocraft_mlx.machine import trim_heap
 from audiocraft_mlx.server import schema
 from audiocraft_mlx.server.errors import DISK_FULL
 from audiocraft_mlx.server.folder import DataFolder
@@ -174,6 +172,8 @@ class Engine:
 
     def _step(self, model: GenModel, running: RunningTakes) -> bool:
         """Take a step of all clips; whether some of them have ended."""
+        from audiocraft_mlx.models.memory import give_back_memory
+
         ended = False
         for event in running.step():
             if isinstance(event, Failed):
@@ -193,7 +193,7 @@ class Engine:
         if removed or ended:
             self._remove_unwanted()
             self._tidy()
-            _free_garbage()
+            give_back_memory()
             return True
         return False
 
@@ -376,21 +376,10 @@ def _give_back_memory() -> None:
     """What a batch took: with the last arrays, which MLX's own threads free a moment later."""
     import mlx.core as mx
 
+    from audiocraft_mlx.models.memory import give_back_memory
+
     mx.synchronize()
-    _free_garbage()
-
-
-def _free_garbage() -> None:
-    """Of a clip that was cancelled the exception and the generators it went through hold each other.
-
-    They hold its arrays, too, a model's caches, of whose size Python's collector knows nothing. When they are
-    freed, MLX keeps them for later.
-    """
-    import mlx.core as mx
-
-    gc.collect()
-    mx.clear_cache()
-    trim_heap()
+    give_back_memory()
 
 
 def _traceback(error: Exception) -> bool:

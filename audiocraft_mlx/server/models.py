@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -242,17 +241,14 @@ class Models:
 
     def _make_room(self, needed: int) -> None:
         """Drop models, the least recently used first, until `needed` bytes are free or none is left."""
-        import mlx.core as mx
-
-        from audiocraft_mlx.models.memory import available_memory
+        from audiocraft_mlx.models.memory import available_memory, give_back_memory
 
         while available_memory() < needed:
             with self._lock:
                 if not self._loaded:
                     return
                 del self._loaded[next(iter(self._loaded))]
-            gc.collect()
-            mx.clear_cache()
+            give_back_memory()
 
     def _bytes(self, name: str) -> int | None:
         """On disk; None: it isn't there."""
