@@ -114,10 +114,11 @@ class DataFolder:
         shutil.rmtree(self.clips / job, ignore_errors=True)
         # No pattern for each clip: Python keeps hundreds of those that it has compiled.
         beginnings = tuple(f"{clip}." for clip in clips)
-        with suppress(OSError):
-            for path in [path for path in self.converted.iterdir() if path.name.startswith(beginnings)]:
+        # Nor a list of all files, which may be thousands.
+        with suppress(OSError), os.scandir(self.converted) as files:
+            for path in [file.path for file in files if file.name.startswith(beginnings)]:
                 with suppress(OSError):
-                    path.unlink()
+                    os.unlink(path)
 
     def remove_audio(self, id: Id) -> None:
         with suppress(OSError):

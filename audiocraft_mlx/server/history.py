@@ -89,9 +89,8 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
 
 def empty_trash(folder: DataFolder, store: Store, before: float) -> None:
     """Remove for good what was put into the trash before then."""
-    for job in store.expired_jobs(before):
-        clips = [clip.id for clip in job.clips]
-        store.remove_expired(job.id, before, partial(folder.remove_job, job.id, clips))
+    for job, clips in store.expired_jobs(before).items():
+        store.remove_expired(job, before, partial(folder.remove_job, job, clips))
 
 
 def _status_of(store: Store, id: Id) -> Status | None:

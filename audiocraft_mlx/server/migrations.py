@@ -46,6 +46,8 @@ MIGRATIONS = (
         samples INTEGER NOT NULL
     );
     """,
+    # After each clip it is looked what in the trash has expired.
+    "CREATE INDEX jobs_by_trashed ON jobs (trashed) WHERE trashed IS NOT NULL",
 )
 
 

@@ -167,9 +167,15 @@ class Store:
         """The oldest first."""
         return self._jobs("WHERE status = ? ORDER BY created, id", [status.value])
 
-    def expired_jobs(self, before: float) -> list[JobRecord]:
-        """Those that were put into the trash before then."""
-        return self._jobs("WHERE trashed < ?", [before])
+    def expired_jobs(self, before: float) -> dict[Id, list[Id]]:
+        """Those that were put into the trash before then, and their clips."""
+        found: dict[Id, list[Id]] = {}
+        for job, clip in self._select(
+            "SELECT jobs.id, clips.id FROM jobs LEFT JOIN clips ON clips.job = jobs.id WHERE trashed < ?",
+            [before],
+        ):
+            found.setdefault(job, []).extend([] if clip is None else [clip])
+        return found
 
     def set_status(self, id: Id, status: Status, error: str | None = None) -> None:
         with self._writing() as connection:
