@@ -148,10 +148,11 @@ def trim_heap() -> None:
 def limit_heaps(count: int) -> None:
     """Let threads share `count` heaps of the C library (glibc), which otherwise has up to 8 per processor.
 
-    What is freed in one is no use to threads with another one. Call it before threads are started; an
-    environment variable MALLOC_ARENA_MAX is kept to.
+    What is freed in one is no use to threads with another one. Call it before threads are started. The
+    environment variables MALLOC_ARENA_MAX and GLIBC_TUNABLES are kept to.
     """
-    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+    chosen = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not chosen:
         import ctypes
 
         with suppress(OSError, AttributeError):  # another C library

@@ -5,7 +5,8 @@
 Clips of the demo model join and leave a running batch, some are cancelled, each one is written in one of the
 formats, read back and removed. Then clients of a server in a process of its own ask for clips, listen, go
 away, cancel and remove. Memory may grow by a percent after the first hundred; no file may be left, and no
-request may fail for a reason of the server's. The exit status is 1 if something of that doesn't hold.
+request may fail for a reason of the server's. The exit status is 1 if something of that doesn't hold. The
+server has the environment of docs/SERVER.md's unit for systemd.
 """
 
 from __future__ import annotations
@@ -50,10 +51,7 @@ ROUND, PAUSE = 15.0, 2.5
 """Seconds in which clients ask a server, and in which they don't, so that its memory is measured at rest."""
 BEFORE = "import audiocraft_mlx.cli.serve, tests.soak; tests.soak.fill_caches()"
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-"""That of docs/SERVER.md's unit: else each thread keeps free blocks of each size, and the pages they are in.
-
-They fill up in the first thousands of jobs.
-"""
+"""Else each thread keeps free blocks of each size, and their pages: for thousands of jobs ever more."""
 WORDS = (
     "slow sad piano",
     "a fast guitar with a dance beat",

@@ -446,6 +446,35 @@ def test_dask_is_not_imported_without_a_cluster(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", script], env=environment(), cwd=folder, check=True)
 
 
+def test_a_worker_that_can_not_import_mlx_says_so_each_time() -> None:
+    script = """
+import os, sys
+
+class NoMLX:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mlx":
+            raise ImportError("no libmlx.so")
+
+sys.meta_path.insert(0, NoMLX())
+from audiocraft_mlx.clips.requests import ModelOptions
+from audiocraft_mlx.cluster.engine import ClipEngine
+from audiocraft_mlx.cluster.values import ModelSpec
+from audiocraft_mlx.errors import MusicGenError
+
+engine = ClipEngine()
+for _ in range(2):
+    try:
+        engine.call(ModelSpec("musicgen-mlx", ModelOptions("demo")), id)
+    except (ImportError, MusicGenError):
+        print("failed", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["failed", "failed"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -17,6 +17,8 @@ import pytest
 from audiocraft_mlx.cli import arguments, audiogen, bench, convert, doctor, generate, serve, train
 from audiocraft_mlx.clips.defaults import AUDIOGEN, MUSICGEN
 
+from . import soak
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "audiocraft_mlx"
 CLI = ROOT / "docs" / "CLI.md"
@@ -223,3 +225,9 @@ def test_scripts_import_what_the_package_has(script: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("audiocraft_mlx"):
             for alias in node.names:
                 assert hasattr(import_module(str(node.module)), alias.name), f"{node.module}.{alias.name}"
+
+
+def test_the_soak_runs_the_server_as_the_documented_unit_does() -> None:
+    unit = (ROOT / "docs" / "SERVER.md").read_text().partition("[Service]")[2].partition("```")[0]
+    lines = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("Environment=")]
+    assert lines == [f"{name}={value}" for name, value in soak.ENVIRONMENT.items()]

@@ -319,6 +319,34 @@ def test_a_page_is_found_without_sorting(store: Store) -> None:
     assert not any("TEMP B-TREE" in row[3] for row in plan)
 
 
+def test_what_has_expired_is_found_without_reading_all_jobs(store: Store) -> None:
+    trashed, kept, late = job(takes=2), job(), job()
+    for number, record in enumerate((trashed, kept, late)):
+        store.add_job(record)
+        store.set_trashed(record.id, (1.0, None, 3.0)[number])
+    with store._writing() as connection:
+        connection.execute("DELETE FROM clips WHERE job = ?", (late.id,))
+    clips = [clip.id for clip in trashed.clips]
+    assert store.expired_jobs(2.0, 9) == {trashed.id: clips}
+    assert store.expired_jobs(4.0, 9) == {trashed.id: clips, late.id: []}
+    assert len(store.expired_jobs(4.0, 1)) == 1
+    (step,) = store._select("EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE trashed < 1 LIMIT 1", [])
+    assert "jobs_by_trashed" in step[3]
+
+
+def test_a_database_of_the_first_version_keeps_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, record = tmp_path / "history.sqlite3", job(title="T", favourite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("audiocraft_mlx.server.migrations.MIGRATIONS", MIGRATIONS[:1])
+        old = Store(path)
+        old.add_job(record)
+        old.close()
+    assert Store(path).job(record.id) == record
+    assert Store(path).expired_jobs(1.0, 1) == {}
+
+
 def test_a_database_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     Store(path).close()

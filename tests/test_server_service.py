@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import sqlite3
 import threading
 import time
 import zlib
@@ -1016,8 +1017,8 @@ def test_a_job_that_is_restored_as_the_trash_is_emptied_is_kept(
     store, folder = held.service._store, held.service._folder
     expired = store.expired_jobs
 
-    def expired_and_restored(before: float) -> Any:
-        found = expired(before)
+    def expired_and_restored(before: float, limit: int) -> Any:
+        found = expired(before, limit)
         if found:
             held.service.restore(job.id)
         return found
@@ -1029,6 +1030,29 @@ def test_a_job_that_is_restored_as_the_trash_is_emptied_is_kept(
     assert not (held.folder / "clips" / other.id).exists()
     with pytest.raises(NotFoundError):
         held.service.restore(other.id)
+
+
+def test_a_large_trash_is_emptied_in_parts(demo: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_MOST_REMOVED", 2)
+    jobs = [submit(demo) for _ in range(3)]
+    for job in jobs:
+        demo._store.set_trashed(job.id, 1.0)
+    for left in (1, 0):
+        history.empty_trash(demo._folder, demo._store, 2.0)
+        assert len(demo._store.expired_jobs(2.0, 9)) == left
+
+
+@pytest.mark.parametrize("change", ["recipe = '{'", "recipe = '[]'"])
+def test_a_database_with_damaged_rows_says_how_to_make_it_again(tmp_path: Path, change: str) -> None:
+    opened = open_service(tmp_path, start=False)
+    submit(opened)
+    opened.close()
+    with sqlite3.connect(tmp_path / "history.sqlite3") as connection:
+        connection.execute(f"UPDATE jobs SET {change}")
+    with pytest.raises(UsageError, match=r"^[^\n]*history\.sqlite3 is damaged [^\n]*--rebuild[^\n]*$"):
+        open_service(tmp_path, start=False)
+    history.rebuild(tmp_path)
+    open_service(tmp_path, start=False).close()
 
 
 def test_it_closes_within_a_second_whatever_is_made(held: Held) -> None:

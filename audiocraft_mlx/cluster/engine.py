@@ -126,8 +126,6 @@ class ClipEngine:
         return _result(job)
 
     def _run(self) -> None:
-        from audiocraft_mlx.models.memory import give_back_memory
-
         _use_all_processors()
         while (job := self._wait()) is not None:
             try:
@@ -140,7 +138,11 @@ class ClipEngine:
                 for other in self._running.values():
                     other.end(error=error)
                 self._running = {}
-            give_back_memory()
+            # Not before `_use_all_processors`, and where MLX can't be imported a job has said so.
+            with suppress(ImportError):
+                from audiocraft_mlx.models.memory import give_back_memory
+
+                give_back_memory()
         self._stopped.set()
         # It waits for the end of the process: MLX may abort one whose thread that has used it has ended.
         Event().wait()

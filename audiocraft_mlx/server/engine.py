@@ -102,7 +102,7 @@ class Engine:
                 if self._work():
                     settled = False
                 elif not self._wait(5.0 if settled else _SETTLED_SECONDS) and not settled:
-                    _give_back_memory()
+                    _give_back_all()
                     settled = True
             # Whatever it is, the next job may be fine.
             except Exception:
@@ -129,7 +129,7 @@ class Engine:
         model = self._load(waiting[0].model)
         if model is not None:
             self._make(waiting[0].model, model)
-            _give_back_memory()
+            _give_back_all()
         return True
 
     def _load(self, name: str) -> GenModel | None:
@@ -372,7 +372,7 @@ class Engine:
                 self._folder.remove_job(job.id, [clip.id for clip in job.record.clips])
 
 
-def _give_back_memory() -> None:
+def _give_back_all() -> None:
     """What a batch took: with the last arrays, which MLX's own threads free a moment later."""
     import mlx.core as mx
 

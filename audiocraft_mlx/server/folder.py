@@ -112,6 +112,8 @@ class DataFolder:
     def remove_job(self, job: Id, clips: list[Id]) -> None:
         """Remove all files of a job."""
         shutil.rmtree(self.clips / job, ignore_errors=True)
+        if not clips:
+            return
         # No pattern for each clip: Python keeps hundreds of those that it has compiled.
         beginnings = tuple(f"{clip}." for clip in clips)
         # Nor a list of all files, which may be thousands.

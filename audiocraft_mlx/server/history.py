@@ -31,6 +31,7 @@ from audiocraft_mlx.server.uploads import measure_audio
 _log = logging.getLogger(__name__)
 TRASH_SECONDS = 600.0
 """How long a job that was removed can be restored."""
+_MOST_REMOVED = 20
 # Uploads that no job uses are kept this long.
 _UPLOAD_SECONDS = 24 * 3600.0
 
@@ -88,8 +89,11 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
 
 
 def empty_trash(folder: DataFolder, store: Store, before: float) -> None:
-    """Remove for good what was put into the trash before then."""
-    for job, clips in store.expired_jobs(before).items():
+    """Remove for good some of what was put into the trash before then; the rest at the next calls.
+
+    Thousands would take seconds, in which clips that are being made wait.
+    """
+    for job, clips in store.expired_jobs(before, _MOST_REMOVED).items():
         store.remove_expired(job, before, partial(folder.remove_job, job, clips))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+
+from pydantic import ValidationError
 
 from audiocraft_mlx.audio.formats import BIT_DEPTHS
 from audiocraft_mlx.clips.metadata import read_metadata
@@ -41,7 +44,7 @@ from audiocraft_mlx.server.schema import (
     Status,
 )
 from audiocraft_mlx.server.settings import Limits, ServerSettings
-from audiocraft_mlx.server.store import STOPPED, AudioRecord, ClipRecord, JobRecord, Store, now
+from audiocraft_mlx.server.store import STOPPED, AudioRecord, ClipRecord, JobRecord, Store, damaged, now
 from audiocraft_mlx.server.uploads import copy_file, measure_audio, require_audio
 from audiocraft_mlx.version import __version__
 
@@ -75,12 +78,15 @@ class Service:
         try:
             self._store = Store(self._folder.database)
             tidy_at_start(self._folder, self._store)
+            self._clock, self._created = Lock(), self._store.last_created()
+            queued = self._store.jobs_with_status(Status.QUEUED)
         except BaseException as error:
             self._folder.close()
             if isinstance(error, OSError):
                 raise write_error(settings.data, error) from error
+            if isinstance(error, (sqlite3.DatabaseError, ValidationError)):
+                raise damaged(self._folder.database, error) from error
             raise
-        self._clock, self._created = Lock(), self._store.last_created()
         self._events = Broadcaster()
         self._models = Models(
             settings.model,
@@ -90,7 +96,7 @@ class Service:
         )
         self._jobs = Jobs(self._store, self._events, settings.limits)
         self._engine = Engine(self._jobs, self._models, self._folder, self._tidy)
-        for record in self._store.jobs_with_status(Status.QUEUED):
+        for record in queued:
             self._queue_again(record)
 
     def start(self) -> None:

@@ -99,9 +99,7 @@ class Store:
         except sqlite3.OperationalError as error:
             raise self._write_error(error) from error
         except sqlite3.DatabaseError as error:
-            raise UsageError(
-                f"{path} is damaged ({error}); start once with --rebuild, which makes it again from the clips"
-            ) from error
+            raise damaged(path, error) from error
 
     def close(self) -> None:
         """What is called afterwards fails."""
@@ -167,15 +165,14 @@ class Store:
         """The oldest first."""
         return self._jobs("WHERE status = ? ORDER BY created, id", [status.value])
 
-    def expired_jobs(self, before: float) -> dict[Id, list[Id]]:
-        """Those that were put into the trash before then, and their clips."""
-        found: dict[Id, list[Id]] = {}
-        for job, clip in self._select(
-            "SELECT jobs.id, clips.id FROM jobs LEFT JOIN clips ON clips.job = jobs.id WHERE trashed < ?",
-            [before],
-        ):
-            found.setdefault(job, []).extend([] if clip is None else [clip])
-        return found
+    def expired_jobs(self, before: float, limit: int) -> dict[Id, list[Id]]:
+        """Up to `limit` of those that were put into the trash before then, and their clips."""
+        with self._lock:
+            jobs = self._select("SELECT id FROM jobs WHERE trashed < ? LIMIT ?", [before, limit])
+            return {
+                job: [clip for (clip,) in self._select("SELECT id FROM clips WHERE job = ?", [job])]
+                for (job,) in jobs
+            }
 
     def set_status(self, id: Id, status: Status, error: str | None = None) -> None:
         with self._writing() as connection:
@@ -346,6 +343,14 @@ class Store:
         return OutputError(
             f"{self._path} can't be written ({error}); free some space, and check its permissions"
         )
+
+
+def damaged(path: Path, error: Exception) -> UsageError:
+    """What to do with a database that is."""
+    reason = str(error).partition("\n")[0]
+    return UsageError(
+        f"{path} is damaged ({reason}); start once with --rebuild, which makes it again from the clips"
+    )
 
 
 def now(after: float) -> float:
