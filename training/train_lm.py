@@ -47,7 +47,7 @@ TARGETS_WEIGHT = 0.03
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
-FRAMES = 500  # 10 s
+FRAMES = 1000  # 20 s, a whole song
 
 
 class Batch(NamedTuple):
@@ -59,13 +59,15 @@ class Batch(NamedTuple):
 
 
 BATCHES = {
-    Batch(24, FRAMES // 4, anywhere=0.0, weight=1.0): 0.5,
-    Batch(12, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.25,
-    Batch(6, FRAMES, anywhere=ANYWHERE, weight=1.0): 0.25,
+    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.35,
+    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
+    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.15,
+    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.35,
 }
 """With their probabilities: one in each step.
 
-Tempo and key follow from the text in the first two seconds, and then from what was heard.
+Tempo and key follow from the text in the first two seconds, and then from what was heard. Four bars return,
+which take 6 to 16 s.
 """
 STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
@@ -212,7 +214,7 @@ class Trainer:
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        clips = [songs.clip(row, FRAMES, ANYWHERE, random_) for row in rows]
+        clips = [songs.clip(row, FRAMES // 2, ANYWHERE, random_) for row in rows]
         codes, classes, bits = (torch.stack(each) for each in list(zip(*clips, strict=True))[:3])
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         results, of_targets = [], []
