@@ -72,17 +72,17 @@ def tidy_at_start(folder: DataFolder, store: Store) -> int:
     for job in store.jobs_with_status(Status.RUNNING):
         store.set_status(job.id, Status.FAILED, STOPPED)
     empty_trash(folder, store, time.time() - TRASH_SECONDS)
-    added = 0
+    added, statuses = 0, store.statuses()
     for id in folder.job_folders():
         remove_stale_parts(folder.clips / id)
-        known = _status_of(store, id)
-        if known is None:
+        status = statuses.get(id)
+        if status is None:
             # A folder may be a copy of another one, and tags may say anything.
             try:
                 added += _adopt(folder, store, id)
             except (MusicGenError, ValueError, RuntimeError, OSError) as error:
                 _log.warning("not in the history: %s: %s", folder.clips / id, error)
-        elif known is not Status.DONE:
+        elif status != Status.DONE.value:
             folder.remove_job(id, [])
     _remove_old_uploads(folder, store)
     return added
@@ -95,12 +95,6 @@ def empty_trash(folder: DataFolder, store: Store, before: float) -> None:
     """
     for job, clips in store.expired_jobs(before, _MOST_REMOVED).items():
         store.remove_expired(job, before, partial(folder.remove_job, job, clips))
-
-
-def _status_of(store: Store, id: Id) -> Status | None:
-    with suppress(MusicGenError):
-        return store.job(id, trashed=True).status
-    return None
 
 
 def _adopt(folder: DataFolder, store: Store, id: Id) -> bool:

@@ -165,6 +165,10 @@ class Store:
         """The oldest first."""
         return self._jobs("WHERE status = ? ORDER BY created, id", [status.value])
 
+    def statuses(self) -> dict[Id, str]:
+        """Of all jobs, also those in the trash."""
+        return dict(self._select("SELECT id, status FROM jobs", []))
+
     def expired_jobs(self, before: float, limit: int) -> dict[Id, list[Id]]:
         """Up to `limit` of those that were put into the trash before then, and their clips."""
         with self._lock:
