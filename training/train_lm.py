@@ -56,18 +56,21 @@ class Batch(NamedTuple):
     anywhere: float
     """The share of clips that begin anywhere, and not with a bar."""
     weight: float
+    looped: bool = False
+    """Whether some bars of each clip are repeated to its end."""
 
 
 BATCHES = {
     Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.35,
     Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
-    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.15,
-    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.35,
+    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.1,
+    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.25,
+    Batch(6, FRAMES // 2, anywhere=0.0, weight=1.0, looped=True): 0.15,
 }
 """With their probabilities: one in each step.
 
 Tempo and key follow from the text in the first two seconds, and then from what was heard. Four bars return,
-which take 6 to 16 s.
+which take 6 to 16 s, but half of their codes only: from bars that return whole it learns to copy.
 """
 STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
@@ -101,6 +104,14 @@ class Songs:
             )
         self.codes = torch.tensor(np.concatenate(codes))
         self.targets = Targets.joined(targets)
+
+    def loop(self, row: int, frames: int, random_: random.Random) -> Clip:
+        """One, two or four bars from anywhere in the song, again and again."""
+        bar = self.bars[row][1]
+        length = bar * random_.choice([bars for bars in (1, 2, 4) if bars * bar <= max(bar, 0.6 * frames)])
+        clip = self.clip(row, length, 0.0, random_)
+        order = torch.arange(frames) % length
+        return Clip(clip.codes[:, order], clip.classes[order], clip.bits[order], clip.on_bar)
 
     def clip(self, row: int, frames: int, anywhere: float, random_: random.Random) -> Clip:
         last = self.codes.shape[2] - frames
@@ -195,7 +206,13 @@ class Trainer:
     ) -> torch.Tensor:
         """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`."""
         rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips)]
-        clips = list(zip(*(songs.clip(row, batch.frames, batch.anywhere, draw) for row in rows), strict=True))
+        some = [
+            songs.loop(row, batch.frames, draw)
+            if batch.looped
+            else songs.clip(row, batch.frames, batch.anywhere, draw)
+            for row in rows
+        ]
+        clips = list(zip(*some, strict=True))
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         codes, classes, bits = (torch.stack(each) for each in clips[:3])
         with autocast():
