@@ -61,11 +61,11 @@ class Batch(NamedTuple):
 
 
 BATCHES = {
-    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.35,
-    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
+    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.4,
+    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.1,
     Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.1,
-    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.25,
-    Batch(6, FRAMES // 2, anywhere=0.0, weight=1.0, looped=True): 0.15,
+    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.35,
+    Batch(6, FRAMES // 2, anywhere=0.0, weight=1.0, looped=True): 0.05,
 }
 """With their probabilities: one in each step.
 

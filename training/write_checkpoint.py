@@ -12,8 +12,8 @@ from text_tokenizer import TOKENIZER
 from train_lm import FRAMES
 from transformers import PreTrainedTokenizerFast
 
-# A lower temperature than the released models': found with evaluate_songs.py.
-SAMPLING = {"do_sample": True, "top_k": 50, "temperature": 0.9, "guidance_scale": 3.0}
+# Found with evaluate_songs.py.
+SAMPLING = {"do_sample": True, "top_k": 50, "temperature": 1.0, "guidance_scale": 3.0}
 DEMO = Path(__file__).resolve().parent.parent / "audiocraft_mlx" / "demo"
 
 
