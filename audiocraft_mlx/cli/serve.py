@@ -50,7 +50,7 @@ _HEAPS = 1
 """Of some 30 threads: with one each, memory grows until all of them have had work.
 
 And `trim_heap` gives back the free end of the first one only. Making clips takes as long with one as with two
-(measured with eight clips at a time): their arrays come from MLX's own cache.
+(measured: a dozen jobs at once): their arrays come from MLX's own cache.
 """
 _FILES = 2048
 """That the process may have open, where the system lets it."""

@@ -172,8 +172,6 @@ class Engine:
 
     def _step(self, model: GenModel, running: RunningTakes) -> bool:
         """Take a step of all clips; whether some of them have ended."""
-        from audiocraft_mlx.models.memory import give_back_memory
-
         ended = False
         for event in running.step():
             if isinstance(event, Failed):
@@ -193,6 +191,8 @@ class Engine:
         if removed or ended:
             self._remove_unwanted()
             self._tidy()
+            from audiocraft_mlx.models.memory import give_back_memory
+
             give_back_memory()
             return True
         return False
