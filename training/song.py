@@ -15,6 +15,8 @@ STEPS = {"4/4": 16, "3/4": 12, "6/8": 12}
 STEPS_PER_BEAT = {"4/4": 4, "3/4": 4, "6/8": 6}
 FRAME = 0.02
 """Seconds: the codec's."""
+LONGEST_PULSE = 33
+"""Frames. The language model counts up to here well; longer ones are rare, and it lost count of them."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,29 @@ class Song:
 def on_frame(seconds: float) -> float:
     """The nearest time where a frame of the codec begins.
 
-    Notes begin there, and a beat lasts a whole number of frames, up to 3 % more or less than it should: the
-    same note, or bar, then gives the same codes each time, and the language model has to know one form of it.
+    Notes begin there: the same note then gives the same codes each time, and the language model has to know
+    one form of it.
     """
     return round(seconds / FRAME) * FRAME
 
 
+def beat_frames(bpm: int) -> int:
+    """A beat lasts a whole number of frames, up to 3 % more or less than it should, as bars do that return.
+
+    An even number if it's slow, so that its halves are `pulse_frames`.
+    """
+    frames = 60 / bpm / FRAME
+    return round(frames) if frames < LONGEST_PULSE + 0.5 else 2 * round(frames / 2)
+
+
+def pulse_frames(bpm: int) -> int:
+    """A beat, or half of a slow one."""
+    frames = beat_frames(bpm)
+    return frames if frames <= LONGEST_PULSE else frames // 2
+
+
 def beat_seconds(bpm: int) -> float:
-    return on_frame(60 / bpm)
+    return beat_frames(bpm) * FRAME
 
 
 def step_seconds(bpm: int, meter: str) -> float:

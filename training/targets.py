@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from attributes import INSTRUMENTS, METERS, MODES, TONICS
-from song import FRAME, Song, beat_seconds
+from song import FRAME, LONGEST_PULSE, Song, beat_frames, pulse_frames
 from songs import ENDING, SECONDS, song
 from styles import STYLES
 
@@ -31,13 +31,13 @@ SONG_CLASSES = {
 }
 """Of a whole song, with their number of classes."""
 FRAME_CLASSES = {
-    "beat": 4,
-    "frame of the beat": BEAT_FRAMES[1],
+    "pulse": 8,
+    "frame of the pulse": LONGEST_PULSE,
     "root": 12,
     "lead": LEAD_KEYS[1] - LEAD_KEYS[0] + 2,
     "bass": BASS_KEYS[1] - BASS_KEYS[0] + 2,
 }
-"""Of a frame; 0 of lead and bass is silence."""
+"""Of a frame: the pulse in its bar, …; 0 of lead and bass is silence."""
 DRUM_GROUPS = ((36,), (37, 38, 39), (42, 44, 54, 70), (46, 49, 51), (45, 48))
 PITCHED = ("lead", "bass", "comping", "pad")
 BITS = 12 + 12 + len(PITCHED) + len(DRUM_GROUPS)
@@ -55,7 +55,7 @@ def song_targets(composed: Song) -> np.ndarray:
         [
             attributes.tonic,
             list(MODES).index(attributes.mode),
-            round(beat_seconds(attributes.bpm) / FRAME) - BEAT_FRAMES[0],
+            beat_frames(attributes.bpm) - BEAT_FRAMES[0],
             METERS.index(attributes.meter),
             list(STYLES).index(attributes.style),
             list(INSTRUMENTS).index(attributes.lead),
@@ -67,11 +67,11 @@ def song_targets(composed: Song) -> np.ndarray:
 
 def frame_targets(composed: Song, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 `[frames, len(FRAME_CLASSES)]` and bool `[frames, BITS]`."""
-    beat, bar = (round(seconds / FRAME) for seconds in (beat_seconds(composed.bpm), composed.bars[1]))
+    pulse, bar = pulse_frames(composed.bpm), round(composed.bars[1] / FRAME)
     classes = np.zeros((frames, len(FRAME_CLASSES)), np.uint8)
     bits = np.zeros((frames, BITS), bool)
     in_bar = np.arange(frames) % bar
-    classes[:, 0], classes[:, 1] = in_bar // beat, in_bar % beat
+    classes[:, 0], classes[:, 1] = in_bar // pulse, in_bar % pulse
     for seconds, chord in composed.chords:
         start = round(seconds / FRAME)
         classes[start:, 2] = chord.root

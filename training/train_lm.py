@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from attributes import Attributes
 from codec import CODEBOOKS, CODES, autocast
 from heads import TargetHeads
 from model import make_model
+from song import beat_frames
 from targets import NAMES, Targets
 from text_tokenizer import TOKENIZER
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -48,6 +50,9 @@ TARGETS_WEIGHT = 0.03
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
 FRAMES = 1000  # 20 s, a whole song
+SLOW_BEAT, SLOW = 30, 2.0
+"""Songs with a beat of so many frames are heard so many times as often: there are few of each tempo."""
+OWN = 0.35  # the share of clips in whose past some codes are the model's own, as in generation
 
 
 class Batch(NamedTuple):
@@ -102,15 +107,20 @@ class Songs:
             targets.append(
                 Targets.of(folder.with_name("targets") / path.name, numbers, held_out=name == "held_out")
             )
+        often = [SLOW if beat_frames(each.bpm) >= SLOW_BEAT else 1.0 for each in self.attributes]
+        self.often = list(accumulate(often))
         self.codes = torch.tensor(np.concatenate(codes))
         self.targets = Targets.joined(targets)
 
-    def loop(self, row: int, frames: int, random_: random.Random) -> Clip:
-        """One, two or four bars from anywhere in the song, again and again."""
+    def draw(self, row: int, batch: Batch, random_: random.Random) -> Clip:
+        """A clip of a song, or one, two or four bars of it again and again."""
+        if not batch.looped:
+            return self.clip(row, batch.frames, batch.anywhere, random_)
         bar = self.bars[row][1]
-        length = bar * random_.choice([bars for bars in (1, 2, 4) if bars * bar <= max(bar, 0.6 * frames)])
-        clip = self.clip(row, length, 0.0, random_)
-        order = torch.arange(frames) % length
+        longest = max(bar, 0.6 * batch.frames)
+        length = bar * random_.choice([bars for bars in (1, 2, 4) if bars * bar <= longest])
+        clip = self.clip(row, length, batch.anywhere, random_)
+        order = torch.arange(batch.frames) % length
         return Clip(clip.codes[:, order], clip.classes[order], clip.bits[order], clip.on_bar)
 
     def clip(self, row: int, frames: int, anywhere: float, random_: random.Random) -> Clip:
@@ -176,10 +186,21 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy (nats) `[B, K, T]` of codes `[B, K, T]`, given `input_codes` as the past.
 
-        And the hidden states `[B, T, D]` from which the first codebook follows. `networks` are the trained
-        ones or their average; `dropout` is the probability of a clip without condition.
+        And the hidden states `[B, T, D]` from which the first codebook follows.
         """
-        batch, _, frames = codes.shape
+        logits, hidden = self.logits(networks, input_codes, texts, dropout)
+        losses = F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none")
+        return losses.view(codes.shape), hidden
+
+    def logits(
+        self, networks: torch.nn.ModuleDict, input_codes: torch.Tensor, texts: list[str], dropout: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each code, given those of `[B, K, T]` before it: `[B, K, T, CODES]`; and the hidden states.
+
+        `networks` are the trained ones or their average; `dropout` is the probability of a clip without
+        condition.
+        """
+        batch, _, frames = input_codes.shape
         steps = frames + CODEBOOKS - 1
         inputs = torch.full((batch, CODEBOOKS, steps), CODES)
         for k in range(CODEBOOKS):
@@ -198,27 +219,38 @@ class Trainer:
         )
         logits = found.logits.view(batch, CODEBOOKS, steps, CODES)
         logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
-        losses = F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none")
-        return losses.view(codes.shape), found.hidden_states[-1][:, :frames]
+        return logits, found.hidden_states[-1][:, :frames]
+
+    @torch.no_grad()
+    def with_own_codes(
+        self, codes: torch.Tensor, input_codes: torch.Tensor, texts: list[str], random_: np.random.Generator
+    ) -> torch.Tensor:
+        """`input_codes`, but in some clips a part of `codes` replaced by what the model would play there."""
+        rows = np.flatnonzero(random_.random(len(codes)) < OWN)
+        if not len(rows):
+            return input_codes
+        # A context of its own, since the weights that it casts and keeps have no gradient here.
+        with autocast():
+            logits, _ = self.logits(self.trained, codes[rows], [texts[row] for row in rows], 0.0)
+        shares = random_.random((len(rows), 1, 1))
+        replaced = torch.tensor(random_.random(codes[rows].shape) < shares)
+        # The largest of logits with Gumbel noise is a sample.
+        noise = torch.empty(int(replaced.sum()), CODES).exponential_().log_()
+        own = codes[rows]
+        own[replaced] = (logits[replaced].float() - noise).argmax(-1)
+        return input_codes.index_copy(0, torch.tensor(rows), own)
 
     def learn(
         self, songs: Songs, batch: Batch, draw: random.Random, noise: np.random.Generator
     ) -> torch.Tensor:
         """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`."""
-        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips)]
-        some = [
-            songs.loop(row, batch.frames, draw)
-            if batch.looped
-            else songs.clip(row, batch.frames, batch.anywhere, draw)
-            for row in rows
-        ]
-        clips = list(zip(*some, strict=True))
+        rows = draw.choices(range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips)
+        clips = list(zip(*(songs.draw(row, batch, draw) for row in rows), strict=True))
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         codes, classes, bits = (torch.stack(each) for each in clips[:3])
+        input_codes = self.with_own_codes(codes, corrupt_codes(codes, noise), texts, noise)
         with autocast():
-            losses, hidden = self.losses(
-                self.trained, codes, corrupt_codes(codes, noise), texts, CONDITION_DROPOUT
-            )
+            losses, hidden = self.losses(self.trained, codes, input_codes, texts, CONDITION_DROPOUT)
             of_targets = self.heads.losses(hidden, classes, bits)
         weights = code_weights(list(clips[3]), batch.frames)
         of_frames = (weights[:, 0] / weights[:, 0].sum())[..., None]
