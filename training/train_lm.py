@@ -52,7 +52,7 @@ ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of
 FRAMES = 1000  # 20 s, a whole song
 SLOW_BEAT, SLOW = 30, 2.0
 """Songs with a beat of so many frames are heard so many times as often: there are few of each tempo."""
-OWN = 0.35  # the share of clips in whose past some codes are the model's own, as in generation
+OWN = 0.45  # the share of clips in whose past some codes are the model's own, as in generation
 
 
 class Batch(NamedTuple):
@@ -66,9 +66,9 @@ class Batch(NamedTuple):
 
 
 BATCHES = {
-    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.4,
+    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.25,
     Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.1,
-    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.1,
+    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.25,
     Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.35,
     Batch(6, FRAMES // 2, anywhere=0.0, weight=1.0, looped=True): 0.05,
 }
