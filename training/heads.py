@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from targets import BITS, FRAME_CLASSES, NAMES, SONG_CLASSES
 
-HARDEST = {"tempo": 2.0, "pulse": 2.0, "frame of the pulse": 3.0}
+HARDEST = {"tempo": 2.0, "beat": 2.0, "place in the beat": 3.0}
 """Weights of what takes longest to learn; others have 1."""
 
 

@@ -15,8 +15,8 @@ STEPS = {"4/4": 16, "3/4": 12, "6/8": 12}
 STEPS_PER_BEAT = {"4/4": 4, "3/4": 4, "6/8": 6}
 FRAME = 0.02
 """Seconds: the codec's."""
-LONGEST_PULSE = 33
-"""Frames. The language model counts up to here well; longer ones are rare, and it lost count of them."""
+SLOW_BEAT = 34
+"""Frames: the shortest slow beat."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,10 @@ def on_frame(seconds: float) -> float:
 def beat_frames(bpm: int) -> int:
     """A beat lasts a whole number of frames, up to 3 % more or less than it should, as bars do that return.
 
-    An even number if it's slow, so that its halves are `pulse_frames`.
+    An even number if it's slow, so that its halves begin on frames, too.
     """
     frames = 60 / bpm / FRAME
-    return round(frames) if frames < LONGEST_PULSE + 0.5 else 2 * round(frames / 2)
-
-
-def pulse_frames(bpm: int) -> int:
-    """A beat, or half of a slow one."""
-    frames = beat_frames(bpm)
-    return frames if frames <= LONGEST_PULSE else frames // 2
+    return round(frames) if frames < SLOW_BEAT - 0.5 else 2 * round(frames / 2)
 
 
 def beat_seconds(bpm: int) -> float:

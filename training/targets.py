@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from attributes import INSTRUMENTS, METERS, MODES, TONICS
-from song import FRAME, LONGEST_PULSE, Song, beat_frames, pulse_frames
+from song import FRAME, Song, beat_frames
 from songs import ENDING, SECONDS, song
 from styles import STYLES
 
 from audiocraft_mlx.files import write_file
 
 BEAT_FRAMES = (17, 50)  # of 170 and of 60 beats a minute
+PLACES = 16  # in a beat
 LEAD_KEYS, BASS_KEYS = (48, 96), (28, 60)
 SONG_CLASSES = {
     "tonic": len(TONICS),
@@ -31,13 +32,13 @@ SONG_CLASSES = {
 }
 """Of a whole song, with their number of classes."""
 FRAME_CLASSES = {
-    "pulse": 8,
-    "frame of the pulse": LONGEST_PULSE,
+    "beat": 4,
+    "place in the beat": PLACES,
     "root": 12,
     "lead": LEAD_KEYS[1] - LEAD_KEYS[0] + 2,
     "bass": BASS_KEYS[1] - BASS_KEYS[0] + 2,
 }
-"""Of a frame: the pulse in its bar, …; 0 of lead and bass is silence."""
+"""Of a frame; 0 of lead and bass is silence."""
 DRUM_GROUPS = ((36,), (37, 38, 39), (42, 44, 54, 70), (46, 49, 51), (45, 48))
 PITCHED = ("lead", "bass", "comping", "pad")
 BITS = 12 + 12 + len(PITCHED) + len(DRUM_GROUPS)
@@ -67,11 +68,11 @@ def song_targets(composed: Song) -> np.ndarray:
 
 def frame_targets(composed: Song, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 `[frames, len(FRAME_CLASSES)]` and bool `[frames, BITS]`."""
-    pulse, bar = pulse_frames(composed.bpm), round(composed.bars[1] / FRAME)
+    beat, bar = beat_frames(composed.bpm), round(composed.bars[1] / FRAME)
     classes = np.zeros((frames, len(FRAME_CLASSES)), np.uint8)
     bits = np.zeros((frames, BITS), bool)
     in_bar = np.arange(frames) % bar
-    classes[:, 0], classes[:, 1] = in_bar // pulse, in_bar % pulse
+    classes[:, 0], classes[:, 1] = in_bar // beat, in_bar % beat * PLACES // beat
     for seconds, chord in composed.chords:
         start = round(seconds / FRAME)
         classes[start:, 2] = chord.root

@@ -61,24 +61,23 @@ class Batch(NamedTuple):
     anywhere: float
     """The share of clips that begin anywhere, and not with a bar."""
     weight: float
-    looped: bool = False
-    """Whether some bars of each clip are repeated to its end."""
 
 
 BATCHES = {
     Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.25,
     Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.1,
     Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.25,
-    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.35,
-    Batch(6, FRAMES // 2, anywhere=0.0, weight=1.0, looped=True): 0.05,
+    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.4,
 }
 """With their probabilities: one in each step.
 
 Tempo and key follow from the text in the first two seconds, and then from what was heard. Four bars return,
-which take 6 to 16 s, but half of their codes only: from bars that return whole it learns to copy.
+which take 6 to 16 s.
 """
 STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
+COUNTED = Batch(2, FRAMES // 2, anywhere=0.0, weight=0.3)
+"""In each step, too: where in its bar and beat each frame is, known from tempo and position alone."""
 
 
 class Clip(NamedTuple):
@@ -111,17 +110,6 @@ class Songs:
         self.often = list(accumulate(often))
         self.codes = torch.tensor(np.concatenate(codes))
         self.targets = Targets.joined(targets)
-
-    def draw(self, row: int, batch: Batch, random_: random.Random) -> Clip:
-        """A clip of a song, or one, two or four bars of it again and again."""
-        if not batch.looped:
-            return self.clip(row, batch.frames, batch.anywhere, random_)
-        bar = self.bars[row][1]
-        longest = max(bar, 0.6 * batch.frames)
-        length = bar * random_.choice([bars for bars in (1, 2, 4) if bars * bar <= longest])
-        clip = self.clip(row, length, batch.anywhere, random_)
-        order = torch.arange(batch.frames) % length
-        return Clip(clip.codes[:, order], clip.classes[order], clip.bits[order], clip.on_bar)
 
     def clip(self, row: int, frames: int, anywhere: float, random_: random.Random) -> Clip:
         last = self.codes.shape[2] - frames
@@ -245,7 +233,7 @@ class Trainer:
     ) -> torch.Tensor:
         """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`."""
         rows = draw.choices(range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips)
-        clips = list(zip(*(songs.draw(row, batch, draw) for row in rows), strict=True))
+        clips = list(zip(*(songs.clip(row, batch.frames, batch.anywhere, draw) for row in rows), strict=True))
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         codes, classes, bits = (torch.stack(each) for each in clips[:3])
         input_codes = self.with_own_codes(codes, corrupt_codes(codes, noise), texts, noise)
@@ -258,6 +246,21 @@ class Trainer:
         loss = loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum()
         (batch.weight * loss).backward()
         return losses.detach()
+
+    def learn_to_count(self, songs: Songs, batch: Batch, draw: random.Random) -> None:
+        """Add the gradient of what follows from a caption's tempo if the past is noise.
+
+        From music alone the model knows where in a beat it is, too, but not from music with its own mistakes.
+        """
+        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips)]
+        clips = list(zip(*(songs.clip(row, batch.frames, batch.anywhere, draw) for row in rows), strict=True))
+        codes, classes, bits = (torch.stack(each) for each in clips[:3])
+        texts = [telling_caption(songs.attributes[row], draw) for row in rows]
+        with autocast():
+            _, hidden = self.logits(self.trained, torch.randint_like(codes, CODES), texts, 0.0)
+            losses = self.heads.losses(hidden, classes, bits)
+        loss = losses[..., [NAMES.index("beat"), NAMES.index("place in the beat")]].sum(-1).mean()
+        (batch.weight * loss).backward()
 
     @torch.no_grad()
     def report(self, songs: Songs) -> None:
@@ -295,6 +298,10 @@ def some_caption(attributes: Attributes, random_: random.Random) -> str:
     """Mostly one that says tempo and key; without that the model plays each style at its usual tempo."""
     if random_.random() >= TELLING:
         return caption(attributes, random_).text
+    return telling_caption(attributes, random_)
+
+
+def telling_caption(attributes: Attributes, random_: random.Random) -> str:
     captions = [caption(attributes, random_) for _ in range(TRIES)]
     return max(captions, key=lambda each: len(each.named & {"bpm", "tonic"})).text
 
@@ -369,6 +376,7 @@ def main() -> None:
         trainer.heads.zero_grad()
         losses = trainer.learn(songs, batch, draw, noise)
         trainer.learn(songs, STARTS, draw, noise)
+        trainer.learn_to_count(songs, COUNTED, draw)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
