@@ -76,7 +76,7 @@ which take 6 to 16 s.
 """
 STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
-COUNTED = Batch(2, FRAMES // 2, anywhere=0.0, weight=0.3)
+COUNTED = Batch(4, FRAMES // 2, anywhere=0.0, weight=1.5)
 """In each step, too: where in its bar and beat each frame is, known from tempo and position alone."""
 
 
