@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,7 @@ TARGETS_WEIGHT = 0.03
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
 FRAMES = 1000  # 20 s, a whole song
-SLOW_BEAT, SLOW = 30, 2.0
+RARE_BEAT, RARE = 30, 2.0
 """Songs with a beat of so many frames are heard so many times as often: there are few of each tempo."""
 OWN = 0.45  # the share of clips in whose past some codes are the model's own, as in generation
 
@@ -80,13 +81,13 @@ COUNTED = Batch(4, FRAMES // 2, anywhere=0.0, weight=1.5)
 """In each step, too: where in its bar and beat each frame is, known from tempo and position alone."""
 
 
-class Clip(NamedTuple):
+class Clips(NamedTuple):
     codes: torch.Tensor
-    """`[K, frames]`"""
+    """`[B, K, frames]`"""
     classes: torch.Tensor
     bits: torch.Tensor
-    on_bar: bool
-    """Whether it begins with a bar."""
+    on_bar: tuple[bool, ...]
+    """Whether each begins with a bar."""
 
 
 class Songs:
@@ -106,12 +107,21 @@ class Songs:
             targets.append(
                 Targets.of(folder.with_name("targets") / path.name, numbers, held_out=name == "held_out")
             )
-        often = [SLOW if beat_frames(each.bpm) >= SLOW_BEAT else 1.0 for each in self.attributes]
+        often = [RARE if beat_frames(each.bpm) >= RARE_BEAT else 1.0 for each in self.attributes]
         self.often = list(accumulate(often))
         self.codes = torch.tensor(np.concatenate(codes))
         self.targets = Targets.joined(targets)
 
-    def clip(self, row: int, frames: int, anywhere: float, random_: random.Random) -> Clip:
+    def clips(self, rows: Sequence[int], frames: int, anywhere: float, random_: random.Random) -> Clips:
+        """One of each song; `anywhere` is the share of those that don't begin with a bar."""
+        codes, classes, bits, on_bar = zip(
+            *(self._clip(row, frames, anywhere, random_) for row in rows), strict=True
+        )
+        return Clips(torch.stack(codes), torch.stack(classes), torch.stack(bits), on_bar)
+
+    def _clip(
+        self, row: int, frames: int, anywhere: float, random_: random.Random
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
         last = self.codes.shape[2] - frames
         on_bar = random_.random() >= anywhere
         start = (
@@ -121,7 +131,7 @@ class Songs:
         )
         codes = self.codes[row, :, start : start + frames].long()
         classes, bits = map(torch.from_numpy, self.targets.clip(row, start, frames))
-        return Clip(codes, classes, bits, on_bar)
+        return codes, classes, bits, on_bar
 
 
 class Trainer:
@@ -233,14 +243,13 @@ class Trainer:
     ) -> torch.Tensor:
         """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`."""
         rows = draw.choices(range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips)
-        clips = list(zip(*(songs.clip(row, batch.frames, batch.anywhere, draw) for row in rows), strict=True))
+        codes, classes, bits, on_bar = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
-        codes, classes, bits = (torch.stack(each) for each in clips[:3])
         input_codes = self.with_own_codes(codes, corrupt_codes(codes, noise), texts, noise)
         with autocast():
             losses, hidden = self.losses(self.trained, codes, input_codes, texts, CONDITION_DROPOUT)
             of_targets = self.heads.losses(hidden, classes, bits)
-        weights = code_weights(list(clips[3]), batch.frames)
+        weights = code_weights(on_bar, batch.frames)
         of_frames = (weights[:, 0] / weights[:, 0].sum())[..., None]
         loss = (losses * weights).sum() / weights.sum()
         loss = loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum()
@@ -253,8 +262,7 @@ class Trainer:
         From music alone the model knows where in a beat it is, too, but not from music with its own mistakes.
         """
         rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips)]
-        clips = list(zip(*(songs.clip(row, batch.frames, batch.anywhere, draw) for row in rows), strict=True))
-        codes, classes, bits = (torch.stack(each) for each in clips[:3])
+        codes, classes, bits, _ = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [telling_caption(songs.attributes[row], draw) for row in rows]
         with autocast():
             _, hidden = self.logits(self.trained, torch.randint_like(codes, CODES), texts, 0.0)
@@ -266,8 +274,7 @@ class Trainer:
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        clips = [songs.clip(row, FRAMES // 2, ANYWHERE, random_) for row in rows]
-        codes, classes, bits = (torch.stack(each) for each in list(zip(*clips, strict=True))[:3])
+        codes, classes, bits, _ = songs.clips(rows, FRAMES // 2, ANYWHERE, random_)
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         results, of_targets = [], []
         for given in (texts, texts[1:] + texts[:1]):
@@ -321,7 +328,7 @@ def corrupt_codes(codes: torch.Tensor, random_: np.random.Generator) -> torch.Te
     return corrupted
 
 
-def code_weights(on_bar: list[bool], frames: int) -> torch.Tensor:
+def code_weights(on_bar: Sequence[bool], frames: int) -> torch.Tensor:
     """Of codes in the loss, `[B, K, T]`."""
     result = torch.ones(len(on_bar), CODEBOOKS, frames) * torch.tensor(CODEBOOK_WEIGHTS)[:, None] / CODEBOOKS
     for row, begins in enumerate(on_bar):
