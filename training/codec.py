@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import processes
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,11 +19,15 @@ SAMPLE_RATE, HOP = 32000, 640
 CODEBOOKS, CODES, DIMENSION, FILTERS = 6, 512, 96, 24
 
 
-def autocast() -> torch.autocast:
-    """bfloat16 where the CPU has instructions for it; emulated it is slower than float32."""
+@cache
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for it; emulated it is slower than float32."""
     cpu = Path("/proc/cpuinfo")
-    supported = cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=supported)
+    return cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
 
 
 def make_encodec() -> EncodecModel:
@@ -164,6 +170,7 @@ class Quantizer(nn.Module):
     def _ema_update(self, k: int, chosen: torch.Tensor, residual: torch.Tensor, decay: float = 0.99) -> None:
         counts = torch.bincount(chosen, minlength=CODES).float()
         sums = torch.zeros_like(self.sums[k]).index_add_(0, chosen, residual)
+        processes.sum_up([counts, sums])
         self.sizes[k].mul_(decay).add_(counts, alpha=1 - decay)
         self.sums[k].mul_(decay).add_(sums, alpha=1 - decay)
         dead = self.sizes[k] < 0.03

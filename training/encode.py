@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import torch
 from codec import HOP, SAMPLE_RATE, Codec, autocast
 from render_songs import excerpt
@@ -26,14 +27,18 @@ def main() -> None:
     parser.add_argument("--songs", type=int, default=12000)
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--out", type=Path, default=Path("work/codes"))
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    processes.run(encode, arguments.processes, arguments)
+
+
+def encode(arguments: argparse.Namespace) -> None:
     codec = Codec()
     codec.load_state_dict(torch.load(arguments.codec)["codec"])
     codec.eval()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, count in (("held_out", HELD_OUT), ("train", arguments.songs)):
-        for first in range(0, count, SONGS):
+        for first in range(SONGS * processes.number(), count, SONGS * processes.count()):
             path = arguments.out / f"{name}-{first:05}.npz"
             if not path.exists():
                 start = time.time()

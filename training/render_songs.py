@@ -1,4 +1,4 @@
-"""Audio of training songs for the codec: `python render_songs.py --songs 1600` → work/renders.npy."""
+"""Audio of training songs for the codec: `python render_songs.py --songs 800` → work/renders.npy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def excerpt(number: int, held_out: bool = False, style: str | None = None, secon
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--songs", type=int, default=1600)
+    parser.add_argument("--songs", type=int, default=800)
     parser.add_argument("--out", type=Path, default=Path("work/renders.npy"))
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(exist_ok=True)

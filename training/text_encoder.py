@@ -28,7 +28,7 @@ from words import Caption, caption, speed, third, unseen_caption
 
 from audiocraft_mlx.files import write_file
 
-STEPS, BATCH, PEAK_RATE = 6000, 32, 2e-3
+STEPS, BATCH, PEAK_RATE = 4000, 32, 2e-3
 EMBEDDING_RATE = 5.0
 """Times the others' rate: most words, each tempo and each key are rare."""
 GROUP = 8

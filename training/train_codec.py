@@ -1,4 +1,4 @@
-"""Train the codec: `python train_codec.py --minutes 190`. Continues from its checkpoint."""
+"""Train the codec: `python train_codec.py --steps 6000`. Continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import torch
 import torch.nn.functional as F
 from codec import CODES, HOP, Codec, SpectralLoss, autocast, si_sdr
@@ -29,15 +30,17 @@ HELD_OUT = 16  # clips at the end of the pool
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=190)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--pool", type=Path, default=Path("work/renders.npy"), help="int16 [clips, samples]")
     parser.add_argument("--out", type=Path, default=Path("work/codec.pt"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, choices=(1, 2))
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
+    processes.run(train, arguments.processes, arguments)
 
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(0)
     codec, loss = Codec(), SpectralLoss()
     average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(
@@ -51,21 +54,23 @@ def main() -> None:
         average.n_averaged.fill_(saved["step"])
         optimizer.load_state_dict(saved["optimizer"])
         step, elapsed = saved["step"], saved["elapsed"]
-        print(f"continuing at step {step}")
+    leads = processes.number() == 0
+    print(f"process {processes.number()} begins at step {step}", flush=True)
     precision = autocast()
-    random_ = np.random.default_rng(step)
+    random_ = np.random.default_rng([step, processes.number()])
     pool = np.load(arguments.pool, mmap_mode="r")
     held_out = torch.tensor(pool[-HELD_OUT:, : 4 * 32000].astype(np.float32) / 32768)
     latents: list[torch.Tensor] = []
     sums, since = np.zeros(5), time.time()
 
-    while elapsed < 60 * arguments.minutes:
+    while step < arguments.steps:
         step_start = time.time()
         rate = PEAK_RATE * min(1, (step + 1) / 150)
-        progress = min(1, elapsed / (60 * arguments.minutes))
         for group in optimizer.param_groups:
-            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        audio = torch.tensor(np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(BATCH)]))
+            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps)))
+        audio = torch.tensor(
+            np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(BATCH // processes.count())])
+        )
         with precision:
             z = codec.encode(audio).float()
             if step >= KMEANS_AT:
@@ -79,17 +84,18 @@ def main() -> None:
         comb = comb_loss(predicted, audio)
         optimizer.zero_grad()
         (mel + spectral + WAVE_WEIGHT * wave + COMB_WEIGHT * comb + 0.25 * commitment).backward()
-        norm = torch.nn.utils.clip_grad_norm_(codec.network_parameters(), 1.0)
-        if norm < 1000 or step < 50:
-            optimizer.step()
+        processes.average_gradients(codec.network_parameters())
+        torch.nn.utils.clip_grad_norm_(codec.network_parameters(), 1.0)
+        optimizer.step()
         average.update_parameters(codec)
         step += 1
         if step == KMEANS_AT:
             codec.quantizer.init_kmeans(torch.cat(latents))
+        processes.share(list(codec.quantizer.buffers()))
         sums += [mel.item(), spectral.item(), wave.item(), comb.item(), commitment.item()]
         if step > 3:
             elapsed += time.time() - step_start
-        if step % REPORT == 0:
+        if step % REPORT == 0 and leads:
             speed = REPORT * BATCH * WINDOW / 50 / (time.time() - since)
             names = ("mel", "sc", "wave", "comb", "com")
             values = " ".join(f"{name} {v / REPORT:.3f}" for name, v in zip(names, sums, strict=True))
@@ -98,12 +104,13 @@ def main() -> None:
                 flush=True,
             )
             sums, since = np.zeros(5), time.time()
-        if step % 500 == 0:
+        if step % 500 == 0 and leads:
             report(average.module, loss, held_out)
             save(arguments.out, codec, average.module, optimizer, step, elapsed)
             since = time.time()
-    save(arguments.out, codec, average.module, optimizer, step, elapsed)
-    report(average.module, loss, held_out)
+    if leads:
+        save(arguments.out, codec, average.module, optimizer, step, elapsed)
+        report(average.module, loss, held_out)
 
 
 def excerpt(pool: np.ndarray, random_: np.random.Generator) -> np.ndarray:
@@ -118,14 +125,15 @@ def excerpt(pool: np.ndarray, random_: np.random.Generator) -> np.ndarray:
 def comb_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """How far the error's lines at multiples of 50 Hz stand out of the target's spectrum; `[B, samples]`.
 
-    1 for noise like the target.
+    The logarithm of 1 + it, which is log 2 for noise like the target: at first it is in the thousands, and
+    its gradient would be all that counts.
     """
     error, frames = (x.unflatten(1, (-1, HOP)) for x in (predicted - target, target))
     lines = torch.fft.rfft(error.mean(1)).abs().pow(2) * frames.shape[1]
     window = torch.hann_window(HOP)
     level = torch.fft.rfft(frames * window).abs().pow(2).mean(1) / window.pow(2).mean()
     level = F.avg_pool1d(level, 9, 1, 4, count_include_pad=False)
-    return (lines / (level + (HOP / 2 * SpectralLoss.FLOOR) ** 2)).mean()
+    return torch.log1p((lines / (level + (HOP / 2 * SpectralLoss.FLOOR) ** 2)).mean())
 
 
 @torch.no_grad()

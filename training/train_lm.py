@@ -1,4 +1,4 @@
-"""Train the language model: `python train_lm.py --minutes 600`. Continues from its checkpoint.
+"""Train the language model: `python train_lm.py --steps 8000`. Continues from its checkpoint.
 
 Its text encoder begins as that of `text_encoder.py`, and learns on slowly. Clips begin where bars do, as what
 is generated shall; some begin anywhere, as the windows of long music do, and of these only what follows
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import processes
 import torch
 import torch.nn.functional as F
 from attributes import Attributes
-from codec import CODEBOOKS, CODES, autocast
+from codec import CODEBOOKS, CODES, autocast, has_bfloat16
 from heads import TargetHeads
 from model import make_model
+from muon import Muon
 from song import beat_frames
 from targets import NAMES, Targets
 from text_tokenizer import TOKENIZER
@@ -46,7 +48,7 @@ TELLING, TRIES = 0.7, 16
 # What is music is in the first codebooks, and noise in the last.
 CODEBOOK_WEIGHTS = (1.5, 1.2, 1.0, 0.9, 0.7, 0.7)
 # Their gradient is large: with 0.15 it was four times that of the codes, which got worse in 8,000 steps.
-TARGETS_WEIGHT = 0.03
+TARGETS_WEIGHT, EARLY_TARGETS_WEIGHT = 0.03, 0.12
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
@@ -54,6 +56,8 @@ FRAMES = 1000  # 20 s, a whole song
 RARE_BEAT, RARE = 30, 2.0
 """Songs with a beat of so many frames are heard so many times as often: there are few of each tempo."""
 OWN = 0.45  # the share of clips in whose past some codes are the model's own, as in generation
+EARLY = 2000
+"""Steps, with short clips and without own codes: first what the text says, and what sounds."""
 
 
 class Batch(NamedTuple):
@@ -64,20 +68,24 @@ class Batch(NamedTuple):
     weight: float
 
 
+EARLY_BATCHES = {
+    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.6,
+    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.4,
+}
 BATCHES = {
     Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.25,
-    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.1,
-    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.25,
-    Batch(3, FRAMES, anywhere=0.0, weight=1.0): 0.4,
+    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
+    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.3,
+    Batch(2, FRAMES, anywhere=0.0, weight=1.0): 0.3,
 }
 """With their probabilities: one in each step.
 
 Tempo and key follow from the text in the first two seconds, and then from what was heard. Four bars return,
 which take 6 to 16 s.
 """
-STARTS = Batch(32, 12, anywhere=0.0, weight=0.5)
+STARTS = Batch(16, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
-COUNTED = Batch(4, FRAMES // 2, anywhere=0.0, weight=1.5)
+COUNTED = Batch(2, FRAMES // 2, anywhere=0.0, weight=1.5)
 """In each step, too: where in its bar and beat each frame is, known from tempo and position alone."""
 
 
@@ -140,8 +148,8 @@ class Trainer:
         self.model = make_model(len(self.tokenizer))
         self.model.text_encoder.load_state_dict(torch.load(text)["text_encoder"])
         self.model.text_encoder.eval()  # without dropout
-        # On a CPU in bfloat16 torch's fused attention takes two and a half times as long.
-        self.model.decoder.set_attn_implementation("eager")
+        # On a CPU in bfloat16 torch's fused attention takes two and a half times as long, in float32 half.
+        self.model.decoder.set_attn_implementation("eager" if has_bfloat16() else "sdpa")
         self.trained = torch.nn.ModuleDict(
             {name: getattr(self.model, name) for name in ("text_encoder", "decoder", "enc_to_dec_proj")}
         )
@@ -159,9 +167,7 @@ class Trainer:
         tables = [value for name, value in named if ".layers." not in name and value.ndim == 2]
         vectors = [value for _, value in named if value.ndim == 1]
         return [
-            torch.optim.Muon(
-                matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
-            ),
+            Muon(matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY),
             torch.optim.AdamW(
                 [
                     {"params": tables, "weight_decay": WEIGHT_DECAY},
@@ -186,73 +192,97 @@ class Trainer:
 
         And the hidden states `[B, T, D]` from which the first codebook follows.
         """
-        logits, hidden = self.logits(networks, input_codes, texts, dropout)
+        frames = codes.shape[2]
+        hidden = self.hidden(networks, input_codes, texts, dropout, frames + CODEBOOKS - 1)
+        logits = self.logits(networks, hidden, frames)
         losses = F.cross_entropy(logits.reshape(-1, CODES).float(), codes.reshape(-1), reduction="none")
-        return losses.view(codes.shape), hidden
+        return losses.view(codes.shape), hidden[:, :frames]
 
-    def logits(
-        self, networks: torch.nn.ModuleDict, input_codes: torch.Tensor, texts: list[str], dropout: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each code, given those of `[B, K, T]` before it: `[B, K, T, CODES]`; and the hidden states.
+    def logits(self, networks: torch.nn.ModuleDict, hidden: torch.Tensor, frames: int) -> torch.Tensor:
+        """Of each code of so many frames, `[B, K, T, CODES]`, from the hidden states of all steps."""
+        heads = networks["decoder"].lm_heads
+        return torch.stack([head(hidden[:, k : k + frames]) for k, head in enumerate(heads)], 1)
+
+    def hidden(
+        self,
+        networks: torch.nn.ModuleDict,
+        input_codes: torch.Tensor,
+        texts: list[str],
+        dropout: float,
+        steps: int,
+    ) -> torch.Tensor:
+        """The last hidden states `[B, steps, D]`, given the codes `[B, K, T]` before each.
 
         `networks` are the trained ones or their average; `dropout` is the probability of a clip without
-        condition.
+        condition. Codebook `k` of frame `t` follows from step `t + k`.
         """
         batch, _, frames = input_codes.shape
-        steps = frames + CODEBOOKS - 1
         inputs = torch.full((batch, CODEBOOKS, steps), CODES)
         for k in range(CODEBOOKS):
             inputs[:, k, k + 1 : k + 1 + frames] = input_codes[:, k, : steps - k - 1]
         text = self.tokenizer(texts, padding=True, return_tensors="pt")
-        hidden = networks["text_encoder"](**text).last_hidden_state
-        hidden = networks["enc_to_dec_proj"](hidden) * text.attention_mask[..., None]
+        encoded = networks["text_encoder"](**text).last_hidden_state
+        encoded = networks["enc_to_dec_proj"](encoded) * text.attention_mask[..., None]
         if dropout:
-            hidden = hidden * (torch.rand(batch, 1, 1) > dropout)
-        found = networks["decoder"](
-            input_ids=inputs.reshape(batch * CODEBOOKS, steps),
-            encoder_hidden_states=hidden,
-            encoder_attention_mask=text.attention_mask,
-            use_cache=False,
-            output_hidden_states=True,
+            encoded = encoded * (torch.rand(batch, 1, 1) > dropout)
+        return (
+            networks["decoder"]
+            .model(
+                input_ids=inputs.reshape(batch * CODEBOOKS, steps),
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=text.attention_mask,
+                use_cache=False,
+            )
+            .last_hidden_state
         )
-        logits = found.logits.view(batch, CODEBOOKS, steps, CODES)
-        logits = torch.stack([logits[:, k, k : k + frames] for k in range(CODEBOOKS)], 1)
-        return logits, found.hidden_states[-1][:, :frames]
 
     @torch.no_grad()
     def with_own_codes(
-        self, codes: torch.Tensor, input_codes: torch.Tensor, texts: list[str], random_: np.random.Generator
+        self, codes: torch.Tensor, texts: list[str], random_: np.random.Generator
     ) -> torch.Tensor:
-        """`input_codes`, but in some clips a part of `codes` replaced by what the model would play there."""
-        rows = np.flatnonzero(random_.random(len(codes)) < OWN)
-        if not len(rows):
-            return input_codes
+        """`codes` `[B, K, T]`, a random part of each clip replaced by what the model would play there."""
+        frames = codes.shape[2]
         # A context of its own, since the weights that it casts and keeps have no gradient here.
         with autocast():
-            logits, _ = self.logits(self.trained, codes[rows], [texts[row] for row in rows], 0.0)
-        shares = random_.random((len(rows), 1, 1))
-        replaced = torch.tensor(random_.random(codes[rows].shape) < shares)
-        # The largest of logits with Gumbel noise is a sample.
-        noise = torch.empty(int(replaced.sum()), CODES).exponential_().log_()
-        own = codes[rows]
-        own[replaced] = (logits[replaced].float() - noise).argmax(-1)
-        return input_codes.index_copy(0, torch.tensor(rows), own)
+            hidden = self.hidden(self.trained, codes, texts, 0.0, frames + CODEBOOKS - 1)
+            logits = self.logits(self.trained, hidden, frames)
+        replaced = torch.tensor(random_.random(codes.shape) < random_.random((len(codes), 1, 1)))
+        up_to = logits[replaced].float().softmax(-1).cumsum_(-1)
+        drawn = torch.rand(len(up_to), 1) * up_to[:, -1:]
+        own = codes.clone()
+        own[replaced] = torch.searchsorted(up_to, drawn)[:, 0].clamp_(max=CODES - 1)
+        return own
 
     def learn(
-        self, songs: Songs, batch: Batch, draw: random.Random, noise: np.random.Generator
+        self,
+        songs: Songs,
+        batch: Batch,
+        own: float,
+        targets_weight: float,
+        draw: random.Random,
+        noise: np.random.Generator,
     ) -> torch.Tensor:
-        """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`."""
-        rows = draw.choices(range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips)
+        """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`.
+
+        `own` is the share of those in whose past some codes are the model's own.
+        """
+        rows = draw.choices(
+            range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips // processes.count()
+        )
         codes, classes, bits, on_bar = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
-        input_codes = self.with_own_codes(codes, corrupt_codes(codes, noise), texts, noise)
+        input_codes = corrupt_codes(codes, noise)
+        rows = np.flatnonzero(noise.random(len(codes)) < own)
+        if len(rows):
+            played = self.with_own_codes(codes[rows], [texts[row] for row in rows], noise)
+            input_codes = input_codes.index_copy(0, torch.tensor(rows), played)
         with autocast():
             losses, hidden = self.losses(self.trained, codes, input_codes, texts, CONDITION_DROPOUT)
             of_targets = self.heads.losses(hidden, classes, bits)
         weights = code_weights(on_bar, batch.frames)
         of_frames = (weights[:, 0] / weights[:, 0].sum())[..., None]
         loss = (losses * weights).sum() / weights.sum()
-        loss = loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum()
+        loss = loss + targets_weight * (of_targets * self.heads.weights * of_frames).sum()
         (batch.weight * loss).backward()
         return losses.detach()
 
@@ -261,11 +291,12 @@ class Trainer:
 
         From music alone the model knows where in a beat it is, too, but not from music with its own mistakes.
         """
-        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips)]
+        rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips // processes.count())]
         codes, classes, bits, _ = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [telling_caption(songs.attributes[row], draw) for row in rows]
         with autocast():
-            _, hidden = self.logits(self.trained, torch.randint_like(codes, CODES), texts, 0.0)
+            noise = torch.randint_like(codes, CODES)
+            hidden = self.hidden(self.trained, noise, texts, 0.0, codes.shape[2])
             losses = self.heads.losses(hidden, classes, bits)
         loss = losses[..., [NAMES.index("beat"), NAMES.index("place in the beat")]].sum(-1).mean()
         (batch.weight * loss).backward()
@@ -341,15 +372,18 @@ def code_weights(on_bar: Sequence[bool], frames: int) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=600, help="of a processor; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--codes", type=Path, default=Path("work/codes"))
     parser.add_argument("--text", type=Path, default=Path("work/text.pt"))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--out", type=Path, default=Path("work/lm.pt"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, choices=(1, 2))
     arguments = parser.parse_args()
+    processes.run(train, arguments.processes, arguments)
+
+
+def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
     songs, held_out = Songs(arguments.codes, "train"), Songs(arguments.codes, "held_out")
     trainer = Trainer(arguments.text, arguments.tokenizer)
     parameters = list(trainer.trained.parameters())
@@ -361,29 +395,37 @@ def main() -> None:
         trainer.average.module.load_state_dict(saved["average"])
         trainer.average.n_averaged.fill_(saved["step"])
         trainer.heads.load_state_dict(saved["heads"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        if "optimizers" in saved:  # those of keep.py have none
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         step, elapsed = saved["step"], saved["elapsed"]
-        print(f"continuing at step {step}", flush=True)
+    number = processes.number()
+    leads = number == 0
+    torch.manual_seed(1000 * step + number)
+    size = sum(parameter.numel() for parameter in parameters) / 1e6
     print(
-        f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {len(songs.attributes)} songs",
+        f"process {number} begins at step {step}: {size:.2f} M parameters, {len(songs.attributes)} songs",
         flush=True,
     )
     sums, begun = np.zeros(CODEBOOKS), time.time()
-    while elapsed < 60 * arguments.minutes:
+    while step < arguments.steps:
         start = time.process_time()
-        left = 1 - elapsed / (60 * arguments.minutes)
+        left = 1 - step / arguments.steps
         rate = min(1, (step + 1) / WARM_UP, max(0.03, left / COOL_DOWN))
         for optimizer, peak in zip(optimizers, RATES, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
-        draw, noise = random.Random(step), np.random.default_rng(step)
-        batch = draw.choices(tuple(BATCHES), tuple(BATCHES.values()))[0]
+        early = step < EARLY
+        batches = EARLY_BATCHES if early else BATCHES
+        batch = random.Random(step).choices(tuple(batches), tuple(batches.values()))[0]
+        draw, noise = random.Random(f"{step} {number}"), np.random.default_rng([step, number])
         trainer.trained.zero_grad()
         trainer.heads.zero_grad()
-        losses = trainer.learn(songs, batch, draw, noise)
-        trainer.learn(songs, STARTS, draw, noise)
+        of_targets = EARLY_TARGETS_WEIGHT if early else TARGETS_WEIGHT
+        losses = trainer.learn(songs, batch, 0.0 if early else OWN, of_targets, draw, noise)
+        trainer.learn(songs, STARTS, 0.0, of_targets, draw, noise)
         trainer.learn_to_count(songs, COUNTED, draw)
+        processes.average_gradients([*parameters, *trainer.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -391,18 +433,19 @@ def main() -> None:
         step += 1
         sums += losses.mean((0, 2)).numpy()
         elapsed += time.process_time() - start
-        if step % 100 == 0:
+        if step % 100 == 0 and leads:
             losses_text, seconds = np.round(sums / 100, 2), time.time() - begun
             print(
                 f"{elapsed / 60:.1f} min, step {step}: nats by codebook {losses_text}; {seconds:.0f} s",
                 flush=True,
             )
             sums, begun = np.zeros(CODEBOOKS), time.time()
-        if step % 500 == 0:
+        if step % 500 == 0 and leads:
             trainer.report(held_out)
             save(arguments.out, trainer, optimizers, step, elapsed)
-    save(arguments.out, trainer, optimizers, step, elapsed)
-    trainer.report(held_out)
+    if leads:
+        save(arguments.out, trainer, optimizers, step, elapsed)
+        trainer.report(held_out)
 
 
 def save(
