@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 
 import processes
+from keep import packed, unpacked
 from muon import Muon
 
 
@@ -56,3 +57,16 @@ def test_muon_moves_matrices_as_torch_does(shape: tuple[int, int]) -> None:
     # torch's works in bfloat16.
     difference = (ours - theirs).norm() / (theirs - start).norm()
     assert difference < 0.03
+
+
+def test_what_is_kept_differs_by_half_a_step_of_each_row() -> None:
+    torch.manual_seed(0)
+    weights = {
+        "matrix": torch.randn(5, 40) * torch.tensor([[1e-3], [0.1], [1.0], [10.0], [0.0]]),
+        "bias": torch.randn(5),
+    }
+    kept = unpacked(packed(weights))
+    assert kept.keys() == weights.keys()
+    torch.testing.assert_close(kept["bias"], weights["bias"])
+    steps = weights["matrix"].abs().amax(1, keepdim=True) / 127
+    assert ((kept["matrix"] - weights["matrix"]).abs() <= 0.501 * steps).all()
