@@ -80,10 +80,9 @@ def train(arguments: argparse.Namespace) -> None:
                 if step >= KMEANS_AT - 50:
                     latents.append(z.detach().permute(0, 2, 1).reshape(-1, z.shape[1]))
             predicted = codec.decode(quantized)
-        mel, spectral, wave = loss(predicted, audio)
-        comb = comb_loss(predicted, audio)
+        total, parts = distance(loss, predicted, audio)
         optimizer.zero_grad()
-        (mel + spectral + WAVE_WEIGHT * wave + COMB_WEIGHT * comb + 0.25 * commitment).backward()
+        (total + 0.25 * commitment).backward()
         processes.average_gradients(codec.network_parameters())
         torch.nn.utils.clip_grad_norm_(codec.network_parameters(), 1.0)
         optimizer.step()
@@ -92,7 +91,7 @@ def train(arguments: argparse.Namespace) -> None:
         if step == KMEANS_AT:
             codec.quantizer.init_kmeans(torch.cat(latents))
         processes.share(list(codec.quantizer.buffers()))
-        sums += [mel.item(), spectral.item(), wave.item(), comb.item(), commitment.item()]
+        sums += [*parts, commitment.item()]
         if step > 3:
             elapsed += time.time() - step_start
         if step % REPORT == 0 and leads:
@@ -120,6 +119,16 @@ def excerpt(pool: np.ndarray, random_: np.random.Generator) -> np.ndarray:
         audio = pool[random_.integers(0, len(pool)), start : start + WINDOW * HOP]
         if np.abs(audio).max() > 300:
             return audio.astype(np.float32) / 32768
+
+
+def distance(
+    loss: SpectralLoss, predicted: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, list[float]]:
+    """What is minimized, of audio `[B, samples]`; and its parts: log-mel, spectral, waveform and comb."""
+    parts = (*loss(predicted, target), comb_loss(predicted, target))
+    mel, spectral, wave, comb = parts
+    total = mel + spectral + WAVE_WEIGHT * wave + COMB_WEIGHT * comb
+    return total, [part.item() for part in parts]
 
 
 def comb_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
