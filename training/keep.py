@@ -64,6 +64,13 @@ def take() -> None:
             parts[part][rest] = value
         saved = {name: unpacked(part) for name, part in parts.items()}
         torch.save(saved | {"last": saved["average"]} | counts, WORK / "lm.pt")
+        prefix = "text_encoder."
+        text = {
+            name.removeprefix(prefix): value
+            for name, value in saved["average"].items()
+            if name.startswith(prefix)
+        }
+        torch.save({"text_encoder": text}, WORK / "text.pt")
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
