@@ -1,6 +1,6 @@
 """Keep in the repository what is trained so far: `python keep.py` → kept/; `python keep.py --take` → work/.
 
-Without the optimizers, whose states return in some hundred steps. The codec is in half precision, as in the
+Without the optimizers' states and the weights' average, which return in some hundred steps. The codec is in half precision, as in the
 finished model; of the language model each row of a matrix is in bytes, with a scale.
 """
 
@@ -45,7 +45,7 @@ def keep() -> None:
         saved = torch.load(WORK / "lm.pt")
         weights = {
             f"{part}/{name}": value.clone()  # some share their memory
-            for part in ("average", "heads")
+            for part in ("last", "heads")
             for name, value in packed(saved[part]).items()
         }
         counts = {name: json.dumps(saved[name]) for name in ("step", "elapsed")}
@@ -58,16 +58,16 @@ def take() -> None:
     torch.save({"codec": {name: value.float() for name, value in codec.items()}}, WORK / "codec.pt")
     if (KEPT / "lm.safetensors").exists():
         weights, counts = read(KEPT / "lm.safetensors")
-        parts: dict[str, dict[str, torch.Tensor]] = {"average": {}, "heads": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"last": {}, "heads": {}}
         for name, value in weights.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = value
         saved = {name: unpacked(part) for name, part in parts.items()}
-        torch.save(saved | {"last": saved["average"]} | counts, WORK / "lm.pt")
+        torch.save(saved | {"average": saved["last"]} | counts, WORK / "lm.pt")
         prefix = "text_encoder."
         text = {
             name.removeprefix(prefix): value
-            for name, value in saved["average"].items()
+            for name, value in saved["last"].items()
             if name.startswith(prefix)
         }
         torch.save({"text_encoder": text}, WORK / "text.pt")
