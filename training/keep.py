@@ -1,7 +1,7 @@
 """Keep in the repository what is trained so far: `python keep.py` → kept/; `python keep.py --take` → work/.
 
-Without the optimizers' states and the weights' average, which return in some hundred steps. The codec is in half precision, as in the
-finished model; of the language model each row of a matrix is in bytes, with a scale.
+Without the optimizers' states and the weights' average, which return in some hundred steps. The codec is
+in half precision, as in the finished model; rows of the language model's matrices are bytes with a scale.
 """
 
 from __future__ import annotations
