@@ -1,0 +1,88 @@
+"""Train the codec's decoder on: `python train_decoder.py --steps 2000` → work/decoder.pt. Continues from it.
+
+Encoder and codebooks stay as they are, so that songs that are encoded keep their codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import processes
+import torch
+from codec import Codec, SpectralLoss, autocast
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from train_codec import AVERAGE, BATCH, HELD_OUT, REPORT, distance, excerpt, report
+
+from audiocraft_mlx.files import write_file
+
+PEAK_RATE = 7e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--pool", type=Path, default=Path("work/renders.npy"), help="int16 [clips, samples]")
+    parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
+    parser.add_argument("--out", type=Path, default=Path("work/decoder.pt"))
+    parser.add_argument("--processes", type=int, default=1, choices=(1, 2))
+    arguments = parser.parse_args()
+    processes.run(train, arguments.processes, arguments)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    codec, loss = Codec(), SpectralLoss()
+    codec.load_state_dict(torch.load(arguments.codec)["codec"])
+    parameters = list(codec.encodec.decoder.parameters())
+    average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    step = 0
+    if arguments.out.exists():
+        saved = torch.load(arguments.out)
+        codec.load_state_dict(saved["last"])
+        average.module.load_state_dict(saved["codec"])
+        average.n_averaged.fill_(saved["step"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+    number = processes.number()
+    random_ = np.random.default_rng([1, step, number])
+    pool = np.load(arguments.pool, mmap_mode="r")
+    held_out = torch.tensor(pool[-HELD_OUT:, : 4 * 32000].astype(np.float32) / 32768)
+    sums, begun = np.zeros(4), time.time()
+    while step < arguments.steps:
+        rate = PEAK_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
+        optimizer.param_groups[0]["lr"] = rate
+        clips = BATCH // processes.count()
+        audio = torch.tensor(np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(clips)]))
+        with autocast():
+            with torch.no_grad():
+                quantized = codec.quantizer(codec.encode(audio).float())[0]
+            predicted = codec.decode(quantized)
+        total, parts = distance(loss, predicted, audio)
+        optimizer.zero_grad()
+        total.backward()
+        processes.average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average.update_parameters(codec)
+        step += 1
+        sums += parts
+        if step % REPORT == 0 and number == 0:
+            print(f"step {step}: {np.round(sums / REPORT, 3)}; {time.time() - begun:.0f} s", flush=True)
+            sums, begun = np.zeros(4), time.time()
+        if (step % 500 == 0 or step == arguments.steps) and number == 0:
+            report(average.module, loss, held_out)
+            state = {
+                "codec": average.module.state_dict(),
+                "last": codec.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            }
+            write_file(arguments.out, lambda file, state=state: torch.save(state, file))
+
+
+if __name__ == "__main__":
+    main()
