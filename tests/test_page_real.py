@@ -208,6 +208,7 @@ def test_two_models_a_style_and_stems_in_one_session(
 ) -> None:
     make(page, "slow happy piano", duration=2, takes=1)
     card = page.locator(CARD).first
+    expect(card).to_contain_text("slow happy piano")  # not what was made before
     expect(card).to_have_attribute("data-status", "done", timeout=30_000)
     (source,) = server.files(server.jobs()[0])
     page.select_option("#model", "style")
