@@ -1,6 +1,6 @@
 """Several processes that train one model, each on its part of every batch, with one thread each.
 
-Two threads make a step of these small models 1.2 times as fast, two processes nearly twice.
+Two threads make a step of the codec 1.2 times as fast, two processes 1.45 times.
 """
 
 from __future__ import annotations

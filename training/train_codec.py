@@ -48,12 +48,7 @@ def train(arguments: argparse.Namespace) -> None:
     )
     step, elapsed = 0, 0.0
     if arguments.out.exists():
-        saved = torch.load(arguments.out)
-        codec.load_state_dict(saved["last"])
-        average.module.load_state_dict(saved["codec"])
-        average.n_averaged.fill_(saved["step"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, elapsed = saved["step"], saved["elapsed"]
+        step, elapsed = resume(arguments.out, codec, average, optimizer)
     leads = processes.number() == 0
     print(f"process {processes.number()} begins at step {step}", flush=True)
     precision = autocast()
@@ -156,6 +151,18 @@ def report(codec: Codec, loss: SpectralLoss, audio: torch.Tensor) -> None:
         f" codes used {used} of {CODES}",
         flush=True,
     )
+
+
+def resume(
+    path: Path, codec: Codec, average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Take up what `save` wrote: its step, and the seconds until then."""
+    saved = torch.load(path)
+    codec.load_state_dict(saved["last"])
+    average.module.load_state_dict(saved["codec"])
+    average.n_averaged.fill_(saved["step"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"], saved["elapsed"]
 
 
 def save(

@@ -15,9 +15,7 @@ import processes
 import torch
 from codec import Codec, SpectralLoss, autocast
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from train_codec import AVERAGE, BATCH, HELD_OUT, REPORT, distance, excerpt, report
-
-from audiocraft_mlx.files import write_file
+from train_codec import AVERAGE, BATCH, HELD_OUT, REPORT, distance, excerpt, report, resume, save
 
 PEAK_RATE = 7e-4
 
@@ -39,19 +37,15 @@ def train(arguments: argparse.Namespace) -> None:
     parameters = list(codec.encodec.decoder.parameters())
     average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    step = 0
+    step, elapsed = 0, 0.0
     if arguments.out.exists():
-        saved = torch.load(arguments.out)
-        codec.load_state_dict(saved["last"])
-        average.module.load_state_dict(saved["codec"])
-        average.n_averaged.fill_(saved["step"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
+        step, elapsed = resume(arguments.out, codec, average, optimizer)
     number = processes.number()
     random_ = np.random.default_rng([1, step, number])
     pool = np.load(arguments.pool, mmap_mode="r")
     held_out = torch.tensor(pool[-HELD_OUT:, : 4 * 32000].astype(np.float32) / 32768)
-    sums, begun = np.zeros(4), time.time()
+    started = time.time()
+    sums, begun = np.zeros(4), started
     while step < arguments.steps:
         rate = PEAK_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
         optimizer.param_groups[0]["lr"] = rate
@@ -75,13 +69,7 @@ def train(arguments: argparse.Namespace) -> None:
             sums, begun = np.zeros(4), time.time()
         if (step % 500 == 0 or step == arguments.steps) and number == 0:
             report(average.module, loss, held_out)
-            state = {
-                "codec": average.module.state_dict(),
-                "last": codec.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-            }
-            write_file(arguments.out, lambda file, state=state: torch.save(state, file))
+            save(arguments.out, codec, average.module, optimizer, step, elapsed + time.time() - started)
 
 
 if __name__ == "__main__":
