@@ -158,12 +158,12 @@ def make(page: Any, prompt: str, **numbers: Any) -> None:
     page.click("#make-button")
 
 
-def wait_until(page: Any, expression: str, seconds: float = 60) -> None:
+def wait_until(page: Any, expression: str, seconds: float = 15) -> None:
     """As `wait_for_function`, which the page's Content-Security-Policy forbids."""
     wait_for(page, lambda: page.evaluate(expression), seconds, expression)
 
 
-def wait_for(page: Any, condition: Callable[[], object], seconds: float = 60, what: str = "") -> None:
+def wait_for(page: Any, condition: Callable[[], object], seconds: float = 15, what: str = "") -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, what
