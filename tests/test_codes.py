@@ -88,9 +88,12 @@ def test_damaged_codes_are_refused(text: str) -> None:
 def test_every_format_has_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     make(name, "-d", "0.5")
     codes = codes_in(name)
-    assert codes.shape == (4, 25)
+    whole = codes_in("whole.wav")
+    num_codebooks = len(whole)
+    assert codes.shape == (num_codebooks, 25)
     # The last ones were predicted without what follows.
-    np.testing.assert_array_equal(codes[:, :-3], codes_in("whole.wav")[:, :22])
+    known = 25 - (num_codebooks - 1)
+    np.testing.assert_array_equal(codes[:, :known], whole[:, :known])
     capsys.readouterr()
     assert main(["--info", name]) == 0
     assert "  codes: 25 frames" in capsys.readouterr().out
@@ -146,7 +149,7 @@ def test_a_continuation_is_what_a_longer_clip_is() -> None:
     kept = begin.shape[1] - 6 * 640
     np.testing.assert_array_equal(longer[:, :kept], begin[:, :kept])
     make("longest.wav", "-d", "0.5", "--continue", "longer.wav")
-    assert codes_in("longest.wav").shape == (4, 225)
+    assert codes_in("longest.wav").shape[1] == 225
 
 
 @pytest.mark.usefixtures("folder")

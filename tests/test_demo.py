@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,13 +20,17 @@ HERE = Path(__file__).parent
 DEMO = HERE.parent / "audiocraft_mlx" / "demo"
 
 
+def written(name: str) -> dict[str, Any]:
+    return json.loads((DEMO / name).read_text())
+
+
 @pytest.fixture(scope="module")
 def demo() -> MusicGen:
     return MusicGen.get_pretrained("demo")
 
 
 def test_it_is_small_and_complete() -> None:
-    assert sum(file.stat().st_size for file in DEMO.iterdir()) <= 30e6
+    assert sum(file.stat().st_size for file in DEMO.iterdir()) <= 32e6
     assert {"README.md", "config.json", "generation_config.json", "tokenizer.json"} <= {
         file.name for file in DEMO.iterdir()
     }
@@ -32,14 +38,16 @@ def test_it_is_small_and_complete() -> None:
 
 def test_it_is_a_musicgen_of_the_released_rates(demo: MusicGen) -> None:
     assert (demo.sample_rate, demo.frame_rate, demo.audio_channels) == (32000, 50.0, 1)
-    assert demo.lm.config.num_codebooks == 4
-    assert demo.max_duration == 8.0
+    config = written("config.json")
+    assert demo.lm.config.num_codebooks == config["decoder"]["num_codebooks"]
+    assert demo.max_duration == config["max_duration"]
 
 
 def test_its_own_sampling_defaults_are_used(demo: MusicGen) -> None:
+    own = written("generation_config.json")
     demo.set_generation_params()
-    assert demo.sampling.top_k < 250
-    assert demo.guidance.coef < 3.0
+    assert (demo.sampling.top_k, demo.sampling.temperature) == (own["top_k"], own["temperature"])
+    assert demo.guidance.coef == own["guidance_scale"]
 
 
 def test_audio_depends_on_the_seed(demo: MusicGen) -> None:

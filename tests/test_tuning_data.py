@@ -563,7 +563,10 @@ def test_files_become_crops_of_codes(data: Path, write: Write, demo: MusicGen, t
     dataset = read_dataset(data, "a tune", 0)
     seen: list[tuple[int, int]] = []
     encoded = encode_dataset(dataset, demo, tmp_path / "cache", 2, False, lambda *s: seen.append(s))
-    assert [example.codes.shape for example in encoded.train] == [(4, 100), (4, 75), (4, 100)]
+    num_codebooks = demo.lm.config.num_codebooks
+    assert [example.codes.shape for example in encoded.train] == [
+        (num_codebooks, frames) for frames in (100, 75, 100)
+    ]
     assert [example.source for example in encoded.train] == ["a.wav, 0 s", "a.wav, 2 s", "b.wav, 0 s"]
     assert {example.codes.dtype for example in encoded.train} == {np.dtype(np.int16)}
     audio, _ = read_audio(path)
@@ -619,7 +622,7 @@ def test_any_rate_and_channels_for_a_mono_model(
     np.testing.assert_array_equal(
         example.codes, np.asarray(demo.compression_model.encode(mx.array(converted)))[0]
     )
-    assert example.codes.shape == (4, 75)
+    assert example.codes.shape == (demo.lm.config.num_codebooks, 75)
 
 
 def test_a_stereo_model_has_interleaved_codes(data: Path, write: Write, tmp_path: Path) -> None:
