@@ -8,7 +8,7 @@ BIN  := $(HOME)/.local/bin
 COMMANDS := musicgen-mlx audiogen-mlx musicgen-mlx-convert musicgen-mlx-bench musicgen-mlx-doctor \
   musicgen-mlx-serve musicgen-mlx-train
 
-.PHONY: help demo serve train-demo train-lora install uninstall test native native-wheel sanitize lint fuzz \
+.PHONY: help demo serve train-demo gallery train-lora install uninstall test native native-wheel sanitize lint fuzz \
   parity soak python
 
 help: ## this list
@@ -78,6 +78,9 @@ train-demo: .venv-parity/installed ## train the next demo model: songs, codec, t
 	cd training && ../.venv-parity/bin/python train_lm.py
 	cd training && ../.venv-parity/bin/python write_checkpoint.py --out work/model
 	cd training && ../.venv-parity/bin/python evaluate_songs.py --model work/model
+
+gallery: .venv-parity/installed ## a clip of each style by the demo model: docs/GALLERY.md
+	cd training && ../.venv-parity/bin/python gallery.py
 
 # One thread: this model's matrices are so small that threads mostly wait for each other.
 train-lora: .venv-parity/installed ## teach the demo model an instrument that it doesn't know, and evaluate it
