@@ -257,14 +257,14 @@ class Trainer:
         self,
         songs: Songs,
         batch: Batch,
-        own: float,
+        own: int,
         targets_weight: float,
         draw: random.Random,
         noise: np.random.Generator,
     ) -> torch.Tensor:
         """Add the gradient of random clips; returns their cross-entropy `[B, K, T]`.
 
-        `own` is the share of those in whose past some codes are the model's own.
+        `own` is the number of those in whose past some codes are the model's own.
         """
         rows = draw.choices(
             range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips // processes.count()
@@ -272,8 +272,8 @@ class Trainer:
         codes, classes, bits, on_bar = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         input_codes = corrupt_codes(codes, noise)
-        rows = np.flatnonzero(noise.random(len(codes)) < own)
-        if len(rows):
+        if own:
+            rows = noise.choice(len(codes), own, replace=False)
             played = self.with_own_codes(codes[rows], [texts[row] for row in rows], noise)
             input_codes = input_codes.index_copy(0, torch.tensor(rows), played)
         with autocast():
@@ -417,13 +417,16 @@ def train(arguments: argparse.Namespace) -> None:
                 group["lr"] = peak * rate
         early = step < EARLY
         batches = EARLY_BATCHES if early else BATCHES
-        batch = random.Random(step).choices(tuple(batches), tuple(batches.values()))[0]
+        shared = random.Random(step)
+        batch = shared.choices(tuple(batches), tuple(batches.values()))[0]
+        # As many in each process: they wait for each other.
+        own = 0 if early else int(batch.clips / processes.count() * OWN + shared.random())
         draw, noise = random.Random(f"{step} {number}"), np.random.default_rng([step, number])
         trainer.trained.zero_grad()
         trainer.heads.zero_grad()
         of_targets = EARLY_TARGETS_WEIGHT if early else TARGETS_WEIGHT
-        losses = trainer.learn(songs, batch, 0.0 if early else OWN, of_targets, draw, noise)
-        trainer.learn(songs, STARTS, 0.0, of_targets, draw, noise)
+        losses = trainer.learn(songs, batch, own, of_targets, draw, noise)
+        trainer.learn(songs, STARTS, 0, of_targets, draw, noise)
         trainer.learn_to_count(songs, COUNTED, draw)
         processes.average_gradients([*parameters, *trainer.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
