@@ -1,4 +1,9 @@
-"""A small EnCodec in torch, for training: transformers' network with our own quantizer and losses."""
+"""A small EnCodec in torch, for training: transformers' network with our own quantizer and losses.
+
+Each codebook is about one stem of a song: drums, bass, lead or harmony, whose codes hardly depend on the
+others. The latents have a part for each, and codebooks are 0 in the other parts: it is EnCodec's residual
+quantizer.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,15 @@ import numpy as np
 import processes
 import torch
 import torch.nn.functional as F
+from song import STEMS
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import EncodecConfig, EncodecModel
 
 SAMPLE_RATE, HOP = 32000, 640
-CODEBOOKS, CODES, DIMENSION, FILTERS = 6, 512, 96, 24
+CODEBOOKS, CODES, DIMENSION, FILTERS = 8, 512, 96, 24
+BLOCK = DIMENSION // len(STEMS)
+"""Of the latents, for each stem: codebook `k` is of stem `k % len(STEMS)`."""
 
 
 @cache
@@ -121,7 +129,7 @@ class Quantizer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        shape = (CODEBOOKS, CODES, DIMENSION)
+        shape = (CODEBOOKS, CODES, BLOCK)
         self.register_buffer("codebooks", torch.zeros(shape))
         self.register_buffer("sizes", torch.ones(shape[:2]))
         self.register_buffer("sums", torch.zeros(shape))
@@ -132,8 +140,9 @@ class Quantizer(nn.Module):
 
     def init_kmeans(self, latents: torch.Tensor, rounds: int = 12) -> None:
         """Initialize one codebook after the other with k-means of `latents` `[n, DIMENSION]`."""
-        residual = latents.clone()
+        residuals = list(latents.clone().split(BLOCK, 1))
         for k in range(CODEBOOKS):
+            residual = residuals[k % len(STEMS)]
             codebook = residual[torch.randperm(len(residual))[:CODES]].clone()
             for _ in range(rounds):
                 codes = self.nearest(residual, codebook)
@@ -142,7 +151,7 @@ class Quantizer(nn.Module):
                 fresh = residual[torch.randint(len(residual), (CODES,))]
                 codebook = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], fresh)
             self.codebooks[k], self.sizes[k], self.sums[k] = codebook, 1.0, codebook
-            residual = residual - codebook[self.nearest(residual, codebook)]
+            residuals[k % len(STEMS)] = residual - codebook[self.nearest(residual, codebook)]
 
     def forward(
         self, latents: torch.Tensor, update: bool = False
@@ -153,17 +162,20 @@ class Quantizer(nn.Module):
         """
         batch, dimension, frames = latents.shape
         flat = latents.permute(0, 2, 1).reshape(-1, dimension).float()
-        residual, total = flat.detach(), torch.zeros_like(flat)
+        parts = flat.split(BLOCK, 1)
+        totals = [torch.zeros_like(part) for part in parts]
         commitment, codes = torch.zeros(()), []
         for k in range(CODEBOOKS):
+            stem = k % len(STEMS)
+            residual = parts[stem].detach() - totals[stem]
             chosen = self.nearest(residual, self.codebooks[k])
             entries = self.codebooks[k][chosen]
-            commitment = commitment + F.mse_loss(flat - total, entries)
+            commitment = commitment + F.mse_loss(parts[stem] - totals[stem], entries)
             if update:
                 self._ema_update(k, chosen, residual)
             codes.append(chosen.view(batch, frames))
-            total, residual = total + entries, residual - entries
-        quantized = flat + (total - flat).detach()
+            totals[stem] = totals[stem] + entries
+        quantized = flat + (torch.cat(totals, 1) - flat).detach()
         return quantized.view(batch, frames, dimension).permute(0, 2, 1), commitment, torch.stack(codes, 1)
 
     @torch.no_grad()
@@ -195,9 +207,18 @@ class Codec(nn.Module):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return run_layers(self.encodec.decoder.layers, latents)[:, 0].float()
 
+    def encode_stems(self, stems: torch.Tensor) -> torch.Tensor:
+        """Latents `[B, DIMENSION, frames]` of stems `[STEMS * B, samples]`: of each its own part.
+
+        Those of one song follow each other.
+        """
+        latents = self.encode(stems).float().unflatten(0, (-1, len(STEMS)))
+        parts = [latents[:, i, i * BLOCK : (i + 1) * BLOCK] for i in range(len(STEMS))]
+        return torch.cat(parts, 1)
+
     @torch.no_grad()
-    def codes(self, audio: torch.Tensor) -> torch.Tensor:
-        return self.quantizer(self.encode(audio).float())[2]
+    def codes_of_stems(self, stems: torch.Tensor) -> torch.Tensor:
+        return self.quantizer(self.encode_stems(stems))[2]
 
     def network_parameters(self) -> list[nn.Parameter]:
         return [*self.encodec.encoder.parameters(), *self.encodec.decoder.parameters()]

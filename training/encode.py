@@ -1,6 +1,7 @@
-"""Codes of songs: `python encode.py --songs 12000` → work/codes/. Makes what is missing, and held-out ones.
+"""Codes of songs: `python encode.py --songs 2400` → work/codes/. Makes what is missing, and held-out ones.
 
-A file has a hundred songs: their codes, attributes, and the frames where bars begin.
+Of their stems: what plays beside a note doesn't change its codes. A file has a hundred songs: their codes,
+attributes, and the frames where bars begin.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import processes
 import torch
 from codec import HOP, SAMPLE_RATE, Codec, autocast
-from render_songs import excerpt
+from render_songs import excerpt_stems
 
 from audiocraft_mlx.files import write_file
 
@@ -24,7 +25,7 @@ HELD_OUT = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--songs", type=int, default=12000)
+    parser.add_argument("--songs", type=int, default=2400)
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--out", type=Path, default=Path("work/codes"))
     parser.add_argument("--processes", type=int, default=2)
@@ -49,9 +50,9 @@ def encode(arguments: argparse.Namespace) -> None:
 def write(path: Path, codec: Codec, numbers: range, held_out: bool) -> None:
     codes, attributes, bars = [], [], []
     for number in numbers:
-        song, audio = excerpt(number, held_out)
+        song, stems = excerpt_stems(number, held_out)
         with torch.inference_mode(), autocast():
-            codes.append(codec.codes(torch.tensor(audio)[None])[0].numpy())
+            codes.append(codec.codes_of_stems(torch.tensor(stems))[0].numpy())
         attributes.append(song.attributes.to_json())
         bars.append([round(seconds * SAMPLE_RATE / HOP) for seconds in song.bars])
     arrays = {

@@ -26,7 +26,14 @@ from measures import (
     refined_bpm,
     self_similarity,
 )
-from rendered import ThroughCodec, held_out_renders, held_out_songs, training_songs, write_clips
+from rendered import (
+    ThroughCodec,
+    held_out_renders,
+    held_out_songs,
+    training_renders,
+    training_songs,
+    write_clips,
+)
 from spectra import SAMPLE_RATE, Spectra, cached_spectra, to_float
 from words import unseen_caption
 
@@ -100,14 +107,14 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=600, help="training renders to learn from")
     parser.add_argument("--decoded", type=int, default=600, help="of them through the codec")
     parser.add_argument("--small", action="store_true", help="24 clips, 4 long ones, 60 decoded")
-    parser.add_argument("--renders", type=Path, default=Path("work/renders.npy"), help="of render_songs.py")
+    parser.add_argument("--stems", type=Path, default=Path("work/stems.npy"), help="of render_songs.py")
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"), help="of train_codec.py")
     parser.add_argument("--work", type=Path, default=Path("work/evaluation"))
     parser.add_argument("--out", type=Path, default=Path("work/evaluation.json"))
     arguments = parser.parse_args()
     if arguments.small:
         arguments.clips, arguments.long, arguments.decoded = 24, 4, 60
-    for path, command in ((arguments.renders, "render_songs.py"), (arguments.codec, "train_codec.py")):
+    for path, command in ((arguments.stems, "render_songs.py"), (arguments.codec, "train_codec.py")):
         if not path.exists():
             parser.error(f"{path} is missing: python {command}")
     if arguments.model and not arguments.model.is_dir():
@@ -129,7 +136,7 @@ class Evaluation:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.work, self.clips, self.long = arguments.work, arguments.clips, arguments.long
         self.codec = ThroughCodec(arguments.codec, self.work)
-        renders = np.load(arguments.renders, mmap_mode="r")[: arguments.training]
+        renders = training_renders(self.work, arguments.stems, arguments.training)
         songs = training_songs(len(renders))
         decoded = self.codec("training", first_part(renders[: arguments.decoded]))
         # Whole renders for what is nearest, both halves to learn from: as they are, and through the codec.

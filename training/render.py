@@ -6,13 +6,14 @@ part is played on a channel of its own; a song sounds the same each time.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import fluidsynth
 import numpy as np
 from scipy.signal import fftconvolve, lfilter
-from song import DRUMS, Song
+from song import DRUMS, STEMS, Song
 
 SAMPLE_RATE = 32000
 SOUNDFONT = Path("/usr/share/sounds/sf3/FluidR3Mono_GM.sf3")
@@ -75,18 +76,37 @@ def player() -> Player:
     return Player()
 
 
-def render(song: Song) -> np.ndarray:
-    """Float32 `[samples]` at 32 kHz: played, with the song's effects, at the same loudness for all songs."""
-    audio = player().play(song)
-    audio = tone(audio + song.reverb * ROOM * fftconvolve(audio, room(song.reverb))[: len(audio)])
-    if song.attributes.crackle:
-        audio = low_pass(audio, RECORD_HERTZ)
-    audio = audio * (LOUDNESS / loud(audio))
+def render_stems(song: Song) -> np.ndarray:
+    """Float32 `[STEMS, samples]` at 32 kHz, with the song's effects; their sum is as loud in all songs.
+
+    A record's crackle is with the drums.
+    """
+    stems = np.stack([_stem(song, parts) for parts in STEMS.values()])
+    stems *= LOUDNESS / loud(stems.sum(0))
     if song.attributes.crackle:
         # A loop, as it is laid under a beat.
         loop = crackle(round(4 * song.bars[1] * SAMPLE_RATE), np.random.default_rng(len(song.notes)))
-        audio = audio + np.resize(loop, len(audio))
-    return limit(audio).astype(np.float32)
+        stems[0] += np.resize(loop, stems.shape[1])
+    return stems.astype(np.float32)
+
+
+def _stem(song: Song, parts: tuple[str, ...]) -> np.ndarray:
+    notes = tuple(note for note in song.notes if note.part in parts)
+    if not notes:
+        return np.zeros(round(song.seconds * SAMPLE_RATE))
+    audio = player().play(replace(song, notes=notes))
+    audio = tone(audio + song.reverb * ROOM * fftconvolve(audio, room(song.reverb))[: len(audio)])
+    return low_pass(audio, RECORD_HERTZ) if song.attributes.crackle else audio
+
+
+def render(song: Song) -> np.ndarray:
+    """Float32 `[samples]` at 32 kHz."""
+    return mix(render_stems(song))
+
+
+def mix(stems: np.ndarray) -> np.ndarray:
+    """Of stems `[STEMS, samples]`, float32 `[samples]`."""
+    return limit(stems.sum(0)).astype(np.float32)
 
 
 def loud(audio: np.ndarray) -> float:

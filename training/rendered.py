@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from render import mix
 from render_songs import excerpt
 from song import Song
 from songs import ENDING, SECONDS, song
@@ -29,6 +30,13 @@ def write_clips(path: Path, clips: Iterable[np.ndarray]) -> None:
 def training_songs(count: int) -> list[Song]:
     """Those that `render_songs.py` renders."""
     return [song(number, seconds=SECONDS + ENDING) for number in range(count)]
+
+
+def training_renders(folder: Path, stems: Path, count: int) -> np.ndarray:
+    """Int16 `[count, samples]` of `training_songs`, from what `render_songs.py` wrote; or all it has."""
+    rendered = np.load(stems, mmap_mode="r")
+    count = min(count, len(rendered))
+    return in_pieces(folder / "training", count, lambda number: mix(to_float(rendered[number])))
 
 
 def held_out_songs(count: int, seconds: float = SECONDS) -> list[Song]:

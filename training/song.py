@@ -13,6 +13,8 @@ DRUMS = 128
 STEPS = {"4/4": 16, "3/4": 12, "6/8": 12}
 """Sixteenths in a bar."""
 STEPS_PER_BEAT = {"4/4": 4, "3/4": 4, "6/8": 6}
+STEMS = {"drums": ("drums",), "bass": ("bass",), "lead": ("lead",), "harmony": ("comping", "viola", "pad")}
+"""What a song's codes tell apart, with the parts in each."""
 FRAME = 0.02
 """Seconds: the codec's."""
 SLOW_BEAT = 34

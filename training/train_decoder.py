@@ -14,6 +14,7 @@ import numpy as np
 import processes
 import torch
 from codec import Codec, SpectralLoss, autocast
+from render import mix
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train_codec import AVERAGE, BATCH, HELD_OUT, REPORT, distance, excerpt, report, resume, save
 
@@ -23,7 +24,9 @@ PEAK_RATE = 7e-4
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--pool", type=Path, default=Path("work/renders.npy"), help="int16 [clips, samples]")
+    parser.add_argument(
+        "--pool", type=Path, default=Path("work/stems.npy"), help="int16 [songs, stems, samples]"
+    )
     parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--out", type=Path, default=Path("work/decoder.pt"))
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2))
@@ -43,18 +46,22 @@ def train(arguments: argparse.Namespace) -> None:
     number = processes.number()
     random_ = np.random.default_rng([1, step, number])
     pool = np.load(arguments.pool, mmap_mode="r")
-    held_out = torch.tensor(pool[-HELD_OUT:, : 4 * 32000].astype(np.float32) / 32768)
+    held_out = torch.tensor(pool[-HELD_OUT:, :, : 4 * 32000].astype(np.float32) / 32768)
     started = time.time()
     sums, begun = np.zeros(4), started
     while step < arguments.steps:
         rate = PEAK_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
         optimizer.param_groups[0]["lr"] = rate
         clips = BATCH // processes.count()
-        audio = torch.tensor(np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(clips)]))
+        stems = np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(clips)])
+        audio = torch.tensor(np.stack([mix(each) for each in stems]))
         with autocast():
             with torch.no_grad():
-                quantized = codec.quantizer(codec.encode(audio).float())[0]
+                of_stems = codec.encode_stems(torch.tensor(stems).flatten(0, 1))
+                latents = torch.cat([of_stems, codec.encode(audio).float()])
+                quantized = codec.quantizer(latents)[0]
             predicted = codec.decode(quantized)
+            audio = audio.repeat(2, 1)
         total, parts = distance(loss, predicted, audio)
         optimizer.zero_grad()
         total.backward()

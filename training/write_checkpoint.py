@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from codec import CODEBOOKS, CODES
+import torch.nn.functional as F
+from codec import BLOCK, CODEBOOKS, CODES, DIMENSION
 from model import make_model
+from song import STEMS
 from text_tokenizer import TOKENIZER
 from train_lm import FRAMES
 from transformers import PreTrainedTokenizerFast
@@ -53,7 +55,13 @@ def codec_tensor(name: str, codec: dict[str, torch.Tensor]) -> torch.Tensor:
     if part.startswith("quantizer."):
         k = int(part.split(".")[2])
         ours = {"embed": "codebooks", "embed_avg": "sums", "cluster_size": "sizes"}
-        return codec[f"quantizer.{ours[last]}"][k] if last in ours else torch.ones(1)
+        if last not in ours:
+            return torch.ones(1)
+        value = codec[f"quantizer.{ours[last]}"][k]
+        if value.ndim == 1:
+            return value
+        before = k % len(STEMS) * BLOCK
+        return F.pad(value, (before, DIMENSION - BLOCK - before))
     weight = part.removesuffix(".parametrizations.weight")
     if weight == part:
         return codec[f"encodec.{name}"]
