@@ -217,6 +217,10 @@ class Codec(nn.Module):
         return torch.cat(parts, 1)
 
     @torch.no_grad()
+    def codes(self, audio: torch.Tensor) -> torch.Tensor:
+        return self.quantizer(self.encode(audio).float())[2]
+
+    @torch.no_grad()
     def codes_of_stems(self, stems: torch.Tensor) -> torch.Tensor:
         return self.quantizer(self.encode_stems(stems))[2]
 

@@ -1,7 +1,7 @@
 """Codes of songs: `python encode.py --songs 2400` → work/codes/. Makes what is missing, and held-out ones.
 
-Of their stems: what plays beside a note doesn't change its codes. A file has a hundred songs: their codes,
-attributes, and the frames where bars begin.
+Of their stems: what plays beside a note doesn't change its codes. And of their mix, as of audio that the
+model shall continue. A file has a hundred songs: their codes, attributes, and the frames where bars begin.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 import processes
 import torch
 from codec import HOP, SAMPLE_RATE, Codec, autocast
+from render import mix
 from render_songs import excerpt_stems
 
 from audiocraft_mlx.files import write_file
 
 SONGS = 100
-HELD_OUT = 200
+HELD_OUT = 100
 
 
 def main() -> None:
@@ -48,15 +49,17 @@ def encode(arguments: argparse.Namespace) -> None:
 
 
 def write(path: Path, codec: Codec, numbers: range, held_out: bool) -> None:
-    codes, attributes, bars = [], [], []
+    codes, of_mix, attributes, bars = [], [], [], []
     for number in numbers:
         song, stems = excerpt_stems(number, held_out)
         with torch.inference_mode(), autocast():
             codes.append(codec.codes_of_stems(torch.tensor(stems))[0].numpy())
+            of_mix.append(codec.codes(torch.tensor(mix(stems))[None])[0].numpy())
         attributes.append(song.attributes.to_json())
         bars.append([round(seconds * SAMPLE_RATE / HOP) for seconds in song.bars])
     arrays = {
         "codes": np.stack(codes).astype(np.int16),
+        "codes of mix": np.stack(of_mix).astype(np.int16),
         "attributes": np.array(json.dumps(attributes)),
         "bars": np.array(json.dumps(bars)),
     }

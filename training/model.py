@@ -19,7 +19,7 @@ def make_model(vocabulary: int) -> MusicgenForConditionalGeneration:
         hidden_size=256,
         num_hidden_layers=6,
         num_attention_heads=4,
-        ffn_dim=896,
+        ffn_dim=832,
         dropout=0.0,
         pad_token_id=CODES,
         bos_token_id=CODES,

@@ -1,4 +1,4 @@
-"""Train the language model: `python train_lm.py --steps 8000`. Continues from its checkpoint.
+"""Train the language model: `python train_lm.py --steps 5000`. Continues from its checkpoint.
 
 Its text encoder begins as that of `text_encoder.py`, and learns on slowly. Clips begin where bars do, as what
 is generated shall; some begin anywhere, as the windows of long music do, and of these only what follows
@@ -56,7 +56,10 @@ FRAMES = 1000  # 20 s, a whole song
 RARE_BEAT, RARE = 30, 2.0
 """Songs with a beat of so many frames are heard so many times as often: there are few of each tempo."""
 OWN = 0.45  # the share of clips in whose past some codes are the model's own, as in generation
-EARLY = 2000
+OF_MIX = 0.1
+"""The share of clips whose past begins with the codes of the mix, as audio that is continued: they are others
+than those of the stems."""
+EARLY = 1200
 """Steps, with short clips and without own codes: first what the text says, and what sounds."""
 
 
@@ -86,12 +89,14 @@ which take 6 to 16 s.
 STARTS = Batch(16, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
 COUNTED = Batch(2, FRAMES // 2, anywhere=0.0, weight=1.5)
-"""In each step, too: where in its bar and beat each frame is, known from tempo and position alone."""
+"""In every other step, too: where in its bar and beat each frame is, known from tempo and position alone."""
 
 
 class Clips(NamedTuple):
     codes: torch.Tensor
     """`[B, K, frames]`"""
+    of_mix: torch.Tensor
+    """As `codes`."""
     classes: torch.Tensor
     bits: torch.Tensor
     on_bar: tuple[bool, ...]
@@ -102,10 +107,11 @@ class Songs:
     """The songs that `encode.py` wrote."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        codes, targets, self.attributes, self.bars = [], [], [], []
+        codes, of_mix, targets, self.attributes, self.bars = [], [], [], [], []
         for path in sorted(folder.glob(f"{name}-*.npz")):
             arrays = np.load(path)
             codes.append(arrays["codes"])
+            of_mix.append(arrays["codes of mix"])
             self.attributes += [
                 Attributes.from_json(values) for values in json.loads(str(arrays["attributes"]))
             ]
@@ -117,19 +123,19 @@ class Songs:
             )
         often = [RARE if beat_frames(each.bpm) >= RARE_BEAT else 1.0 for each in self.attributes]
         self.often = list(accumulate(often))
-        self.codes = torch.tensor(np.concatenate(codes))
+        self.codes, self.of_mix = (torch.tensor(np.concatenate(each)) for each in (codes, of_mix))
         self.targets = Targets.joined(targets)
 
     def clips(self, rows: Sequence[int], frames: int, anywhere: float, random_: random.Random) -> Clips:
         """One of each song; `anywhere` is the share of those that don't begin with a bar."""
-        codes, classes, bits, on_bar = zip(
+        codes, of_mix, classes, bits, on_bar = zip(
             *(self._clip(row, frames, anywhere, random_) for row in rows), strict=True
         )
-        return Clips(torch.stack(codes), torch.stack(classes), torch.stack(bits), on_bar)
+        return Clips(*map(torch.stack, (codes, of_mix, classes, bits)), on_bar)
 
     def _clip(
         self, row: int, frames: int, anywhere: float, random_: random.Random
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool]:
         last = self.codes.shape[2] - frames
         on_bar = random_.random() >= anywhere
         start = (
@@ -137,9 +143,9 @@ class Songs:
             if on_bar
             else random_.randint(0, last)
         )
-        codes = self.codes[row, :, start : start + frames].long()
+        codes, of_mix = (each[row, :, start : start + frames].long() for each in (self.codes, self.of_mix))
         classes, bits = map(torch.from_numpy, self.targets.clip(row, start, frames))
-        return codes, classes, bits, on_bar
+        return codes, of_mix, classes, bits, on_bar
 
 
 class Trainer:
@@ -269,13 +275,16 @@ class Trainer:
         rows = draw.choices(
             range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips // processes.count()
         )
-        codes, classes, bits, on_bar = songs.clips(rows, batch.frames, batch.anywhere, draw)
+        codes, of_mix, classes, bits, on_bar = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         input_codes = corrupt_codes(codes, noise)
         if own:
             rows = noise.choice(len(codes), own, replace=False)
             played = self.with_own_codes(codes[rows], [texts[row] for row in rows], noise)
             input_codes = input_codes.index_copy(0, torch.tensor(rows), played)
+        for row in np.flatnonzero(noise.random(len(codes)) < OF_MIX):
+            until = noise.integers(batch.frames)
+            input_codes[row, :, :until] = of_mix[row, :, :until]
         with autocast():
             losses, hidden = self.losses(self.trained, codes, input_codes, texts, CONDITION_DROPOUT)
             of_targets = self.heads.losses(hidden, classes, bits)
@@ -292,7 +301,7 @@ class Trainer:
         From music alone the model knows where in a beat it is, too, but not from music with its own mistakes.
         """
         rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips // processes.count())]
-        codes, classes, bits, _ = songs.clips(rows, batch.frames, batch.anywhere, draw)
+        codes, _, classes, bits, _ = songs.clips(rows, batch.frames, batch.anywhere, draw)
         texts = [telling_caption(songs.attributes[row], draw) for row in rows]
         with autocast():
             noise = torch.randint_like(codes, CODES)
@@ -305,7 +314,7 @@ class Trainer:
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
         rows = range(min(48, len(songs.attributes)))
-        codes, classes, bits, _ = songs.clips(rows, FRAMES // 2, ANYWHERE, random_)
+        codes, _, classes, bits, _ = songs.clips(rows, FRAMES // 2, ANYWHERE, random_)
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         results, of_targets = [], []
         for given in (texts, texts[1:] + texts[:1]):
@@ -372,7 +381,7 @@ def code_weights(on_bar: Sequence[bool], frames: int) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--codes", type=Path, default=Path("work/codes"))
     parser.add_argument("--text", type=Path, default=Path("work/text.pt"))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
@@ -427,7 +436,8 @@ def train(arguments: argparse.Namespace) -> None:
         of_targets = EARLY_TARGETS_WEIGHT if early else TARGETS_WEIGHT
         losses = trainer.learn(songs, batch, own, of_targets, draw, noise)
         trainer.learn(songs, STARTS, 0, of_targets, draw, noise)
-        trainer.learn_to_count(songs, COUNTED, draw)
+        if step % 2:
+            trainer.learn_to_count(songs, COUNTED, draw)
         processes.average_gradients([*parameters, *trainer.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
