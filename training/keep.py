@@ -41,6 +41,8 @@ def keep() -> None:
     KEPT.mkdir(exist_ok=True)
     codec = torch.load(WORK / "codec.pt")["codec"]
     save_file({name: value.half() for name, value in codec.items()}, KEPT / "codec.safetensors")
+    text = torch.load(WORK / "text.pt")["text_encoder"]
+    save_file({name: value.clone() for name, value in packed(text).items()}, KEPT / "text.safetensors")
     if (WORK / "lm.pt").exists():
         saved = torch.load(WORK / "lm.pt")
         weights = {
@@ -56,6 +58,8 @@ def take() -> None:
     WORK.mkdir(exist_ok=True)
     codec, _ = read(KEPT / "codec.safetensors")
     torch.save({"codec": {name: value.float() for name, value in codec.items()}}, WORK / "codec.pt")
+    text, _ = read(KEPT / "text.safetensors")
+    torch.save({"text_encoder": unpacked(text)}, WORK / "text.pt")
     if (KEPT / "lm.safetensors").exists():
         weights, counts = read(KEPT / "lm.safetensors")
         parts: dict[str, dict[str, torch.Tensor]] = {"last": {}, "heads": {}}
@@ -64,13 +68,6 @@ def take() -> None:
             parts[part][rest] = value
         saved = {name: unpacked(part) for name, part in parts.items()}
         torch.save(saved | {"average": saved["last"]} | counts, WORK / "lm.pt")
-        prefix = "text_encoder."
-        text = {
-            name.removeprefix(prefix): value
-            for name, value in saved["last"].items()
-            if name.startswith(prefix)
-        }
-        torch.save({"text_encoder": text}, WORK / "text.pt")
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
