@@ -76,7 +76,7 @@ def train(arguments: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps)))
         stems = np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(BATCH // processes.count())])
-        audio = torch.tensor(np.stack([mix(each) for each in stems]))
+        audio = mixed(stems)
         with precision:
             of_stems = codec.encode_stems(torch.tensor(stems).flatten(0, 1))
             of_mix = codec.encode(audio).float()
@@ -131,6 +131,11 @@ def excerpt(pool: np.ndarray, random_: np.random.Generator) -> np.ndarray:
             return stems.astype(np.float32) / 32768
 
 
+def mixed(stems: np.ndarray) -> torch.Tensor:
+    """Float32 `[B, samples]` of stems `[B, STEMS, samples]`."""
+    return torch.tensor(np.stack([mix(each) for each in stems]))
+
+
 def distance(
     loss: SpectralLoss, predicted: torch.Tensor, target: torch.Tensor
 ) -> tuple[torch.Tensor, list[float]]:
@@ -158,7 +163,7 @@ def comb_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def report(codec: Codec, loss: SpectralLoss, stems: torch.Tensor) -> None:
     """Of stems `[B, STEMS, samples]`."""
-    audio = torch.tensor(np.stack([mix(each) for each in stems.numpy()]))
+    audio = mixed(stems.numpy())
     codes = []
     for name, latents in (
         ("stems", codec.encode_stems(stems.flatten(0, 1))),

@@ -14,9 +14,8 @@ import numpy as np
 import processes
 import torch
 from codec import Codec, SpectralLoss, autocast
-from render import mix
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from train_codec import AVERAGE, BATCH, HELD_OUT, REPORT, distance, excerpt, report, resume, save
+from train_codec import AVERAGE, BATCH, HELD_OUT, REPORT, distance, excerpt, mixed, report, resume, save
 
 PEAK_RATE = 7e-4
 
@@ -54,7 +53,7 @@ def train(arguments: argparse.Namespace) -> None:
         optimizer.param_groups[0]["lr"] = rate
         clips = BATCH // processes.count()
         stems = np.stack([excerpt(pool[:-HELD_OUT], random_) for _ in range(clips)])
-        audio = torch.tensor(np.stack([mix(each) for each in stems]))
+        audio = mixed(stems)
         with autocast():
             with torch.no_grad():
                 of_stems = codec.encode_stems(torch.tensor(stems).flatten(0, 1))
