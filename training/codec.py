@@ -212,20 +212,21 @@ class Codec(nn.Module):
 
         Those of one song follow each other.
         """
-        latents = self.encode(stems).float().unflatten(0, (-1, len(STEMS)))
-        parts = [latents[:, i, i * BLOCK : (i + 1) * BLOCK] for i in range(len(STEMS))]
-        return torch.cat(parts, 1)
+        return own_parts(self.encode(stems))
 
     @torch.no_grad()
     def codes(self, audio: torch.Tensor) -> torch.Tensor:
         return self.quantizer(self.encode(audio).float())[2]
 
-    @torch.no_grad()
-    def codes_of_stems(self, stems: torch.Tensor) -> torch.Tensor:
-        return self.quantizer(self.encode_stems(stems))[2]
-
     def network_parameters(self) -> list[nn.Parameter]:
         return [*self.encodec.encoder.parameters(), *self.encodec.decoder.parameters()]
+
+
+def own_parts(latents: torch.Tensor) -> torch.Tensor:
+    """`[B, DIMENSION, frames]` of latents of stems `[STEMS * B, DIMENSION, frames]`: of each its own part."""
+    latents = latents.float().unflatten(0, (-1, len(STEMS)))
+    parts = [latents[:, i, i * BLOCK : (i + 1) * BLOCK] for i in range(len(STEMS))]
+    return torch.cat(parts, 1)
 
 
 def mel_filters(n_fft: int, mels: int, low: float = 30.0, high: float = 16000.0) -> torch.Tensor:
