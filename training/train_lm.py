@@ -1,4 +1,4 @@
-"""Train the language model: `python train_lm.py --steps 5000`. Continues from its checkpoint.
+"""Train the language model: `python train_lm.py --steps 7500`. Continues from its checkpoint.
 
 Its text encoder begins as that of `text_encoder.py`, and learns on slowly. Clips begin where bars do, as what
 is generated shall; some begin anywhere, as the windows of long music do, and of these only what follows
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from attributes import Attributes
 from codec import CODEBOOKS, CODES, autocast, has_bfloat16
 from heads import TargetHeads
-from model import make_model
+from model import EMBEDDING_STD, make_model
 from muon import Muon
 from song import beat_frames
 from targets import NAMES, Targets
@@ -35,20 +35,21 @@ from words import caption
 
 from audiocraft_mlx.files import write_file
 
-PEAK_RATE, MUON_RATE, WARM_UP = 2e-3, 4e-3, 300
+MUON_RATE, TABLES_RATE, TARGETS_RATE, WARM_UP = 2e-3, 1.6e-2, 2e-3, 100
 TEXT_RATE = 3e-4  # it has learned before
-RATES = (MUON_RATE, PEAK_RATE, PEAK_RATE, TEXT_RATE)
-# The share of the time in which the rate falls; constant before, so that a training can be made longer.
-COOL_DOWN = 0.54
-AVERAGE = 0.999  # of the weights over the steps
+RATES = (MUON_RATE, TABLES_RATE, TARGETS_RATE, TEXT_RATE)
+"""At first; they fall all the time, which helps as much as so many steps again."""
+AVERAGE = 0.998  # of the weights over the steps
 WEIGHT_DECAY = 0.05
+HEAD_LEVEL = 0.5
+"""The length of what the heads know of codes at first."""
 CONDITION_DROPOUT = 0.12
 # The share of captions that say tempo and key, if one of so many does: else a fifth say one of them.
 TELLING, TRIES = 0.7, 16
 # Each stem's first codebook says more of what it plays than its second one.
 CODEBOOK_WEIGHTS = (1.3, 1.3, 1.3, 1.3, 0.7, 0.7, 0.7, 0.7)
 # Their gradient is large: with 0.15 it was four times that of the codes, which got worse in 8,000 steps.
-TARGETS_WEIGHT, EARLY_TARGETS_WEIGHT = 0.03, 0.12
+TARGETS_WEIGHT = 0.03
 # The first frames follow from the text alone, and all others from them.
 FIRST, FIRST_WEIGHT = 25, 3.0
 ANYWHERE, HEARD = 0.25, 150  # the share of clips that begin anywhere; frames of these that don't count
@@ -72,13 +73,13 @@ class Batch(NamedTuple):
 
 
 EARLY_BATCHES = {
-    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.6,
-    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.4,
+    Batch(12, FRAMES // 8, anywhere=0.0, weight=1.0): 0.6,
+    Batch(6, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.4,
 }
 BATCHES = {
-    Batch(24, FRAMES // 8, anywhere=0.0, weight=1.0): 0.25,
-    Batch(12, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
-    Batch(6, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.3,
+    Batch(16, FRAMES // 8, anywhere=0.0, weight=1.0): 0.25,
+    Batch(8, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
+    Batch(4, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.3,
     Batch(2, FRAMES, anywhere=0.0, weight=1.0): 0.3,
 }
 """With their probabilities: one in each step.
@@ -86,9 +87,9 @@ BATCHES = {
 Tempo and key follow from the text in the first two seconds, and then from what was heard. Four bars return,
 which take 6 to 16 s.
 """
-STARTS = Batch(16, 12, anywhere=0.0, weight=0.5)
+STARTS = Batch(8, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
-COUNTED = Batch(2, FRAMES // 2, anywhere=0.0, weight=1.5)
+COUNTED = Batch(2, FRAMES // 4, anywhere=0.0, weight=1.5)
 """In every other step, too: where in its bar and beat each frame is, known from tempo and position alone."""
 
 
@@ -149,9 +150,10 @@ class Songs:
 
 
 class Trainer:
-    def __init__(self, text: Path, tokenizer: Path) -> None:
+    def __init__(self, codec: Path, text: Path, tokenizer: Path) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer)
         self.model = make_model(len(self.tokenizer))
+        set_tables(self.model.decoder, torch.load(codec)["codec"]["quantizer.codebooks"])
         self.model.text_encoder.load_state_dict(torch.load(text)["text_encoder"])
         self.model.text_encoder.eval()  # without dropout
         # On a CPU in bfloat16 torch's fused attention takes two and a half times as long, in float32 half.
@@ -179,10 +181,10 @@ class Trainer:
                     {"params": tables, "weight_decay": WEIGHT_DECAY},
                     {"params": vectors, "weight_decay": 0.0},
                 ],
-                lr=PEAK_RATE,
+                lr=TABLES_RATE,
                 betas=(0.9, 0.95),
             ),
-            torch.optim.AdamW(self.heads.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95)),
+            torch.optim.AdamW(self.heads.parameters(), lr=TARGETS_RATE, betas=(0.9, 0.95)),
             torch.optim.AdamW(self.trained["text_encoder"].parameters(), lr=TEXT_RATE, betas=(0.9, 0.95)),
         ]
 
@@ -264,7 +266,6 @@ class Trainer:
         songs: Songs,
         batch: Batch,
         own: int,
-        targets_weight: float,
         draw: random.Random,
         noise: np.random.Generator,
     ) -> torch.Tensor:
@@ -291,7 +292,7 @@ class Trainer:
         weights = code_weights(on_bar, batch.frames)
         of_frames = (weights[:, 0] / weights[:, 0].sum())[..., None]
         loss = (losses * weights).sum() / weights.sum()
-        loss = loss + targets_weight * (of_targets * self.heads.weights * of_frames).sum()
+        loss = loss + TARGETS_WEIGHT * (of_targets * self.heads.weights * of_frames).sum()
         (batch.weight * loss).backward()
         return losses.detach()
 
@@ -341,6 +342,22 @@ class Trainer:
             print(f"    {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in values), flush=True)
 
 
+@torch.no_grad()
+def set_tables(decoder: torch.nn.Module, codebooks: torch.Tensor) -> None:
+    """Begin with embeddings and heads of codes `[K, CODES, n]` in which those that sound alike are alike.
+
+    Each codebook has dimensions of its own, in which it predicts the code that was before.
+    """
+    for k, values in enumerate(codebooks):
+        embeddings, head = (each[k].weight for each in (decoder.model.decoder.embed_tokens, decoder.lm_heads))
+        basis = torch.linalg.qr(torch.randn(embeddings.shape[1], values.shape[1]))[0]
+        values = (values - values.mean(0)) @ basis.T
+        values /= values.pow(2).sum(1).mean().sqrt()
+        level = EMBEDDING_STD * embeddings.shape[1] ** 0.5
+        embeddings[:CODES] = embeddings[:CODES] * 0.3 + level * 0.95 * values
+        head += HEAD_LEVEL * values
+
+
 def some_caption(attributes: Attributes, random_: random.Random) -> str:
     """Mostly one that says tempo and key; without that the model plays each style at its usual tempo."""
     if random_.random() >= TELLING:
@@ -356,12 +373,12 @@ def telling_caption(attributes: Attributes, random_: random.Random) -> str:
 def corrupt_codes(codes: torch.Tensor, random_: np.random.Generator) -> torch.Tensor:
     """Codes `[B, K, T]` with random ones in none, some or all frames of a clip, and parts of another clip."""
     batch, _, frames = codes.shape
-    kind = random_.choice(3, batch, p=(0.5, 0.4, 0.1))
+    kind = random_.choice(3, batch, p=(0.8, 0.15, 0.05))
     share = np.select([kind == 0, kind == 1], [0.0, random_.uniform(0, 0.3, batch)], 1.0)
     replaced = torch.tensor(random_.random(codes.shape) < share[:, None, None])
     corrupted = torch.where(replaced, torch.tensor(random_.integers(0, CODES, codes.shape)), codes)
     others = codes.roll(1, 0)
-    for row in np.flatnonzero(random_.random(batch) < 0.2):
+    for row in np.flatnonzero(random_.random(batch) < 0.1):
         start = random_.integers(0, frames)
         span = slice(start, start + random_.integers(4, 50))
         corrupted[row, :, span] = others[row, :, span]
@@ -381,8 +398,9 @@ def code_weights(on_bar: Sequence[bool], frames: int) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--codes", type=Path, default=Path("work/codes"))
+    parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"))
     parser.add_argument("--text", type=Path, default=Path("work/text.pt"))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--out", type=Path, default=Path("work/lm.pt"))
@@ -394,7 +412,7 @@ def main() -> None:
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     songs, held_out = Songs(arguments.codes, "train"), Songs(arguments.codes, "held_out")
-    trainer = Trainer(arguments.text, arguments.tokenizer)
+    trainer = Trainer(arguments.codec, arguments.text, arguments.tokenizer)
     parameters = list(trainer.trained.parameters())
     optimizers = trainer.optimizers()
     step, elapsed = 0, 0.0
@@ -420,7 +438,7 @@ def train(arguments: argparse.Namespace) -> None:
     while step < arguments.steps:
         start = time.process_time()
         left = 1 - step / arguments.steps
-        rate = min(1, (step + 1) / WARM_UP, max(0.03, left / COOL_DOWN))
+        rate = min(1, (step + 1) / WARM_UP) * max(0.03, left)
         for optimizer, peak in zip(optimizers, RATES, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
@@ -433,9 +451,8 @@ def train(arguments: argparse.Namespace) -> None:
         draw, noise = random.Random(f"{step} {number}"), np.random.default_rng([step, number])
         trainer.trained.zero_grad()
         trainer.heads.zero_grad()
-        of_targets = EARLY_TARGETS_WEIGHT if early else TARGETS_WEIGHT
-        losses = trainer.learn(songs, batch, own, of_targets, draw, noise)
-        trainer.learn(songs, STARTS, 0, of_targets, draw, noise)
+        losses = trainer.learn(songs, batch, own, draw, noise)
+        trainer.learn(songs, STARTS, 0, draw, noise)
         if step % 2:
             trainer.learn_to_count(songs, COUNTED, draw)
         processes.average_gradients([*parameters, *trainer.heads.parameters()])
