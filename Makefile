@@ -53,11 +53,11 @@ uninstall: ## remove what make install installed
 	@rmdir "$(DATA)" 2>/dev/null || true
 
 # The demo model comes with the package; make demo needs the package index, and that only once.
-PROMPT = slow happy piano with a dance beat
+PROMPT = a chill lo-fi beat with vinyl crackle and soft piano
 
 demo: .venv-demo/native ## music from the demo model: demo.wav, demo.png
 	@.venv-demo/bin/musicgen-mlx "$(PROMPT)" -m demo -d 10 -o demo.wav --plot demo.png --no-open > /dev/null
-	@echo 'Made 10 s of "$(PROMPT)" with the small demo model: demo.wav'
+	@echo 'Made 10 s of "$(PROMPT)" with the demo model: demo.wav'
 	@echo 'Plotted its waveform and mel spectrogram: demo.png'
 	@echo 'With a released model (about 2 GB to download): make install, then musicgen-mlx "$(PROMPT)"'
 

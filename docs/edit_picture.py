@@ -11,11 +11,11 @@ from audiocraft_mlx.audio.plot import save_plot
 
 model = MusicGen.get_pretrained("demo")
 model.set_generation_params(duration=8, seed=3)
-clip = np.array(model.generate(["slow happy piano"])[0])
-edited = np.array(model.generate_infill(clip, model.sample_rate, [(3, 5)], ["marimba with a dance beat"])[0])
+clip = np.array(model.generate(["lo-fi piano with drums"])[0])
+edited = np.array(model.generate_infill(clip, model.sample_rate, [(3, 5)], ["funk with saxophone and drums"])[0])
 save_plot(
     Path(__file__).with_name("edit.png"),
     edited,
     model.sample_rate,
-    "slow happy piano, from 3 to 5 s made anew: marimba with a dance beat",
+    "lo-fi piano with drums, from 3 to 5 s made anew: funk with saxophone and drums",
 )

@@ -9,11 +9,11 @@ from audiocraft_mlx.audio.plot import save_plot
 
 model = MusicGen.get_pretrained("demo")
 model.set_generation_params(seed=2)
-(loop,) = model.generate_loop(["slow happy piano with drums"], bars=2, bpm=75)
+(loop,) = model.generate_loop(["lo-fi piano with drums"], bars=2, bpm=75)
 save_plot(
     Path(__file__).with_name("loop.png"),
     loop.audio,
     model.sample_rate,
-    "slow happy piano with drums, 2 bars at 75 bpm",
+    "lo-fi piano with drums, 2 bars at 75 bpm",
     join=loop.join,
 )

@@ -12,7 +12,7 @@ import numpy as np
 from audiocraft_mlx import MusicGen
 from audiocraft_mlx.audio.plot import StyleExcerpt, save_plot
 
-PROMPT = "slow happy piano with a dance beat"
+PROMPT = "a chill lo-fi beat with vinyl crackle and soft piano"
 START, SECONDS = 4.2, 3.0
 
 model = MusicGen.get_pretrained("demo")

@@ -1,7 +1,7 @@
 """Held-out music for `test_demo.py`: `python tests/make_demo_codes.py` (needs torch and transformers).
 
-Four held-out loops as codes of the demo model's codec, their captions, and their mean negative log-likelihood
-(nats, by codebook) in transformers, with which ours must agree.
+The beginnings of four held-out songs as codes of the demo model's codec, their captions, and their mean
+negative log-likelihood (nats, by codebook) in transformers, with which ours must agree.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "training"))
 
-from captions import caption  # noqa: E402
-from loops import loop  # noqa: E402
+from render_songs import excerpt  # noqa: E402
+from words import caption  # noqa: E402
 
-FRAMES = 160
+SECONDS = 4
 
 
 @torch.no_grad()
@@ -28,10 +28,12 @@ def main() -> None:
     folder = ROOT / "audiocraft_mlx" / "demo"
     model = MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    loops = [loop(number, held_out=True) for number in range(1000, 1004)]
-    audio = torch.tensor(np.stack([audio for _, audio in loops]))[:, None]
-    codes = model.audio_encoder.encode(audio).audio_codes[0][:, :, :FRAMES]
-    captions = [caption(attributes, random.Random(i)) for i, (attributes, _) in enumerate(loops)]
+    songs = [excerpt(number, held_out=True, seconds=SECONDS) for number in range(1000, 1004)]
+    audio = torch.tensor(np.stack([audio for _, audio in songs]))[:, None]
+    codes = model.audio_encoder.encode(audio).audio_codes[0]
+    captions = [
+        caption(song.attributes, random.Random(i), plain=True).text for i, (song, _) in enumerate(songs)
+    ]
 
     batch, codebooks, frames = codes.shape
     special = model.decoder.config.vocab_size

@@ -53,11 +53,11 @@ BEFORE = "import audiocraft_mlx.cli.serve, tests.soak; tests.soak.fill_caches()"
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 """Else each thread keeps free blocks of each size, and their pages: for thousands of jobs ever more."""
 WORDS = (
-    "slow sad piano",
-    "a fast guitar with a dance beat",
-    "happy marimba",
-    "calm strings",
-    "an energetic synth",
+    "slow lo-fi piano",
+    "a fast rock song with distorted guitar and drums",
+    "bossa nova",
+    "calm string quartet in D minor",
+    "energetic synthwave, 110 bpm",
 )
 
 

@@ -23,8 +23,7 @@ from audiocraft_mlx.tuning.loop import Evaluation, Step, Trainer
 from audiocraft_mlx.tuning.options import TARGETS, LoRAConfig, TrainingOptions
 from audiocraft_mlx.tuning.trainable import load_for_training, make_trainable
 
-TRAINING = Path(__file__).parent.parent / "training"
-RATE, FRAMES, BEAT = 32000, 60, 20
+RATE, HOP, FRAMES, BEAT = 32000, 640, 60, 20
 OPTIONS = TrainingOptions(
     lora=LoRAConfig(rank=8, alpha=8.0, dropout=0.0, targets=(*TARGETS, "lm_heads")),
     iters=16,
@@ -39,15 +38,27 @@ TRAINED = ((60, 64, 67), (67, 64, 60))
 """The notes of the clips to train on, MIDI keys."""
 HELD_OUT = (64, 60, 67)
 NEW, KNOWN = "vibraphone", "piano"
+PARTIALS = {
+    NEW: ((1, 1.0, 0.9), (4, 0.25, 0.3)),
+    KNOWN: tuple((n, n**-1.3, 0.7 / n**0.7) for n in range(1, 9)),
+}
+"""Multiples of a note's frequency, their amplitudes, and the seconds in which they fall to 1/e."""
+
+
+def note(sound: str, key: int) -> np.ndarray:
+    """Decaying partials of a beat's length, float32 `[samples]`."""
+    time = np.arange(BEAT * HOP) / RATE
+    hertz = 440 * 2 ** ((key - 69) / 12)
+    wave = sum(
+        amplitude * np.sin(2 * np.pi * multiple * hertz * time) * np.exp(-time / decay)
+        for multiple, amplitude, decay in PARTIALS[sound]
+    )
+    return np.float32(0.2 * wave * np.minimum(1, time / 0.004))
 
 
 def write_clip(path: Path, sound: str, notes: tuple[int, ...]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TRAINING)
-        from synth import render
     path.parent.mkdir(parents=True, exist_ok=True)
-    events = [(beat * BEAT, sound, key, BEAT - 1) for beat, key in enumerate(notes)]
-    write_audio(path, render(events, FRAMES)[None], RATE)
+    write_audio(path, np.concatenate([note(sound, key) for key in notes])[None], RATE)
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, Measure
 
 def test_the_loss_of_new_music_falls(trained: tuple[Measured, Measured]) -> None:
     before, after = trained
-    assert after.own.mean() < before.own.mean() - 3.5
-    assert (after.own < before.own - 2).all()
+    assert after.own.mean() < before.own.mean() - 1.2
+    assert (after.own < before.own - 0.8).all()
 
 
 def test_its_name_is_learned_with_it(trained: tuple[Measured, Measured]) -> None:
     before, after = trained
-    assert before.other.mean() - before.own.mean() < 0.5
-    assert after.other.mean() - after.own.mean() > 1.5
+    assert before.other.mean() - before.own.mean() < 0.2
+    assert after.other.mean() - after.own.mean() > 0.1
 
 
 @pytest.mark.parametrize("moment", [0, 1])

@@ -36,11 +36,8 @@ class Classifiers:
 
     def __init__(self, sounds: Sequence[Spectra], attributes: Sequence[Attributes]) -> None:
         rows = np.stack([features(sound) for sound in sounds])
-        self._machines: dict[str, Pipeline] = {
-            task: make_pipeline(StandardScaler(), SVC(C=10, gamma=3e-4)).fit(
-                rows, [label(each) for each in attributes]
-            )
-            for task, label in TASKS.items()
+        self._machines = {
+            task: classifier(rows, [label(each) for each in attributes]) for task, label in TASKS.items()
         }
 
     def __call__(self, sounds: Sequence[Spectra]) -> dict[str, list[str]]:
@@ -49,6 +46,11 @@ class Classifiers:
         return {
             task: [str(name) for name in machine.predict(rows)] for task, machine in self._machines.items()
         }
+
+
+def classifier(rows: np.ndarray, labels: Sequence[str]) -> Pipeline:
+    """Learned from the `features` of clips, `[clips, 1335]`."""
+    return make_pipeline(StandardScaler(), SVC(C=10, gamma=3e-4)).fit(rows, labels)
 
 
 def features(sound: Spectra) -> np.ndarray:

@@ -1,27 +1,29 @@
 """What the adapter of `train_adapter.py` learned and what it forgot: `python evaluate_adapter.py`
 
-The classifiers of `evaluate.py`, with the vibraphone as one more instrument, rate clips with the adapter and
-without: of prompts for a vibraphone, and of the evaluation's own prompts for what the model knew before.
+A support vector machine, which learned the families of leads from renders, and the vibraphone as one more,
+rates clips with the adapter and without: of prompts for a vibraphone, and of the evaluation's own prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-import torch
-from compose import INSTRUMENTS, Attributes
-from evaluate import generate_clips, prompt_attributes, rate, shares
-from loops import loop
-from metrics import CLASSES, SAMPLE_RATE, AttributeClassifier, beat_peak, onset_strength, spectrogram
-from pictures import describe, draw
+from estimators import classifier, features
+from evaluate_songs import BATCH, SECONDS, Value, first_part, share
+from pictures import draw
+from rendered import ThroughCodec, held_out_songs, training_songs
+from sklearn.pipeline import Pipeline
+from spectra import FULL_SCALE, SAMPLE_RATE, Spectra, cached_spectra, spectra
 from train_adapter import ADAPTER, WORK
-from transformers import EncodecModel, MusicgenForConditionalGeneration
-from vibraphone import NAME, clips
-from vibraphone import prompt_attributes as vibraphone_attributes
+from vibraphone import NAME, TRAIN_CLIPS, caption_of, clips, songs
+from words import unseen_caption
 from write_checkpoint import DEMO
 
 from audiocraft_mlx import MusicGen
@@ -29,37 +31,74 @@ from audiocraft_mlx.audio.loudness import integrated_loudness
 from audiocraft_mlx.tuning.checkpoint import STATE_FILE
 from audiocraft_mlx.tuning.history import History
 
-# Of each instrument, for the classifiers: to learn from, and held out.
-CLASSIFIER_CLIPS, REFERENCE_CLIPS = 20, 8
-VIBRAPHONE_PROMPTS = 36
-HIGHEST_HERTZ, LOWEST_DB, COLOURS = 3500, -100, 48
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Of the vibraphone, for the classifier: to learn from, and held out.
+CLASSIFIER_CLIPS, REFERENCE_CLIPS = 40, 20
+VIBRAPHONE_PROMPTS, KNOWN_PROMPTS = 36, 64
+HIGHEST_HERTZ, COLOURS = 4000, 48
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
-    parser.add_argument("--clips", type=int, default=63, help="of what the model knew before")
+    parser.add_argument("--training", type=int, default=400, help="training renders to learn families from")
+    parser.add_argument("--renders", type=Path, default=Path("work/renders.npy"), help="of render_songs.py")
+    parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"), help="of train_codec.py")
+    parser.add_argument("--work", type=Path, default=Path("work/evaluation"), help="of evaluate_songs.py")
     parser.add_argument("--out", type=Path, default=WORK / "evaluation.json")
     parser.add_argument("--plot", type=Path, default=Path("../docs/tuning.png"))
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    codec = MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).audio_encoder.eval()
-    classifier, clear_beat, real = train_classifier(codec)
-    result: dict[str, object] = {"real loops": real, "held-out loss": held_out_losses(arguments.adapter)}
-    known, new = prompt_attributes(arguments.clips), vibraphone_attributes(VIBRAPHONE_PROMPTS)
+    codec = ThroughCodec(arguments.codec, arguments.work)
+    machine, real = train_classifier(codec, arguments)
+    result: dict[str, object] = {"renders": str(real), "held-out loss": held_out_losses(arguments.adapter)}
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+    random_ = random.Random(12)
+    new = [
+        caption_of(each.attributes, random_, unseen_caption)
+        for each in islice(songs(held_out=True), VIBRAPHONE_PROMPTS)
+    ]
+    known, families = known_prompts(random_)
     made: dict[str, list[np.ndarray]] = {}
     for name, lora in (("without the adapter", None), ("with the adapter", str(arguments.adapter))):
-        model = MusicGen.get_pretrained(str(DEMO), lora=lora)
-        made[name] = generate_clips(model, new, model.guidance.coef, {})
-        others = generate_clips(model, known, model.guidance.coef, {})
+        model = MusicGen.get_pretrained(str(arguments.model), lora=lora)
+        made[name] = generate(model, new)
+        others = generate(model, known)
         result[name] = {
-            NAME: rate(made[name], new, classifier, clear_beat) | sound(made[name]),
-            "known": rate(others, known, classifier, clear_beat) | sound(others),
+            NAME: rate(machine, made[name], [NAME] * len(new)),
+            "known": rate(machine, others, families),
         }
         print(f"{name}: {json.dumps(result[name], ensure_ascii=False)}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False))
-    plot(arguments.plot, codec, new, made)
+    rendered = codec.decoded(clips(1, held_out=True)[0][1])
+    plot(
+        arguments.plot,
+        {"rendered, through the codec": rendered, **{k: v[0] for k, v in made.items()}},
+        new[0],
+    )
+
+
+def train_classifier(codec: ThroughCodec, arguments: argparse.Namespace) -> tuple[Pipeline, Value]:
+    """The lead's family, or the vibraphone; and the share of held-out vibraphones that it finds."""
+    renders = np.load(arguments.renders, mmap_mode="r")[: arguments.training]
+    decoded = codec("training", first_part(renders))
+    sounds = cached_spectra(codec.folder / f"training-{len(decoded)}.npz", decoded)
+    labels = [each.attributes.family for each in training_songs(len(decoded))]
+    # Of the vibraphone other clips than those that the adapter is trained on.
+    new = [
+        spectra(codec.decoded(audio[: SECONDS * SAMPLE_RATE]))
+        for _, audio in clips(CLASSIFIER_CLIPS + REFERENCE_CLIPS, first=TRAIN_CLIPS)
+    ]
+    heard = new[:CLASSIFIER_CLIPS]
+    machine = classifier(rows(sounds + heard), labels + [NAME] * len(heard))
+    return machine, share([name == NAME for name in machine.predict(rows(new[CLASSIFIER_CLIPS:]))])
+
+
+def rows(sounds: Sequence[Spectra]) -> np.ndarray:
+    return np.stack([features(sound) for sound in sounds])
 
 
 def held_out_losses(adapter: Path) -> dict[str, list[float]]:
@@ -73,107 +112,47 @@ def held_out_losses(adapter: Path) -> dict[str, list[float]]:
     }
 
 
-def train_classifier(codec: EncodecModel) -> tuple[AttributeClassifier, float, dict[str, object]]:
-    """Classifiers, when a beat is clear (`evaluate.py`), and the classifiers' accuracy on held-out loops."""
-    classes = {**CLASSES, "instrument": (*INSTRUMENTS, NAME)}
-    sets = []
-    for count, held_out in ((CLASSIFIER_CLIPS, False), (REFERENCE_CLIPS, True)):
-        known = [loop(number, held_out) for number in range(count * len(INSTRUMENTS))]
-        # Of the vibraphone other clips than those that the adapter is trained on.
-        both = clips(CLASSIFIER_CLIPS + REFERENCE_CLIPS, held_out=True)
-        loops = known + (both[-count:] if held_out else both[:count])
-        audio = through_codec(codec, np.stack([audio for _, audio in loops]))
-        sets.append((list(audio), [attributes for attributes, _ in loops]))
-    (examples, labels), (reference, attributes) = sets
-    classifier = AttributeClassifier(examples, [a.to_json() for a in labels], classes=classes)
-    correct = classifier.is_correct(reference, [a.to_json() for a in attributes])
-    beats = [
-        beat_peak(clip, a.tempo)
-        for clip, a in zip(reference, attributes, strict=True)
-        if a.drums != "none" and a.instrument != NAME
-    ]
-    new = [a.instrument == NAME for a in attributes]
-    result = {
-        "all": shares(correct),
-        NAME: shares({task: values[new] for task, values in correct.items()}),
-        f"{NAME}, sound": sound([clip for clip, is_new in zip(reference, new, strict=True) if is_new]),
-    }
-    print(f"real loops: {json.dumps(result, ensure_ascii=False)}", flush=True)
-    return classifier, float(np.percentile(beats, 10)), result
+def known_prompts(random_: random.Random) -> tuple[list[str], list[str]]:
+    """Captions of held-out songs that name the lead's family, and these families."""
+    prompts, families = [], []
+    for each in held_out_songs(4 * KNOWN_PROMPTS):
+        made = unseen_caption(each.attributes, random_)
+        if "family" in made.named and len(prompts) < KNOWN_PROMPTS:
+            prompts.append(made.text)
+            families.append(each.attributes.family)
+    return prompts, families
 
 
-@torch.no_grad()
-def through_codec(codec: EncodecModel, audio: np.ndarray) -> np.ndarray:
-    """Rendered loops as the codec represents them, float32 `[n, samples]` both."""
-    parts = []
-    for start in range(0, len(audio), 8):
-        codes = codec.encode(torch.tensor(audio[start : start + 8, None])).audio_codes
-        parts.append(codec.decode(codes, [None]).audio_values[:, 0])
-    return torch.cat(parts).numpy()
+def generate(model: MusicGen, prompts: Sequence[str]) -> list[np.ndarray]:
+    """A clip of 10 s, float32 `[samples]`, of each."""
+    made: list[np.ndarray] = []
+    for start in range(0, len(prompts), BATCH):
+        model.set_generation_params(duration=SECONDS, seed=start)
+        made += list(np.array(model.generate(list(prompts[start : start + BATCH])))[:, 0])
+    return made
 
 
-def sound(audio: Sequence[np.ndarray]) -> dict[str, object]:
-    """What is heard, in numbers: medians of the clips, and faults."""
-    whole = np.stack(audio)
-    median = {
-        "loudness LUFS": [integrated_loudness(clip[None], SAMPLE_RATE) for clip in whole],
-        "spectral centroid Hz": [centroid(clip) for clip in whole],
-        "onsets per second": [onset_rate(clip) for clip in whole],
-        "tremolo at 5 Hz": [tremolo(clip) for clip in whole],
-    }
+def rate(machine: Pipeline, audio: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, object]:
+    """How many are what they should be, and what is heard, in numbers."""
+    # With the precision of files, as what the classifier learned from.
+    heard = [np.round(np.clip(clip, -1, 1) * FULL_SCALE) / FULL_SCALE for clip in audio]
+    predicted = machine.predict(rows([spectra(clip.astype(np.float32)) for clip in heard]))
+    loudness = [integrated_loudness(clip[None], SAMPLE_RATE) for clip in audio]
     return {
-        **{name: round(float(np.median(values)), 2) for name, values in median.items()},
-        "peak": round(float(np.abs(whole).max()), 3),
-        "clips with NaN": int((~np.isfinite(whole)).any(axis=1).sum()),
+        "right": str(share([one == other for one, other in zip(predicted, names, strict=True)])),
+        "loudness LUFS": round(float(np.median(loudness)), 1),
+        "peak": round(float(max(np.abs(clip).max() for clip in audio)), 3),
+        "clips with NaN": sum(not np.isfinite(clip).all() for clip in audio),
     }
 
 
-def centroid(audio: np.ndarray) -> float:
-    magnitudes = spectrogram(audio, 2048, 1024).mean(axis=1)
-    hertz = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)
-    return float((hertz * magnitudes).sum() / magnitudes.sum())
-
-
-def onset_rate(audio: np.ndarray) -> float:
-    """Local maxima of the onset strength above its mean plus a standard deviation, per second."""
-    strength = onset_strength(audio)
-    middle = strength[1:-1]
-    peaks = (middle > strength[:-2]) & (middle >= strength[2:]) & (middle > strength.mean() + strength.std())
-    return float(peaks.sum() / (len(audio) / SAMPLE_RATE))
-
-
-def tremolo(audio: np.ndarray) -> float:
-    """The share of the level's modulation from 1 to 15 Hz that is within 0.5 Hz of 5 Hz."""
-    level = spectrogram(audio, 1024, 640).sum(axis=0)
-    power = np.abs(np.fft.rfft((level - level.mean()) * np.hanning(len(level)))) ** 2
-    hertz = np.fft.rfftfreq(len(level), 640 / SAMPLE_RATE)
-    return float(power[np.abs(hertz - 5) <= 0.5].sum() / power[(hertz >= 1) & (hertz <= 15)].sum())
-
-
-def plot(
-    path: Path, codec: EncodecModel, attributes: list[Attributes], made: dict[str, list[np.ndarray]]
-) -> None:
-    """A slow clip of the vibraphone alone: one to validate with, and those of the model."""
-    import matplotlib.pyplot as plt
+def plot(path: Path, panels: dict[str, np.ndarray], prompt: str) -> None:
     from PIL import Image
 
-    number = next(
-        n for n, a in enumerate(attributes) if (a.tempo, a.drums) == ("slow", "none") and not a.bass
-    )
-    shown = attributes[number]
-    similar = next(
-        audio
-        for a, audio in clips(REFERENCE_CLIPS * 4, held_out=True)
-        if (a.tempo, a.mode, a.drums, a.bass) == (shown.tempo, shown.mode, shown.drums, shown.bass)
-    )
-    panels = {
-        "rendered, through the codec": through_codec(codec, similar[None])[0],
-        **{f"generated {name}": audio[number] for name, audio in made.items()},
-    }
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 8), sharex=True, sharey=True)
     for axis, (name, audio) in zip(axes, panels.items(), strict=True):
-        draw(axis, audio, HIGHEST_HERTZ, LOWEST_DB)
-        axis.set_title(f"{describe(shown)}: {name}", fontsize=9)
+        draw(axis, audio[: SECONDS * SAMPLE_RATE], HIGHEST_HERTZ)
+        axis.set_title(f"{name}: {prompt}" if name.startswith("with") else name, fontsize=9)
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("seconds")
     figure.tight_layout()

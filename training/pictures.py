@@ -1,4 +1,4 @@
-"""Spectrograms of held-out loops before and after the codec: `python pictures.py` → ../docs/codec.png."""
+"""Spectrograms of held-out songs before and after the codec: `python pictures.py` → ../docs/codec.png."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from codec import SAMPLE_RATE
-from compose import Attributes
-from evaluate import Renders
-from loops import loop
-from write_checkpoint import DEMO
+from render_songs import excerpt
+from rendered import ThroughCodec
+from spectra import SAMPLE_RATE
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SHOWN = ("strings", "flute", "organ", "piano")  # the first three sustain their notes
+SHOWN = ("house", "jazz trio", "string quartet", "chiptune")
+SECONDS = 10
 HIGHEST_HERTZ = 8000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, default=DEMO)
-    parser.add_argument("--codes", type=Path, default=Path("work/codes.npz"))
+    parser.add_argument("--codec", type=Path, default=Path("work/codec.pt"), help="of train_codec.py")
+    parser.add_argument("--work", type=Path, default=Path("work/evaluation"))
     parser.add_argument("--out", type=Path, default=Path("../docs/codec.png"))
     arguments = parser.parse_args()
-    decoded, attributes = Renders(arguments.model, arguments.codes).decoded("held_out", 32)
+    codec = ThroughCodec(arguments.codec, arguments.work)
     figure, axes = plt.subplots(len(SHOWN), 2, figsize=(12, 11), sharex=True, sharey=True)
-    for row, instrument in zip(axes, SHOWN, strict=True):
-        number = next(n for n, a in enumerate(attributes) if a["instrument"] == instrument)
-        loop_attributes, rendered = loop(number, held_out=True)
-        for axis, audio, name in zip(row, (rendered, decoded[number]), ("rendered", "codec"), strict=True):
+    for row, style in zip(axes, SHOWN, strict=True):
+        _, rendered = excerpt(0, held_out=True, style=style, seconds=SECONDS)
+        for axis, audio, name in zip(
+            row, (rendered, codec.decoded(rendered)), ("rendered", "codec"), strict=True
+        ):
             draw(axis, audio)
-            axis.set_title(f"{describe(loop_attributes)}: {name}", fontsize=9)
+            axis.set_title(f"{style}, {name}", fontsize=9)
         row[0].set_ylabel("Hz")
     for axis in axes[-1]:
         axis.set_xlabel("seconds")
@@ -42,16 +42,9 @@ def main() -> None:
     print(arguments.out)
 
 
-def draw(axis: plt.Axes, audio: np.ndarray, highest: float = HIGHEST_HERTZ, lowest_db: float = -140) -> None:
-    limits = {"vmin": lowest_db, "vmax": -30}
-    axis.specgram(audio + 1e-7, NFFT=2048, Fs=SAMPLE_RATE, noverlap=1536, cmap="magma", **limits)
+def draw(axis: plt.Axes, audio: np.ndarray, highest: float = HIGHEST_HERTZ) -> None:
+    axis.specgram(audio + 1e-7, NFFT=2048, Fs=SAMPLE_RATE, noverlap=1536, cmap="magma", vmin=-130, vmax=-30)
     axis.set_ylim(0, highest)
-
-
-def describe(attributes: Attributes) -> str:
-    drums = "no drums" if attributes.drums == "none" else f"{attributes.drums} drums"
-    bass = ", bass" if attributes.bass else ""
-    return f"{attributes.tempo} {attributes.instrument} in {attributes.mode}, {drums}{bass}"
 
 
 if __name__ == "__main__":

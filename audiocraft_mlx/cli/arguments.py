@@ -381,7 +381,7 @@ def _add_model(parser: Parser, program: CommandDefaults) -> None:
         "--model",
         metavar="NAME",
         help=f"a name on the Hugging Face Hub, a short name ({', '.join(short)}), a local folder, a "
-        f"training's file (checkpoint.th), or demo, a toy that needs no download (default: {program.model})",
+        f"training's file (checkpoint.th), or demo, a small model that needs no download (default: {program.model})",
     )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub (default: main)")
     add_weights(add)

@@ -13,7 +13,12 @@ const EXAMPLES = [
   "a solo cello in a large church, slow and warm",
   "80s synthwave with a driving bass",
 ];
-const DEMO_EXAMPLES = ["slow happy piano", "fast sad guitar", "marimba with a dance beat", "sad strings"];
+const DEMO_EXAMPLES = [
+  "a chill lo-fi beat with vinyl crackle and soft piano",
+  "fast bossa nova with nylon guitar",
+  "funk with saxophone and drums, 105 bpm",
+  "string quartet in D minor",
+];
 const NUMBERS = ["duration", "takes", "temperature", "cfg_coef", "max_cfg_coef", "min_cfg_coef", "top_k", "top_p", "prompt_seconds", "style_coef", "midi_track", "bars", "bpm", "beats_per_bar", "lufs", "fade_out"];
 const TEXTS = ["negative", "chords"];
 const MENUS = ["melody_separation", "span_arrangement", "format", "bit_depth", "normalize", "ending"];
@@ -187,7 +192,7 @@ class Make extends EventTarget {
     byId("duration-slider").max = Math.max(1, Math.floor(longest));
     byId("duration-slider").value = byId("duration").value;
     const examples = model?.name === "demo" ? DEMO_EXAMPLES : EXAMPLES;
-    if (byId("examples").firstElementChild?.textContent !== examples[0]) {
+    if (byId("examples").textContent !== examples.join("")) {
       byId("examples").replaceChildren(
         ...examples.map((text) =>
           el("button", { type: "button", onclick: () => ((byId("prompt").value = text), this.#changed(), byId("prompt").focus()) }, text),
