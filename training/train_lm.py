@@ -469,10 +469,10 @@ def train(arguments: argparse.Namespace) -> None:
                 f"{elapsed / 60:.1f} min, step {step}: nats by codebook {losses_text}; {seconds:.0f} s",
                 flush=True,
             )
+            save(arguments.out, trainer, optimizers, step, elapsed)
             sums, begun = np.zeros(CODEBOOKS), time.time()
         if step % 500 == 0 and leads:
             trainer.report(held_out)
-            save(arguments.out, trainer, optimizers, step, elapsed)
     if leads:
         save(arguments.out, trainer, optimizers, step, elapsed)
         trainer.report(held_out)
