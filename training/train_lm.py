@@ -35,10 +35,9 @@ from words import caption
 
 from audiocraft_mlx.files import write_file
 
-MUON_RATE, TABLES_RATE, TARGETS_RATE, WARM_UP = 2e-3, 1.6e-2, 2e-3, 100
+# At first; they fall all the time, which helps as much as so many steps again.
+RATE, TABLES_RATE, WARM_UP = 2e-3, 1.6e-2, 100
 TEXT_RATE = 3e-4  # it has learned before
-RATES = (MUON_RATE, TABLES_RATE, TARGETS_RATE, TEXT_RATE)
-"""At first; they fall all the time, which helps as much as so many steps again."""
 AVERAGE = 0.998  # of the weights over the steps
 WEIGHT_DECAY = 0.05
 HEAD_LEVEL = 0.5
@@ -165,26 +164,26 @@ class Trainer:
         self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the decoder's matrices, which needs a third of AdamW's steps here; AdamW for the rest.
-
-        In the order of `RATES`.
-        """
+        """Muon for the decoder's matrices, which needs a third of AdamW's steps here; AdamW for the rest."""
         others = [part for name, part in self.trained.items() if name != "text_encoder"]
         named = [each for part in others for each in part.named_parameters()]
         matrices = [value for name, value in named if ".layers." in name and value.ndim == 2]
-        tables = [value for name, value in named if ".layers." not in name and value.ndim == 2]
-        vectors = [value for _, value in named if value.ndim == 1]
+        tables = [value for name, value in named if "embed_tokens." in name or "lm_heads." in name]
+        projections = list(self.trained["enc_to_dec_proj"].parameters())
+        norms = [value for name, value in named if value.ndim == 1 and name != "bias"]
         return [
-            Muon(matrices, lr=MUON_RATE, weight_decay=WEIGHT_DECAY),
+            Muon(matrices, lr=RATE, weight_decay=WEIGHT_DECAY),
             torch.optim.AdamW(
                 [
-                    {"params": tables, "weight_decay": WEIGHT_DECAY},
-                    {"params": vectors, "weight_decay": 0.0},
+                    {"params": tables, "lr": TABLES_RATE},
+                    {"params": projections},
+                    {"params": norms, "weight_decay": 0.0},
                 ],
-                lr=TABLES_RATE,
+                lr=RATE,
                 betas=(0.9, 0.95),
+                weight_decay=WEIGHT_DECAY,
             ),
-            torch.optim.AdamW(self.heads.parameters(), lr=TARGETS_RATE, betas=(0.9, 0.95)),
+            torch.optim.AdamW(self.heads.parameters(), lr=RATE, betas=(0.9, 0.95)),
             torch.optim.AdamW(self.trained["text_encoder"].parameters(), lr=TEXT_RATE, betas=(0.9, 0.95)),
         ]
 
@@ -415,6 +414,7 @@ def train(arguments: argparse.Namespace) -> None:
     trainer = Trainer(arguments.codec, arguments.text, arguments.tokenizer)
     parameters = list(trainer.trained.parameters())
     optimizers = trainer.optimizers()
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, elapsed = 0, 0.0
     if arguments.out.exists():
         saved = torch.load(arguments.out)
@@ -439,8 +439,8 @@ def train(arguments: argparse.Namespace) -> None:
         start = time.process_time()
         left = 1 - step / arguments.steps
         rate = min(1, (step + 1) / WARM_UP) * max(0.03, left)
-        for optimizer, peak in zip(optimizers, RATES, strict=True):
-            for group in optimizer.param_groups:
+        for optimizer, peaks in zip(optimizers, rates, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
         early = step < EARLY
         batches = EARLY_BATCHES if early else BATCHES
