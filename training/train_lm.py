@@ -35,7 +35,7 @@ from words import caption
 
 from audiocraft_mlx.files import write_file
 
-# At first; they fall all the time, which helps as much as so many steps again.
+# At first; they fall all the time.
 RATE, TABLES_RATE, WARM_UP = 2e-3, 1.6e-2, 100
 TEXT_RATE = 3e-4  # it has learned before
 AVERAGE = 0.998  # of the weights over the steps
@@ -165,18 +165,16 @@ class Trainer:
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the decoder's matrices, which needs a third of AdamW's steps here; AdamW for the rest."""
-        others = [part for name, part in self.trained.items() if name != "text_encoder"]
-        named = [each for part in others for each in part.named_parameters()]
+        named = list(self.trained["decoder"].named_parameters())
         matrices = [value for name, value in named if ".layers." in name and value.ndim == 2]
-        tables = [value for name, value in named if "embed_tokens." in name or "lm_heads." in name]
-        projections = list(self.trained["enc_to_dec_proj"].parameters())
-        norms = [value for name, value in named if value.ndim == 1 and name != "bias"]
+        tables = [value for name, value in named if ".layers." not in name and value.ndim == 2]
+        norms = [value for _, value in named if value.ndim == 1]
         return [
             Muon(matrices, lr=RATE, weight_decay=WEIGHT_DECAY),
             torch.optim.AdamW(
                 [
                     {"params": tables, "lr": TABLES_RATE},
-                    {"params": projections},
+                    {"params": self.trained["enc_to_dec_proj"].parameters()},
                     {"params": norms, "weight_decay": 0.0},
                 ],
                 lr=RATE,
@@ -352,6 +350,7 @@ def set_tables(decoder: torch.nn.Module, codebooks: torch.Tensor) -> None:
         basis = torch.linalg.qr(torch.randn(embeddings.shape[1], values.shape[1]))[0]
         values = (values - values.mean(0)) @ basis.T
         values /= values.pow(2).sum(1).mean().sqrt()
+        # 0.3² + 0.95² = 1: they stay as long as they are.
         level = EMBEDDING_STD * embeddings.shape[1] ** 0.5
         embeddings[:CODES] = embeddings[:CODES] * 0.3 + level * 0.95 * values
         head += HEAD_LEVEL * values
