@@ -1032,15 +1032,17 @@ def test_a_job_that_is_restored_as_the_trash_is_emptied_is_kept(
         held.service.restore(other.id)
 
 
-def test_a_large_trash_is_emptied_in_parts(demo: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_trash_is_emptied_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "_MOST_REMOVED", 2)
-    jobs = [submit(demo) for _ in range(3)]
-    now = time.time()  # the service itself keeps them for longer
-    for job in jobs:
-        demo._store.set_trashed(job.id, now)
-    for left in (1, 0):
-        history.empty_trash(demo._folder, demo._store, now + 1)
-        assert len(demo._store.expired_jobs(now + 1, 9)) == left
+    opened = open_service(tmp_path, start=False)  # one that is started empties its trash itself
+    try:
+        for _ in range(3):
+            opened._store.set_trashed(submit(opened).id, 1.0)
+        for left in (1, 0):
+            history.empty_trash(opened._folder, opened._store, 2.0)
+            assert len(opened._store.expired_jobs(2.0, 9)) == left
+    finally:
+        opened.close()
 
 
 @pytest.mark.parametrize("change", ["recipe = '{'", "recipe = '[]'"])
