@@ -20,6 +20,8 @@ from audiocraft_mlx.files import write_file
 
 BEAT_FRAMES = (17, 50)  # of 170 and of 60 beats a minute
 PLACES = 16  # in a beat
+RETURN = 4
+"""Bars after which most of what was played returns."""
 LEAD_KEYS, BASS_KEYS = (48, 96), (28, 60)
 SONG_CLASSES = {
     "tonic": len(TONICS),
@@ -37,6 +39,7 @@ FRAME_CLASSES = {
     "root": 12,
     "lead": LEAD_KEYS[1] - LEAD_KEYS[0] + 2,
     "bass": BASS_KEYS[1] - BASS_KEYS[0] + 2,
+    "bar of four": RETURN,
 }
 """Of a frame; 0 of lead and bass is silence."""
 DRUM_GROUPS = ((36,), (37, 38, 39), (42, 44, 54, 70), (46, 49, 51), (45, 48))
@@ -73,6 +76,7 @@ def frame_targets(composed: Song, frames: int) -> tuple[np.ndarray, np.ndarray]:
     bits = np.zeros((frames, BITS), bool)
     in_bar = np.arange(frames) % bar
     classes[:, 0], classes[:, 1] = in_bar // beat, in_bar % beat * PLACES // beat
+    classes[:, 5] = np.arange(frames) // bar % RETURN
     for seconds, chord in composed.chords:
         start = round(seconds / FRAME)
         classes[start:, 2] = chord.root

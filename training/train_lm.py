@@ -27,7 +27,7 @@ from heads import TargetHeads
 from model import EMBEDDING_STD, make_model
 from muon import Muon
 from song import beat_frames
-from targets import NAMES, Targets
+from targets import NAMES, RETURN, Targets
 from text_tokenizer import TOKENIZER
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast
@@ -59,6 +59,7 @@ OWN = 0.45  # the share of clips in whose past some codes are the model's own, a
 OF_MIX = 0.1
 """The share of clips whose past begins with the codes of the mix, as audio that is continued: they are others
 than those of the stems."""
+REPEATED = 0.2
 EARLY = 1200
 """Steps, with short clips and without own codes: first what the text says, and what sounds."""
 
@@ -69,6 +70,8 @@ class Batch(NamedTuple):
     anywhere: float
     """The share of clips that begin anywhere, and not with a bar."""
     weight: float
+    repeated: float = 0.0
+    """The share of clips that are their first four bars again and again, of those that begin with a bar."""
 
 
 EARLY_BATCHES = {
@@ -76,10 +79,10 @@ EARLY_BATCHES = {
     Batch(6, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.4,
 }
 BATCHES = {
-    Batch(16, FRAMES // 8, anywhere=0.0, weight=1.0): 0.25,
-    Batch(8, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.15,
-    Batch(4, FRAMES // 2, anywhere=ANYWHERE, weight=1.0): 0.3,
-    Batch(2, FRAMES, anywhere=0.0, weight=1.0): 0.3,
+    Batch(16, FRAMES // 8, anywhere=0.0, weight=1.0): 0.15,
+    Batch(8, FRAMES // 4, anywhere=ANYWHERE, weight=1.0): 0.1,
+    Batch(4, FRAMES // 2, anywhere=ANYWHERE, weight=1.0, repeated=REPEATED): 0.25,
+    Batch(2, FRAMES, anywhere=0.0, weight=1.0, repeated=REPEATED): 0.5,
 }
 """With their probabilities: one in each step.
 
@@ -88,8 +91,9 @@ which take 6 to 16 s.
 """
 STARTS = Batch(8, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
-COUNTED = Batch(2, FRAMES // 4, anywhere=0.0, weight=1.5)
-"""In every other step, too: where in its bar and beat each frame is, known from tempo and position alone."""
+COUNTED = Batch(2, FRAMES, anywhere=0.0, weight=3.0)
+"""In every fourth step, too: where in its bar and beat each frame is, known from tempo and position alone."""
+COUNTED_TARGETS = ("beat", "place in the beat", "bar of four")
 
 
 class Clips(NamedTuple):
@@ -126,25 +130,36 @@ class Songs:
         self.codes, self.of_mix = (torch.tensor(np.concatenate(each)) for each in (codes, of_mix))
         self.targets = Targets.joined(targets)
 
-    def clips(self, rows: Sequence[int], frames: int, anywhere: float, random_: random.Random) -> Clips:
-        """One of each song; `anywhere` is the share of those that don't begin with a bar."""
+    def clips(
+        self,
+        rows: Sequence[int],
+        frames: int,
+        anywhere: float,
+        random_: random.Random,
+        repeated: float = 0.0,
+    ) -> Clips:
+        """One of each song; `anywhere` and `repeated` as in `Batch`."""
         codes, of_mix, classes, bits, on_bar = zip(
-            *(self._clip(row, frames, anywhere, random_) for row in rows), strict=True
+            *(self._clip(row, frames, anywhere, random_, repeated) for row in rows), strict=True
         )
         return Clips(*map(torch.stack, (codes, of_mix, classes, bits)), on_bar)
 
     def _clip(
-        self, row: int, frames: int, anywhere: float, random_: random.Random
+        self, row: int, frames: int, anywhere: float, random_: random.Random, repeated: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool]:
         last = self.codes.shape[2] - frames
         on_bar = random_.random() >= anywhere
+        # As the bars are counted from where a clip begins, so is what returns.
         start = (
-            random_.choice([bar for bar in self.bars[row] if bar <= last])
+            random_.choice([bar for bar in self.bars[row][::RETURN] if bar <= last])
             if on_bar
             else random_.randint(0, last)
         )
-        codes, of_mix = (each[row, :, start : start + frames].long() for each in (self.codes, self.of_mix))
-        classes, bits = map(torch.from_numpy, self.targets.clip(row, start, frames))
+        index = torch.arange(frames)
+        if on_bar and random_.random() < repeated:
+            index %= self.bars[row][RETURN]
+        codes, of_mix = (each[row, :, start + index].long() for each in (self.codes, self.of_mix))
+        classes, bits = (torch.from_numpy(each)[index] for each in self.targets.clip(row, start, frames))
         return codes, of_mix, classes, bits, on_bar
 
 
@@ -273,7 +288,9 @@ class Trainer:
         rows = draw.choices(
             range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips // processes.count()
         )
-        codes, of_mix, classes, bits, on_bar = songs.clips(rows, batch.frames, batch.anywhere, draw)
+        codes, of_mix, classes, bits, on_bar = songs.clips(
+            rows, batch.frames, batch.anywhere, draw, batch.repeated
+        )
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         input_codes = corrupt_codes(codes, noise)
         if own:
@@ -305,7 +322,7 @@ class Trainer:
             noise = torch.randint_like(codes, CODES)
             hidden = self.hidden(self.trained, noise, texts, 0.0, codes.shape[2])
             losses = self.heads.losses(hidden, classes, bits)
-        loss = losses[..., [NAMES.index("beat"), NAMES.index("place in the beat")]].sum(-1).mean()
+        loss = losses[..., [NAMES.index(name) for name in COUNTED_TARGETS]].sum(-1).mean()
         (batch.weight * loss).backward()
 
     @torch.no_grad()
@@ -452,7 +469,7 @@ def train(arguments: argparse.Namespace) -> None:
         trainer.heads.zero_grad()
         losses = trainer.learn(songs, batch, own, draw, noise)
         trainer.learn(songs, STARTS, 0, draw, noise)
-        if step % 2:
+        if step % 4 == 1:
             trainer.learn_to_count(songs, COUNTED, draw)
         processes.average_gradients([*parameters, *trainer.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
