@@ -91,9 +91,10 @@ which take 6 to 16 s.
 """
 STARTS = Batch(8, 12, anywhere=0.0, weight=0.5)
 """In each step, too: beginnings depend on the text alone, and each key and tempo is rare."""
+COUNTED_TARGETS = ("beat", "place in the beat", "bar of four")
 COUNTED = Batch(2, FRAMES, anywhere=0.0, weight=3.0)
 """In every fourth step, too: where in its bar and beat each frame is, known from tempo and position alone."""
-COUNTED_TARGETS = ("beat", "place in the beat", "bar of four")
+REPORTED = Batch(48, FRAMES // 2, anywhere=ANYWHERE, weight=1.0)
 
 
 class Clips(NamedTuple):
@@ -130,36 +131,31 @@ class Songs:
         self.codes, self.of_mix = (torch.tensor(np.concatenate(each)) for each in (codes, of_mix))
         self.targets = Targets.joined(targets)
 
-    def clips(
-        self,
-        rows: Sequence[int],
-        frames: int,
-        anywhere: float,
-        random_: random.Random,
-        repeated: float = 0.0,
-    ) -> Clips:
-        """One of each song; `anywhere` and `repeated` as in `Batch`."""
+    def clips(self, rows: Sequence[int], batch: Batch, random_: random.Random) -> Clips:
+        """One of each song."""
         codes, of_mix, classes, bits, on_bar = zip(
-            *(self._clip(row, frames, anywhere, random_, repeated) for row in rows), strict=True
+            *(self._clip(row, batch, random_) for row in rows), strict=True
         )
         return Clips(*map(torch.stack, (codes, of_mix, classes, bits)), on_bar)
 
     def _clip(
-        self, row: int, frames: int, anywhere: float, random_: random.Random, repeated: float
+        self, row: int, batch: Batch, random_: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool]:
-        last = self.codes.shape[2] - frames
-        on_bar = random_.random() >= anywhere
+        last = self.codes.shape[2] - batch.frames
+        on_bar = random_.random() >= batch.anywhere
         # As the bars are counted from where a clip begins, so is what returns.
         start = (
             random_.choice([bar for bar in self.bars[row][::RETURN] if bar <= last])
             if on_bar
             else random_.randint(0, last)
         )
-        index = torch.arange(frames)
-        if on_bar and random_.random() < repeated:
+        index = torch.arange(batch.frames)
+        if on_bar and random_.random() < batch.repeated:
             index %= self.bars[row][RETURN]
         codes, of_mix = (each[row, :, start + index].long() for each in (self.codes, self.of_mix))
-        classes, bits = (torch.from_numpy(each)[index] for each in self.targets.clip(row, start, frames))
+        classes, bits = (
+            torch.from_numpy(each)[index] for each in self.targets.clip(row, start, batch.frames)
+        )
         return codes, of_mix, classes, bits, on_bar
 
 
@@ -288,9 +284,7 @@ class Trainer:
         rows = draw.choices(
             range(len(songs.attributes)), cum_weights=songs.often, k=batch.clips // processes.count()
         )
-        codes, of_mix, classes, bits, on_bar = songs.clips(
-            rows, batch.frames, batch.anywhere, draw, batch.repeated
-        )
+        codes, of_mix, classes, bits, on_bar = songs.clips(rows, batch, draw)
         texts = [some_caption(songs.attributes[row], draw) for row in rows]
         input_codes = corrupt_codes(codes, noise)
         if own:
@@ -316,7 +310,7 @@ class Trainer:
         From music alone the model knows where in a beat it is, too, but not from music with its own mistakes.
         """
         rows = [draw.randrange(len(songs.attributes)) for _ in range(batch.clips // processes.count())]
-        codes, _, classes, bits, _ = songs.clips(rows, batch.frames, batch.anywhere, draw)
+        codes, _, classes, bits, _ = songs.clips(rows, batch, draw)
         texts = [telling_caption(songs.attributes[row], draw) for row in rows]
         with autocast():
             noise = torch.randint_like(codes, CODES)
@@ -328,8 +322,8 @@ class Trainer:
     @torch.no_grad()
     def report(self, songs: Songs) -> None:
         random_ = random.Random(3)
-        rows = range(min(48, len(songs.attributes)))
-        codes, _, classes, bits, _ = songs.clips(rows, FRAMES // 2, ANYWHERE, random_)
+        rows = range(min(REPORTED.clips, len(songs.attributes)))
+        codes, _, classes, bits, _ = songs.clips(rows, REPORTED, random_)
         texts = [caption(songs.attributes[row], random_).text for row in rows]
         results, of_targets = [], []
         for given in (texts, texts[1:] + texts[:1]):
